@@ -1,0 +1,86 @@
+"""The package's own errors: each is one sentence for the user and carries the exit code of the CLI."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """Base of every error that Robust Zoo raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(ZooError):
+    """The request itself is malformed: a flag, a budget, a recipe, an input batch."""
+
+    exit_code = 2
+
+
+class UnknownModel(ZooError):
+    """No registry entry has this name."""
+
+    exit_code = 3
+
+
+class NothingMatches(ZooError):
+    """No registry entry satisfies the constraints."""
+
+    exit_code = 3
+
+
+class Unreachable(ZooError):
+    """A file is neither local nor cached, and the network cannot be used."""
+
+    exit_code = 4
+
+
+class DataNotFound(Unreachable):
+    """The dataset is not at the given place, nor in the cache, nor on a reachable Hub."""
+
+
+class IntegrityError(ZooError):
+    """A file is damaged, altered, or not what it claims to be."""
+
+    exit_code = 5
+
+
+class MissingDependency(ZooError):
+    """A backend or an optional package is not installed."""
+
+    exit_code = 6
+
+
+class ExportFailed(ZooError):
+    """A model could not be converted or an engine could not be built or written."""
+
+    exit_code = 7
+
+
+class ParityGateFailed(ZooError):
+    """The engine's logits or its clean accuracy differ too much from the float twin's."""
+
+    exit_code = 8
+
+
+class RobustnessGateFailed(ZooError):
+    """The engine is not shown to be as robust as its float twin, within the margin."""
+
+    exit_code = 9
+
+
+class WrongDevice(ZooError):
+    """An engine was built for another device or runtime version."""
+
+    exit_code = 10
+
+
+class TrainingDiverged(ZooError):
+    """Training lost its robustness (or its loss became NaN) more often than rollback can mend."""
+
+
+def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
+    """A clause that names what ``word`` may have meant: ``"; did you mean 'a' or 'b'?"`` or ``""``."""
+    close = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+    return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
