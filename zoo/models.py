@@ -66,9 +66,7 @@ def _initialise(model: nn.Module) -> None:
 class ConvBlock(nn.Module):
     """3x3 convolution, BatchNorm, identity shortcut where the resolution stays, activation."""
 
-    def __init__(
-        self, c_in: int, c_out: int, stride: int, padding: int, activation: str, shortcut: bool
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, padding: int, activation: str, shortcut: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, 3, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(c_out)

@@ -62,7 +62,5 @@ def protocol(name: str) -> Protocol:
         UsageError: there is none; the message names the nearest.
     """
     if name not in PROTOCOLS:
-        raise UsageError(
-            f"no protocol is called '{name}'{nearest(name, PROTOCOLS)} (known: {', '.join(PROTOCOLS)})"
-        )
+        raise UsageError(f"no protocol is called '{name}'{nearest(name, PROTOCOLS)} (known: {', '.join(PROTOCOLS)})")
     return PROTOCOLS[name]

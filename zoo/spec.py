@@ -214,9 +214,7 @@ def _divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-ArchSpec = Annotated[
-    StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec, Field(discriminator="arch")
-]
+ArchSpec = Annotated[StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec, Field(discriminator="arch")]
 
 
 @cache

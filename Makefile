@@ -1,0 +1,37 @@
+# Two commands do all set-up: `make quickstart` and `make test`. The virtual environment lives in the clone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow lint bench docs clean
+
+.venv/quickstart: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Robust Zoo needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: .venv/quickstart
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and export it to ONNX
+	$(BIN)/zoo pick --flops 15M --export onnx --out bundles --force
+
+test: .venv/dev lint  ## the quick tests, the linters and the type checker
+	$(BIN)/python -m pytest
+
+test-slow: .venv/dev  ## everything, minutes long
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev  ## speed as ratios against peers, in one run
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5.1'  # its pins are years old
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info

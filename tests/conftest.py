@@ -1,0 +1,35 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo.data import Dataset, cache_root, load_cifar10
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Dataset:
+    """The real CIFAR-10, wherever this machine has it; never fetched by a test."""
+    if not os.environ.get("ZOO_DATA") and not list(cache_root().glob("cifar10-*/complete")):
+        pytest.skip("needs CIFAR-10: set ZOO_DATA")
+    return load_cifar10(offline=True)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """CIFAR-shaped data that a tiny net learns in seconds: ten coloured patches in noise. 3,000 + 1,000 images."""
+    root: Path = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 2, (10, 4, 3)) * 160 + 48  # a colour for each quadrant of each class
+    for split, n in (("train", 3000), ("test", 1000)):
+        labels = rng.integers(0, 10, n)
+        images = rng.integers(-40, 41, (n, 32, 32, 3)) + 128
+        for q, (top, left) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
+            images[:, top : top + 16, left : left + 16] += (colours[labels, q] - 128)[:, None, None] // 2
+        np.save(root / f"{split}_images.npy", images.clip(0, 255).astype(np.uint8))
+        np.save(root / f"{split}_labels.npy", labels.astype(np.int64))
+    return Dataset(root)

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from zoo.train import adversary, loop, schedule
+from zoo.train.augment import PAD, crop_and_flip, padded
+from zoo.train.checkpoint import load_checkpoint, save_checkpoint
+from zoo.train.ema import ema_of
+from zoo.train.loop import Interrupted, Trainer, fit
+from zoo.train.recipe import parse_recipe
+
+from zoo.errors import IntegrityError, TrainingDiverged, UsageError
+
+
+def recipe(**sections):
+    """A recipe for a tiny net that runs an epoch on the toy data in a second or two."""
+    data = {
+        "name": "at-tiny",
+        "description": "for tests",
+        "family": "at",
+        "arch": {"arch": "staged", "stem": 6, "widths": [[8], [16]], "resolutions": [16, 8]},
+        "train": {
+            "method": "n-fgsm",
+            "epochs": 3,
+            "compile": False,
+            "precision": "fp32",
+            "batch_size": 100,
+            "images": 1000,
+        },
+        "attack": {"step": 8 / 255},
+        "ema": {"recalibrate": 500, "decay": 0.9},
+        "guard": {"images": 100, "steps": 3},
+    }
+    for section, values in sections.items():
+        data[section] = {**data.get(section, {}), **values}
+    return parse_recipe(data, "test")
+
+
+# -- the inner maximisation ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linear():
+    """Logits that are linear in the image: the best attack is known."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 3))
+    torch.manual_seed(0)
+    return model, torch.rand(5, 3, 4, 4) * 0.5 + 0.25, torch.arange(5) % 3
+
+
+def test_training_pgd_reaches_the_corner_of_the_ball_on_a_two_class_linear_model():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    x, y = torch.full((4, 3, 4, 4), 0.5), torch.tensor([0, 1, 0, 1])
+    x_adv = adversary.pgd(model, x, y, torch.zeros_like(x), eps=0.1, step=0.05, steps=2)
+    weight = model[1].weight
+    worst = torch.stack([(weight[1 - k] - weight[k]).sign() for k in y]).view_as(x)
+    assert torch.allclose(x_adv, x + 0.1 * worst, atol=1e-6)
+
+
+def test_n_fgsm_leaves_the_ball_but_not_the_range_of_images(linear):
+    model, x, y = linear
+    noise = torch.empty_like(x).uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+    x_adv = adversary.n_fgsm(model, x, y, noise, eps=0.1, step=0.1)
+    distance = (x_adv - x).abs().amax()
+    assert 0.1 < distance <= 0.3 + 1e-6
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+
+
+def test_the_attack_leaves_mode_gradients_and_statistics_as_they_were():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(3)
+    )
+    net(torch.rand(2, 3, 8, 8))
+    net[0].bias.requires_grad_(False)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    x = torch.rand(4, 3, 8, 8)
+    adversary.pgd(net, x, torch.zeros(4, dtype=torch.long), torch.zeros_like(x), eps=0.1, step=0.1, steps=2, kl=True)
+    assert net.training
+    assert not net[0].bias.requires_grad
+    assert net[0].weight.requires_grad
+    assert net[0].weight.grad is None
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+# -- augmentation, schedules, averages, checkpoints --------------------------------------------------------------
+
+
+def test_every_augmented_image_is_a_crop_of_its_own_padded_original_flipped_or_not():
+    images = torch.randint(1, 256, (6, 8, 8, 3), dtype=torch.uint8)
+    index = torch.tensor([0, 5, 5, 2])
+    out = crop_and_flip(padded(images), index, torch.Generator().manual_seed(3))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    for one, source in zip((out * 255).round().byte().permute(0, 2, 3, 1), padded(images)[index], strict=True):
+        crops = [source[i : i + 8, j : j + 8] for i in range(2 * PAD + 1) for j in range(2 * PAD + 1)]
+        assert any(torch.equal(one, crop) or torch.equal(one, crop.flip(1)) for crop in crops)
+
+
+def test_augmentation_uses_every_offset_and_flips_half_the_images():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8, 1)
+    out = crop_and_flip(padded(images), torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert len(out.flatten(1).unique(dim=0)) == 2 * (2 * PAD + 1) ** 2
+    centre = out[:, 0, 4, 3:5]
+    inside = (centre > 0).all(1)
+    assert 0.45 < (centre[inside, 0] > centre[inside, 1]).float().mean() < 0.55
+
+
+def test_schedules_peak_and_end_where_they_should():
+    rates = [schedule.onecycle(p / 100, warmup=0.3) for p in range(101)]
+    assert max(rates) == rates[30] == 1
+    assert rates[100] == 0
+    assert rates == sorted(rates[:31]) + sorted(rates[31:], reverse=True)
+    steps = [schedule.step(p, milestones=(0.5, 0.75), gamma=0.1) for p in (0.0, 0.49, 0.5, 0.8)]
+    assert steps == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_the_average_follows_its_decay_and_forgets_its_start():
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    ema = ema_of(net, 0.5)
+    values, expected = [8.0, 4.0, 2.0], 8.0
+    for n, value in enumerate(values):
+        torch.nn.init.constant_(net.weight, value)
+        ema.update_parameters(net)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = value if n == 0 else decay * expected + (1 - decay) * value
+    assert ema.module.weight.item() == pytest.approx(expected)
+
+
+def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint({"a": torch.ones(1000)}, path)
+    assert load_checkpoint(path)["a"].sum() == 1000
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
+        load_checkpoint(path)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["n-fgsm", "pgd-at", "trades", "mart"])
+def test_every_method_learns_the_toy_data_robustly(toy, tmp_path, method):
+    steps = 1 if method == "n-fgsm" else 2
+    settings = recipe(train={"method": method, "epochs": 4}, attack={"step": 8 / 255 / steps, "steps": steps})
+    fit(settings, toy, tmp_path / "run")
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(history) == 4
+    assert history[-1]["pgd"] > 0.6  # chance is 0.1
+
+
+def test_a_finished_run_leaves_a_loadable_model_and_its_history(toy, tmp_path):
+    from zoo.weights import load
+
+    folder = fit(recipe(), toy, tmp_path / "run")
+    model = load(f"local-dir:{folder}")
+    config = json.loads((folder / "config.json").read_text())
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert config["train"]["images_seen"] == 3000
+    assert len(config["train"]["history"]) == 3
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights_as_one_that_was_not(toy, tmp_path):
+    whole = fit(recipe(), toy, tmp_path / "whole")
+
+    def stop_at(step, total, loss):
+        if step == 20:  # the second epoch's last step: then mid-epoch, below
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(recipe(), toy, tmp_path / "parts", tick=stop_at)
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["position"]["step"] == 21
+    parts = fit(recipe(), toy, tmp_path / "parts", resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_a_run_is_never_overwritten_nor_continued_with_another_recipe(toy, tmp_path):
+    fit(recipe(train={"epochs": 1}), toy, tmp_path)
+    with pytest.raises(UsageError, match="--resume"):
+        fit(recipe(train={"epochs": 1}), toy, tmp_path)
+    with pytest.raises(UsageError, match="another recipe"):
+        fit(recipe(train={"epochs": 2}), toy, tmp_path, resume=True)
+
+
+def test_a_time_budget_ends_the_run_with_the_rate_annealed(toy, tmp_path):
+    folder = fit(recipe(train={"epochs": 10_000}), toy, tmp_path, time_budget=3.0)
+    facts = json.loads((folder / "config.json").read_text())["train"]
+    assert facts["epochs"] < 10_000
+    assert facts["history"][-1]["lr"] < 0.02
+
+
+def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(toy, tmp_path, monkeypatch):
+    true, calls = Trainer.guarded_accuracy, []
+
+    def collapsing_once(self, net):
+        calls.append(self.position.step)
+        return (0.9, 0.0) if len(calls) == 3 else true(self, net)  # raw weights, second epoch
+
+    monkeypatch.setattr(Trainer, "guarded_accuracy", collapsing_once)
+    fit(recipe(guard={"drop": 0.01}), toy, tmp_path)
+    assert calls == [10, 10, 20, 20, 20, 30, 30]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["position"]["attempt"] == 1
+
+
+def test_a_run_that_keeps_collapsing_ends_with_an_error(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "guarded_accuracy", lambda self, net: (0.9, 0.5 if self.position.step <= 10 else 0.0))
+    with pytest.raises(TrainingDiverged, match="after 2 rollbacks"):
+        fit(recipe(guard={"rollbacks": 2}), toy, tmp_path)
+
+
+def test_a_batch_that_the_data_cannot_fill_is_refused(toy, tmp_path):
+    with pytest.raises(UsageError, match="batch of 100"):
+        fit(recipe(train={"images": 50}), toy, tmp_path)
+
+
+def test_the_held_out_images_are_never_trained_on(toy):
+    trainer = Trainer(recipe(train={"images": None}), toy)
+    assert len(trainer.labels) == len(toy.split("train")) == 2000
+    trained = {bytes(image) for image in toy.split("train").images.reshape(2000, -1)}
+    assert not any(bytes(image) in trained for image in toy.split("validation").images.reshape(1000, -1))
+
+
+TWO_PROCESSES = """
+import json, sys, torch
+from pathlib import Path
+from zoo.data import Dataset
+from zoo.train.loop import Trainer
+sys.path.insert(0, {tests!r})
+from test_training import recipe, without_norm
+
+trainer = Trainer(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), Dataset(Path({root!r})))
+without_norm(trainer)
+losses = []
+for _ in range(4):
+    trainer.net.train()
+    losses.append(trainer.accelerator.reduce(trainer.train_step(), "mean").item())
+if trainer.accelerator.is_main_process:
+    Path({out!r}).write_text(json.dumps([trainer.accelerator.num_processes, losses]))
+trainer.accelerator.end_training()
+"""
+
+
+def without_norm(trainer: Trainer) -> None:
+    """Freeze the statistics: batch statistics are each process's own on CPUs (on GPUs they are synchronised)."""
+    for module in trainer.net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            module.training = False
+
+
+def test_two_processes_give_the_same_losses_as_one(toy, tmp_path):
+    losses = {}
+    for processes in (1, 2):
+        out, script = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
+        tests = str(Path(__file__).parent)
+        script.write_text(TWO_PROCESSES.format(tests=tests, root=str(toy.root), out=str(out)))
+        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        done = subprocess.run(
+            [sys.executable, *launch, str(script)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        count, losses[processes] = json.loads(out.read_text())
+        assert count == processes
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert len(set(losses[1])) == 4
+
+
+def test_a_signal_handler_is_put_back_after_the_run():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop._signals() as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stopped.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert isinstance(stopped, threading.Event)
