@@ -1,0 +1,55 @@
+"""Run the benchmarks, write ``benchmarks/results/latest.json`` and a Markdown table beside it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zoo.toolchain import toolchain
+
+NAMES = ("startup", "engines", "evaluation", "training")
+RESULTS = Path(__file__).parent / "results"
+
+
+def table(report: dict) -> str:
+    lines = [
+        f"Measured {report['measured_at']} on {report['toolchain']['cpu']}, {report['toolchain']['cores']} cores, "
+        f"torch {report['toolchain']['torch']}. Medians; a ratio above 1 means that ours is faster.",
+        "",
+        "| what | contestant | seconds (min-max) | ours is faster by | goal |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for result in report["results"]:
+        for name, median in result["median_s"].items():
+            spread = f"{median:.4g} ({result['min_s'][name]:.4g}-{result['max_s'][name]:.4g})"
+            ratio = f"{result['speedup'][name]:.1f}x" if name in result["speedup"] else "(ours)"
+            goal = f"{result['goal'][name]:g}x" if name in result["goal"] else ""
+            verdict = f"; accuracy {result['verdict'][name]:.1%}" if name in result.get("verdict", {}) else ""
+            lines.append(f"| {result['what']} | {name} | {spread} | {ratio}{verdict} | {goal} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(names: list[str]) -> None:
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        raise SystemExit(f"no benchmark is called {', '.join(sorted(unknown))} (known: {', '.join(NAMES)})")
+    results: list[dict] = []
+    for name in names or NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results += importlib.import_module(f"benchmarks.{name}").run()
+    report = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "toolchain": toolchain(),
+        "results": results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    suffix = "-".join(names) or "latest"
+    (RESULTS / f"{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"{suffix}.md").write_text(table(report))
+    print(table(report))
+
+
+main(sys.argv[1:])

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import zoo.attacks
+from zoo.errors import IntegrityError, UsageError
+from zoo.evaluate import evaluate, evaluate_split, worst_case
+from zoo.models import build
+from zoo.protocols import PROTOCOLS, Protocol, protocol
+from zoo.spec import StagedSpec
+from zoo.train.loop import fit
+
+N = 200
+
+
+@pytest.fixture(scope="module")
+def net(toy, tmp_path_factory):
+    """A small net, trained for some seconds so that there is robustness to lose."""
+    from test_training import recipe
+
+    from zoo.weights import load
+
+    folder = tmp_path_factory.mktemp("net")
+    return load(f"local-dir:{fit(recipe(train={'epochs': 3}), toy, folder / 'run')}")
+
+
+@pytest.fixture
+def pixels(toy):
+    test = toy.split("test")
+    return test.images[:N], test.labels[:N]
+
+
+def small(name: str, **changes) -> Protocol:
+    return protocol(name).model_copy(update={"n": N, **changes})
+
+
+def test_clean_bits_are_the_models_own_predictions(net, pixels):
+    images, labels = pixels
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        expected = net(x).argmax(1).numpy() == labels
+    assert np.array_equal(evaluate(net, images, labels, small("clean")), expected)
+
+
+def test_only_images_that_are_still_right_are_attacked(net, pixels, monkeypatch):
+    seen = []
+    true = zoo.attacks.run
+
+    def counting(protocol, model, x, y, **options):
+        seen.append(len(x))
+        return true(protocol, model, x, y, **options)
+
+    monkeypatch.setattr(zoo.attacks, "run", counting)
+    clean = evaluate(net, *pixels, small("clean"))
+    evaluate(net, *pixels, small("fgsm"), batch_size=60)
+    assert sum(seen) == clean.sum() < N
+    assert all(size == 60 for size in seen[:-1])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start(net, pixels):
+    weak = small("pgd20", steps=1)
+    first, again = (evaluate(net, *pixels, weak) for _ in range(2))
+    assert np.array_equal(first, again)
+    others = [evaluate(net, *pixels, weak.model_copy(update={"seed": seed})) for seed in range(1, 6)]
+    assert any(not np.array_equal(first, other) for other in others)
+
+
+def test_a_run_killed_between_batches_resumes_to_the_same_bits(net, pixels, tmp_path, monkeypatch):
+    weak = small("pgd20", steps=2)
+    whole = evaluate(net, *pixels, weak, batch_size=50)
+    true, calls = zoo.attacks.run, []
+
+    def killed_at_the_third(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(zoo.attacks, "run", killed_at_the_third)
+    path = tmp_path / "bits.npz"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, *pixels, weak, batch_size=50, resume=path)
+    assert path.exists()
+    resumed = evaluate(net, *pixels, weak, batch_size=50, resume=path)
+    assert np.array_equal(resumed, whole)
+    assert len(calls) == 3 + (-(-int(evaluate(net, *pixels, small("clean")).sum()) // 50) - 2)
+    assert not path.exists()
+
+
+def test_bits_of_another_protocol_or_model_are_never_taken_over(net, pixels, tmp_path, monkeypatch):
+    path, true = tmp_path / "bits.npz", zoo.attacks.run
+    stop = iter([False, True])
+
+    def stopping(*arguments, **options):
+        if next(stop):
+            raise KeyboardInterrupt
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(zoo.attacks, "run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, *pixels, small("pgd20", steps=1), batch_size=50, resume=path)
+    monkeypatch.setattr(zoo.attacks, "run", true)
+    strong = small("pgd20", steps=5)
+    assert np.array_equal(
+        evaluate(net, *pixels, strong, batch_size=50, resume=path), evaluate(net, *pixels, strong, batch_size=50)
+    )
+
+
+def test_a_damaged_resume_file_is_named(net, pixels, tmp_path):
+    path = tmp_path / "bits.npz"
+    path.write_bytes(b"PK\x03\x04 half a zip")
+    with pytest.raises(IntegrityError, match=r"bits\.npz"):
+        evaluate(net, *pixels, small("fgsm"), resume=path)
+
+
+def test_accuracy_falls_with_eps_and_with_steps_down_to_nothing(net, pixels):
+    by_eps = [evaluate(net, *pixels, small("pgd20", eps=eps, step=eps / 4)).mean() for eps in (0, 4 / 255, 0.06, 0.5)]
+    assert by_eps == sorted(by_eps, reverse=True)
+    assert by_eps[0] == evaluate(net, *pixels, small("clean")).mean()
+    assert by_eps[-1] < 0.05
+    one, many = (evaluate(net, *pixels, small("pgd20", steps=steps)).mean() for steps in (1, 20))
+    assert many <= one
+
+
+def test_noise_of_size_eps_hurts_almost_nothing_and_less_than_an_attack(net, pixels):
+    clean, noise, attacked = (evaluate(net, *pixels, small(name)).mean() for name in ("clean", "noise", "pgd20"))
+    assert clean - noise <= 0.05
+    assert attacked < noise
+
+
+def test_the_worst_case_is_per_image_and_over_the_images_all_attacks_saw():
+    bits = {"a": np.array([True, True, False, True]), "b": np.array([False, True, True])}
+    assert worst_case(bits).tolist() == [False, True, False]
+
+
+def test_the_model_is_left_as_it_was(net, pixels):
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    evaluate(net, *pixels, small("fgsm"))
+    assert not net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_autoattack_reports_what_each_part_broke(net, pixels):
+    images, labels = (array[:20] for array in pixels)
+    counts: dict[str, float] = {}
+    tiny = small("autoattack", n=20, steps=5, queries=20)
+    robust = evaluate(net, images, labels, tiny, counts=counts)
+    clean = evaluate(net, images, labels, small("clean", n=20))
+    assert sum(counts.values()) == clean.sum() - robust.sum()
+
+
+def test_every_named_protocol_runs(pixels):
+    net = build(StagedSpec(stem=4, widths=((4,),), resolutions=(16,)))
+    images, labels = (array[:8] for array in pixels)
+    for name in PROTOCOLS:
+        bits = evaluate(net, images, labels, small(name, n=8))
+        assert bits.shape == (8,)
+
+
+def test_requests_that_cannot_be_met_are_refused(net, pixels, toy):
+    images, labels = pixels
+    with pytest.raises(UsageError, match="as many labels"):
+        evaluate(net, images, labels[:-1], small("clean"))
+    with pytest.raises(UsageError, match="and some"):
+        evaluate(net, images[:0], labels[:0], small("clean"))
+    with pytest.raises(UsageError, match="the test split"):
+        evaluate_split(net, toy.split("validation"), small("clean"))
+    with pytest.raises(UsageError, match="did you mean 'pgd20'"):
+        protocol("pgd-20")
