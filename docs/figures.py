@@ -1,0 +1,100 @@
+"""Redraw the plots and refresh the README's table from the registry: ``python docs/figures.py``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from zoo import info, list_models
+from zoo.registry import load_registry
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+COLUMNS = {"clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "apgd50": "APGD-50", "autoattack": "AutoAttack"}
+INK, GREY = "#1b1b1b", "#8a8a8a"
+COLOURS = ("#0b6e99", "#c2571a", "#4f7a28", "#7b4fa3", "#a3204f", "#666666")
+
+
+def percent(result) -> str:
+    half = (result.accuracy.ci95[1] - result.accuracy.ci95[0]) / 2
+    return f"{100 * result.accuracy.value:.1f} ±{100 * half:.1f}"
+
+
+def table() -> str:
+    """The models, cheapest first, with the accuracies that the registry holds."""
+    entries = sorted(((name, info(name)) for name in list_models()), key=lambda item: item[1].macs)
+    lines = [
+        f"| model | M MACs | M params | {' | '.join(COLUMNS.values())} |",
+        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
+    ]
+    for name, entry in entries:
+        cells = [percent(entry.results[key]) if key in entry.results else "-" for key in COLUMNS]
+        lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def style(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def pareto() -> None:
+    """Accuracy against multiply-accumulates: clean, PGD-20 and AutoAttack, with 95 % intervals."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150)
+    entries = [(name, info(name)) for name in list_models()]
+    shown = {"clean": "o", "pgd20": "s", "autoattack": "D"}
+    for (protocol, marker), colour in zip(shown.items(), COLOURS, strict=False):
+        points = sorted((e.macs / 1e6, e.results[protocol].accuracy) for _, e in entries if protocol in e.results)
+        x = [macs for macs, _ in points]
+        y = [100 * accuracy.value for _, accuracy in points]
+        low = [100 * (a.value - a.ci95[0]) for _, a in points]
+        high = [100 * (a.ci95[1] - a.value) for _, a in points]
+        axes.errorbar(x, y, (low, high), fmt=marker, color=colour, capsize=3, label=COLUMNS[protocol], markersize=6)
+    top = axes.get_ylim()[1]
+    for name, entry in entries:
+        axes.annotate(
+            name, (entry.macs / 1e6, top), rotation=35, fontsize=8, color=INK, ha="left", va="bottom", annotation_clip=False
+        )
+        axes.axvline(entry.macs / 1e6, color="#eeeeee", linewidth=0.8, zorder=0)
+    axes.set_xlabel("million multiply-accumulates an image")
+    axes.set_ylabel("accuracy on CIFAR-10 test, %\n(l-infinity, 8/255)")
+    style(axes)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(DOCS / "pareto.png", bbox_inches="tight")
+
+
+def learning_curves() -> None:
+    """PGD-10 accuracy of the averaged weights on held-out training images, over images seen."""
+    curves = json.loads((DOCS / "learning-curves.json").read_text())
+    figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
+    for (name, history), colour in zip(sorted(curves.items()), COLOURS, strict=False):
+        minutes = [epoch["seconds"] / 60 for epoch in history]
+        clean.plot(minutes, [100 * epoch["clean"] for epoch in history], color=colour, label=name)
+        robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], color=colour, label=name)
+    for axes, title in ((clean, "clean"), (robust, "PGD-10")):
+        axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
+        axes.set_xlabel("minutes of training on two CPU cores")
+        style(axes)
+    clean.set_ylabel("accuracy, %")
+    robust.legend(frameon=False, loc="lower right", fontsize=8)
+    figure.savefig(DOCS / "learning-curves.png", bbox_inches="tight")
+
+
+def refresh_readme() -> None:
+    text = README.read_text()
+    new = re.sub(r"(<!-- models -->\n).*?(<!-- /models -->)", rf"\1{table()}\n\2", text, flags=re.DOTALL)
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    load_registry()
+    refresh_readme()
+    pareto()
+    learning_curves()

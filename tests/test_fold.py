@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.fold import fold_batchnorm
+from zoo.models import build
+from zoo.spec import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+
+SPECS = {
+    "staged": StagedSpec(widths=((8, 12), (16,), (16,)), resolutions=(16, 8, 4), stem=8),
+    "staged-silu": StagedSpec(widths=((8,), (16, 12)), resolutions=(16, 8), stem=8, activation="silu"),
+    "resnet": ResNetSpec(),
+    "wideresnet": WideResNetSpec(depth=16, widen=1),
+    "mobilenetv2": MobileNetV2Spec(width_mult=0.25),
+}
+# BatchNorms of a pre-activation net that stand before their convolution: one a block, and the last.
+LEFT = {"wideresnet": 6 + 1}
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics and an affine map as if it had been trained."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)
+    return model
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.fixture(params=SPECS, scope="module")
+def family(request):
+    torch.manual_seed(0)
+    return request.param, lived_in(build(SPECS[request.param])).eval()
+
+
+def test_folding_keeps_the_logits(family):
+    _, model = family
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, actual = model(x), fold_batchnorm(model)(x)
+    assert expected.std() > 1e-3  # else everything agrees
+    assert torch.allclose(actual, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+def test_only_norms_that_follow_no_convolution_are_left(family):
+    name, model = family
+    assert norms(model) > 0
+    assert norms(fold_batchnorm(model)) == LEFT.get(name, 0)
+
+
+def test_the_model_itself_is_left_alone(family):
+    _, model = family
+    model = copy.deepcopy(model).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = fold_batchnorm(model)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in folded.modules())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert folded.spec == model.spec
+
+
+def test_a_norm_whose_convolution_has_a_second_reader_stays():
+    """The stem of a WideResNet feeds the first norm and the shortcut around it."""
+    model = lived_in(build(WideResNetSpec(depth=10, widen=1))).eval()
+    assert isinstance(fold_batchnorm(model).features[1].bn1, nn.BatchNorm2d)
+
+
+def test_modules_of_other_makers_are_copied_not_guessed():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.bn(y) + y
+
+    model = lived_in(Odd()).eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(fold_batchnorm(model)(x), model(x))
