@@ -12,7 +12,7 @@ def run() -> list[dict]:
     def process(*arguments: str) -> object:
         return subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
-    code = "import sys; from zoo.__main__ import main; sys.argv = ['zoo', 'list']\ntry: main()\nexcept SystemExit: pass\n"
+    code = "from zoo.cli.app import run; run(['list']); import sys; "
     loaded = subprocess.run(
         [sys.executable, "-c", code + "print(sorted({'torch', 'numpy'} & set(sys.modules)))"],
         check=True,

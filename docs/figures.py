@@ -60,7 +60,14 @@ def pareto() -> None:
     top = axes.get_ylim()[1]
     for name, entry in entries:
         axes.annotate(
-            name, (entry.macs / 1e6, top), rotation=35, fontsize=8, color=INK, ha="left", va="bottom", annotation_clip=False
+            name,
+            (entry.macs / 1e6, top),
+            rotation=35,
+            fontsize=8,
+            color=INK,
+            ha="left",
+            va="bottom",
+            annotation_clip=False,
         )
         axes.axvline(entry.macs / 1e6, color="#eeeeee", linewidth=0.8, zorder=0)
     axes.set_xlabel("million multiply-accumulates an image")

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from zoo.train.recipe import load_recipe, published_recipes
 
 from zoo.errors import UsageError
 from zoo.spec import cost
+from zoo.train.recipe import load_recipe, published_recipes
 
 MINIMAL = """
 name = "at-tiny"

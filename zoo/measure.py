@@ -29,6 +29,7 @@ class Measurement:
     protocol: Protocol
     result: dict[str, Any]
     bits: np.ndarray  # bool [n]
+    split_size: int
 
     @property
     def unreliable(self) -> bool:
@@ -76,4 +77,4 @@ def measure(
             "wall_s": round(time.perf_counter() - start, 1),
             "extra": {f"broken_by_{part}": float(count) for part, count in counts.items()},
         }
-        yield Measurement(protocol, result, bits)
+        yield Measurement(protocol, result, bits, len(split))

@@ -1,0 +1,100 @@
+"""ONNX Runtime: the default engine, on any CPU, and on CUDA where ``onnxruntime-gpu`` is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import IntegrityError, MissingDependency, UsageError
+from zoo.export.engines.interface import checked
+from zoo.export.onnx import save_onnx
+from zoo.models import Classifier
+
+ARTIFACT = "model.onnx"
+PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of the mantissa: not an fp32 engine
+
+
+def build(model: Classifier, folder: Path, *, metadata: dict[str, str]) -> dict[str, Any]:
+    """Write ``model.onnx`` into ``folder``; returns the manifest's facts about the artifact.
+
+    Raises:
+        ExportFailed: the model could not be converted.
+    """
+    opset = save_onnx(model, folder / ARTIFACT, metadata=metadata)
+    return {"file": ARTIFACT, "format": "onnx", "opset": opset}
+
+
+def load(path: Path | str, *, threads: int | None = None, providers: Sequence[str] | None = None) -> OnnxRuntime:
+    """An engine that runs the ONNX file at ``path``.
+
+    Args:
+        threads: CPU threads of one call; all cores if None.
+        providers: ONNX Runtime's execution providers, in order of preference; CUDA where it is there, then CPU.
+
+    Raises:
+        MissingDependency: ONNX Runtime is not installed, or not with such a provider.
+        IntegrityError: the file is not a classifier that ONNX Runtime can load.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependency("ONNX Runtime is not installed: run 'pip install onnxruntime'") from None
+    available = onnxruntime.get_available_providers()
+    chosen = [name for name in PREFERRED if name in available] if providers is None else list(providers)
+    for name in chosen:
+        if name not in available:
+            raise MissingDependency(f"this ONNX Runtime has no '{name}' (it has: {', '.join(available)})")
+    if threads is not None and threads < 1:
+        raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # errors only
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[(name, OPTIONS.get(name, {})) for name in chosen]
+        )
+    except Exception as error:  # its exceptions have no base class of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(f"ONNX Runtime cannot load '{path}': {reason}") from None
+    return OnnxRuntime(session, str(path))
+
+
+class OnnxRuntime:
+    """A loaded session behind the engines' interface."""
+
+    def __init__(self, session: Any, path: str) -> None:
+        self.session = session
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            raise IntegrityError(f"'{path}' is not a classifier with one float32 image batch in and logits out")
+        self.input, self.output = inputs[0].name, outputs[0].name
+        _, channels, height, width = inputs[0].shape
+        self.shape = (channels, height, width)
+
+    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes], always in new memory.
+
+        Raises:
+            UsageError: not a batch of float32 images in [0, 1].
+        """
+        x = checked(images, self.shape)
+        (logits,) = self.session.run([self.output], {self.input: x.numpy()})
+        return torch.from_numpy(np.array(logits, dtype=np.float32))  # np.array copies: attacks may write into it
+
+    def describe(self) -> dict[str, Any]:
+        import onnxruntime
+
+        providers = self.session.get_providers()
+        return {
+            "engine": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "providers": providers,
+            "device": "cuda" if providers[0].startswith("CUDA") else "cpu",
+        }

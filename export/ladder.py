@@ -1,0 +1,263 @@
+"""The ladder: integrity, parity, clean, transfer, surrogate gradient, black box.
+
+Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on. The gate
+of every rung above parity is paired non-inferiority: the upper 95 % bound of (twin - engine), from the images that
+only one of the two gets right, must lie below the margin.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.data import Split, to_float
+from zoo.errors import ParityGateFailed, RobustnessGateFailed, UsageError
+from zoo.evaluate import prepare
+from zoo.export import rungs
+from zoo.export.engines.interface import Engine
+from zoo.export.engines.twin import Twin
+from zoo.export.manifest import Level, Report, Rung, now
+from zoo.models import Classifier
+from zoo.protocols import PROTOCOLS, Protocol
+from zoo.spec import _Spec
+from zoo.stats import Paired, images_needed, wilson
+from zoo.toolchain import toolchain
+
+TOLERANCE = {"fp32": 1e-3}  # of a logit, by precision; what is measured for fp32 is around 1e-6
+CLEAN_IMAGES = 10_000
+TRANSFERRED = ("pgd20", "apgd50")
+WALK = "pgd20"
+SQUARE = Protocol(name="square", attack="square", queries=1000)
+RANDOM = "random"
+
+Progress = Callable[[str, int, int], None]  # rung, images done, images in all
+
+
+def silent(rung: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms an engine is signed off.
+
+    Attributes:
+        margin: accuracy that an engine may lose at most, shown with 95 % confidence (0.01 is one point).
+        tolerance: the largest difference of a logit that still counts as parity.
+        n: leading images for the rungs under attack.
+        queries: of the Square attack on the engine itself, per image; 0 leaves this rung out.
+    """
+
+    margin: float = 0.01
+    tolerance: float = TOLERANCE["fp32"]
+    n: int = 1000
+    seed: int = 0
+    queries: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise UsageError(f"a margin lies between 0 and 1 (0.01 is one point), not at {self.margin:g}")
+        if not self.tolerance >= 0:
+            raise UsageError(f"a tolerance is 0 or more, not {self.tolerance:g}")
+        if self.n < 1 or self.queries < 0:
+            raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
+
+
+DEFAULTS = Terms()
+
+
+def random_images(spec: _Spec, n: int, seed: int) -> Split:
+    """Uniform noise in place of test images, for parity where there is no data; its labels mean nothing."""
+    shape = (n, spec.image_size, spec.image_size, 3)
+    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Split(RANDOM, images, np.zeros(n, np.int64))
+
+
+def climb(
+    model: Classifier,
+    engine: Engine,
+    *,
+    artifact_sha256: str,
+    files: int,
+    level: Level,
+    split: Split | None,
+    batches: Sequence[int] = (1, 2, 64),
+    terms: Terms = DEFAULTS,
+    progress: Progress = silent,
+) -> Report:
+    """Climb to ``level`` or to the first rung that does not hold.
+
+    Args:
+        model: the float twin, in eval mode, as it was loaded.
+        artifact_sha256: what every result is bound to.
+        files: how many were checked, by whom is about to climb, for the lowest rung: integrity.
+        split: labelled test images; random ones stand in for parity where it is None.
+
+    Raises:
+        UsageError: a level above parity without images.
+    """
+    if split is None:
+        if level in ("clean", "robust"):
+            raise UsageError(f"level '{level}' needs labelled images")
+        split = random_images(model.spec, max(rungs.PARITY_IMAGES, *batches), terms.seed)
+    bound = {
+        "artifact_sha256": artifact_sha256,
+        "seed": terms.seed,
+        "dataset": split.name,
+        "dataset_sha256": split.fingerprint,
+    }
+    climbed: list[Rung] = []
+    reached: Level = "none"
+    since = time.perf_counter()
+    for above, facts in _rungs(model, engine, files, level, split, batches, terms, progress):
+        clock = time.perf_counter()
+        climbed.append(Rung(**bound, **facts, seconds=round(clock - since, 2)))
+        since = clock
+        if not climbed[-1].holds:
+            break
+        reached = above
+    return Report(
+        artifact_sha256=artifact_sha256,
+        asked=level,
+        reached=reached,
+        rungs=tuple(climbed),
+        engine=engine.describe(),
+        toolchain=toolchain(),
+        created=now(),
+    )
+
+
+def _rungs(
+    model: Classifier,
+    engine: Engine,
+    files: int,
+    level: Level,
+    split: Split,
+    batches: Sequence[int],
+    terms: Terms,
+    progress: Progress,
+) -> Iterator[tuple[Level, dict[str, Any]]]:
+    """The facts of each rung when it has been climbed, and the level that is reached if it holds.
+
+    A generator: nothing of a rung is computed until it is asked for.
+    """
+    yield "none", {"name": "integrity", "n": files, "holds": True}  # what is not intact has raised before
+    if level == "none":
+        return
+    yield "parity", _parity(model, engine, split, batches, terms, progress)
+    if level == "parity":
+        return
+
+    def tick(name: str) -> rungs.Tick:
+        return lambda done, total: progress(name, done, total)
+
+    twin = Twin(prepare(model), shape=(3, model.spec.image_size, model.spec.image_size))
+    images, labels = split.images[:CLEAN_IMAGES], split.labels[:CLEAN_IMAGES]
+    bits = rungs.clean(twin, engine, images, labels, tick("clean"))
+    yield "clean", _compared("clean", bits, (), terms)
+    if level == "clean":
+        return
+
+    images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
+    settings = {"n": len(labels), "seed": terms.seed}
+    replayed = [PROTOCOLS[name].model_copy(update=settings) for name in TRANSFERRED]
+    walk = PROTOCOLS[WALK].model_copy(update=settings)
+    square = SQUARE.model_copy(update={**settings, "queries": terms.queries})
+    plan = [
+        ("transfer", replayed, [rungs.transfer(twin, protocol) for protocol in replayed]),
+        ("surrogate", [walk], [rungs.surrogate(twin, engine, walk)]),
+    ]
+    if terms.queries:
+        plan.append(("black-box", [square], [rungs.black_box(twin, engine, square)]))
+    for name, protocols, attacks in plan:
+        for attack in attacks:
+            bits = rungs.survivors(attack, twin, engine, images, labels, bits, terms.seed, tick(name))
+        last = name == plan[-1][0]
+        yield "robust" if last else "clean", _compared(name, bits, protocols, terms)
+
+
+def _parity(
+    model: Classifier, engine: Engine, split: Split, batches: Sequence[int], terms: Terms, progress: Progress
+) -> dict[str, Any]:
+    x = to_float(split.images[: max(rungs.PARITY_IMAGES, *batches)])
+    measured = rungs.parity(model, engine, x, sorted({1, 2, *batches}))
+    progress("parity", len(x), len(x))
+    return {
+        "name": "parity",
+        "n": len(x),
+        "holds": measured["max_logit_difference"] <= terms.tolerance,
+        "threshold": {"tolerance": terms.tolerance},
+        "measured": measured,
+    }
+
+
+def _compared(name: str, bits: rungs.Bits, protocols: Sequence[Protocol], terms: Terms) -> dict[str, Any]:
+    """The gate of a rung above parity: is the engine shown to be no worse than its twin, within the margin?"""
+    pair = Paired.of(*bits)
+    return {
+        "name": name,
+        "n": pair.n,
+        "holds": pair.non_inferior(terms.margin),
+        "protocols": tuple(protocol.model_dump(exclude_none=True) for protocol in protocols),
+        "threshold": {"margin": terms.margin},
+        "measured": _comparison(pair, bits),
+        "bits": {who: np.packbits(array).tobytes().hex() for who, array in zip(("twin", "engine"), bits, strict=True)},
+    }
+
+
+def _comparison(pair: Paired, bits: rungs.Bits) -> dict[str, Any]:
+    def accuracy(right: np.ndarray) -> dict[str, Any]:
+        return {"accuracy": right.mean().item(), "ci95": list(wilson(int(right.sum()), pair.n))}
+
+    return {
+        "twin": accuracy(bits[0]),
+        "engine": accuracy(bits[1]),
+        "difference": pair.difference,
+        "upper95": pair.upper(),
+        "only_twin_right": pair.b,
+        "only_engine_right": pair.c,
+        "mcnemar_p": pair.mcnemar,
+    }
+
+
+def verdict(rung: Rung) -> str:
+    """What a rung found, in one sentence."""
+    measured = rung.measured
+    if rung.name == "integrity":
+        return f"integrity: {rung.n} {'file is' if rung.n == 1 else 'files are'} intact"
+    if rung.name == "parity":
+        return (
+            f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
+            f"{measured['max_logit_difference']:.2g} (allowed {rung.threshold['tolerance']:.2g}), "
+            f"and {measured['agreement']:.1%} of the decisions agree"
+        )
+    allowed, upper = rung.threshold["margin"], measured["upper95"]
+    found = (
+        f"{rung.name}: on {rung.n} images the float twin is right on {measured['twin']['accuracy']:.1%} and the "
+        f"engine on {measured['engine']['accuracy']:.1%}; the upper 95 % bound of what is lost is "
+        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed"
+    )
+    if rung.holds:
+        return found
+    if measured["difference"] >= allowed:
+        return f"{found}: the engine is worse"
+    discordant = measured["only_twin_right"] + measured["only_engine_right"]
+    needed = images_needed(discordant / rung.n, allowed)
+    hint = f" (if it is, about {needed} would do: pass --n)" if needed > rung.n and rung.name != "clean" else ""
+    return f"{found}: these are too few images to show that the engine is as good{hint}"
+
+
+def sign_off(report: Report) -> None:
+    """Do nothing if every rung that was climbed holds.
+
+    Raises:
+        ParityGateFailed: parity or clean does not.
+        RobustnessGateFailed: a rung under attack does not.
+    """
+    if report.failed is not None:
+        kind = ParityGateFailed if report.failed.name in ("parity", "clean") else RobustnessGateFailed
+        raise kind(verdict(report.failed))

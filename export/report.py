@@ -1,0 +1,78 @@
+"""What a bundle says about itself: manifest, reports and README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.export.bundle import MANIFEST, write_sums
+from zoo.export.ladder import RANDOM, verdict
+from zoo.export.manifest import Manifest, Report, to_json
+
+UNVERIFIED = (
+    "robustness was NOT verified on the exported engine, because CIFAR-10 is not at hand: "
+    "set ZOO_DATA or pass --data to verify it"
+)
+
+
+def robustness(report: Report) -> str:
+    """The sentence about the engine's robustness that a manifest carries."""
+    if report.reached == "robust":
+        return f"robustness was verified on the exported engine; {verdict(report.rungs[-1])}"
+    if report.failed is not None:
+        return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
+    if any(rung.dataset == RANDOM for rung in report.rungs):
+        return UNVERIFIED
+    return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
+
+
+def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
+    """Finish the bundle in ``folder``, which holds artifact and probe: manifest, reports, README and sums."""
+    signed = manifest.model_copy(
+        update={
+            "verified": report.reached,
+            "robustness": robustness(report),
+            "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
+        }
+    )
+    parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
+    (folder / "reports").mkdir(exist_ok=True)
+    (folder / "reports" / "verify.json").write_text(to_json(report))
+    (folder / "reports" / "parity.json").write_text(to_json(parity))
+    (folder / "README.md").write_text(readme(signed))
+    (folder / MANIFEST).write_text(to_json(signed))
+    write_sums(folder)
+
+
+def readme(manifest: Manifest) -> str:
+    """A page for those who are handed the folder and nothing else."""
+    size = manifest.spec.image_size
+    threat, artifact = manifest.threat_model, manifest.artifact
+    gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
+    return f"""# {manifest.name}
+
+An image classifier trained to be robust to l-infinity perturbations of {threat.eps * 255:.3g}/255.
+{artifact.format.upper()}, {artifact.precision}, opset {artifact.opset}; {manifest.cost.macs / 1e6:.1f} M \
+multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
+
+- Input `{manifest.io.input.name}`: float32 RGB images [N, 3, {size}, {size}] in [0, 1]; normalisation is inside.
+- Output `{manifest.io.output.name}`: logits [N, {manifest.spec.classes}]\
+{" of " + ", ".join(manifest.labels) if manifest.labels else ""}.
+
+```python
+import numpy, onnxruntime
+
+session = onnxruntime.InferenceSession("{artifact.file}")
+probe = numpy.load("probe/clean.npz")
+(logits,) = session.run(None, {{"{manifest.io.input.name}": probe["images"]}})
+print(abs(logits - probe["logits"]).max())  # about 1e-6
+```
+
+## What was checked
+
+{manifest.robustness[0].upper()}{manifest.robustness[1:]}.
+
+{gates or "- nothing"}
+
+`sha256sum -c SHA256SUMS` checks the files, and `zoo verify .` (`pip install robust-zoo`) repeats everything.
+`manifest.json` holds the details, `reports/` the per-image results.
+"""

@@ -1,0 +1,120 @@
+"""Verify a bundle: check its bytes, rebuild its float twin, and climb the ladder with the stored artifact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from zoo.data import Split, load_cifar10
+from zoo.errors import DataNotFound, IntegrityError, UsageError
+from zoo.export.bundle import files, read_bundle, staged
+from zoo.export.engines import backend
+from zoo.export.ladder import TOLERANCE, Progress, Terms, climb, silent
+from zoo.export.manifest import LEVELS, Level, Report
+from zoo.export.report import write_reports
+from zoo.export.source import digest, load_source
+from zoo.models import Classifier
+from zoo.spec import _Spec
+
+
+def choose_level(
+    asked: Level | None, spec: _Spec, data: Path | str | None, *, offline: bool
+) -> tuple[Level, Split | None]:
+    """How high to climb, and the test images for it: as asked, else as high as the data at hand allows.
+
+    What is not at hand is fetched only for a level that was asked for and cannot do without.
+
+    Raises:
+        DataNotFound: the level needs images, or a place for them was named, and they are not there.
+        UsageError: there is no such level, or the model is not one for CIFAR-10.
+    """
+    if asked is not None and asked not in LEVELS:
+        raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
+    if asked == "none":
+        return "none", None
+    needed = asked in ("clean", "robust")
+    if (spec.classes, spec.image_size) != (10, 32):
+        if needed:
+            raise UsageError(f"level '{asked}' takes CIFAR-10, and this model is for another task: use 'parity'")
+        return "parity", None
+    try:
+        split = load_cifar10(data, offline=offline or not needed).split("test")
+    except DataNotFound:
+        if needed or data is not None or os.environ.get("ZOO_DATA"):
+            raise
+        return "parity", None
+    return asked or "robust", split
+
+
+def verify_bundle(
+    folder: Path | str,
+    *,
+    level: Level | None = None,
+    data: Path | str | None = None,
+    offline: bool = False,
+    margin: float | None = None,
+    tolerance: float | None = None,
+    n: int = 1000,
+    seed: int = 0,
+    queries: int = 0,
+    write: bool = False,
+    model: Classifier | None = None,
+    split: Split | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Check a bundle and attack its engine again, as when it was exported.
+
+    Args:
+        level: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data at hand allow.
+        data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
+        margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
+        write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
+        model: the float twin, if it is not to be rebuilt from the source that the manifest names.
+        split: labelled images in place of CIFAR-10's test split.
+
+    Returns:
+        The report; :func:`sign_off` raises if a gate in it does not hold.
+
+    Raises:
+        IntegrityError: a file of the bundle is altered, or the source is not what it was made from.
+        DataNotFound: the level needs images that are not there.
+        Unreachable: the source's weights are not here, and cannot be fetched.
+        UsageError: ``folder`` is not a bundle, or an option is out of range.
+    """
+    folder = Path(folder)
+    manifest = read_bundle(folder)
+    recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
+    defaults = {"margin": Terms.margin, "tolerance": TOLERANCE[manifest.artifact.precision], **recorded}
+    terms = Terms(
+        margin=defaults["margin"] if margin is None else margin,
+        tolerance=defaults["tolerance"] if tolerance is None else tolerance,
+        n=n,
+        seed=seed,
+        queries=queries,
+    )
+    if split is None:
+        level, split = choose_level(level, manifest.spec, data, offline=offline)
+    if model is None:
+        model, _ = load_source(manifest.source.name, offline=offline)
+    if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
+        raise IntegrityError(
+            f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
+            "its weights differ, export it again"
+        )
+    report = climb(
+        model.eval(),
+        backend(manifest.engine).load_module().load(folder / manifest.artifact.file),
+        artifact_sha256=manifest.artifact.sha256,
+        files=len(files(folder)),
+        level=level or "robust",
+        split=split,
+        batches=manifest.artifact.batches,
+        terms=terms,
+        progress=progress,
+    )
+    if write:
+        with staged(folder, force=True) as scratch:
+            shutil.copytree(folder, scratch, dirs_exist_ok=True)
+            write_reports(scratch, manifest, report)
+    return report

@@ -1,0 +1,75 @@
+"""The models that ship: do the registry's numbers stand up to being measured again?"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from zoo import info, list_models, load, pick
+from zoo.evaluate import evaluate
+from zoo.protocols import EPS, PROTOCOLS, RELEASED, protocol
+from zoo.release import stored_bits
+
+
+@pytest.fixture(scope="module")
+def pixels(cifar):
+    test = cifar.split("test")
+    return test.images, test.labels
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_released_model_has_the_whole_protocol_and_its_bits(name):
+    entry, bits = info(name), stored_bits(name)
+    assert set(entry.results) >= set(RELEASED)
+    for key, result in entry.results.items():
+        assert result.accuracy.n == PROTOCOLS[key].n == len(bits[key])
+        assert result.accuracy.value == bits[key].mean()
+        assert not (bits[key] & ~bits["clean"][: len(bits[key])]).any()  # no attack mends an image
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
+    bits = stored_bits(name)
+    clean, noise, fgsm, pgd, apgd = (bits[key].mean() for key in ("clean", "noise", "fgsm", "pgd20", "apgd50"))
+    assert clean - noise < 0.02
+    assert clean > fgsm > pgd > apgd - 0.005
+    assert bits["autoattack"].mean() <= apgd + 0.03  # on the first 1,000 of the same images
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_bits_are_reproduced_but_for_rounding(name, pixels):
+    images, labels = (array[:100] for array in pixels)
+    for key in ("clean", "fgsm"):
+        measured = evaluate(load(name), images, labels, protocol(key))
+        assert (measured != stored_bits(name)[key][:100]).sum() <= 1
+
+
+def test_a_15m_budget_finds_a_student_within_it():
+    entry = pick(flops="15M")
+    assert entry.macs <= 15_000_000
+    assert entry.results["pgd20"].accuracy.value == max(
+        info(name).results["pgd20"].accuracy.value for name in list_models(max_flops="15M")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_robustness_survives_the_sanity_checks(name, pixels):
+    images, labels = (array[:500] for array in pixels)
+    model = load(name)
+
+    def accuracy(**changes) -> float:
+        settings = protocol("pgd20").model_copy(update=changes)
+        return float(evaluate(model, images, labels, settings).mean())
+
+    by_eps = [accuracy(eps=eps, step=eps / 4) for eps in (0.0, EPS / 2, EPS, 2 * EPS, 4 * EPS, 8 * EPS)]
+    assert by_eps == sorted(by_eps, reverse=True)
+    assert by_eps[-1] < 0.01
+    by_steps = [accuracy(steps=steps) for steps in (1, 5, 20, 100)]
+    assert all(more <= fewer + 0.005 for fewer, more in pairwise(by_steps))
+    assert by_steps[2] - by_steps[3] < 0.015  # PGD-100 is about PGD-20
+    once, often = accuracy(), accuracy(restarts=10)
+    assert 0 <= once - often < 0.02
+    assert np.isclose(once, stored_bits(name)["pgd20"][:500].mean(), atol=0.01)

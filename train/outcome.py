@@ -1,0 +1,58 @@
+"""What a run leaves for the rest of the house: a model folder with weights, spec and the facts of the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from zoo.train.trainer import Trainer
+from zoo.weights import save_weights
+
+
+def save_model(trainer: Trainer, folder: Path) -> None:
+    """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, position = trainer.recipe, trainer.position
+    config = {
+        "name": recipe.name,
+        "family": recipe.family,
+        "description": recipe.description,
+        "paper": recipe.paper,
+        "spec": recipe.arch.to_dict(),
+        "train": {
+            "recipe": recipe.name,
+            "settings": recipe.model_dump(mode="json"),
+            "seed": recipe.train.seed,
+            "teacher": None,
+            "epochs": round(position.step / trainer.steps_per_epoch, 2),
+            "images_seen": position.step * recipe.train.batch_size,
+            "wall_s": round(position.seconds, 1),
+            "device": device_name(trainer.device),
+            "commit": commit(),
+            "torch": torch.__version__,
+            "history": position.history,
+        },
+    }
+    weights = {key: value.contiguous() for key, value in trainer.averaged().state_dict().items()}
+    save_weights(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code is run from, if it is one."""
+    ask = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,69 @@
+"""Standard AutoAttack: four parameter-free attacks, each on the images that resisted those before. Croce and Hein
+2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.attacks.apgd import apgd, apgd_targeted
+from zoo.attacks.fab import fab_targeted
+from zoo.attacks.inputs import Model, Norm, attack
+from zoo.attacks.losses import broken, check_dlr
+from zoo.attacks.square import square
+
+PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+@attack
+def autoattack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    steps: int = 100,
+    targets: int = 9,
+    queries: int = 5000,
+    seed: int = 0,
+    counts: dict[str, float] | None = None,
+) -> Tensor:
+    """APGD on the cross-entropy, targeted APGD on the DLR loss, targeted FAB, Square, in this order.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K], K >= 4.
+        x: images [N, C, H, W]; y: labels [N].
+        steps: of the three gradient attacks; targets: of APGD-T and FAB-T; queries: of Square.
+        counts: each part's name gets the number of images that it was the first to break added. Square breaking
+            many after the others is a sign of masked gradients.
+
+    Returns:
+        Images that no part broke come back as APGD left them.
+    """
+    common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed}
+    parts = {
+        "apgd-ce": partial(apgd, steps=steps, loss="ce", **common),
+        "apgd-t": partial(apgd_targeted, steps=steps, targets=targets, **common),
+        "fab-t": partial(fab_targeted, steps=steps, targets=targets, **common),
+        "square": partial(square, queries=queries, **common),
+    }
+    z = model(x)
+    check_dlr(z)
+    result, todo = x.clone(), (~broken(z, y)).nonzero().squeeze(1)
+    for name, part in parts.items():
+        if counts is not None:
+            counts.setdefault(name, 0)
+        if not len(todo):
+            continue
+        x_adv = part(model, x[todo], y[todo])
+        fell = broken(model(x_adv), y[todo])
+        changed = torch.ones_like(fell) if name == PARTS[0] else fell
+        result[todo[changed]] = x_adv[changed]
+        if counts is not None:
+            counts[name] += int(fell.sum())
+        todo = todo[~fell]
+    return result

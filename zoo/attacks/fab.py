@@ -1,0 +1,119 @@
+"""FAB-T, the targeted fast adaptive boundary attack: Croce and Hein 2020, "Minimally distorted adversarial examples
+with a fast adaptive boundary attack", Algorithm 1, each time towards the boundary with one target class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.attacks.ball import Ball, norm_of
+from zoo.attacks.batch import survivors
+from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.losses import ascend, broken, difference, runners_up
+
+ALPHA_MAX = 0.1  # the most weight that the projection of the image itself gets
+ETA = 1.05  # overshoot past the hyperplane
+BETA = 0.9  # where on the way from the image to a misclassified point the search goes on
+
+NEWTON_STEPS = 50
+
+
+@attack
+def fab_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    steps: int = 100,
+    targets: int = 9,
+    restarts: int = 1,
+    seed: int = 0,
+) -> Tensor:
+    """FAB towards each of the ``targets`` likeliest wrong classes, on the images not broken yet.
+
+    The attack looks for the nearest misclassified point; it has broken an image when that lies within eps.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K].
+        x: images [N, C, H, W]; y: labels [N].
+        restarts: the first starts from the image, later ones from a random point within eps / 2.
+
+    Returns:
+        A misclassified point within eps where one was found, else the image itself.
+    """
+    result, todo = x.clone(), torch.arange(len(x), device=x.device)
+    z = model(x)
+    todo = todo[~broken(z, y)]
+    for restart in range(restarts):
+        for k, target in enumerate(runners_up(z, y, targets).unbind(1)):
+            if not len(todo):
+                return result
+            start = x
+            if restart:
+                start = Ball(x, eps / 2, norm).random(generator(seed, f"fab {restart} {k}", x.device))
+            found, fell = _search(model, x[todo], y[todo], target[todo], start[todo], eps, norm, steps)
+            result[todo] = found
+            todo = todo[~fell]
+    return result
+
+
+def _search(
+    model: Model, x_orig: Tensor, y: Tensor, t: Tensor, x: Tensor, eps: float, norm: Norm, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 from x [N, C, H, W] towards class t [N]: points within eps or the images, and which, bool [N]."""
+    result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
+    index, done = torch.arange(len(x), device=x.device), torch.zeros_like(fell)
+    for _ in range(steps):
+        # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
+        _, f, w = ascend(model, x, difference, y, t)
+        offset = f[:, None, None, None]  # [n, 1, 1, 1]
+        to_plane = project(x, w, offset, norm)
+        offset_orig = offset + _dot(w, x_orig - x)
+        to_plane_orig = project(x_orig, w, offset_orig, norm)
+        near, far = norm_of(to_plane, norm), norm_of(to_plane_orig, norm)
+        alpha = (near / (near + far).clamp_min(1e-12)).clamp_(max=ALPHA_MAX)  # [n, 1, 1, 1]
+        x = torch.lerp(x + ETA * to_plane, x_orig + ETA * to_plane_orig, alpha).clamp_(0, 1)
+
+        wrong = broken(model(x), y)
+        done = wrong & (norm_of(x - x_orig, norm).flatten() <= eps)
+        result[index[done]], fell[index[done]] = x[done], True
+        keep = survivors(fell[index])
+        if keep is not None:
+            if not len(keep):
+                break
+            x, x_orig, y, t, index, wrong = (a[keep] for a in (x, x_orig, y, t, index, wrong))
+        x = torch.where(wrong[:, None, None, None], torch.lerp(x_orig, x, BETA), x)
+    return result, fell
+
+
+def project(point: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """The shortest d [N, C, H, W] with <w, d> = -offset and point + d in [0, 1]; where the box has no such point,
+    the way to the corner that is nearest to the hyperplane.
+
+    Each pixel moves at its own speed s_i (1 for l-infinity, |w_i| for l2) towards the hyperplane until it meets the
+    box after r_i, so one equation in the time l remains: sum of |w_i| min(l s_i, r_i) = |offset|. Its left side is
+    concave and piecewise linear: Newton's method from l = 0 never overshoots and is exact after finitely many steps.
+
+    Shapes: point and w [N, C, H, W], offset [N, 1, 1, 1].
+    """
+    u = w * -offset.sign()  # the direction in which <w, .> approaches -offset
+    a = u.abs()
+    room = torch.where(u > 0, 1 - point, point)
+    speed = a if norm == "l2" else torch.ones_like(offset)
+    gain, whole = a * speed, a * room  # per unit of time while moving; in all once at the box
+    time = torch.zeros_like(offset)
+    for _ in range(NEWTON_STEPS):
+        moving = (time * speed < room).to(w.dtype)
+        slope, missing = _dot(gain, moving), offset.abs() - _dot(whole, 1 - moving)
+        later = torch.where(slope > 0, missing / slope, time).clamp_(max=1e30)  # inf * 0 would be NaN
+        if not bool((later > time * (1 + 1e-6)).any()):
+            break
+        time = torch.maximum(time, later)
+    return u.sign() * torch.minimum(time * speed, room)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of each image, [N, 1, 1, 1]."""
+    return torch.bmm(a.flatten(1)[:, None, :], b.flatten(1)[:, :, None])[..., None]

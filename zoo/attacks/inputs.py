@@ -1,0 +1,139 @@
+"""What every attack promises, in one place: checked inputs, an untouched model, a result of its own.
+
+``@attack`` turns a function that crafts adversarial images into a public attack. The crafting function may
+then rely on it: the model is in eval mode and frozen, no gradient is recorded unless asked for, logits have
+the right shape and the images' type, and there are images.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, Literal, ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UsageError
+
+Model = Callable[[Tensor], Tensor]  # float images [N, C, H, W] in [0, 1] to logits [N, K]
+Norm = Literal["linf", "l2"]
+P = ParamSpec("P")
+
+COUNTS = ("steps", "restarts", "targets", "queries")
+
+
+def attack(
+    craft: Callable[Concatenate[Model, Tensor, Tensor, P], Tensor],
+) -> Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]:
+    """Make ``craft(model, x, y, *, eps, ...)`` an attack.
+
+    The attack returns adversarial images of the shape, type and device of ``x``, contiguous and detached, within
+    ``eps`` of ``x`` and in [0, 1]. It leaves the model's mode, its parameters' flags and the global random
+    state as they were.
+
+    Raises:
+        UsageError: an option, the images, the labels, the logits or the model's mode is not as it must be.
+    """
+
+    @functools.wraps(craft)
+    def checked(model: Model, x: Tensor, y: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+        _check_options(options)
+        _check_images(x)
+        y = _checked_labels(y, x)
+        _check_eval(model)
+        x = x.detach()
+        if not len(x) or not options.get("eps", 1.0):
+            return x.clone(memory_format=torch.contiguous_format)
+        with _frozen(model), torch.no_grad():
+            x_adv = craft(guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
+        return x_adv.contiguous()
+
+    return checked
+
+
+def guarded(model: Model, *, classes: int) -> Model:
+    """``model``, whose logits are checked to be [N, >= classes] and cast to the type of the images."""
+
+    def logits(x: Tensor) -> Tensor:
+        z = model(x)
+        if z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
+            raise UsageError(
+                f"the model must map {len(x)} images to logits of shape [{len(x)}, classes], not {list(z.shape)}"
+            )
+        if z.shape[1] < classes:
+            raise UsageError(f"a label is {classes - 1}, but the model has {z.shape[1]} classes only")
+        return z.to(x.dtype)
+
+    return logits
+
+
+def generator(seed: int, stream: str, device: torch.device) -> torch.Generator:
+    """A random stream of its own for every seed and name, so that seeds 0 and 1 never share their noise."""
+    digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+@contextmanager
+def _frozen(model: Model) -> Iterator[None]:
+    """Parameters without gradients: theirs would be a third of every backward pass, for nothing."""
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _check_eval(model: Model) -> None:
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            if module.training:
+                part = f" (its part '{name}')" if name else ""
+                raise UsageError(f"the model{part} is in train mode: call model.eval() before attacking it")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    eps, norm = options.get("eps", 0.0), options.get("norm", "linf")
+    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+        raise UsageError(f"eps must be a finite number of at least 0 on the scale of [0, 1] pixels, not {eps!r}")
+    step = options.get("step")
+    if step is not None and not (isinstance(step, (int, float)) and math.isfinite(step) and step > 0):
+        raise UsageError(f"the step must be a finite number above 0 on the scale of [0, 1] pixels, not {step!r}")
+    if norm not in ("linf", "l2"):
+        raise UsageError(f"the norm must be 'linf' or 'l2', not {norm!r}")
+    for name in COUNTS:
+        count = options.get(name, 1)
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {count!r}")
+
+
+def _check_images(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        found = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"images must be a tensor of shape [N, C, H, W], not {found}")
+    if x.dtype not in (torch.float32, torch.float64):
+        hint = "divide by 255" if x.dtype == torch.uint8 else "a ball of 8/255 needs more digits than halves have"
+        raise UsageError(f"images must be float32 or float64 in [0, 1], not {x.dtype}: {hint}")
+    if x.numel():
+        low, high = (bound.item() for bound in x.aminmax())  # NaN if any pixel is
+        if not (low >= 0 and high <= 1):
+            found = "NaN" if math.isnan(low) else f"values in [{low:.4g}, {high:.4g}]"
+            raise UsageError(f"images must lie in [0, 1] and be finite, but these hold {found}")
+
+
+def _checked_labels(y: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise UsageError(f"labels must be a tensor of integers, not {found}")
+    if y.shape != x.shape[:1]:
+        raise UsageError(f"{len(x)} images need labels of shape [{len(x)}], not {list(y.shape)}")
+    if len(y) and int(y.min()) < 0:
+        raise UsageError(f"labels must be at least 0, but one is {int(y.min())}")
+    return y.to(x.device, torch.int64)

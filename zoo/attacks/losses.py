@@ -1,0 +1,100 @@
+"""What the attacks maximise, image by image: logits z [N, K] and labels y [N] to losses [N]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.attacks.inputs import Model
+from zoo.errors import UsageError
+
+Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
+
+DLR_CLASSES = 4
+
+
+def margin(z: Tensor, y: Tensor) -> Tensor:
+    """z_y - max over k != y of z_k: by how much the right class wins, [N]."""
+    right = y[:, None]
+    return z.gather(1, right).squeeze(1) - z.scatter(1, right, -torch.inf).amax(1)
+
+
+def broken(z: Tensor, y: Tensor) -> Tensor:
+    """Which images the right class does not strictly win, bool [N]: ties and NaN count as misclassified."""
+    return ~(margin(z, y) > 0)
+
+
+def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, reduction="none")
+
+
+def cw(z: Tensor, y: Tensor) -> Tensor:
+    """max over k != y of z_k - z_y: the margin loss of Carlini and Wagner 2017 (f_6, untargeted, unclipped)."""
+    return -margin(z, y)
+
+
+def dlr(z: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, Croce and Hein 2020 (APGD), eq. 6: invariant to shifts and scales of the logits.
+
+    -(z_y - max over k != y of z_k) / (z_pi1 - z_pi3), with z_pi1 >= z_pi2 >= ... the sorted logits.
+    """
+    check_dlr(z)
+    pi = z.topk(3, dim=1).values  # [N, 3]
+    return -margin(z, y) / (pi[:, 0] - pi[:, 2] + 1e-12)
+
+
+def dlr_targeted(z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2), Croce and Hein 2020 (APGD), eq. 7; t [N] the target classes."""
+    check_dlr(z)
+    pi = z.topk(4, dim=1).values  # [N, 4]
+    return difference(z, y, t) / (pi[:, 0] - (pi[:, 2] + pi[:, 3]) / 2 + 1e-12)
+
+
+def difference(z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """z_t - z_y, [N]."""
+    return (z.gather(1, t[:, None]) - z.gather(1, y[:, None])).squeeze(1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "cw": cw, "dlr": dlr}
+
+
+def loss_called(name: str) -> Loss:
+    """The untargeted loss called ``name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in LOSSES:
+        raise UsageError(f"the loss must be one of {', '.join(LOSSES)}, not {name!r}")
+    return LOSSES[name]
+
+
+def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass forward and back: logits [N, K], losses [N] and their gradient in x [N, C, H, W], NaN made zero.
+
+    Raises:
+        UsageError: the model's output has no gradient, as that of an exported engine.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        z = model(x)
+        losses = loss(z, *labels)
+    if not losses.requires_grad:
+        raise UsageError("the model's logits have no gradient in its input: use the Square attack")
+    (gradient,) = torch.autograd.grad(losses, x, torch.ones_like(losses))
+    # In the images' own strides: a channels_last model's gradient has others, and every later sum would crawl.
+    return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)
+
+
+def runners_up(z: Tensor, y: Tensor, n: int) -> Tensor:
+    """The n classes after the right one, by descending logit: [N, min(n, K - 1)]."""
+    others = z.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(n, z.shape[1] - 1), dim=1).indices
+
+
+def check_dlr(z: Tensor) -> None:
+    if z.shape[1] < DLR_CLASSES:
+        raise UsageError(f"the DLR loss needs at least {DLR_CLASSES} classes, the model has {z.shape[1]}")

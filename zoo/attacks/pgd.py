@@ -1,0 +1,212 @@
+"""One gradient attack with three hooks, and the published attacks that are a few lines on top of it.
+
+The hooks are plain functions: ``loss(z, y)`` is what is ascended, ``direction(gradient, memory)`` turns a
+gradient into a step of unit size (and may remember), ``start(ball, source)`` is where a restart begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from zoo.attacks.ball import DIMS, Ball, steepest
+from zoo.attacks.batch import survivors
+from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.losses import Loss, ascend, broken, loss_called
+from zoo.errors import UsageError
+
+Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Start = Callable[[Ball, torch.Generator], Tensor]
+
+
+@attack
+def fgsm(
+    model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", loss: str = "ce", seed: int = 0
+) -> Tensor:
+    """One step of size eps from the image itself: Goodfellow et al. 2015. Nothing is drawn from the seed.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K].
+        x: images [N, C, H, W]; y: labels [N].
+        loss: "ce", "cw" or "dlr".
+    """
+    return gradient_attack(model, x, y, eps=eps, norm=norm, step=eps, steps=1, loss=loss_called(loss), seed=seed)
+
+
+@attack
+def pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    step: float | None = None,
+    steps: int = 20,
+    restarts: int = 1,
+    loss: str = "ce",
+    random_start: bool = True,
+    early_stop: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """Projected gradient descent: Madry et al. 2018.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K].
+        x: images [N, C, H, W]; y: labels [N].
+        step: size of a step in the norm; 2.5 eps / steps if not given, enough to cross the ball.
+        restarts: each from a new random start, on the images not broken yet. Returned is the worst of each
+            image: a misclassified point before others, then the one of highest loss.
+        loss: "ce", "cw" or "dlr".
+        early_stop: leave an image where it is first misclassified. That is all that robust accuracy asks for, and
+            twice as fast; without it every image takes all the steps, as examples to replay on another model
+            should.
+    """
+    if restarts > 1 and not random_start:
+        raise UsageError(f"{restarts} restarts from the same point are one: leave random_start on")
+    return gradient_attack(
+        model,
+        x,
+        y,
+        eps=eps,
+        norm=norm,
+        step=2.5 * eps / steps if step is None else step,
+        steps=steps,
+        restarts=restarts,
+        loss=loss_called(loss),
+        start=Ball.random if random_start else from_image,
+        early_stop=early_stop,
+        seed=seed,
+    )
+
+
+@attack
+def mifgsm(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    step: float | None = None,
+    steps: int = 20,
+    decay: float = 1.0,
+    loss: str = "ce",
+    early_stop: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """Momentum iterative FGSM, from the image itself: Dong et al. 2018, eq. 6 and 7. Nothing is drawn from the seed.
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K].
+        x: images [N, C, H, W]; y: labels [N].
+        step: alpha; eps / steps if not given.
+        decay: mu, the weight of the gradients so far.
+        loss, early_stop: as for :func:`pgd`.
+    """
+
+    def momentum(gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        l1 = gradient.abs().sum(DIMS, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)  # [N, 1, 1, 1]
+        g = gradient / l1 if memory is None else decay * memory + gradient / l1
+        return steepest(g, norm), g
+
+    return gradient_attack(
+        model,
+        x,
+        y,
+        eps=eps,
+        norm=norm,
+        step=eps / steps if step is None else step,
+        steps=steps,
+        loss=loss_called(loss),
+        direction=momentum,
+        early_stop=early_stop,
+        seed=seed,
+    )
+
+
+@attack
+def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", seed: int = 0) -> Tensor:
+    """Noise drawn uniformly from the ball, whatever the model: it should hurt almost nothing."""
+    return Ball(x, eps, norm).random(generator(seed, "uniform", x.device))
+
+
+def from_image(ball: Ball, source: torch.Generator) -> Tensor:
+    """The start that is the image itself."""
+    return ball.x
+
+
+def gradient_attack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm,
+    step: float,
+    steps: int,
+    loss: Loss,
+    direction: Direction | None = None,
+    start: Start = from_image,
+    restarts: int = 1,
+    early_stop: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """The worst of each image over the restarts of :func:`_climb`; ``direction`` is steepest ascent by default."""
+    direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
+    ball = Ball(x, eps, norm)
+    worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
+    fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
+    for restart in range(restarts):
+        # Drawn for the whole batch, so that an image's noise does not hang on which others were broken.
+        x0 = start(ball, generator(seed, f"pgd {restart}", x.device))
+        todo = (~fell).nonzero().squeeze(1) if early_stop and restart else torch.arange(len(x), device=x.device)
+        if not len(todo):
+            break
+        x_adv = _climb(model, x0[todo], y[todo], ball.select(todo), step, steps, loss, direction, early_stop)
+        if restarts == 1:
+            return x_adv
+        z = model(x_adv)
+        losses, falls = loss(z, y[todo]), broken(z, y[todo])
+        was, best = fell[todo], worst_loss[todo]
+        better = (falls & ~was) | ((falls == was) & (losses > best))
+        worst[todo] = torch.where(better[:, None, None, None], x_adv, worst[todo])
+        worst_loss[todo] = torch.where(better, losses, best)
+        fell[todo] = was | falls
+    return worst
+
+
+def _climb(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    step: float,
+    steps: int,
+    loss: Loss,
+    direction: Direction,
+    early_stop: bool,
+) -> Tensor:
+    """From x, ``steps`` times: x <- project(x + step * direction(gradient)). Returns the last x [N, C, H, W], or,
+    with ``early_stop``, the first that is misclassified."""
+    result, index = x.clone(), torch.arange(len(x), device=x.device)
+    done = torch.zeros_like(y, dtype=torch.bool)
+    memory: Tensor | None = None
+    for _ in range(steps):
+        z, _, gradient = ascend(model, x, loss, y)
+        if early_stop:
+            done |= broken(z, y)
+            keep = survivors(done)
+            if keep is not None:
+                result[index] = x
+                x, y, ball, index, done = x[keep], y[keep], ball.select(keep), index[keep], done[keep]
+                gradient, memory = gradient[keep], memory if memory is None else memory[keep]
+                if not len(index):
+                    return result
+        towards, memory = direction(gradient, memory)
+        rate = torch.where(done, 0.0, step).to(x.dtype)  # what fell stays where it fell
+        x = ball.project(torch.addcmul(x, towards, rate[:, None, None, None]))
+    result[index] = x
+    return result

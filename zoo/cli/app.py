@@ -1,0 +1,126 @@
+"""The ``zoo`` command: verbs imported when they are called, errors told in one line, exit codes.
+
+A verb is a file ``zoo/cli/<verb>.py`` with one function ``command``, whose docstring is its help. The file is light to
+import (``zoo --help`` imports them all): torch, numpy, rich and rooms such as ``zoo.export`` are imported inside the
+function. Options that all verbs share are in ``zoo.cli.options``, what is printed goes through ``zoo.cli.output``.
+A verb never prints an error and exits: it raises a ``ZooError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zoo.errors import UsageError, ZooError, nearest
+from zoo.version import __version__
+
+VERBS = ("list", "show", "pick", "export", "verify", "eval", "train", "doctor")
+INTERRUPTED = 130
+
+
+class LazyGroup(TyperGroup):
+    """The verbs of :data:`VERBS`, each imported when it is looked up."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in VERBS:
+            return _verb(cmd_name)
+        if ctx.resilient_parsing:  # a shell asks for completions
+            return None
+        raise UsageError(f"'{cmd_name}' is not a verb of zoo{nearest(cmd_name, VERBS)} (known: {', '.join(VERBS)})")
+
+
+@cache
+def _verb(name: str) -> Any:
+    alone = typer.Typer(add_completion=False, context_settings=HELP_TOO)
+    alone.command(name)(importlib.import_module(f"zoo.cli.{name}").command)
+    return _light(typer.main.get_command(alone))
+
+
+def _light(command: Any) -> Any:
+    """Let ``command`` take the defaults of options that are not given as they are: they have their types already.
+
+    Recent typers convert even these by pydantic, which takes longer to import than all the rest of ``zoo list``. The
+    options with callbacks (--help, completion) do nothing unless they are given.
+    """
+
+    def trusting(parameter: Any, convert: Any) -> Any:
+        def process_value(ctx: Any, value: Any) -> Any:
+            source = ctx.get_parameter_source(parameter.name)
+            given = source is None or source.name != "DEFAULT" or parameter.required or parameter.multiple
+            return convert(ctx, value) if given else value
+
+        return process_value
+
+    for parameter in command.params:
+        vars(parameter)["process_value"] = trusting(parameter, parameter.process_value)
+    return command
+
+
+HELP_TOO = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(cls=LazyGroup, context_settings=HELP_TOO, rich_markup_mode="rich")
+
+
+@app.callback(invoke_without_command=True)
+def _zoo(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Small robust image classifiers, picked by a compute budget, exported, and attacked again on the exported engine.
+
+    FLOPs mean MACs (multiply-accumulates) everywhere.
+    """
+    if version:
+        typer.echo(f"robust-zoo {__version__}")
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``zoo`` with ``arguments`` and return its exit code."""
+    try:
+        code = _light(typer.main.get_command(app)).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("zoo: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` say, has what it wanted
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("ZOO_DEBUG"):
+            traceback.print_exc()
+        return _tell(error, as_json="--json" in arguments)
+
+
+def _tell(error: Exception, *, as_json: bool) -> int:
+    """One line on stderr, with ``--json`` an object on stdout too; returns the exit code."""
+    if isinstance(error, ZooError):
+        message, code = str(error), error.exit_code
+    elif hasattr(error, "format_message"):  # the parser's own errors: typer has moved their classes about
+        verb = getattr(getattr(error, "ctx", None), "command_path", "zoo")
+        message, code = f"{error.format_message().rstrip('.')} (see '{verb} --help')", UsageError.exit_code
+    elif isinstance(error, OSError) and error.strerror:
+        message, code = f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror, 1
+    else:
+        message = f"internal: {type(error).__name__}: {error}; set ZOO_DEBUG=1 and run again for the traceback"
+        code = 1
+    message = " ".join(message.split())
+    print(f"zoo: error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}, indent=2))
+    return code

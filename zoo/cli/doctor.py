@@ -1,0 +1,197 @@
+"""``zoo doctor``: what is installed, which engines work, and whether data and models are in order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from zoo.cli.options import AsJson, Offline, Quiet
+from zoo.cli.output import Output
+
+# Packages that not everybody needs come with what they are for.
+PACKAGES = {
+    "robust-zoo": "",
+    "torch": "",
+    "torchvision": "",
+    "numpy": "",
+    "safetensors": "",
+    "huggingface_hub": "",
+    "accelerate": "",
+    "onnx": "",
+    "onnxscript": "",
+    "onnxruntime": "",
+    "onnxruntime-gpu": "for ONNX Runtime on CUDA",
+    "tensorrt": "for TensorRT engines",
+    "openvino": "for OpenVINO engines",
+    "executorch": "for ExecuTorch programs",
+}
+ENGINES = ("torch", "onnxruntime", "tensorrt", "openvino", "executorch")
+
+
+def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
+    """Tell what is installed, which engines work, on which devices, and whether data and models are in order.
+
+    Nothing is installed, downloaded or changed. Exits with 5 if the registry or a weights file is damaged.
+
+    \b
+    Examples:
+      zoo doctor
+      zoo doctor --json
+    """
+    from zoo.errors import IntegrityError
+
+    out = Output(as_json=as_json, quiet=quiet)
+    out.say("looking ...")
+    report: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "engines": {name: _engine(name) for name in ENGINES},
+        "devices": _devices(),
+        "cache": _cache(),
+        "data": _data(),
+        "registry": _registry(),
+    }
+    out.result(report, lambda: _text(report))
+    if report["registry"]["faults"]:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _engine(name: str) -> dict[str, Any]:
+    """Whether the engine's package imports, and what it runs on."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return {"works": False, "why": "not installed"}
+        return {"works": False, "why": f"its dependency {error.name} is not installed"}
+    except Exception as error:  # a broken installation fails in ways of its own
+        return {"works": False, "why": f"{type(error).__name__}: {error}".splitlines()[0]}
+    on: list[str] = []
+    if name == "onnxruntime":
+        on = list(module.get_available_providers())
+    elif name == "openvino":
+        on = list(module.Core().available_devices)
+    return {"works": True, "on": on}
+
+
+def _devices() -> dict[str, Any]:
+    from zoo.toolchain import cpu_model
+
+    found: dict[str, Any] = {"cpu": cpu_model(), "cores": os.cpu_count(), "cuda": []}
+    if _version("torch"):
+        import torch
+
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["cuda"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _cache() -> dict[str, Any]:
+    from zoo.cache import cache_root
+
+    root = cache_root()
+    files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
+    return {
+        "place": str(root),
+        "exists": root.is_dir(),
+        "bytes": sum(path.stat().st_size for path in files),
+        "writable": os.access(_existing(root), os.W_OK),
+    }
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _data() -> dict[str, Any]:
+    from zoo.cache import cache_root
+
+    given = os.environ.get("ZOO_DATA")
+    return {
+        "ZOO_DATA": given,
+        "ZOO_DATA_is_folder": Path(given).is_dir() if given else None,
+        "cached": sorted(path.parent.name for path in cache_root().glob("cifar10-*/complete")),
+    }
+
+
+def _registry() -> dict[str, Any]:
+    """The registry checked afresh, and every bundled weights file hashed."""
+    from zoo.errors import ZooError
+    from zoo.registry import load_registry, registry_path
+    from zoo.schema import check
+    from zoo.weights import bundled, check_file
+
+    path = registry_path()
+    state: dict[str, Any] = {"place": str(path), "models": 0, "weights": {}, "faults": []}
+    try:
+        registry = load_registry(path)
+        check(path.read_bytes(), path)
+    except ZooError as error:
+        state["faults"].append(str(error))
+        return state
+    state["models"] = len(registry.models)
+    for name, entry in registry.models.items():
+        file = bundled(entry.weights)
+        if not file.exists():
+            state["weights"][name] = "on the Hub" if entry.weights.hub else "missing"
+            if not entry.weights.hub:
+                state["faults"].append(f"the weights of {name} are missing: '{file}'")
+            continue
+        try:
+            check_file(file, size=entry.weights.size, sha256=entry.weights.sha256)
+            state["weights"][name] = "in order"
+        except ZooError as error:
+            state["weights"][name] = "damaged"
+            state["faults"].append(str(error))
+    return state
+
+
+def _text(report: dict[str, Any]) -> str:
+    from zoo.budget import format_size
+    from zoo.cli.output import table
+    from zoo.cli.tables import wrapped
+
+    packages = [[name, found or "-", PACKAGES[name]] for name, found in report["packages"].items()]
+    engines = [
+        [name, "works" if state["works"] else "-", ", ".join(state["on"]) if state["works"] else state["why"]]
+        for name, state in report["engines"].items()
+    ]
+    devices, cache, data, registry = (report[key] for key in ("devices", "cache", "data", "registry"))
+    cached = f"cached: {', '.join(data['cached'])}" if data["cached"] else "nothing decoded in the cache"
+    place = f"ZOO_DATA is {data['ZOO_DATA']}" if data["ZOO_DATA"] else "ZOO_DATA is not set"
+    if data["ZOO_DATA_is_folder"] is False:
+        place += " (not a folder)"
+    intact = sum(state == "in order" for state in registry["weights"].values())
+    facts = {
+        "CPU": f"{devices['cpu']}, {devices['cores']} cores",
+        "CUDA": ", ".join(devices["cuda"]) or "no device",
+        "cache": f"{cache['place']}, {format_size(cache['bytes'])}{'' if cache['writable'] else ', not writable'}",
+        "CIFAR-10": f"{place}; {cached}",
+        "registry": f"{registry['place']}: {registry['models']} models, {intact} bundled weights files in order",
+    }
+    lines = [
+        f"Python {report['python']} on {report['platform']}",
+        "",
+        table(["package", "version", ""], packages, right=()),
+    ]
+    lines += ["", table(["engine", "state", "on"], engines, right=()), ""]
+    for term, fact in facts.items():
+        lines += wrapped(f"{term:10}{fact}", indent=" " * 10)
+    lines += ["", *(f"FAULT: {fault}" for fault in registry["faults"])] if registry["faults"] else []
+    return "\n".join(lines)

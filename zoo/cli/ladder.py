@@ -1,0 +1,34 @@
+"""The table of rungs that ``zoo export`` and ``zoo verify`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from zoo.cli.output import table
+
+if TYPE_CHECKING:
+    from zoo.export.manifest import Rung
+
+LEGEND = (
+    "right: images classified correctly (under every attack so far), %. lost: upper\n"
+    "95 % bound of twin - engine, points; for parity, the largest logit difference."
+)
+
+
+def rungs_table(rungs: Sequence[Rung]) -> str:
+    """What the engine and its float twin got right on each rung, and what may be lost."""
+    columns = ["rung", "twin right", "engine right", "lost", "allowed", "n", ""]
+    return f"{table(columns, [_row(rung) for rung in rungs])}\n\n{LEGEND}"
+
+
+def _row(rung: Rung) -> list[str]:
+    last = [f"{rung.n:,}", "holds" if rung.holds else "FAILS"]
+    if rung.name == "integrity":
+        return [rung.name, "", "", "", "", f"{rung.n} files" if rung.n > 1 else "1 file", last[1]]
+    if rung.name == "parity":
+        lost, allowed = rung.measured["max_logit_difference"], rung.threshold["tolerance"]
+        return [rung.name, "", "", f"{lost:.1e}", f"{allowed:.1e}", *last]
+    twin, engine = rung.measured["twin"]["accuracy"], rung.measured["engine"]["accuracy"]
+    lost, allowed = rung.measured["upper95"], rung.threshold["margin"]
+    return [rung.name, f"{100 * twin:.2f}", f"{100 * engine:.2f}", f"{100 * lost:.2f}", f"{100 * allowed:.2f}", *last]

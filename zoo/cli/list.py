@@ -1,0 +1,58 @@
+"""``zoo list``: the models and what they cost and hold."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zoo.cli.options import AsJson, By, Offline, Quiet
+from zoo.cli.output import Output
+
+
+def command(
+    pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="Names to list.")] = "*",
+    max_flops: Annotated[
+        str | None, typer.Option("--max-flops", "--max-macs", metavar="COUNT", help="At most so many MACs, as 15M.")
+    ] = None,
+    max_params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
+    min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
+    min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
+    family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
+    by: By = "pgd20",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """List the models of the registry: cost and measured accuracy.
+
+    FLOPs are MACs (multiply-accumulates) of one image.
+
+    \b
+    Examples:
+      zoo list
+      zoo list 'trades-*' --max-flops 15M
+      zoo list --min-robust 40% --by autoattack --json
+    """
+    from zoo.cli.tables import entries_table
+    from zoo.registry import load_registry
+    from zoo.selection import list_models
+
+    registry = load_registry()
+    names = list_models(
+        pattern,
+        max_flops=max_flops,
+        max_params=max_params,
+        min_clean=min_clean,
+        min_robust=min_robust,
+        by=by,
+        family=family,
+        registry=registry,
+    )
+    entries = [registry.models[name] for name in names]
+    out = Output(as_json=as_json, quiet=quiet)
+    if not entries:
+        out.say("no model matches" if registry.models else "the registry holds no model yet")
+    if entries or as_json:
+        listed = {"models": [{"name": entry.name, **entry.to_dict()} for entry in entries]}
+        out.result(listed, lambda: entries_table(registry, entries, by=by))

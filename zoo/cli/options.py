@@ -1,0 +1,43 @@
+"""Options that verbs share: one spelling, one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.errors import ZooError
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Names of the registry that start so, for the shell to complete."""
+    from zoo.registry import load_registry
+
+    try:
+        return [name for name in load_registry().models if name.startswith(incomplete)]
+    except ZooError:  # there is no place for a message while a shell completes
+        return []
+
+
+def protocol_names(incomplete: str) -> list[str]:
+    """Names of the registry's protocols that start so, for the shell to complete."""
+    from zoo.registry import load_registry
+
+    try:
+        return [name for name in load_registry().protocols if name.startswith(incomplete)]
+    except ZooError:
+        return []
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="CIFAR-10's parquet files (else ZOO_DATA, the cache, the Hub)."),
+]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]
+By = Annotated[
+    str, typer.Option("--by", metavar="PROTOCOL", help="Rank by this protocol.", autocompletion=protocol_names)
+]

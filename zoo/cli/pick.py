@@ -1,0 +1,143 @@
+"""``zoo pick``: the most robust model within a budget, and, if asked, its export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.options import AsJson, By, Data, Offline, Quiet
+from zoo.cli.output import Output
+
+if TYPE_CHECKING:
+    from zoo.entry import Entry
+
+
+def command(
+    flops: Annotated[
+        str | None, typer.Option("--flops", "--macs", metavar="COUNT", help="At most so many MACs an image, as 15M.")
+    ] = None,
+    params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="BYTES", help="At most such a weights file, as 1.9MB.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most this median latency.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Where --latency-ms was measured.")] = None,
+    min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
+    min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
+    by: By = "pgd20",
+    n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="The best K.")] = 1,
+    family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
+    pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
+    export: Annotated[str | None, typer.Option(metavar="FORMAT", help="Export it too: onnx, ...")] = None,
+    precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, ...")] = "fp32",
+    batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that the export is checked at.")] = "1,8,64",
+    verify: Annotated[
+        str | None, typer.Option(metavar="RUNG", help="none, parity, clean or robust; else as far as the data allow.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")] = Path("bundles"),
+    data: Data = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Keep a bundle that failed its gates.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Pick the most accurate model under attack within a budget, and export it.
+
+    FLOPs are MACs (multiply-accumulates) of one image. Ties go to fewer MACs.
+    When nothing matches, the nearest miss is named (exit code 3).
+
+    \b
+    Examples:
+      zoo pick --flops 15M
+      zoo pick --flops 15M --min-clean 70% --by autoattack -n 3
+      zoo pick --params 0.5M --pareto --json
+      zoo pick --flops 15M --export onnx --out bundles
+    """
+    from zoo.cli.tables import entries_table
+    from zoo.constraints import constraints_of
+    from zoo.errors import UsageError
+    from zoo.registry import load_registry
+    from zoo.selection import choose
+    from zoo.selection import pareto as pareto_front
+
+    out_ = Output(as_json=as_json, quiet=quiet)
+    several = "--pareto" if pareto else f"-n {n}" if n > 1 else ""
+    if export and several:
+        raise UsageError(f"{several} asks for several models and --export takes one: leave one of them out")
+    if pareto and n > 1:
+        raise UsageError("--pareto lists the whole front: leave -n out")
+    registry = load_registry()
+    limits = constraints_of(
+        registry,
+        flops=flops,
+        params=params,
+        size=size,
+        min_clean=min_clean,
+        min_robust=min_robust,
+        latency_ms=latency_ms,
+        device=device,
+        by=by,
+    )
+    choice = choose(registry, limits, by=by, family=family)
+    if choice.left_out:
+        out_.say(f"left out, for want of a measurement: {', '.join(choice.left_out)}")
+    picked = pareto_front(choice.ranked, by=by) if pareto else choice.ranked[:n]
+    report: dict[str, Any] = {
+        "picked": [{"name": entry.name, **entry.to_dict()} for entry in picked],
+        "by": by,
+        "left_out": choice.left_out,
+    }
+    text = entries_table(registry, picked, by=by)
+    if export:
+        order = {
+            "format": export,
+            "precision": precision,
+            "batches": batch_sizes(batch),
+            "out": out,
+            "verify": verify,
+            "data": data,
+            "offline": offline,
+            "keep_failed": keep_failed,
+            "force": force,
+        }
+        report["export"] = {**order, "out": str(out), "data": str(data) if data else None, "dry_run": dry_run}
+        if dry_run:
+            text += f"\n\n{_plan(picked[0], order)}"
+        else:
+            bundle = _export(picked[0], order, out_)
+            report["bundle"] = str(bundle)
+            text += f"\n\nExported to {bundle}"
+    out_.result(report, text)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """``"1,8,64"`` as ``(1, 8, 64)``.
+
+    Raises:
+        UsageError: one of them is not a positive integer.
+    """
+    from zoo.errors import UsageError
+
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--batch takes positive integers, as 1,8,64, not '{text}'")
+    return tuple(int(size) for size in sizes)
+
+
+def _plan(entry: Entry, order: dict[str, Any]) -> str:
+    rung = order["verify"] or "as far as the data allow"
+    sizes = ", ".join(map(str, order["batches"]))
+    return (
+        f"Would export {entry.name} as {order['format']} in {order['precision']} for batches of {sizes}\n"
+        f"to {order['out']}, and verify: {rung}."
+    )
+
+
+def _export(entry: Entry, order: dict[str, Any], out: Output) -> Path:
+    out.say(f"exporting {entry.name} ...")
+    from zoo.export import export_model
+
+    with out.progress() as advance:
+        return export_model(entry.name, **order, progress=advance, notify=out.say)

@@ -1,0 +1,68 @@
+"""Tables of registry entries, as ``zoo list`` and ``zoo pick`` print them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.budget import format_count
+from zoo.cli.output import table
+from zoo.entry import Entry, Registry, Result
+
+SHOWN = ("clean", "pgd20", "autoattack")
+
+
+def percent(result: Result | None) -> str:
+    """``65.6 ±0.9``: accuracy and half the width of its interval, in points."""
+    if result is None:
+        return "-"
+    low, high = result.accuracy.ci95
+    return f"{100 * result.accuracy.value:.1f} ±{50 * (high - low):.1f}"
+
+
+def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pgd20") -> str:
+    """Cost and accuracy of ``entries``, with what the columns mean below."""
+    shown = SHOWN if by in SHOWN else (*SHOWN, by)
+    rows = [
+        [e.name, format_count(e.macs), format_count(e.params), *(percent(e.results.get(name)) for name in shown)]
+        for e in entries
+    ]
+    flagged = [f"{entry.name} is flagged: {', '.join(entry.flags)}." for entry in entries if entry.flags]
+    legend = [
+        "MACs (multiply-accumulates) of one image; accuracy in %, ± half of the 95 % Wilson interval.",
+        *(f"{name}: {described(registry.protocols[name])}." for name in shown if name in registry.protocols),
+        *flagged,
+    ]
+    lines = [line for text in legend for line in wrapped(text, indent="  ")]
+    return "\n".join([table(["model", "MACs", "params", *shown], rows), "", *lines])
+
+
+def described(protocol: Mapping[str, Any]) -> str:
+    """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
+    words = ["no attack" if protocol["attack"] == "none" else protocol["attack"]]
+    if protocol["attack"] != "none":
+        words.append(f"{protocol['norm']} {in_pixels(protocol['eps'])}")
+    if protocol.get("steps"):
+        words.append(f"{protocol['steps']} steps")
+    return f"{', '.join(words)}, n = {protocol['n']:,} {protocol['split']} images"
+
+
+def in_pixels(eps: float) -> str:
+    """``8/255`` for 0.03137..., the number itself where it is no multiple of 1/255."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def in_words(spec: Mapping[str, Any]) -> str:
+    """An architecture spec on a line: ``staged, widths 16-16 / 32-32, resolutions 32 / 16, ...``."""
+    lists = {"widths": " / ".join("-".join(map(str, stage)) for stage in spec.get("widths", []))}
+    lists["resolutions"] = " / ".join(map(str, spec.get("resolutions", [])))
+    rest = {key: value for key, value in spec.items() if key not in (*lists, "arch", "mean", "std")}
+    words = [f"{key} {value}" for key, value in (lists | rest).items() if value not in ("", None)]
+    return ", ".join([str(spec["arch"]), *words])
+
+
+def wrapped(text: str, *, indent: str = "") -> list[str]:
+    """Lines of at most 79 characters, all but the first indented."""
+    return textwrap.wrap(text, 79, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,0 +1,93 @@
+"""``zoo train``: run a recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.options import AsJson, Data, Offline, Quiet
+from zoo.cli.output import Output
+from zoo.errors import UsageError
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str) -> float:
+    """A duration such as ``90s``, ``45m`` or ``1.5h``, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"a time budget is a positive number with a unit, such as 90s, 45m or 1.5h, not '{text}'")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a published recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Apply a preset of the recipe, such as smoke.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder (default: runs/NAME).", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+    ] = False,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End by then (90s, 45m, 2h), with the schedule brought forward.")
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Train a recipe; its averaged weights end up in OUT/model.
+
+    Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several processes or machines, start it
+    with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`.
+
+    \b
+    Examples:
+      zoo train trades-s7
+      zoo train trades-s7 --preset smoke --out runs/try
+      zoo train my.toml --set train.epochs=2 --set optimizer.lr=0.1
+      zoo train trades-s7 --resume --time-budget 45m
+    """
+    from zoo.data import load_cifar10
+    from zoo.train.loop import fit
+    from zoo.train.recipe import load_recipe
+
+    output = Output(as_json=as_json, quiet=quiet)
+    settings = load_recipe(recipe, overrides=overrides or (), preset=preset)
+    budget = None if time_budget is None else seconds(time_budget)
+    folder = out or Path("runs") / settings.name
+    dataset = load_cifar10(data, offline=offline)
+    history: list[dict[str, Any]] = []
+
+    def report(metrics: dict[str, Any]) -> None:
+        history.append(metrics)
+        output.say(
+            f"epoch {metrics['epoch']:g}/{settings.train.epochs}  loss {metrics['loss']:.3f}  "
+            f"held-out clean {metrics['clean']:.1%}  PGD-{settings.guard.steps} {metrics['pgd']:.1%}  "
+            f"{metrics['images_per_s']:.0f} images/s"
+        )
+
+    with output.progress() as advance:
+        model = fit(
+            settings,
+            dataset,
+            folder,
+            resume=resume,
+            time_budget=budget,
+            report=report,
+            tick=lambda step, total, loss: advance(
+                "training", step * settings.train.batch_size, total * settings.train.batch_size
+            ),
+        )
+    last = history[-1] if history else None
+    output.result(
+        {"model": str(model), "name": settings.name, "last_epoch": last},
+        f"{model}: try it with `zoo eval local-dir:{model}`",
+    )

@@ -1,0 +1,75 @@
+"""``zoo verify``: check a bundle, and attack its engine again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.cli.options import AsJson, Data, Offline, Quiet
+from zoo.cli.output import Output
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that zoo export wrote.")],
+    level: Annotated[
+        str | None,
+        typer.Option("--verify", metavar="LEVEL", help="none, parity, clean or robust; else as far as the data allow."),
+    ] = None,
+    data: Data = None,
+    margin: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Accuracy that may be lost; else as it was exported.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as it was exported.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
+    square: Annotated[
+        int, typer.Option(metavar="QUERIES", help="Also attack with Square, with so many queries an image.")
+    ] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Replace the bundle's reports by what is found now.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Check every byte of a bundle, rebuild its float model, and attack the exported engine again.
+
+    Exit code 5: a file was altered. 8: the engine disagrees with the float
+    model, or is less accurate. 9: it is not shown to be as robust.
+
+    \b
+    Examples:
+      zoo verify bundles/trades-s7--onnxruntime-fp32
+      zoo verify bundles/trades-s7--onnxruntime-fp32 --verify parity --json
+      zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
+    """
+    from zoo.cli.ladder import rungs_table
+    from zoo.export import sign_off, verify_bundle
+    from zoo.export.report import UNVERIFIED, robustness
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as advance:
+        report = verify_bundle(
+            bundle,
+            level=level,
+            data=data,
+            offline=offline,
+            margin=None if margin is None else margin / 100,
+            tolerance=tolerance,
+            n=n,
+            seed=seed,
+            queries=square,
+            write=write,
+            progress=advance,
+        )
+    if report.failed is not None:
+        output.say(rungs_table(report.rungs))
+    sign_off(report)
+    if level is None and report.reached != "robust":
+        output.say(UNVERIFIED)
+    output.result(
+        {"bundle": str(bundle), "robustness": robustness(report), **report.model_dump(mode="json", exclude_none=True)},
+        lambda: f"{rungs_table(report.rungs)}\n\nEvery file of {bundle} is as it was written, and every rung holds.",
+    )

@@ -1,0 +1,175 @@
+"""What the registry holds: plain frozen dataclasses, so that listing models imports next to nothing.
+
+``zoo.schema`` checks a registry file against these very types, bounds included; the classes themselves trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar
+
+
+class Bounds:
+    """Limits on a field, in pydantic-core's words, for whoever validates; they cost nothing to whoever does not."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.limits = limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), **self.limits}
+
+
+Count = Annotated[int, Bounds(ge=0)]
+Amount = Annotated[float, Bounds(ge=0)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
+Text = Annotated[str, Bounds(min_length=1)]
+Sha256 = Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Bounds(pattern=r"^[0-9a-f]{40}$")]
+Safetensors = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*\.safetensors$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(_Record):
+    """The proportion of n images that a model classifies correctly, with its 95 % Wilson interval."""
+
+    value: Share
+    n: Annotated[int, Bounds(ge=1)]
+    ci95: tuple[Share, Share]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(_Record):
+    """One model under one protocol, and what it was measured with."""
+
+    accuracy: Accuracy
+    weights_sha256: Sha256
+    dataset_sha256: Sha256  # the fingerprint of the split
+    toolchain: dict[str, str]
+    measured_at: Text  # ISO 8601 with the time zone
+    wall_s: Amount
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(_Record):
+    """Where the Hugging Face Hub has a file."""
+
+    repo_id: Text
+    revision: Commit
+    filename: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(_Record):
+    """A safetensors file, in the package or on the Hub; ``size`` in bytes."""
+
+    file: Safetensors
+    size: Annotated[int, Bounds(ge=1)]
+    sha256: Sha256
+    hub: Hub | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Record):
+    """How the weights came about."""
+
+    recipe: Text
+    recipe_sha256: Sha256
+    seed: int
+    teacher: str | None = None
+    epochs: Amount
+    images_seen: Count
+    wall_s: Amount
+    device: Text
+    commit: Commit | None = None
+    torch: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(_Record):
+    """A number that a paper states; never mixed with what was measured here."""
+
+    value: Share
+    source: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(_Record):
+    """Milliseconds for a batch on one engine: median and 95th percentile."""
+
+    batch: Annotated[int, Bounds(ge=1)]
+    p50_ms: Amount
+    p95_ms: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(_Record):
+    """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image."""
+
+    family: Text
+    description: str
+    spec: dict[str, Any]
+    macs: Count
+    params: Count
+    weights: Weights
+    license: Text
+    paper: str | None = None
+    train: Train
+    results: dict[str, Result]
+    reported: dict[str, Reported] = field(default_factory=dict)
+    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)  # by device, then engine
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Model):
+    """A registry entry and its name."""
+
+    name: str
+
+    def accuracy(self, protocol: str) -> float | None:
+        """The share of images classified correctly under ``protocol``, or None if it was not measured."""
+        return self.results[protocol].accuracy.value if protocol in self.results else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as the registry file has it: without the name, which is its key there."""
+        data = asdict(self)
+        del data["name"]
+        return data
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
+        """The entry that checked JSON ``data`` describes."""
+        hub = data["weights"].get("hub")
+        nested = {
+            "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
+            "train": Train(**data["train"]),
+            "results": {protocol: _result(result) for protocol, result in data["results"].items()},
+            "reported": {key: Reported(**number) for key, number in data.get("reported", {}).items()},
+            "latency": {
+                device: {engine: Latency(**times) for engine, times in engines.items()}
+                for device, engines in data.get("latency", {}).items()
+            },
+            "flags": tuple(data.get("flags", ())),
+        }
+        return cls(name=name, **{**data, **nested})
+
+
+def _result(data: Mapping[str, Any]) -> Result:
+    accuracy = data["accuracy"]
+    return Result(**{**data, "accuracy": Accuracy(**{**accuracy, "ci95": tuple(accuracy["ci95"])})})
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry file that was checked; ``protocols`` and ``datasets`` are as in its JSON."""
+
+    protocols: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Entry]

@@ -1,0 +1,130 @@
+"""The registry of released models: one JSON file, checked when it is read, replaced whole when it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from zoo.atomic import locked, write_atomic
+from zoo.cache import cache_root
+from zoo.entry import Entry, Registry
+from zoo.errors import IntegrityError, UnknownModel, nearest
+from zoo.version import __version__
+
+PACKAGED = Path(__file__).with_name("registry.json")
+
+
+def registry_path(path: Path | str | None = None) -> Path:
+    """``path``, else ``ZOO_REGISTRY``, else the packaged file."""
+    return Path(path or os.environ.get("ZOO_REGISTRY") or PACKAGED)
+
+
+def load_registry(path: Path | str | None = None) -> Registry:
+    """The registry at ``path``, else at ``ZOO_REGISTRY``, else the packaged one.
+
+    Raises:
+        IntegrityError: the file cannot be read, or is not a valid registry; the message names the first fault.
+    """
+    path = registry_path(path)
+    text = _read(path)
+    _check_once(text, path)
+    data = json.loads(text)
+    models = {name: Entry.from_dict(name, model) for name, model in data["models"].items()}
+    return Registry(protocols=data["protocols"], datasets=data["datasets"], models=models)
+
+
+def info(name: str, *, registry: Registry | None = None) -> Entry:
+    """The registry's entry called ``name``.
+
+    Raises:
+        UnknownModel: there is none; the message names the nearest.
+    """
+    models = (registry or load_registry()).models
+    if name not in models:
+        hint = nearest(name, models) or ("" if models else ": the registry is empty")
+        raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if models else ""))
+    return models[name]
+
+
+def write_model(
+    name: str,
+    model: Mapping[str, Any],
+    *,
+    datasets: Mapping[str, Any] | None = None,
+    path: Path | str | None = None,
+) -> None:
+    """Add ``model`` to the registry as ``name``, or replace it. All or nothing, one writer at a time.
+
+    Args:
+        model: the entry's JSON form, as :meth:`zoo.entry.Entry.to_dict` gives it.
+        datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for splits that the results refer to; those that
+            the registry has already must be the same.
+
+    Raises:
+        IntegrityError: the registry would not be valid, and was left as it was.
+    """
+    from zoo.protocols import PROTOCOLS
+    from zoo.schema import check
+
+    path = registry_path(path).resolve()
+    with locked(path.parent):
+        text = _read(path)
+        check(text, path)
+        data = json.loads(text)
+        for dataset, facts in (datasets or {}).items():
+            splits = data["datasets"].setdefault(dataset, {"splits": {}})["splits"]
+            for split, stored in facts["splits"].items():
+                if splits.setdefault(split, dict(stored)) != dict(stored):
+                    raise IntegrityError(f"the registry '{path}' has another {split} split of {dataset} than this one")
+        for protocol in model.get("results", {}):
+            if protocol in PROTOCOLS:
+                current = PROTOCOLS[protocol].model_dump(mode="json")
+                if data["protocols"].setdefault(protocol, current) != current:
+                    raise IntegrityError(
+                        f"the registry '{path}' defines protocol '{protocol}' differently: give the new one a new name"
+                    )
+        data["models"] = dict(sorted({**data["models"], name: dict(model)}.items()))
+        text = (pretty(data) + "\n").encode()
+        check(text, path)
+        write_atomic(path, text)
+
+
+def pretty(data: Any, indent: str = "", width: int = 120) -> str:
+    """JSON in which whatever fits on a line stands on one: readable by hand, and stable."""
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if not isinstance(data, dict | list) or not data or (len(indent) + len(line) <= width and indent):
+        return line
+    deeper = indent + "  "
+    if isinstance(data, dict):
+        parts = [f"{json.dumps(str(key))}: {pretty(value, deeper, width)}" for key, value in data.items()]
+    else:
+        parts = [pretty(value, deeper, width) for value in data]
+    opening, closing = "{}" if isinstance(data, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"the registry '{path}' cannot be read: {error.strerror}") from None
+
+
+def _check_once(text: bytes, path: Path) -> None:
+    """Check ``text`` unless the cache notes that the very same was valid: checking takes longer than all the rest of
+    ``zoo list``. A cache that cannot be written costs this time, and nothing else."""
+    digest = hashlib.sha256(__version__.encode() + b"\0" + text).hexdigest()
+    note = cache_root() / "valid-registries" / digest
+    if note.exists():
+        return
+    from zoo.schema import check
+
+    check(text, path)
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()

@@ -1,0 +1,138 @@
+"""Release a model: its measured results, per-image bits and weights go where users find them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.atomic import write_atomic
+from zoo.errors import UsageError
+from zoo.measure import Measurement
+from zoo.registry import info, load_registry, write_model
+from zoo.spec import cost, parse_spec
+
+BUNDLED = Path(__file__).with_name("bundled")
+LICENSE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that could be released: its name, the weights file with its hash, and its entry so far."""
+
+    name: str
+    weights: Path
+    sha256: str
+    entry: dict[str, Any]
+
+
+def candidate(name: str) -> Candidate:
+    """The registry entry called ``name``, or the trained model in the folder of ``local-dir:PATH``.
+
+    Raises:
+        UnknownModel: the registry has no such name.
+        UsageError: the folder is not one that training leaves.
+    """
+    if not name.startswith("local-dir:"):
+        entry = info(name)
+        path = BUNDLED / entry.weights.file
+        if not path.is_file():
+            raise UsageError(
+                f"the weights of '{name}' are not in this checkout: --write wants them in '{BUNDLED.name}/'"
+            )
+        return Candidate(name, path, entry.weights.sha256, entry.to_dict())
+    folder = Path(name.removeprefix("local-dir:"))
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = (folder / "model.safetensors").read_bytes()
+        train = dict(config["train"])
+        settings = json.dumps(train.pop("settings"), sort_keys=True)
+        train.pop("history")
+        identity = {key: config[key] for key in ("family", "description", "paper", "spec")}
+        called = str(config["name"])
+    except (OSError, KeyError, ValueError) as error:
+        raise UsageError(f"'{folder}' is not a model folder that zoo train leaves: {error}") from None
+    sha256 = hashlib.sha256(weights).hexdigest()
+    macs, params = cost(parse_spec(identity["spec"]))
+    entry_so_far = {
+        **identity,
+        "macs": macs,
+        "params": params,
+        "weights": {"file": f"{called}.safetensors", "size": len(weights), "sha256": sha256},
+        "license": LICENSE,
+        "train": {**train, "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest()},
+        "results": {},
+    }
+    known = load_registry().models.get(called)
+    if known is not None and known.weights.sha256 == sha256:  # measured before: more results for the same weights
+        entry_so_far = known.to_dict()
+    return Candidate(called, folder / "model.safetensors", sha256, entry_so_far)
+
+
+def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
+    """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied into the package.
+
+    The registry is written last: until then it knows nothing of the new files.
+
+    Raises:
+        IntegrityError: the registry would not be valid, and was left as it was.
+    """
+    measured = list(measurements)
+    BUNDLED.mkdir(exist_ok=True)
+    target = BUNDLED / model.entry["weights"]["file"]
+    if target.resolve() != model.weights.resolve():
+        scratch = target.with_suffix(".tmp")
+        shutil.copyfile(model.weights, scratch)
+        scratch.replace(target)
+    _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
+    model.entry["results"] |= {one.protocol.name: one.result for one in measured}
+    flags = set(model.entry.get("flags", ())) | {"unreliable" for one in measured if one.unreliable}
+    model.entry["flags"] = sorted(flags)
+    splits = {one.protocol.split: one for one in measured}
+    datasets = {
+        one.protocol.dataset: {"splits": {split: {"n": one.split_size, "sha256": one.result["dataset_sha256"]}}}
+        for split, one in splits.items()
+    }
+    write_model(model.name, model.entry, datasets=datasets)
+
+
+def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> None:
+    """Packed bits [n / 8] by protocol, with n beside them; those of other weights are dropped."""
+    arrays: dict[str, Any] = {}
+    if path.exists():
+        with np.load(path) as stored:
+            if str(stored["weights_sha256"]) == weights_sha256:
+                arrays = dict(stored)
+    arrays["weights_sha256"] = np.array(weights_sha256)
+    for one in measured:
+        arrays[one.protocol.name] = np.packbits(one.bits)
+        arrays[f"{one.protocol.name}.n"] = np.array(len(one.bits))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def stored_bits(name: str) -> dict[str, np.ndarray]:
+    """The per-image bits, bool [n] by protocol, of the released model ``name``: right under that attack or not.
+
+    Raises:
+        UnknownModel: the registry has no such name.
+        UsageError: no bits are stored for the entry's weights.
+    """
+    entry, path = info(name), BUNDLED / f"{name}.bits.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            if str(stored["weights_sha256"]) == entry.weights.sha256:
+                return {
+                    key: np.unpackbits(stored[key], count=int(stored[f"{key}.n"])).astype(bool)
+                    for key in entry.results
+                    if key in stored
+                }
+    raise UsageError(f"no per-image bits are stored for '{name}': measure it with `zoo eval {name} --write`")
