@@ -26,8 +26,10 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write(folder: Path, text: str = "new") -> None:
+def write(folder: Path, text: str = "new", *, then: BaseException | None = None) -> None:
     (folder / MANIFEST).write_text(text)
+    if then is not None:
+        raise then
 
 
 # -- whole or not at all ---------------------------------------------------------------------------------------
@@ -46,15 +48,14 @@ def test_a_bundle_appears_under_its_name_only_when_it_is_complete(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), IntegrityError("bad")])
 def test_an_error_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)), staged(tmp_path / "bundle") as scratch:
-        write(scratch)
-        raise error
+        write(scratch, then=error)
     assert left_in(tmp_path) == []
 
 
 def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx")
     with pytest.raises(ExportFailed, match="No space left on device") as caught, staged(tmp_path / "bundle") as scratch:
-        write(scratch)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch / "model.onnx"))
+        write(scratch, then=full)
     assert caught.value.exit_code == 7
     assert left_in(tmp_path) == []
 
@@ -162,8 +163,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
 def test_what_failed_is_kept_when_asked_for(tmp_path):
     for text in ("once", "twice"):
         with pytest.raises(RuntimeError), staged(tmp_path / "bundle", keep_failed=True) as scratch:
-            write(scratch, text)
-            raise RuntimeError
+            write(scratch, text, then=RuntimeError())
     assert left_in(tmp_path) == ["bundle.failed"]
     assert (tmp_path / "bundle.failed" / MANIFEST).read_text() == "twice"
 

@@ -64,7 +64,7 @@ def test_robustness_survives_the_sanity_checks(name, pixels):
         settings = protocol("pgd20").model_copy(update=changes)
         return float(evaluate(model, images, labels, settings).mean())
 
-    by_eps = [accuracy(eps=eps, step=eps / 4) for eps in (0.0, EPS / 2, EPS, 2 * EPS, 4 * EPS, 8 * EPS)]
+    by_eps = [accuracy(eps=eps, step=eps / 4) for eps in (1e-9, EPS / 2, EPS, 2 * EPS, 4 * EPS, 8 * EPS)]
     assert by_eps == sorted(by_eps, reverse=True)
     assert by_eps[-1] < 0.01
     by_steps = [accuracy(steps=steps) for steps in (1, 5, 20, 100)]

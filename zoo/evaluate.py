@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ class _Ledger:
                 if str(stored["key"]) == key:
                     self.done, self.bits = stored["done"], stored["bits"]
                     self.counts = json.loads(str(stored["counts"]))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise IntegrityError(
                 f"the half-done evaluation in '{path}' is unreadable ({type(error).__name__}): remove it"
             ) from None

@@ -14,12 +14,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from zoo.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
@@ -28,7 +28,36 @@ VERBS = ("list", "show", "pick", "export", "verify", "eval", "train", "doctor")
 INTERRUPTED = 130
 
 
-class LazyGroup(TyperGroup):
+class _TrustingDefaults:
+    """A command that takes the defaults of options that are not given as they are: they have their types already.
+
+    Recent typers convert even these by pydantic, which takes longer to import than all the rest of ``zoo list``. The
+    options with callbacks (--help, completion) do nothing unless they are given.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            vars(parameter).setdefault("process_value", _converting_what_is_given(parameter))
+        return parameters
+
+
+def _converting_what_is_given(parameter: Any) -> Callable[[Any, Any], Any]:
+    convert = parameter.process_value
+
+    def process_value(ctx: Any, value: Any) -> Any:
+        source = ctx.get_parameter_source(parameter.name)
+        given = source is None or source.name != "DEFAULT" or parameter.required or parameter.multiple
+        return convert(ctx, value) if given else value
+
+    return process_value
+
+
+class Verb(_TrustingDefaults, TyperCommand):
+    """One verb of the command line."""
+
+
+class Verbs(_TrustingDefaults, TyperGroup):
     """The verbs of :data:`VERBS`, each imported when it is looked up."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -45,32 +74,12 @@ class LazyGroup(TyperGroup):
 @cache
 def _verb(name: str) -> Any:
     alone = typer.Typer(add_completion=False, context_settings=HELP_TOO)
-    alone.command(name)(importlib.import_module(f"zoo.cli.{name}").command)
-    return _light(typer.main.get_command(alone))
-
-
-def _light(command: Any) -> Any:
-    """Let ``command`` take the defaults of options that are not given as they are: they have their types already.
-
-    Recent typers convert even these by pydantic, which takes longer to import than all the rest of ``zoo list``. The
-    options with callbacks (--help, completion) do nothing unless they are given.
-    """
-
-    def trusting(parameter: Any, convert: Any) -> Any:
-        def process_value(ctx: Any, value: Any) -> Any:
-            source = ctx.get_parameter_source(parameter.name)
-            given = source is None or source.name != "DEFAULT" or parameter.required or parameter.multiple
-            return convert(ctx, value) if given else value
-
-        return process_value
-
-    for parameter in command.params:
-        vars(parameter)["process_value"] = trusting(parameter, parameter.process_value)
-    return command
+    alone.command(name, cls=Verb)(importlib.import_module(f"zoo.cli.{name}").command)
+    return typer.main.get_command(alone)
 
 
 HELP_TOO = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(cls=LazyGroup, context_settings=HELP_TOO, rich_markup_mode="rich")
+app = typer.Typer(cls=Verbs, context_settings=HELP_TOO, rich_markup_mode="rich")
 
 
 @app.callback(invoke_without_command=True)
@@ -91,7 +100,7 @@ def _zoo(
 def run(arguments: Sequence[str]) -> int:
     """Run ``zoo`` with ``arguments`` and return its exit code."""
     try:
-        code = _light(typer.main.get_command(app)).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):

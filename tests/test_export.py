@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zoo.errors import ExportFailed, IntegrityError, MissingDependency, ParityGateFailed, UnknownModel, UsageError
+from zoo.export import export_model, read_bundle, verify_bundle
+from zoo.export.engines import backend, onnxruntime
+from zoo.export.engines.twin import Twin
+from zoo.export.exporter import write_bundle
+from zoo.export.manifest import to_json
+from zoo.export.onnx import OPSET, metadata_of, save_onnx
+from zoo.export.source import Known
+from zoo.models import Classifier, build
+from zoo.spec import CIFAR10_MEAN, CIFAR10_STD, MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+
+SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
+FAMILIES = {
+    "staged": SMALL,
+    "silu": StagedSpec(widths=((8, 6), (12,)), resolutions=(32, 16), stem=6, activation="silu"),
+    "wideresnet": WideResNetSpec(depth=10, widen=1),
+    "mobilenetv2": MobileNetV2Spec(width_mult=0.25),
+    "resnet": ResNetSpec(),
+}
+
+
+def model_of(spec, seed: int = 0) -> Classifier:
+    """A net whose BatchNorms have seen something, so that folding them is not the identity."""
+    torch.manual_seed(seed)
+    model = build(spec)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 2.0)
+            module.bias.data.uniform_(-0.3, 0.3)
+    model.head.weight.data.mul_(30)  # logits of the size that trained nets have
+    return model.eval()
+
+
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def small() -> Classifier:
+    return model_of(SMALL)
+
+
+@pytest.fixture(scope="module")
+def small_onnx(small, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    save_onnx(small, path, metadata={"name": "small", "macs": "1"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(small_onnx):
+    return onnxruntime.load(small_onnx, threads=1)
+
+
+# -- the ONNX file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_agrees_with_the_model_at_every_batch_size(family, tmp_path):
+    model = model_of(FAMILIES[family])
+    save_onnx(model, tmp_path / "model.onnx")
+    engine = onnxruntime.load(tmp_path / "model.onnx", threads=1)
+    for n in (1, 2, 33):
+        x = images(n, seed=n)
+        with torch.no_grad():
+            expected = model(x)
+        assert expected.std() > 0.05
+        assert torch.allclose(engine(x), expected, atol=1e-4)
+
+
+def test_the_same_weights_give_the_same_bytes(small, small_onnx, tmp_path):
+    save_onnx(model_of(SMALL), tmp_path / "again.onnx", metadata={"macs": "1", "name": "small"})
+    assert (tmp_path / "again.onnx").read_bytes() == small_onnx.read_bytes()
+    save_onnx(model_of(SMALL, seed=1), tmp_path / "other.onnx")
+    assert (tmp_path / "other.onnx").read_bytes() != small_onnx.read_bytes()
+
+
+def test_the_file_has_the_names_shapes_and_metadata_of_the_contract(small_onnx):
+    proto = onnx.load(str(small_onnx))
+    onnx.checker.check_model(proto, full_check=True)
+    (inputs,), (outputs,) = proto.graph.input, proto.graph.output
+    assert (inputs.name, outputs.name) == ("images", "logits")
+    batch, *rest = inputs.type.tensor_type.shape.dim
+    assert batch.dim_param == outputs.type.tensor_type.shape.dim[0].dim_param != ""
+    assert [dim.dim_value for dim in rest] == [3, 32, 32]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", OPSET)]
+    assert metadata_of(small_onnx) == {"name": "small", "macs": "1"}
+
+
+def test_batchnorm_is_folded_and_normalisation_is_inside(small_onnx):
+    proto = onnx.load(str(small_onnx))
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    held = {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+    assert held["mean"].ravel() == pytest.approx(CIFAR10_MEAN)
+    assert held["std"].ravel() == pytest.approx(CIFAR10_STD)
+
+
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(small_onnx):
+    content = small_onnx.read_bytes()
+    for place in (Path(torch.__file__).parents[1], Path.home(), Path.cwd()):
+        assert str(place).encode() not in content
+    assert b"stack_trace" not in content
+
+
+def test_what_the_exporter_cannot_convert_is_an_export_failure(small, tmp_path):
+    class Opaque(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(np.sin(x.numpy()))  # leaves the graph
+
+    broken = Classifier(SMALL, Opaque(), nn.Linear(32, 10)).eval()
+    with pytest.raises(ExportFailed, match="could not convert") as caught:
+        save_onnx(broken, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+# -- engines ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runner", ["engine", "twin"])
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (torch.rand(2, 3, 31, 32), r"shape \[N, 3, 32, 32\].*not \[2, 3, 31, 32\]"),
+        (torch.rand(3, 32, 32), r"not \[3, 32, 32\]"),
+        (torch.rand(0, 3, 32, 32), "N >= 1"),
+        (torch.rand(1, 32, 32, 3), r"not \[1, 32, 32, 3\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "float32, not uint8; divide by 255"),
+        (torch.rand(1, 3, 32, 32).double(), "float32, not float64"),
+        (torch.full((1, 3, 32, 32), 1.5), r"lies in \[0, 1\].*spans \[1\.5, 1\.5\]"),
+        (torch.full((1, 3, 32, 32), -3e-8), r"lies in \[0, 1\]"),
+        (torch.full((1, 3, 32, 32), float("nan")), "holds NaN"),
+        (np.full((1, 3, 32, 32), np.inf, np.float32), "spans"),
+        ([[0.5]], "not list"),
+    ],
+)
+def test_a_batch_that_is_none_is_told_apart(runner, bad, told, small, engine):
+    run = engine if runner == "engine" else Twin(small)
+    with pytest.raises(UsageError, match=told):
+        run(bad)
+
+
+def test_one_bad_pixel_is_enough(engine):
+    x = images(2)
+    x[1, 2, 3, 4] = float("nan")
+    with pytest.raises(UsageError, match="NaN"):
+        engine(x)
+
+
+def test_arrays_strides_and_gradients_do_not_matter(engine):
+    x = images(3)
+    expected = engine(x)
+    assert torch.equal(engine(x.numpy()), expected)
+    assert torch.equal(engine(x.to(memory_format=torch.channels_last)), expected)
+    assert torch.equal(engine(x.clone().requires_grad_()), expected)
+    assert torch.equal(engine(np.asfortranarray(x.numpy())), expected)
+
+
+def test_logits_are_the_callers_own(engine):
+    x = images(2)
+    first = engine(x)
+    kept = first.clone()
+    second = engine(1 - x)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, kept)
+    first.zero_()  # as some attacks do
+    assert torch.equal(engine(x), kept)
+
+
+def test_engines_say_what_they_are(engine, small):
+    assert engine.describe()["engine"] == "onnxruntime"
+    assert engine.describe()["providers"] == ["CPUExecutionProvider"]
+    assert Twin(small).describe()["engine"] == "pytorch"
+
+
+def test_an_engine_loads_only_what_is_a_classifier(tmp_path, small_onnx):
+    (tmp_path / "noise.onnx").write_bytes(b"not an onnx file")
+    with pytest.raises(IntegrityError, match="cannot load"):
+        onnxruntime.load(tmp_path / "noise.onnx")
+    with pytest.raises(IntegrityError, match="cannot load"):
+        onnxruntime.load(tmp_path / "missing.onnx")
+    proto = onnx.load(str(small_onnx))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("relu", onnx.TensorProto.FLOAT, None))
+    onnx.save(proto, str(tmp_path / "two.onnx"))
+    with pytest.raises(IntegrityError, match="not a classifier"):
+        onnxruntime.load(tmp_path / "two.onnx")
+
+
+def test_an_engine_is_not_loaded_on_terms_that_cannot_be_met(small_onnx):
+    with pytest.raises(MissingDependency, match="no 'TPUExecutionProvider'"):
+        onnxruntime.load(small_onnx, providers=["TPUExecutionProvider"])
+    with pytest.raises(UsageError, match="not on 0"):
+        onnxruntime.load(small_onnx, threads=0)
+
+
+@pytest.mark.parametrize("name", ["onnx", "ort", "onnxruntime"])
+def test_the_default_engine_has_three_names(name):
+    assert backend(name).load_module() is onnxruntime
+
+
+def test_engines_that_are_not_there_are_told_apart_from_typos():
+    with pytest.raises(MissingDependency, match="ONNX only") as caught:
+        backend("trt")
+    assert caught.value.exit_code == 6
+    with pytest.raises(UsageError, match="did you mean 'onnx'"):
+        backend("onxx")
+
+
+# -- bundles from names ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def local_name(small, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_file(small.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"name": "small-one", "spec": SMALL.to_dict()}))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path_factory):
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", os.environ["HF_HUB_CACHE"])
+
+
+def test_without_data_a_bundle_reaches_parity_and_says_so_everywhere(local_name, no_data, tmp_path):
+    told: list[str] = []
+    bundle = export_model(local_name, out=tmp_path, offline=True, notify=told.append)
+    assert bundle == tmp_path / "small-one--onnxruntime-fp32"
+    assert len(told) == 1
+    assert "NOT verified" in told[0]
+    assert "ZOO_DATA" in told[0]
+    manifest = read_bundle(bundle)
+    assert manifest.verified == "parity"
+    assert manifest.robustness == told[0]
+    assert told[0][1:] in (bundle / "README.md").read_text()
+    assert [rung.name for rung in manifest.gates] == ["integrity", "parity"]
+    assert verify_bundle(bundle, offline=True).reached == "parity"
+
+
+def test_without_data_python_is_warned(local_name, no_data, tmp_path):
+    with pytest.warns(UserWarning, match="NOT verified"):
+        export_model(local_name, out=tmp_path, offline=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody is warned of what was asked for
+        export_model(local_name, out=tmp_path, offline=True, verify="parity", force=True)
+
+
+def test_the_manifest_holds_the_provenance(local_name, no_data, small, tmp_path):
+    bundle = export_model(local_name, out=tmp_path, batches=(64, 1, 1), verify="parity", seed=3)
+    manifest = read_bundle(bundle)
+    assert manifest.spec == SMALL
+    assert manifest.source.name == local_name
+    assert manifest.cost.macs > 0
+    assert manifest.io.input.shape == ("batch", 3, 32, 32)
+    assert manifest.artifact.opset == OPSET
+    assert manifest.artifact.batches == (1, 64)
+    assert manifest.artifact.size == (bundle / "model.onnx").stat().st_size
+    assert manifest.gates[1].measured["batches"] == [1, 2, 64]
+    assert all(rung.artifact_sha256 == manifest.artifact.sha256 and rung.seed == 3 for rung in manifest.gates)
+    assert manifest.threat_model.eps == pytest.approx(8 / 255)
+    assert metadata_of(bundle / "model.onnx")["weights_sha256"] == manifest.source.weights_sha256
+    assert "--verify parity" in manifest.command
+    assert json.loads(to_json(manifest))["labels"][3] == "cat"
+
+
+def test_the_probe_lets_another_runtime_be_checked(local_name, no_data, tmp_path):
+    bundle = export_model(local_name, out=tmp_path, verify="none")
+    engine = onnxruntime.load(bundle / "model.onnx", threads=1)
+    clean, adversarial = (np.load(bundle / "probe" / f"{kind}.npz") for kind in ("clean", "adversarial"))
+    for part in (clean, adversarial):
+        assert np.abs(engine(part["images"]).numpy() - part["logits"]).max() < 1e-4
+    moved = np.abs(clean["images"] - adversarial["images"]).max(axis=(1, 2, 3))
+    assert np.allclose(moved, 8 / 255, atol=1e-6)
+
+
+def test_the_command_in_the_readme_works(local_name, no_data, tmp_path, capsys, monkeypatch):
+    bundle = export_model(local_name, out=tmp_path, verify="none")
+    code = (bundle / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(bundle)
+    exec(compile(code, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"precision": "int8"}, "exports fp32, not 'int8'"),
+        ({"batches": ()}, "batch sizes"),
+        ({"batches": (0,)}, "batch sizes"),
+        ({"verify": "fully"}, "none, parity, clean, robust, not 'fully'"),
+        ({"margin": 0.0}, "margin"),
+        ({"margin": float("nan")}, "margin"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"n": 0}, "1 image or more"),
+        ({"format": "onxx"}, "did you mean"),
+    ],
+)
+def test_malformed_options_are_refused_and_leave_nothing(options, told, local_name, no_data, tmp_path):
+    with pytest.raises(UsageError, match=told):
+        export_model(local_name, out=tmp_path / "out", offline=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_is_told(tmp_path):
+    with pytest.raises(UnknownModel):
+        export_model("no-such-model", out=tmp_path / "out", verify="parity")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_conversion_fails_at_parity_and_leaves_nothing(small, tmp_path, monkeypatch):
+    """The new exporter has had wrong results on ResNets: here it exports another net."""
+    monkeypatch.setattr(
+        onnxruntime, "save_onnx", lambda model, path, **rest: save_onnx(model_of(SMALL, 1), path, **rest)
+    )
+    with pytest.raises(ParityGateFailed, match="differ from the float model's") as caught:
+        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None)
+    assert caught.value.exit_code == 8
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ParityGateFailed):
+        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None, keep_failed=True)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "small--onnxruntime-fp32.failed"
+    manifest = read_bundle(kept)
+    assert manifest.verified == "none"
+    assert not manifest.gates[-1].holds
+
+
+def test_an_engine_that_answers_nan_fails_at_parity(small, tmp_path):
+    spoilt = model_of(SMALL)
+    spoilt.head.bias.data[0] = float("nan")
+    with pytest.raises(ParityGateFailed, match="nan"):
+        write_bundle(spoilt, Known("small", "small"), out=tmp_path, level="parity", split=None)
+
+
+def test_a_full_disk_leaves_nothing(small, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ExportFailed, match="No space left on device") as caught:
+        write_bundle(small, Known("small", "small"), out=tmp_path, level="none", split=None)
+    assert caught.value.exit_code == 7
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["build", "parity"])
+def test_an_interruption_leaves_nothing(small, tmp_path, stage):
+    def interrupt(at: str, done: int, total: int) -> None:
+        if at == stage and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None, progress=interrupt)
+    assert not list(tmp_path.iterdir())
