@@ -1,9 +1,13 @@
-"""Redraw the plots and refresh the README's table from the registry: ``python docs/figures.py``."""
+"""Redraw the plots and refresh the README's table from the registry: ``python docs/figures.py [RUN ...]``.
+
+The learning curves of the run folders named are taken over into docs/learning-curves.json first.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +16,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from zoo import info, list_models
-from zoo.registry import load_registry
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -100,8 +103,20 @@ def refresh_readme() -> None:
     README.write_text(new)
 
 
+def take_over(runs: list[str]) -> None:
+    """Epoch by epoch metrics of finished runs, as training left them."""
+    path = DOCS / "learning-curves.json"
+    curves = json.loads(path.read_text()) if path.exists() else {}
+    for run in runs:
+        config = json.loads((Path(run) / "model" / "config.json").read_text())
+        keep = ("epoch", "clean", "pgd", "seconds")
+        curves[config["name"]] = [{key: round(epoch[key], 4) for key in keep} for epoch in config["train"]["history"]]
+    lines = [f"{json.dumps(name)}: {json.dumps(history)}" for name, history in sorted(curves.items())]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 if __name__ == "__main__":
-    load_registry()
+    take_over(sys.argv[1:])
     refresh_readme()
     pareto()
     learning_curves()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data import Dataset, cache_root, load_cifar10
+from zoo.cache import cache_root
+from zoo.data import Dataset, load_cifar10
 
 
 @pytest.fixture(scope="session")

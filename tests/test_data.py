@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import zoo.data
+from zoo.cache import cache_root
 from zoo.data import Dataset, load_cifar10, to_float
 from zoo.errors import DataNotFound, IntegrityError, UsageError
 
@@ -79,7 +80,7 @@ def test_a_decode_that_fails_leaves_no_cache(tiny, monkeypatch):
     (folder / "plain_text" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 but no")
     with pytest.raises(IntegrityError, match="train-00001"):
         load_cifar10(folder)
-    assert not list(zoo.data.cache_root().iterdir())
+    assert not list(cache_root().iterdir())
 
 
 def test_too_few_images_are_not_cifar(tiny, monkeypatch):

@@ -116,7 +116,9 @@ def test_a_damaged_resume_file_is_named(net, pixels, tmp_path):
 
 
 def test_accuracy_falls_with_eps_and_with_steps_down_to_nothing(net, pixels):
-    by_eps = [evaluate(net, *pixels, small("pgd20", eps=eps, step=eps / 4)).mean() for eps in (1e-9, 4 / 255, 0.06, 0.5)]
+    by_eps = [
+        evaluate(net, *pixels, small("pgd20", eps=eps, step=eps / 4)).mean() for eps in (1e-9, 4 / 255, 0.06, 0.5)
+    ]
     assert by_eps == sorted(by_eps, reverse=True)
     assert by_eps[0] == evaluate(net, *pixels, small("clean")).mean()
     assert by_eps[-1] < 0.05

@@ -71,7 +71,9 @@ def engine(small_onnx):
 # -- the ONNX file ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenetv2" else ()) for name in FAMILIES]
+)
 def test_the_engine_agrees_with_the_model_at_every_batch_size(family, tmp_path):
     model = model_of(FAMILIES[family])
     save_onnx(model, tmp_path / "model.onnx")
@@ -87,8 +89,6 @@ def test_the_engine_agrees_with_the_model_at_every_batch_size(family, tmp_path):
 def test_the_same_weights_give_the_same_bytes(small, small_onnx, tmp_path):
     save_onnx(model_of(SMALL), tmp_path / "again.onnx", metadata={"macs": "1", "name": "small"})
     assert (tmp_path / "again.onnx").read_bytes() == small_onnx.read_bytes()
-    save_onnx(model_of(SMALL, seed=1), tmp_path / "other.onnx")
-    assert (tmp_path / "other.onnx").read_bytes() != small_onnx.read_bytes()
 
 
 def test_the_file_has_the_names_shapes_and_metadata_of_the_contract(small_onnx):
@@ -119,11 +119,12 @@ def test_the_file_tells_nothing_of_the_machine_that_wrote_it(small_onnx):
 
 
 def test_what_the_exporter_cannot_convert_is_an_export_failure(small, tmp_path):
-    class Opaque(nn.Module):
+    class Fickle(nn.Module):
         def forward(self, x):
-            return torch.from_numpy(np.sin(x.numpy()))  # leaves the graph
+            y = x.mean((2, 3))
+            return y if y.sum() > 0 else -y  # no static graph does this
 
-    broken = Classifier(SMALL, Opaque(), nn.Linear(32, 10)).eval()
+    broken = Classifier(SMALL, Fickle(), nn.Linear(3, 10)).eval()
     with pytest.raises(ExportFailed, match="could not convert") as caught:
         save_onnx(broken, tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)

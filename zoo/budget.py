@@ -59,10 +59,10 @@ def parse_share(text: str | float) -> float:
 
 def format_count(count: float) -> str:
     """``15_000_000`` as ``"15.0M"``: one decimal and a decimal unit, plain below 1,000."""
-    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if round(count / 10**power, 1) >= 1:  # rounded first, so that 999,960 is 1.0M and not 1000.0k
+    for power, unit in ((12, "T"), (9, "G"), (6, "M")):
+        if count >= 0.99995 * 10**power:  # from here on one decimal rounds up: 1.0M, not 1000.0k
             return f"{count / 10**power:.1f}{unit}"
-    return f"{count:g}"
+    return f"{count / 1000:.1f}k" if count >= 1000 else f"{count:g}"
 
 
 def format_size(size: float) -> str:

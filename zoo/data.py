@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from zoo.cache import cache_root
 from zoo.errors import DataNotFound, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -90,11 +91,6 @@ def to_float(images: np.ndarray) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255)
-
-
-def cache_root() -> Path:
-    """The folder for decoded datasets and downloads: ``ZOO_CACHE``, else ``~/.cache/robust-zoo``."""
-    return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "robust-zoo")
 
 
 def load_cifar10(data: Path | str | None = None, *, offline: bool = False) -> Dataset:

@@ -18,8 +18,8 @@ from zoo.errors import UsageError
 from zoo.measure import Measurement
 from zoo.registry import info, load_registry, write_model
 from zoo.spec import cost, parse_spec
+from zoo.weights import BUNDLED
 
-BUNDLED = Path(__file__).with_name("bundled")
 LICENSE = "Apache-2.0"
 
 

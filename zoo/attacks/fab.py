@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.attacks.ball import Ball, norm_of
+from zoo.attacks.ball import DIMS, Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import ascend, broken, difference, runners_up
@@ -98,20 +98,21 @@ def project(point: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
 
     Shapes: point and w [N, C, H, W], offset [N, 1, 1, 1].
     """
-    u = w * -offset.sign()  # the direction in which <w, .> approaches -offset
-    a = u.abs()
-    room = torch.where(u > 0, 1 - point, point)
+    towards = w.sign() * -offset.sign()  # the direction in which <w, .> approaches -offset
+    a = w.abs()
+    room = 0.5 + towards * (0.5 - point)  # r: 1 - point upwards, point downwards
     speed = a if norm == "l2" else torch.ones_like(offset)
     gain, whole = a * speed, a * room  # per unit of time while moving; in all once at the box
+    full_speed = gain.sum(DIMS, keepdim=True)
     time = torch.zeros_like(offset)
     for _ in range(NEWTON_STEPS):
-        moving = (time * speed < room).to(w.dtype)
-        slope, missing = _dot(gain, moving), offset.abs() - _dot(whole, 1 - moving)
+        at_box = (time * speed >= room).to(w.dtype)
+        slope, missing = full_speed - _dot(gain, at_box), offset.abs() - _dot(whole, at_box)
         later = torch.where(slope > 0, missing / slope, time).clamp_(max=1e30)  # inf * 0 would be NaN
         if not bool((later > time * (1 + 1e-6)).any()):
             break
         time = torch.maximum(time, later)
-    return u.sign() * torch.minimum(time * speed, room)
+    return towards * torch.minimum(time * speed, room)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -178,11 +178,16 @@ def _propose_l2(
 
     old = delta[first]  # [n, C, side, side]
     delta[first] = 0
-    moved = _channel_norm(old) ** 2 + _channel_norm(delta[second]) ** 2  # of the union of both, [n, C, 1, 1]
+    moved = _moved(old, delta[second])
     delta[second] = 0
     new = _patterns(shape, index, side, source, delta) + old / _channel_norm(old).clamp_min(1e-12)
     delta[first] = new * ((unused / shape[1] + moved).sqrt() / _channel_norm(new).clamp_min(1e-12))
     return _on_sphere(ball, delta)
+
+
+def _moved(first: Tensor, rest_of_second: Tensor) -> Tensor:
+    """The squared norm that each channel of delta has in the union of both squares, [n, C, 1, 1]."""
+    return _channel_norm(first) ** 2 + _channel_norm(rest_of_second) ** 2
 
 
 def _channel_norm(delta: Tensor) -> Tensor:

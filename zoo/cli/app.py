@@ -102,10 +102,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(app).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        code = code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print("zoo: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED  # recent typers return this code themselves
     except BrokenPipeError:  # the reader, `head` say, has what it wanted
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -114,6 +113,9 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("ZOO_DEBUG"):
             traceback.print_exc()
         return _tell(error, as_json="--json" in arguments)
+    if code == INTERRUPTED:
+        print("zoo: interrupted", file=sys.stderr)
+    return code
 
 
 def _tell(error: Exception, *, as_json: bool) -> int:

@@ -38,7 +38,8 @@ def command(
       zoo eval trades-s7 -p clean -p autoattack -n 200 --json
       zoo eval local-dir:runs/trades-s7/model -p released --write
     """
-    from zoo.data import cache_root, load_cifar10
+    from zoo.cache import cache_root
+    from zoo.data import load_cifar10
     from zoo.evaluate import worst_case
     from zoo.measure import Measurement, measure
     from zoo.protocols import RELEASED, protocol

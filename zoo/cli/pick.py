@@ -68,6 +68,7 @@ def command(
         raise UsageError(f"{several} asks for several models and --export takes one: leave one of them out")
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
+    batches = batch_sizes(batch)
     registry = load_registry()
     limits = constraints_of(
         registry,
@@ -94,7 +95,7 @@ def command(
         order = {
             "format": export,
             "precision": precision,
-            "batches": batch_sizes(batch),
+            "batches": batches,
             "out": out,
             "verify": verify,
             "data": data,

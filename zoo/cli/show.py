@@ -30,7 +30,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
     from zoo.cli.tables import described, in_words, wrapped
 
     yield entry.name
-    yield from wrapped(f"{entry.description}.")
+    yield from wrapped(f"{entry.description.rstrip('.')}.")
     yield ""
     facts = {
         "family": entry.family,

@@ -1,0 +1,202 @@
+"""The attacks against other people's: the same images where nothing is drawn, the same accuracy where something is."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_attacks import CLASSES, SIZE, blobs, robust, size_of, trained_net
+from torch import nn
+
+from zoo import attacks
+
+N = 60
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return trained_net()
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    return blobs(N, seed=2)
+
+
+EPS = {"linf": 14 / 255, "l2": 1.0}  # both break about half of the images
+
+
+def art_classifier(net: nn.Module):
+    estimators = pytest.importorskip("art.estimators.classification")
+    return estimators.PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), (3, SIZE, SIZE), CLASSES, clip_values=(0, 1), device_type="cpu"
+    )
+
+
+def assert_same_images(ours, theirs, x, norm: str, atol: float = 1e-4) -> None:
+    """But for the few pixels whose gradient is so near zero that its sign, or a later one, may differ."""
+    assert (size_of(ours - x, norm) > 0.5 * EPS[norm]).all()
+    off = (ours - theirs).abs()
+    assert (off.amax((1, 2, 3)) < atol).float().mean() > 0.9
+    assert (off < atol).float().mean() > 0.99
+
+
+def assert_within_spread(ours: list[float], theirs: list[float], slack: float) -> None:
+    assert 0.02 < np.mean(theirs) < 0.98, "the comparison is empty if all or none of the images are broken"
+    assert min(theirs) - slack <= np.mean(ours) <= max(theirs) + slack, f"{ours} against {theirs}"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_agrees_with_foolbox(net, images, norm):
+    foolbox = pytest.importorskip("foolbox")
+    x, y = images
+    eps = EPS[norm]
+    step = eps / 8
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs = kind(abs_stepsize=step, steps=20, random_start=False)
+    _, x_theirs, _ = theirs(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)
+    ours = attacks.pgd(net, x, y, eps=eps, norm=norm, step=step, random_start=False, early_stop=False)
+    assert_same_images(ours, x_theirs, x, norm)
+    assert robust(net, ours, y) == pytest.approx(robust(net, x_theirs, y), abs=1 / N)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_agrees_with_torchattacks(net, images, norm):
+    torchattacks = pytest.importorskip("torchattacks")
+    x, y = images
+    eps = EPS[norm]
+    step = eps / 8
+    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    theirs = kind(net, eps=eps, alpha=step, steps=20, random_start=False)(x, y)
+    ours = attacks.pgd(net, x, y, eps=eps, norm=norm, step=step, random_start=False, early_stop=False)
+    # Their gradient is of the batch's mean, and its norm has 1e-10 added: confident images get shorter steps.
+    assert_same_images(ours, theirs, x, norm, atol=1e-4 if norm == "linf" else 2e-3)
+    assert robust(net, ours, y) == pytest.approx(robust(net, theirs, y), abs=1 / N)
+
+
+def test_fgsm_and_mifgsm_agree_with_torchattacks(net, images):
+    torchattacks = pytest.importorskip("torchattacks")
+    x, y = images
+    eps = EPS["linf"]
+    theirs = torchattacks.FGSM(net, eps=eps)(x, y)
+    assert_same_images(attacks.fgsm(net, x, y, eps=eps), theirs, x, "linf")
+    theirs = torchattacks.MIFGSM(net, eps=eps, alpha=eps / 8, steps=10, decay=1.0)(x, y)
+    ours = attacks.mifgsm(net, x, y, eps=eps, step=eps / 8, steps=10, early_stop=False)
+    assert_same_images(ours, theirs, x, "linf")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_agrees_with_art(net, images, norm, loss):
+    evasion = pytest.importorskip("art.attacks.evasion")
+    x, y = images
+    eps = EPS[norm]
+    theirs = evasion.AutoProjectedGradientDescent(
+        art_classifier(net),
+        norm={"linf": np.inf, "l2": 2}[norm],
+        eps=eps,
+        eps_step=2 * eps,
+        max_iter=25,
+        nb_random_init=1,
+        batch_size=N,
+        loss_type={"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[loss],
+        verbose=False,
+    )
+    np.random.seed(0)
+    x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
+    ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=25, loss=loss, seed=s) for s in range(3)]
+    assert_within_spread([robust(net, each, y) for each in ours], [robust(net, x_theirs, y)], slack=0.04)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_agrees_with_torchattacks(net, images, norm):
+    torchattacks = pytest.importorskip("torchattacks")
+    x, y = images
+    eps, seeds = EPS[norm], range(2)
+    options = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps, "steps": 15, "n_restarts": 1}
+    for loss in ("ce", "dlr"):
+        theirs = [torchattacks.APGD(net, loss=loss, seed=s, **options)(x, y) for s in seeds]
+        ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=15, loss=loss, seed=s) for s in seeds]
+        assert_within_spread([robust(net, a, y) for a in ours], [robust(net, a, y) for a in theirs], 2 / N)
+    theirs = torchattacks.APGDT(net, n_classes=CLASSES, seed=0, **options)(x, y)
+    ours = [attacks.apgd_targeted(net, x, y, eps=eps, norm=norm, steps=15, seed=s) for s in seeds]
+    assert_within_spread([robust(net, a, y) for a in ours], [robust(net, theirs, y)], 2 / N)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_agrees_with_torchattacks(net, images, norm):
+    torchattacks = pytest.importorskip("torchattacks")
+    x, y = images[0][:30], images[1][:30]
+    eps, their_norm = EPS[norm], {"linf": "Linf", "l2": "L2"}[norm]
+    theirs = torchattacks.FAB(
+        net, norm=their_norm, eps=eps, steps=15, n_restarts=1, multi_targeted=True, n_classes=CLASSES
+    )(x, y)
+    within = (size_of(theirs - x, norm) <= eps)[:, None, None, None]  # theirs may lie farther away
+    ours = attacks.fab_targeted(net, x, y, eps=eps, norm=norm, steps=15)
+    theirs = robust(net, torch.where(within, theirs, x), y)
+    assert_within_spread([robust(net, ours, y)], [theirs], 1 / 30)
+
+
+class Reference:
+    """How ART and torchattacks depart from the Square attack's paper, for a like-with-like comparison."""
+
+    @staticmethod
+    def windows(shape, index, side, source):
+        """Their squares never touch the last row and column."""
+        n, c, h, w = shape
+        top = torch.randint(0, max(h - side, 1), (n,), generator=source)
+        left = torch.randint(0, max(w - side, 1), (n,), generator=source)
+        return SQUARE._window(top[index], left[index], side, c)
+
+
+SQUARE = sys.modules["zoo.attacks.square"]
+
+
+def square_accuracies(net, images, norm: str, queries: int) -> list[float]:
+    x, y = images
+    options = {"eps": SQUARE_EPS[norm], "norm": norm, "queries": queries}
+    return [robust(net, attacks.square(net, x, y, seed=seed, **options), y) for seed in range(3)]
+
+
+SQUARE_EPS = {"linf": 16 / 255, "l2": 2.2}
+
+
+def test_square_agrees_with_art_on_the_squares_that_art_tries_and_beats_it_with_all(net, images, monkeypatch):
+    evasion = pytest.importorskip("art.attacks.evasion")
+    x, y = images
+    theirs = []
+    for seed in range(2):
+        np.random.seed(seed)
+        attack = evasion.SquareAttack(
+            art_classifier(net),
+            norm=np.inf,
+            eps=SQUARE_EPS["linf"],
+            max_iter=600,
+            p_init=0.8,
+            nb_restarts=1,
+            batch_size=N,
+            verbose=False,
+        )
+        theirs.append(robust(net, torch.from_numpy(attack.generate(x.numpy(), y.numpy())), y))
+    assert np.mean(square_accuracies(net, images, "linf", 600)) < np.mean(theirs)
+    monkeypatch.setattr(SQUARE, "_random_window", Reference.windows)
+    assert_within_spread(square_accuracies(net, images, "linf", 600), theirs, slack=0.07)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_agrees_with_torchattacks_on_the_squares_that_it_tries(net, images, norm, monkeypatch):
+    torchattacks = pytest.importorskip("torchattacks")
+    x, y = images
+    their_norm = {"linf": "Linf", "l2": "L2"}[norm]
+    theirs = [
+        robust(net, torchattacks.Square(net, norm=their_norm, eps=SQUARE_EPS[norm], n_queries=600, seed=s)(x, y), y)
+        for s in range(2)
+    ]
+    assert np.mean(square_accuracies(net, images, norm, 600)) < np.mean(theirs)
+    monkeypatch.setattr(SQUARE, "_random_window", Reference.windows)
+    if norm == "l2":  # and they spend the norm of all channels in each of them, where Algorithm 3 has each its own
+        own = SQUARE._channel_norm
+        monkeypatch.setattr(SQUARE, "_moved", lambda old, other: (own(old) ** 2 + own(other) ** 2).sum(1, keepdim=True))
+    assert_within_spread(square_accuracies(net, images, norm, 600), theirs, slack=0.07)

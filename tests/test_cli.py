@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_registry import MODELS, model, registry_data, result
+
+from zoo.cli import app
+from zoo.cli.app import VERBS, run
+from zoo.cli.output import Output, table
+from zoo.errors import ParityGateFailed
+from zoo.registry import pretty, write_model
+
+LONGEST = "a-name-of-forty-characters-is-the-longes"  # what the schema allows
+
+
+@pytest.fixture(autouse=True)
+def registry(tmp_path, monkeypatch) -> Path:
+    place = tmp_path / "registry.json"
+    place.write_text(pretty(registry_data(copy.deepcopy(MODELS))))
+    monkeypatch.setenv("ZOO_REGISTRY", str(place))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("ZOO_DEBUG", raising=False)
+    return place
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(arguments)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return called
+
+
+def process(*arguments: str, code: str | None = None, **options) -> subprocess.CompletedProcess[str]:
+    how = ["-c", code] if code else ["-m", "zoo"]
+    return subprocess.run([sys.executable, *how, *arguments], capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "*", "--json"], ["show", "small"], ["pick", "--flops", "1G"], ["--help"], ["export", "--help"]],
+)
+def test_browsing_imports_neither_torch_nor_numpy(arguments):
+    code = (
+        "import sys; from zoo.cli.app import run; code = run(sys.argv[1:]); "
+        "print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    process("list", code=code)  # checked once, which takes pydantic
+    done = process(*arguments, code=code)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr.splitlines()[-1]
+    assert "numpy" not in done.stderr.splitlines()[-1]
+    if arguments == ["list"]:
+        assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_imports_nothing_else():
+    heavy = "{'torch', 'numpy', 'pydantic', 'typer', 'rich'}"
+    done = process(code=f"import sys, zoo; print({heavy} & set(sys.modules), sorted(set(zoo.__all__) - set(dir(zoo))))")
+    assert done.stdout.split() == ["set()", "[]"]
+
+
+def test_every_public_name_is_there():
+    import zoo
+
+    assert all(getattr(zoo, name) is not None for name in zoo.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        zoo.lod  # noqa: B018
+
+
+def test_list_tells_cost_accuracy_and_what_they_mean(call):
+    code, out, err = call("list")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[2:7]] == sorted(MODELS)
+    assert "40.0 ±1.0" in out
+    assert "MACs (multiply-accumulates)" in out
+    assert "pgd20: pgd, linf 8/255, 20 steps, n = 10,000 test images" in out
+
+
+def test_list_as_json_is_json_alone(call):
+    code, out, _ = call("list", "--family", "nfgsm", "--json")
+    (listed,) = json.loads(out)["models"]
+    assert code == 0
+    assert listed == {"name": "wide", **zoo_entry("wide")}
+    assert json.loads(call("list", "no-such-*", "--json")[1]) == {"models": []}
+
+
+def zoo_entry(name: str) -> dict:
+    from zoo import info
+
+    return json.loads(json.dumps(info(name).to_dict()))
+
+
+def test_list_of_nothing_says_so_on_stderr(call):
+    assert call("list", "no-such-*") == (0, "", "no model matches\n")
+    assert call("list", "no-such-*", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--by", "mifgsm20"], ["show", LONGEST], ["pick", "-n", "9"]])
+def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, arguments):
+    from zoo.protocols import PROTOCOLS
+
+    everything = model(8, family="a-family-of-a-long-name", **dict.fromkeys(PROTOCOLS, 100))
+    everything |= {
+        "description": "A description that takes more than a line of eighty columns to say what there is, at length",
+        "reported": {
+            "pgd20": {"value": 0.5, "source": "A paper with a long title, its authors, its venue and its year"}
+        },
+        "latency": {"a device": {"onnxruntime": {"batch": 1, "p50_ms": 0.5, "p95_ms": 0.75}}},
+        "flags": ["unreliable"],
+    }
+    everything["results"]["autoattack"] = result(100, 1000)
+    write_model(LONGEST, everything, path=registry)
+    code, out, _ = call(*arguments)
+    assert code == 0
+    assert LONGEST in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_show_tells_every_number_with_its_interval_and_n(call):
+    code, out, _ = call("show", "wide")
+    assert code == 0
+    assert "45.00    44.0 - 46.0  10,000  2025-06-01" in out
+    assert f"{MODELS['wide']['macs']:,} MACs (multiply-accumulates)" in out
+    assert json.loads(call("show", "wide", "--json")[1]) == {"name": "wide", **zoo_entry("wide")}
+
+
+def test_pick_prints_the_best_and_names_what_it_left_out(call):
+    code, out, err = call("pick", "--flops", str(MODELS["dull"]["macs"]))
+    assert code == 0
+    assert out.splitlines()[2].startswith("middle ")
+    assert err == "left out, for want of a measurement: unmeasured\n"
+    assert call("pick", "--macs", "1G", "-q")[2] == ""
+
+
+def test_pick_as_json_carries_entries_and_the_question(call):
+    _, out, _ = call("pick", "-n", "2", "--min-clean", "60%", "--json")
+    report = json.loads(out)
+    assert [entry["name"] for entry in report["picked"]] == ["wide", "middle"]
+    assert (report["by"], report["left_out"]) == ("pgd20", ["unmeasured"])
+
+
+def test_pick_lists_the_pareto_front_from_the_cheapest(call):
+    report = json.loads(call("pick", "--pareto", "--json")[1])
+    assert [entry["name"] for entry in report["picked"]] == ["small", "middle", "wide"]
+
+
+@pytest.fixture
+def exporter(monkeypatch):
+    """Stands in for the exporter and records what it is asked."""
+    import zoo.export
+
+    asked: list[tuple[str, dict]] = []
+
+    def export_model(name: str, **order) -> Path:
+        asked.append((name, order))
+        return order["out"] / f"{name}--onnxruntime-fp32"
+
+    monkeypatch.setattr(zoo.export, "export_model", export_model)
+    return asked
+
+
+def test_pick_exports_what_it_picked(call, exporter, tmp_path):
+    code, out, _ = call(
+        "pick", "--flops", "1G", "--export", "onnx", "--out", str(tmp_path), "--batch", "1,32", "--offline"
+    )
+    assert code == 0
+    ((name, order),) = exporter
+    assert name == "wide"
+    assert {
+        key: order[key] for key in ("format", "precision", "batches", "out", "verify", "data", "offline", "force")
+    } == {
+        "format": "onnx",
+        "precision": "fp32",
+        "batches": (1, 32),
+        "out": tmp_path,
+        "verify": None,
+        "data": None,
+        "offline": True,
+        "force": False,
+    }
+    assert f"Exported to {tmp_path / 'wide--onnxruntime-fp32'}" in out
+
+
+def test_pick_asks_the_exporter_only_for_what_it_takes(call, exporter):
+    import inspect
+
+    from zoo.export.exporter import export_model
+
+    call("pick", "--export", "onnx", "--verify", "parity", "--force", "--keep-failed", "--json")
+    ((_, order),) = exporter
+    assert set(order) <= set(inspect.signature(export_model).parameters)
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_path):
+    _, out, _ = call("pick", "--export", "onnx", "--out", str(tmp_path / "there"), "--dry-run")
+    assert "Would export wide as onnx in fp32 for batches of 1, 8, 64" in out
+    report = json.loads(call("pick", "--export", "onnx", "--dry-run", "--json")[1])
+    assert report["export"]["dry_run"] is True
+    assert "bundle" not in report
+    assert not exporter
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["show", "smal"], 3, "no model is called 'smal'; did you mean 'small'"),
+        (["pick", "--flops", "1k"], 3, "no model has at most 1.0k MACs; the smallest is small with"),
+        (["pick", "--flops", "much"], 2, "'much' is not a count"),
+        (["pick", "--by", "pgd21"], 2, "no protocol is called 'pgd21'; did you mean 'pgd20'"),
+        (["pick", "-n", "0"], 2, "(see 'zoo pick --help')"),
+        (["pick", "--flops"], 2, "requires an argument"),
+        (["pick", "-n", "2", "--export", "onnx"], 2, "-n 2 asks for several models"),
+        (["pick", "--pareto", "--export", "onnx"], 2, "--pareto asks for several models"),
+        (["pick", "--export", "onnx", "--batch", "1,x"], 2, "--batch takes positive integers"),
+        (["pick", "--latency-ms", "2", "--device", "phone"], 3, "no latency was measured on 'phone'"),
+        (["lst"], 2, "'lst' is not a verb of zoo; did you mean 'list'"),
+        (["list", "--falmily", "x"], 2, "--falmily"),
+        (["show"], 2, "Missing argument 'NAME'"),
+        (["list", "a", "b"], 2, "unexpected extra argument"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(call, arguments, code, told):
+    found, out, err = call(*arguments)
+    assert found == code
+    assert out == ""
+    assert err.startswith("zoo: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+    found, out, err = call(arguments[0], "--json", *arguments[1:])
+    assert found == code
+    error = json.loads(out)["error"]
+    assert error["exit_code"] == code
+    assert told in error["message"]
+
+
+def test_a_malformed_registry_exits_with_5(call, registry):
+    registry.write_text(registry.read_text().replace('"macs": ', '"macs": 1'))
+    for arguments in (["list"], ["pick", "--flops", "1G"], ["show", "small"]):
+        code, _, err = call(*arguments)
+        assert code == 5
+        assert "is wrong at 'models.small.macs'" in err
+        assert str(registry) in err
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ParityGateFailed("the logits differ by 3.0"), 8, "zoo: error: the logits differ by 3.0\n"),
+        (KeyboardInterrupt(), 130, "zoo: interrupted\n"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "zoo: error: No space left on device: '/x/y'\n"),
+        (ZeroDivisionError("by\nzero"), 1, "internal: ZeroDivisionError: by zero; set ZOO_DEBUG=1"),
+    ],
+)
+def test_whatever_a_verb_raises_becomes_a_line_and_a_code(call, monkeypatch, error, code, told):
+    import zoo.cli.list as verb
+
+    app._verb.cache_clear()
+    monkeypatch.setattr(verb, "command", raising(error))
+    try:
+        found, out, err = call("list")
+        assert (found, out) == (code, "")
+        assert told in err
+        assert err.count("\n") == 1
+        if code == 1:
+            monkeypatch.setenv("ZOO_DEBUG", "1")
+            assert "Traceback" in call("list")[2]
+    finally:
+        app._verb.cache_clear()
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m zoo list --json | head -c 1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_and_the_common_options(call, verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert f"zoo {verb} " in out.partition("Examples:")[2] or f"zoo {verb}\n" in out or verb == "doctor"
+    assert "\\b" not in out
+    for option in ("--json", "--quiet", "-q", "--offline"):
+        assert option in out
+
+
+def test_help_names_every_verb_and_the_unit_of_cost(call):
+    code, out, _ = call()
+    assert code == 0
+    assert all(f"{verb} " in out for verb in VERBS)
+    assert "multiply-accumulates" in out
+    assert call("--version")[1].startswith("robust-zoo ")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("zoo show sm", {"small"}),
+        ("zoo pick --by pgd", {"pgd20"}),
+        ("zoo li", {"list"}),
+        ("zoo pick --pare", {"--pareto"}),
+    ],
+)
+def test_the_shell_completes_verbs_options_models_and_protocols(line, offered):
+    asked = {"_ZOO_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = process(env=os.environ | asked)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_doctor_reports_packages_engines_data_and_weights(call, registry, monkeypatch, tmp_path):
+    registry.write_text(pretty(registry_data({})))
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "nowhere"))
+    code, out, _ = call("doctor", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["packages"]["torch"]
+    assert report["engines"]["onnxruntime"]["works"]
+    assert "CPUExecutionProvider" in report["engines"]["onnxruntime"]["on"]
+    assert report["data"]["ZOO_DATA_is_folder"] is False
+    assert report["registry"] == {"place": str(registry), "models": 0, "weights": {}, "faults": []}
+    _, out, _ = call("doctor", "-q")
+    assert max(map(len, (line for line in out.splitlines() if str(tmp_path) not in line))) <= 80
+
+
+def test_doctor_exits_with_5_when_weights_are_missing_or_altered(call, monkeypatch, tmp_path):
+    import zoo.weights
+
+    monkeypatch.setattr(zoo.weights, "BUNDLED", tmp_path)
+    (tmp_path / "w8.safetensors").write_bytes(b"x" * MODELS["small"]["weights"]["size"])
+    code, out, _ = call("doctor", "--json", "-q")
+    state = json.loads(out)["registry"]
+    assert code == 5
+    assert state["weights"]["small"] == "damaged"
+    assert state["weights"]["wide"] == "missing"
+    assert any("SHA-256" in fault for fault in state["faults"])
+
+
+def test_doctor_tells_a_malformed_registry(call, registry):
+    registry.write_text("{")
+    code, out, _ = call("doctor", "-q")
+    assert code == 5
+    assert "FAULT: the registry" in out
+
+
+def test_a_row_whose_name_is_too_long_gets_a_line_of_its_own(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert table(["model", "value"], [["x" * 19, "1.0"], ["y", "2.0"]]).splitlines() == [
+        "model          value",
+        "-------------  -----",
+        "x" * 19,
+        "                 1.0",
+        "y                2.0",
+    ]
+
+
+def test_progress_is_silent_without_a_terminal(capsys):
+    with Output().progress() as advance:
+        advance("stage", 1, 2)
+    assert capsys.readouterr() == ("", "")

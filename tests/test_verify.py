@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from zoo.cli.app import run
+from zoo.data import Dataset, Split, to_float
+from zoo.errors import DataNotFound, IntegrityError, ParityGateFailed, RobustnessGateFailed, UsageError
+from zoo.export import export_model, read_bundle, sign_off, verify_bundle
+from zoo.export.bundle import MANIFEST, SUMS, files, sha256, write_sums
+from zoo.export.engines.twin import Twin
+from zoo.export.exporter import write_bundle
+from zoo.export.ladder import Terms, climb, verdict
+from zoo.export.manifest import Report
+from zoo.export.onnx import save_onnx
+from zoo.export.rungs import parity, right, surrogate_pgd
+from zoo.export.source import Known
+from zoo.export.verify import choose_level
+from zoo.fold import fold_batchnorm
+from zoo.models import Classifier, build
+from zoo.spec import StagedSpec
+from zoo.train.adversary import pgd
+
+SPEC = StagedSpec(widths=((8,), (16,), (16,)), resolutions=(16, 8, 4), stem=6)
+TEST = 600
+
+
+def pictures(n: int, seed: int, *, misleading: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, 32, 32, 3] and labels, each class with a loud colour pattern and a faint texture.
+
+    The texture is smaller than eps = 8/255: who relies on it is accurate, and not robust. In misleading images the
+    colours are those of any class, so that a net learns the texture only.
+    """
+    world = np.random.default_rng(0)
+    loud, faint = world.choice([-60, 60], (10, 2, 2, 3)), world.choice([-7, 7], (10, 4, 4, 3))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, n)
+    shown = rng.integers(0, 10, n) if misleading else labels
+    images = 128 + rng.integers(-10, 11, (n, 32, 32, 3)) + np.tile(faint[labels], (1, 8, 8, 1))
+    images += loud[shown].repeat(16, 1).repeat(16, 2)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def trained(*, robustly: bool) -> Classifier:
+    """A net trained in seconds: with PGD to be robust, or plainly on the texture to be fragile."""
+    images, labels = pictures(1500, seed=1, misleading=not robustly)
+    x, y = to_float(images), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    model, epochs = build(SPEC), 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * 30)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x)).split(50):
+            batch = x[index]
+            if robustly:
+                noise = torch.empty_like(batch).uniform_(-1, 1)
+                batch = pgd(model, batch, y[index], noise, eps=8 / 255, step=8 / 255, steps=2)
+            model.train()
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch), y[index]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return Split("test", *pictures(TEST, seed=2))
+
+
+@pytest.fixture(scope="module")
+def robust() -> Classifier:
+    return trained(robustly=True)
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Classifier:
+    return trained(robustly=False)
+
+
+@pytest.fixture(scope="module")
+def source(robust, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    save_file(robust.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"name": "sturdy", "spec": SPEC.to_dict()}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signed_off(robust, source, split, tmp_path_factory) -> Path:
+    known = Known(f"local-dir:{source}", "sturdy")
+    return write_bundle(robust, known, out=tmp_path_factory.mktemp("out"), level="robust", split=split)
+
+
+@pytest.fixture
+def bundle(signed_off, tmp_path) -> Path:
+    return Path(shutil.copytree(signed_off, tmp_path / "bundle"))
+
+
+def forge(bundle: Path, *, tolerance: float | None = None) -> None:
+    """Make an altered bundle look intact: hashes, and if asked the difference of logits that it claims to allow."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["artifact"]["sha256"] = sha256(bundle / "model.onnx")
+    manifest["artifact"]["size"] = (bundle / "model.onnx").stat().st_size
+    for gate in manifest["gates"]:
+        gate["artifact_sha256"] = manifest["artifact"]["sha256"]
+        if tolerance is not None and "tolerance" in gate["threshold"]:
+            gate["threshold"]["tolerance"] = tolerance
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    write_sums(bundle)
+
+
+def perturb(bundle: Path, scale: float) -> None:
+    """Add noise to the weights in model.onnx, of ``scale`` times their own spread."""
+    proto = onnx.load(str(bundle / "model.onnx"))
+    rng = np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("weight"):
+            weight = onnx.numpy_helper.to_array(tensor)
+            noisy = weight + scale * weight.std() * rng.standard_normal(weight.shape).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
+    onnx.save(proto, str(bundle / "model.onnx"))
+
+
+def rungs(report: Report) -> dict[str, bool]:
+    return {rung.name: rung.holds for rung in report.rungs}
+
+
+# -- what holds ------------------------------------------------------------------------------------------------
+
+
+def test_a_faithful_engine_is_signed_off_on_every_rung(signed_off, split):
+    manifest = read_bundle(signed_off)
+    assert manifest.verified == "robust"
+    assert [rung.name for rung in manifest.gates] == ["integrity", "parity", "clean", "transfer", "surrogate"]
+    assert all(rung.holds for rung in manifest.gates)
+    surrogate = manifest.gates[-1]
+    assert surrogate.n == TEST
+    assert surrogate.measured["twin"]["accuracy"] > 0.9  # it has robustness to lose
+    assert surrogate.threshold == {"margin": 0.01}
+    assert manifest.robustness.startswith("robustness was verified")
+
+
+def test_every_result_is_bound_to_artifact_data_protocol_and_seed(signed_off, split):
+    report = Report.model_validate_json((signed_off / "reports" / "verify.json").read_bytes())
+    for rung in report.rungs:
+        assert rung.artifact_sha256 == sha256(signed_off / "model.onnx") == report.artifact_sha256
+        assert rung.dataset_sha256 == split.fingerprint
+        assert rung.seed == 0
+    attacks = {rung.name: [protocol["name"] for protocol in rung.protocols] for rung in report.rungs}
+    assert attacks["transfer"] == ["pgd20", "apgd50"]
+    assert attacks["surrogate"] == ["pgd20"]
+    last = report.rungs[-1]
+    for who in ("twin", "engine"):
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(last.bits[who]), np.uint8), count=last.n)
+        assert bits.mean() == pytest.approx(last.measured[who]["accuracy"])
+
+
+def test_verifying_again_finds_the_same(signed_off, split):
+    again = verify_bundle(signed_off, split=split)
+    stored = Report.model_validate_json((signed_off / "reports" / "verify.json").read_bytes())
+    sign_off(again)
+    assert [(rung.name, rung.measured, rung.bits) for rung in again.rungs[1:]] == [
+        (rung.name, rung.measured, rung.bits) for rung in stored.rungs[1:]
+    ]
+
+
+def test_verifying_changes_no_file_unless_asked(bundle, split):
+    before = {name: sha256(bundle / name) for name in [*files(bundle), SUMS]}
+    verify_bundle(bundle, split=split, level="clean")
+    assert {name: sha256(bundle / name) for name in [*files(bundle), SUMS]} == before
+    verify_bundle(bundle, split=split, level="clean", write=True)
+    manifest = read_bundle(bundle)
+    assert manifest.verified == "clean"
+    assert "NOT verified" in manifest.robustness
+    assert manifest.artifact.sha256 == before["model.onnx"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
+
+
+# -- sabotage --------------------------------------------------------------------------------------------------
+
+
+def test_one_altered_byte_is_refused(bundle, split):
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[-1000] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"model\.onnx"):
+        verify_bundle(bundle, split=split)
+
+
+def test_weights_that_rely_on_what_is_not_robust_fail_the_robustness_gate(bundle, split, fragile):
+    save_onnx(fragile, bundle / "model.onnx")
+    forge(bundle, tolerance=1e6)
+    report = verify_bundle(bundle, split=split)
+    assert rungs(report)["clean"]
+    with pytest.raises(RobustnessGateFailed, match="the engine is worse") as caught:
+        sign_off(report)
+    assert caught.value.exit_code == 9
+    assert report.reached == "clean"
+
+
+def test_noise_in_the_weights_that_clean_accuracy_does_not_show_fails_the_robustness_gate(bundle, split):
+    perturb(bundle, 0.3)
+    forge(bundle, tolerance=1e6)
+    report = verify_bundle(bundle, split=split)
+    measured = report.failed.measured
+    assert rungs(report)["clean"]
+    assert measured["difference"] >= 0.05
+    with pytest.raises(RobustnessGateFailed):
+        sign_off(report)
+
+
+def test_weights_that_lose_clean_accuracy_fail_the_clean_gate(bundle, split):
+    perturb(bundle, 1.5)
+    forge(bundle, tolerance=1e6)
+    report = verify_bundle(bundle, split=split)
+    assert list(rungs(report)) == ["integrity", "parity", "clean"]  # nothing above was climbed
+    with pytest.raises(ParityGateFailed, match="clean") as caught:
+        sign_off(report)
+    assert caught.value.exit_code == 8
+
+
+def test_altered_weights_with_true_hashes_already_fail_parity(bundle, split):
+    perturb(bundle, 0.01)
+    forge(bundle)
+    report = verify_bundle(bundle, split=split)
+    assert list(rungs(report)) == ["integrity", "parity"]
+    with pytest.raises(ParityGateFailed, match="parity"):
+        sign_off(report)
+
+
+def test_a_bundle_of_another_source_is_refused(bundle, source, split, fragile, tmp_path):
+    shutil.copytree(source, tmp_path / "other")
+    save_file(fragile.state_dict(), tmp_path / "other" / "model.safetensors")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["source"]["name"] = f"local-dir:{tmp_path / 'other'}"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    write_sums(bundle)
+    with pytest.raises(IntegrityError, match="not the model that"):
+        verify_bundle(bundle, split=split)
+
+
+# -- the gate --------------------------------------------------------------------------------------------------
+
+
+def test_too_few_images_fail_the_gate_and_are_told_apart_from_a_worse_engine(robust, split):
+    report = climb(
+        robust, Twin(robust), artifact_sha256="0" * 64, files=1, level="robust", split=split, terms=Terms(n=200)
+    )
+    assert report.failed.measured["difference"] == 0
+    with pytest.raises(RobustnessGateFailed, match=r"too few images .* about 268 would do"):
+        sign_off(report)
+
+
+def test_a_wider_margin_admits_what_a_narrow_one_does_not(robust, split):
+    for margin, holds in ((0.005, False), (0.02, True)):
+        report = climb(
+            robust,
+            Twin(robust),
+            artifact_sha256="0" * 64,
+            files=1,
+            level="clean",
+            split=split,
+            terms=Terms(margin=margin),
+        )
+        assert rungs(report)["clean"] is holds  # 600 equal answers show 0.45 points
+    assert "too few images" not in verdict(report.rungs[-1])
+
+
+def test_the_black_box_rung_is_climbed_when_asked_for(robust, split):
+    report = climb(
+        robust,
+        Twin(robust),
+        artifact_sha256="0" * 64,
+        files=1,
+        level="robust",
+        split=split,
+        terms=Terms(n=300, queries=30),
+    )
+    assert list(rungs(report))[-2:] == ["surrogate", "black-box"]
+    assert report.rungs[-1].protocols[0]["queries"] == 30
+    assert report.reached == "robust"
+
+
+def test_the_terms_of_the_sign_off_are_those_of_the_export(robust, source, split, tmp_path):
+    known = Known(f"local-dir:{source}", "sturdy")
+    lenient = Terms(margin=0.03, tolerance=0.5)
+    bundle = write_bundle(robust, known, out=tmp_path, level="clean", split=split, terms=lenient)
+    thresholds = {rung.name: rung.threshold for rung in verify_bundle(bundle, split=split, level="clean").rungs}
+    assert thresholds["parity"] == {"tolerance": 0.5}
+    assert thresholds["clean"] == {"margin": 0.03}
+    stricter = verify_bundle(bundle, split=split, level="clean", margin=0.02)
+    assert stricter.rungs[-1].threshold == {"margin": 0.02}
+
+
+def test_a_tie_counts_as_broken(split):
+    def undecided(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 10)
+
+    x, y = to_float(split.images[:20]), torch.from_numpy(split.labels[:20])
+    assert not right(undecided, x, y).any()
+
+
+def test_parity_takes_the_worst_over_the_batch_sizes(robust, split):
+    class Careless(Twin):
+        """Right but in batches of 2, as an exporter that took a batch size for a constant."""
+
+        def __call__(self, images):
+            return super().__call__(images) + (0.25 if len(images) == 2 else 0.0) * torch.eye(10)[0]
+
+    x = to_float(split.images[:32])
+    shape_of_the_fault = parity(robust, Careless(robust), x, (1, 2, 64))
+    assert shape_of_the_fault["max_logit_difference"] == pytest.approx(0.25, abs=1e-5)
+    assert parity(robust, Careless(robust), x, (1, 64))["max_logit_difference"] < 1e-4
+
+
+# -- the walk along the twin's gradients -----------------------------------------------------------------------
+
+
+class Planted:
+    """A robust engine that is wrong about every image at its ``at``-th call, and never else."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls, self.seen = at, 0, []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen.append(x.clone())
+        logits = torch.zeros(len(x), 10)
+        logits[:, 0] = -1.0 if self.calls == self.at else 1.0
+        return logits
+
+
+WALK = {"eps": 8 / 255, "step": 2 / 255, "steps": 10, "seed": 0}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 8, 12])  # the image, the start, the steps 1, 6 and 10
+def test_the_engine_judges_the_image_the_start_and_every_step(robust, split, at):
+    x, y = to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64)
+    engine = Planted(at)
+    x_adv = surrogate_pgd(robust, engine, x, y, **WALK)
+    assert engine.calls == at  # what is broken drops out
+    assert torch.equal(x_adv, engine.seen[at - 1])
+    assert engine.calls == at
+
+
+def test_a_walk_that_finds_nothing_ends_after_its_steps(robust, split):
+    engine = Planted(at=1000)
+    surrogate_pgd(robust, engine, to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64), **WALK)
+    assert engine.calls == 1 + 1 + 10
+
+
+def test_the_walk_stays_in_the_ball_and_in_the_range(fragile, robust, split):
+    x, y = to_float(split.images[:50]), torch.from_numpy(split.labels[:50])
+    for engine in (Twin(fragile), Twin(robust)):
+        x_adv = surrogate_pgd(fragile, engine, x, y, **WALK)
+        assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
+        assert 0 <= x_adv.min() <= x_adv.max() <= 1
+
+
+def test_the_walk_breaks_what_has_no_gradients(fragile, split):
+    """An engine with coarse logits and no gradient, judged along its twin's."""
+
+    def coarse(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return (fragile(x) * 2).round() / 2
+
+    x, y = to_float(split.images[:100]), torch.from_numpy(split.labels[:100])
+    assert right(coarse, x, y).mean() > 0.9
+    assert right(coarse, surrogate_pgd(fragile, coarse, x, y, **WALK), y).mean() < 0.1
+
+
+def test_twin_and_engine_get_the_same_walks(fragile, split):
+    folded = fold_batchnorm(fragile)
+    x, y = to_float(split.images[:50]), torch.from_numpy(split.labels[:50])
+    one, other = (surrogate_pgd(folded, engine, x, y, **WALK) for engine in (Twin(folded), Twin(folded)))
+    assert torch.equal(one, other)
+
+
+# -- as high as the data allow ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data_at_hand(split, tmp_path, monkeypatch) -> None:
+    """The pictures as what ``load_cifar10`` finds."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    np.save(root / "test_images.npy", split.images)
+    np.save(root / "test_labels.npy", split.labels)
+    monkeypatch.setattr("zoo.export.verify.load_cifar10", lambda data, offline: Dataset(root))
+
+
+@pytest.fixture
+def no_data(monkeypatch) -> None:
+    def none(data, offline):
+        raise DataNotFound("CIFAR-10 is not here")
+
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    monkeypatch.setattr("zoo.export.verify.load_cifar10", none)
+
+
+def test_with_data_the_default_is_robust(data_at_hand):
+    level, found = choose_level(None, SPEC, None, offline=True)
+    assert (level, len(found)) == ("robust", TEST)
+
+
+def test_without_data_the_default_is_parity_but_nothing_asked_for_is_skipped(no_data, monkeypatch):
+    assert choose_level(None, SPEC, None, offline=True) == ("parity", None)
+    for asked in ("clean", "robust"):
+        with pytest.raises(DataNotFound):
+            choose_level(asked, SPEC, None, offline=True)
+    with pytest.raises(DataNotFound):  # a place was named, and it is wrong
+        choose_level(None, SPEC, "elsewhere", offline=True)
+    monkeypatch.setenv("ZOO_DATA", "elsewhere")
+    with pytest.raises(DataNotFound):
+        choose_level(None, SPEC, None, offline=True)
+
+
+def test_the_network_is_asked_for_data_only_when_they_were_asked_for(monkeypatch):
+    asked: list[bool] = []
+
+    def spy(data, offline):
+        asked.append(offline)
+        raise DataNotFound("none")
+
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    monkeypatch.setattr("zoo.export.verify.load_cifar10", spy)
+    choose_level(None, SPEC, None, offline=False)
+    with pytest.raises(DataNotFound):
+        choose_level("robust", SPEC, None, offline=False)
+    assert asked == [True, False]
+
+
+def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand):
+    other = StagedSpec(widths=((8,),), resolutions=(16,), classes=7)
+    assert choose_level(None, other, None, offline=True) == ("parity", None)
+    with pytest.raises(UsageError, match="another task"):
+        choose_level("robust", other, None, offline=True)
+
+
+def test_levels_without_labels_are_refused(robust):
+    with pytest.raises(UsageError, match="labelled images"):
+        climb(robust, Twin(robust), artifact_sha256="0" * 64, files=1, level="clean", split=None)
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def test_the_commands_export_and_verify_sign_off(source, data_at_hand, tmp_path, capsys):
+    assert run(["export", f"local-dir:{source}", "-o", str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verified"] == "robust"
+    assert run(["verify", told["bundle"]]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[0] for line in table.splitlines()[2:7]] == list(
+        ["integrity", "parity", "clean", "transfer", "surrogate"]
+    )
+    assert table.count("holds") == 6
+    assert max(map(len, table.splitlines()[:8])) <= 80
+
+
+def test_exit_codes_tell_the_gates_apart(bundle, data_at_hand, fragile, capsys):
+    intact = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").write_bytes(intact[:-1])
+    assert run(["verify", str(bundle)]) == 5
+    (bundle / "model.onnx").write_bytes(intact)
+    save_onnx(fragile, bundle / "model.onnx")
+    forge(bundle)
+    capsys.readouterr()
+    assert run(["verify", str(bundle), "--json"]) == 8
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"]["type"] == "ParityGateFailed"
+    assert run(["verify", str(bundle), "--tolerance", "1e6"]) == 9
+    assert "transfer" in capsys.readouterr().err
+    assert run(["verify", str(bundle / "nowhere")]) == 2
+
+
+# -- real images -----------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_is_climbed_on_real_images(cifar, robust, source, tmp_path):
+    split = cifar.split("test")
+    few = Split("test", split.images[:400], split.labels[:400])
+    bundle = write_bundle(robust, Known(f"local-dir:{source}", "sturdy"), out=tmp_path, level="robust", split=few)
+    manifest = read_bundle(bundle)
+    assert manifest.verified == "robust"
+    assert {rung.dataset_sha256 for rung in manifest.gates} == {few.fingerprint}
+    probe = np.load(bundle / "probe" / "clean.npz")
+    assert np.array_equal(probe["labels"], split.labels[:8])
+
+
+def test_export_model_finds_the_images_that_it_is_told_of(cifar, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.export.verify.load_cifar10", lambda data, offline: cifar)
+    bundle = export_model(f"local-dir:{source}", out=tmp_path, verify="clean")
+    manifest = read_bundle(bundle)
+    assert manifest.gates[-1].n == 10_000
+    assert manifest.gates[-1].dataset_sha256 == cifar.split("test").fingerprint

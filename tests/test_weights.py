@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_registry import registry_data
+
+import zoo.weights
+from zoo import load
+from zoo.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
+from zoo.hashing import sha256_file
+from zoo.models import Classifier, build
+from zoo.registry import pretty
+from zoo.spec import StagedSpec, cost
+from zoo.weights import read_tensors, save_weights, weights_sha256
+
+SPEC = StagedSpec(widths=((8,), (12,)), resolutions=(16, 8), stem=4)
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def net() -> Classifier:
+    torch.manual_seed(0)
+    return build(SPEC).eval()
+
+
+@pytest.fixture
+def folder(net, tmp_path) -> Path:
+    """A model folder, as training leaves it."""
+    place = tmp_path / "model"
+    place.mkdir()
+    save_weights(net.state_dict(), place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps({"spec": SPEC.to_dict()}))
+    return place
+
+
+@pytest.fixture
+def bundled(folder, tmp_path, monkeypatch) -> Path:
+    """The model 'tiny' in a registry of its own, with its bundled weights file, which is returned."""
+    monkeypatch.setattr(zoo.weights, "BUNDLED", tmp_path / "bundled")
+    (tmp_path / "bundled").mkdir()
+    file = tmp_path / "bundled" / "tiny.safetensors"
+    file.write_bytes((folder / "model.safetensors").read_bytes())
+    register(tmp_path, monkeypatch, file)
+    return file
+
+
+def register(tmp_path, monkeypatch, file: Path, hub: dict | None = None) -> None:
+    from test_registry import model
+
+    macs, params = cost(SPEC)
+    weights = {"file": "tiny.safetensors", "size": file.stat().st_size, "sha256": sha256_file(file), "hub": hub}
+    entry = {**model(8), "spec": SPEC.to_dict(), "macs": macs, "params": params, "weights": weights}
+    (tmp_path / "registry.json").write_text(pretty(registry_data({"tiny": entry})))
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+def same_function(a: torch.nn.Module, b: torch.nn.Module, *, atol: float = 0.0) -> bool:
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return torch.allclose(a(x), b(x), rtol=0, atol=atol)
+
+
+def test_a_registry_name_gives_the_released_model_in_eval_mode(net, bundled):
+    model = load("tiny")
+    assert same_function(model, net)
+    assert not any(module.training for module in model.modules())
+    assert weights_sha256(model) == sha256_file(bundled)
+
+
+def test_a_model_folder_loads_by_its_path(net, folder):
+    model = load(f"local-dir:{folder}")
+    assert same_function(model, net)
+    assert weights_sha256(model) == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_without_pretrained_the_weights_are_fresh_and_no_file_is_needed(net, bundled):
+    bundled.unlink()
+    model = load("tiny", pretrained=False)
+    assert model.spec == SPEC
+    assert not same_function(model, net)
+    with pytest.raises(UsageError, match="do not come from a file"):
+        weights_sha256(model)
+
+
+def test_weights_stored_in_half_precision_are_used_in_single(net, folder):
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in net.state_dict().items()}
+    save_weights(halves, folder / "model.safetensors")
+    model = load(f"local-dir:{folder}")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert same_function(model, net, atol=0.01)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+def bare_pickle(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (flip_a_bit, "has SHA-256 [0-9a-f]{12}... where [0-9a-f]{12}... is expected"),
+        (truncate, r"has [\d,]+ bytes where [\d,]+ are expected"),
+        (pickle, "is a pickle, not safetensors"),
+        (bare_pickle, "is a pickle, not safetensors"),
+    ],
+)
+def test_a_released_file_that_is_not_the_registrys_is_refused_before_it_is_parsed(bundled, monkeypatch, damage, told):
+    damage(bundled)
+    monkeypatch.setattr(zoo.weights, "read_tensors", lambda path: pytest.fail("it was parsed"))
+    with pytest.raises(IntegrityError, match=told):
+        load("tiny")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncate, "is not a complete safetensors file"),
+        (pickle, "is a pickle"),
+        (bare_pickle, "is a pickle"),
+        (lambda path: path.write_bytes(b""), "is not a complete safetensors file"),
+        (lambda path: path.write_bytes(b"\xff" * 64), "is not a complete safetensors file"),
+    ],
+)
+def test_a_local_file_that_is_not_safetensors_is_refused(folder, damage, told):
+    damage(folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match=told):
+        load(f"local-dir:{folder}")
+
+
+def test_unpickling_is_never_tried(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save(Trap(), folder / "model.safetensors")
+    with pytest.raises(IntegrityError):
+        load(f"local-dir:{folder}")
+    assert not (tmp_path / "sprung").exists()
+
+
+def without_a_tensor(weights):
+    del weights["head.weight"]
+
+
+def with_another_tensor(weights):
+    weights["head.scale"] = torch.ones(1)
+
+
+def with_another_shape(weights):
+    weights["head.weight"] = torch.zeros(10, 13)
+
+
+def with_nan(weights):
+    weights["head.bias"] = torch.full((10,), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without_a_tensor, "lacks 'head.weight'"),
+        (with_another_tensor, "has 'head.scale', which the architecture has not"),
+        (with_another_shape, r"'head.weight' .* has shape \[10, 13\], not \[10, 12\]"),
+        (with_nan, "'head.bias' that are not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_the_architecture_are_refused_by_tensor(net, folder, change, told):
+    weights = dict(net.state_dict())
+    change(weights)
+    save_weights(weights, folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match=told):
+        load(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "told"),
+    [
+        ("{", IntegrityError, "is not JSON"),
+        ("[]", IntegrityError, "has no architecture"),
+        ('{"spec": {"arch": "staged"}}', UsageError, "architecture spec is wrong"),
+    ],
+)
+def test_a_malformed_config_is_told(folder, config, error, told):
+    (folder / "config.json").write_text(config)
+    with pytest.raises(error, match=told):
+        load(f"local-dir:{folder}")
+
+
+def test_missing_files_are_told_by_name(folder, bundled):
+    with pytest.raises(Unreachable, match="there is no folder"):
+        load("local-dir:/nowhere/at/all")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Unreachable, match=r"holds no model\.safetensors"):
+        load(f"local-dir:{folder}")
+    bundled.unlink()
+    with pytest.raises(Unreachable, match="the weights of 'tiny' are neither in the package"):
+        load("tiny")
+    with pytest.raises(UnknownModel, match="did you mean 'tiny'"):
+        load("tinny")
+
+
+def test_devices_and_revisions_that_do_not_exist_are_told(bundled):
+    with pytest.raises(UsageError, match="is not a device"):
+        load("tiny", device="abacus")
+    with pytest.raises(WrongDevice, match="cuda:99"):
+        load("tiny", device="cuda:99")
+    with pytest.raises(UsageError, match="has no revisions"):
+        load("tiny", revision="main")
+
+
+def test_saving_replaces_a_file_whole_or_not_at_all(net, folder, monkeypatch):
+    path = folder / "model.safetensors"
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights({key: value + 1 for key, value in net.state_dict().items()}, path)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saved_tensors_come_back_and_do_not_depend_on_layout(net, tmp_path):
+    weights = {key: value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+               for key, value in net.state_dict().items()}  # fmt: skip
+    save_weights(weights, tmp_path / "a.safetensors")
+    save_weights(net.state_dict(), tmp_path / "b.safetensors")
+    assert sha256_file(tmp_path / "a.safetensors") == sha256_file(tmp_path / "b.safetensors")
+    back = read_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(back[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.fixture
+def hub_cache(folder, tmp_path) -> Path:
+    """The Hub client's cache, with the two files of org/tiny at one revision as the client lays them out."""
+    repo = tmp_path / "hub" / "models--org--tiny"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "snapshots" / REVISION).mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(REVISION)
+    for name in ("config.json", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        large = name.endswith(".safetensors")
+        blob = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
+        (repo / "blobs" / blob).write_bytes(content)
+        (repo / "snapshots" / REVISION / name).symlink_to(Path("../../blobs") / blob)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("name", ["hf-hub:org/tiny", "hf-hub:org/tiny@main", f"hf-hub:org/tiny@{REVISION}"])
+def test_a_cached_hub_model_loads_without_the_network(net, hub_cache, name):
+    assert same_function(load(name, cache_dir=hub_cache, local_files_only=True), net)
+
+
+def test_a_cached_hub_file_damaged_at_its_size_is_noticed_offline(hub_cache):
+    flip_a_bit((hub_cache / "models--org--tiny" / "snapshots" / REVISION / "model.safetensors").resolve())
+    with pytest.raises(IntegrityError, match="is expected"):
+        load("hf-hub:org/tiny", cache_dir=hub_cache, local_files_only=True)
+
+
+@pytest.fixture
+def downloads(hub_cache, monkeypatch):
+    """Stands in for the network: the client's calls are recorded, and a forced download mends the cached file if
+    ``mends`` is set."""
+    import huggingface_hub
+
+    true, calls = huggingface_hub.hf_hub_download, []
+    whole = {
+        path.name: path.read_bytes() for path in (hub_cache / "models--org--tiny" / "snapshots" / REVISION).iterdir()
+    }
+
+    def download(repo_id, filename, **options):
+        calls.append(options)
+        forced = options.pop("force_download", False)
+        path = true(repo_id, filename, **{**options, "local_files_only": True})
+        if forced and download.mends:
+            Path(path).resolve().write_bytes(whole[filename])
+        return path
+
+    download.mends, download.calls = True, calls
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return download
+
+
+def test_a_damaged_hub_file_is_fetched_again_once(net, bundled, hub_cache, downloads, tmp_path, monkeypatch):
+    hub = {"repo_id": "org/tiny", "revision": REVISION, "filename": "model.safetensors"}
+    register(tmp_path, monkeypatch, bundled, hub)
+    bundled.unlink()
+    file = (hub_cache / "models--org--tiny" / "snapshots" / REVISION / "model.safetensors").resolve()
+    flip_a_bit(file)
+    assert same_function(load("tiny", cache_dir=hub_cache), net)
+    flip_a_bit(file)
+    downloads.mends = False
+    downloads.calls.clear()
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        load("tiny", cache_dir=hub_cache)
+    assert len(downloads.calls) == 2
+
+
+def test_the_cache_is_asked_before_the_network(hub_cache, downloads):
+    load("hf-hub:org/tiny", cache_dir=hub_cache)
+    assert all(options["local_files_only"] for options in downloads.calls)
+
+
+def test_names_of_the_hub_are_checked(tmp_path):
+    with pytest.raises(UsageError, match="organisation/name"):
+        load("hf-hub:no//such//name", cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(UsageError, match="leave one of them out"):
+        load("hf-hub:org/tiny@main", revision="v1")
+
+
+@pytest.mark.parametrize("how", ["local_files_only=True", "local_files_only=False"])
+def test_an_offline_miss_answers_at_once(tmp_path, how):
+    code = (
+        "import time; start = time.perf_counter(); import sys; from zoo import load, Unreachable\n"
+        f"try: load('hf-hub:org/nothing', cache_dir={str(tmp_path)!r}, {how})\n"
+        "except Unreachable as error: print(error)\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(time.perf_counter() - start)"
+    )
+    environment = {"HF_HUB_OFFLINE": "0" if "True" in how else "1", "PATH": "", "HOME": str(tmp_path)}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "the network is not to be used" in done.stdout
+    assert time.perf_counter() - start < 10  # seconds even on a busy machine; about 0.5 otherwise
