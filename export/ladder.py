@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from zoo.data import Split, to_float
 from zoo.errors import ParityGateFailed, RobustnessGateFailed, UsageError
@@ -28,6 +29,7 @@ from zoo.stats import Paired, images_needed, wilson
 from zoo.toolchain import toolchain
 
 TOLERANCE = {"fp32": 1e-3}  # of a logit, by precision; what is measured for fp32 is around 1e-6
+FAITHFUL = 1e-3  # a float model this close to an engine has its gradients
 CLEAN_IMAGES = 10_000
 TRANSFERRED = ("pgd20", "apgd50")
 WALK = "pgd20"
@@ -148,7 +150,8 @@ def _rungs(
     yield "none", {"name": "integrity", "n": files, "holds": True}  # what is not intact has raised before
     if level == "none":
         return
-    yield "parity", _parity(model, engine, split, batches, terms, progress)
+    agreement = _parity(model, engine, split, batches, terms, progress)
+    yield "parity", agreement
     if level == "parity":
         return
 
@@ -167,9 +170,14 @@ def _rungs(
     replayed = [PROTOCOLS[name].model_copy(update=settings) for name in TRANSFERRED]
     walk = PROTOCOLS[WALK].model_copy(update=settings)
     square = SQUARE.model_copy(update={**settings, "queries": terms.queries})
+    gradients = {"twin": twin.model}
+    if agreement["measured"]["max_logit_difference"] > FAITHFUL:
+        own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]))
+        gradients |= {} if own is None else {"artifact": own}
+    walks = [rungs.surrogate(one, twin, engine, walk) for one in gradients.values()]
     plan = [
         ("transfer", replayed, [rungs.transfer(twin, protocol) for protocol in replayed]),
-        ("surrogate", [walk], [rungs.surrogate(twin, engine, walk)]),
+        ("surrogate", [walk], walks),
     ]
     if terms.queries:
         plan.append(("black-box", [square], [rungs.black_box(twin, engine, square)]))
@@ -177,7 +185,20 @@ def _rungs(
         for attack in attacks:
             bits = rungs.survivors(attack, twin, engine, images, labels, bits, terms.seed, tick(name))
         last = name == plan[-1][0]
-        yield "robust" if last else "clean", _compared(name, bits, protocols, terms)
+        facts = _compared(name, bits, protocols, terms)
+        if name == "surrogate":
+            facts["measured"]["gradients"] = list(gradients)
+        yield "robust" if last else "clean", facts
+
+
+def _own_gradients(model: Classifier, engine: Engine, x: Tensor) -> nn.Module | None:
+    """A float model that computes what the engine does, if one can be had: gradients where the twin's mislead."""
+    own = engine.differentiable(model)
+    if own is None:
+        return None
+    own = prepare(own)
+    same = (Twin(own, shape=(x.shape[1], x.shape[2], x.shape[3]))(x) - engine(x)).abs().max() <= FAITHFUL
+    return own if same else None
 
 
 def _parity(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.numpy_helper
 import torch
+from torch import nn
 
 from zoo.errors import ExportFailed
 from zoo.fold import fold_batchnorm
@@ -62,6 +64,21 @@ def save_onnx(model: Classifier, path: Path, *, metadata: Mapping[str, str] | No
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata that :func:`save_onnx` wrote into the file."""
     return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def with_weights_of(path: Path, model: Classifier) -> nn.Module | None:
+    """A folded copy of ``model`` with the weights in the ONNX file that :func:`save_onnx` once wrote, by their names.
+
+    None if a weight is missing or has another shape: then the file is not of this architecture.
+    """
+    held = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(str(path)).graph.initializer}
+    copy = fold_batchnorm(model)
+    for name, tensor in copy.state_dict().items():
+        if name in held and held[name].shape == tuple(tensor.shape):
+            tensor.copy_(torch.from_numpy(held[name].copy()))
+        elif tensor.is_floating_point() and tensor.any():  # the exporter leaves biases out that are all zero
+            return None
+    return copy
 
 
 def _plain(proto: Any) -> Any:

@@ -1,8 +1,9 @@
 """The rungs: what is measured of an engine against its float twin. ``ladder.py`` decides which are climbed.
 
 An engine has no gradients, and quantisation masks them. Replaying the twin's adversarial examples is therefore
-an optimistic bound; walking along the twin's gradients while the engine judges every step (BPDA, Athalye et al.
-2018, section 4.1) is a tighter one.
+an optimistic bound; walking along the gradients of a float model while the engine judges every step (BPDA, Athalye
+et al. 2018, section 4.1) is a tighter one. That model is the twin; but the twin's gradients find nothing in an engine
+that has come to compute something else, so there the weights in the artifact itself give gradients too.
 """
 
 from __future__ import annotations
@@ -84,31 +85,31 @@ def transfer(twin: Twin, protocol: Protocol) -> Attack:
     return attack
 
 
-def surrogate(twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
-    """PGD along the twin's gradients: the same walks for both, each step judged by the one that is attacked."""
+def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
+    """PGD along the gradients of a float model: the same walks for both, each step judged by who is attacked."""
     if protocol.attack != "pgd" or protocol.norm != "linf" or protocol.step is None or protocol.steps is None:
         raise UsageError(f"protocol '{protocol.name}' is not an l-infinity PGD with a step size and steps")
     walk: dict[str, Any] = {"eps": protocol.eps, "step": protocol.step, "steps": protocol.steps}
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         return (
-            surrogate_pgd(twin.model, twin, x, y, seed=seed, **walk),
-            surrogate_pgd(twin.model, engine, x, y, seed=seed, **walk),
+            surrogate_pgd(gradients, twin, x, y, seed=seed, **walk),
+            surrogate_pgd(gradients, engine, x, y, seed=seed, **walk),
         )
 
     return attack
 
 
 def surrogate_pgd(
-    twin: nn.Module, engine: Engine, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, seed: int
+    gradients: nn.Module, engine: Engine, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, seed: int
 ) -> Tensor:
-    """l-infinity PGD on ``engine`` with the gradient of ``twin``: BPDA, the float model as the backward pass.
+    """l-infinity PGD on ``engine`` along ``gradients``: BPDA, a float model f as the backward pass.
 
-    x_{t+1} = Pi(x_t + step * sign(grad_x CE(twin(x_t), y))) from a uniform start in the ball. The engine judges the
+    x_{t+1} = Pi(x_t + step * sign(grad_x CE(f(x_t), y))) from a uniform start in the ball. The engine judges the
     image, the start and every step; an image that it gets wrong drops out there.
 
     Args:
-        twin: differentiable, in eval mode, parameters frozen.
+        gradients: f, in eval mode, parameters frozen.
         x: images [N, C, H, W] in [0, 1]; y: labels [N].
 
     Returns:
@@ -130,7 +131,7 @@ def surrogate_pgd(
         active, x_t = active[standing], x_t[standing]
         if t < steps and len(active):
             x_t.requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(twin(x_t), y[active], reduction="sum"), x_t)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(gradients(x_t), y[active], reduction="sum"), x_t)
             x_t = (x_t.detach() + step * gradient.sign()).clamp_(low[active], high[active])
     return best
 

@@ -160,6 +160,7 @@ def test_pick_lists_the_pareto_front_from_the_cheapest(call):
 @pytest.fixture
 def exporter(monkeypatch):
     """Stands in for the exporter and records what it is asked."""
+    import zoo.cli.ladder
     import zoo.export
 
     asked: list[tuple[str, dict]] = []
@@ -169,6 +170,7 @@ def exporter(monkeypatch):
         return order["out"] / f"{name}--onnxruntime-fp32"
 
     monkeypatch.setattr(zoo.export, "export_model", export_model)
+    monkeypatch.setattr(zoo.cli.ladder, "outcome", lambda bundle: ({"bundle": str(bundle)}, f"Exported to {bundle}"))
     return asked
 
 

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import UsageError
+from zoo.models import Classifier
 
 
 class Engine(Protocol):
@@ -18,6 +19,13 @@ class Engine(Protocol):
     """
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor: ...
+
+    def differentiable(self, model: Classifier) -> nn.Module | None:
+        """``model`` with the weights that are in the artifact, for gradients; None if there is no such thing.
+
+        Whether it computes what the engine does is for the caller to check.
+        """
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest: engine, version, and the device it runs on."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import IntegrityError, MissingDependency, UsageError
 from zoo.export.engines.interface import checked
-from zoo.export.onnx import save_onnx
+from zoo.export.onnx import save_onnx, with_weights_of
 from zoo.models import Classifier
 
 ARTIFACT = "model.onnx"
@@ -63,14 +63,14 @@ def load(path: Path | str, *, threads: int | None = None, providers: Sequence[st
     except Exception as error:  # its exceptions have no base class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(f"ONNX Runtime cannot load '{path}': {reason}") from None
-    return OnnxRuntime(session, str(path))
+    return OnnxRuntime(session, Path(path))
 
 
 class OnnxRuntime:
     """A loaded session behind the engines' interface."""
 
-    def __init__(self, session: Any, path: str) -> None:
-        self.session = session
+    def __init__(self, session: Any, path: Path) -> None:
+        self.session, self.path = session, path
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             raise IntegrityError(f"'{path}' is not a classifier with one float32 image batch in and logits out")
@@ -87,6 +87,9 @@ class OnnxRuntime:
         x = checked(images, self.shape)
         (logits,) = self.session.run([self.output], {self.input: x.numpy()})
         return torch.from_numpy(np.array(logits, dtype=np.float32))  # np.array copies: attacks may write into it
+
+    def differentiable(self, model: Classifier) -> nn.Module | None:
+        return with_weights_of(self.path, model)
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.export.engines.interface import checked
+from zoo.models import Classifier
 
 
 class Twin:
@@ -29,6 +30,9 @@ class Twin:
             UsageError: not a batch of float32 images in [0, 1].
         """
         return self.model(checked(images, self.shape)).float()
+
+    def differentiable(self, model: Classifier) -> nn.Module | None:
+        return self.model
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "pytorch", "version": torch.__version__, "device": "cpu"}

@@ -50,9 +50,9 @@ def command(
       zoo export trades-s7 --verify robust --data cifar10 -n 2500 --margin 0.5
       zoo export local-dir:runs/mine/model --verify parity --json
     """
-    from zoo.cli.ladder import rungs_table
+    from zoo.cli.ladder import outcome
     from zoo.cli.pick import batch_sizes
-    from zoo.export import export_model, read_bundle
+    from zoo.export import export_model
 
     output = Output(as_json=as_json, quiet=quiet)
     sizes = batch_sizes(batch)
@@ -77,8 +77,4 @@ def command(
             progress=advance,
             notify=output.say,
         )
-    manifest = read_bundle(bundle)
-    output.result(
-        {"bundle": str(bundle), **manifest.model_dump(mode="json", exclude_none=True)},
-        lambda: f"{rungs_table(manifest.gates)}\n\nExported to {bundle}" if manifest.gates else f"Exported to {bundle}",
-    )
+    output.result(*outcome(bundle))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import table
 
@@ -20,6 +21,16 @@ def rungs_table(rungs: Sequence[Rung]) -> str:
     """What the engine and its float twin got right on each rung, and what may be lost."""
     columns = ["rung", "twin right", "engine right", "lost", "allowed", "n", ""]
     return f"{table(columns, [_row(rung) for rung in rungs])}\n\n{LEGEND}"
+
+
+def outcome(bundle: Path) -> tuple[dict[str, Any], str]:
+    """What an export came to: the manifest for machines, the rungs that were climbed for people."""
+    from zoo.export import read_bundle
+
+    manifest = read_bundle(bundle)
+    climbed = f"{rungs_table(manifest.gates)}\n\n" if manifest.gates else ""
+    facts = {"bundle": str(bundle), **manifest.model_dump(mode="json", exclude_none=True)}
+    return facts, f"{climbed}Exported to {bundle}"
 
 
 def _row(rung: Rung) -> list[str]:

@@ -37,9 +37,13 @@ class Output:
             return
         from rich.console import Console
         from rich.progress import Progress as Bars
-        from rich.progress import TaskID
+        from rich.progress import ProgressColumn, Task, TaskID
 
-        with Bars(console=Console(stderr=True), transient=True) as bars:
+        class Speed(ProgressColumn):
+            def render(self, task: Task) -> str:
+                return f"{task.speed:,.0f} images/s" if task.speed else ""
+
+        with Bars(*Bars.get_default_columns(), Speed(), console=Console(stderr=True), transient=True) as bars:
             stages: dict[str, TaskID] = {}
 
             def advance(stage: str, done: int, total: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,9 +109,8 @@ def command(
         if dry_run:
             text += f"\n\n{_plan(picked[0], order)}"
         else:
-            bundle = _export(picked[0], order, out_)
-            report["bundle"] = str(bundle)
-            text += f"\n\nExported to {bundle}"
+            report["bundle"], climbed = _export(picked[0], order, out_)
+            text += f"\n\n{climbed}"
     out_.result(report, text)
 
 
@@ -136,9 +137,12 @@ def _plan(entry: Entry, order: dict[str, Any]) -> str:
     )
 
 
-def _export(entry: Entry, order: dict[str, Any], out: Output) -> Path:
+def _export(entry: Entry, order: dict[str, Any], out: Output) -> tuple[dict[str, Any], str]:
     out.say(f"exporting {entry.name} ...")
+    from zoo.cli.ladder import outcome
     from zoo.export import export_model
 
+    command = shlex.join(["zoo", *sys.argv[1:]])
     with out.progress() as advance:
-        return export_model(entry.name, **order, progress=advance, notify=out.say)
+        bundle = export_model(entry.name, **order, command=command, progress=advance, notify=out.say)
+    return outcome(bundle)
