@@ -12,7 +12,8 @@ from torch import nn
 
 from zoo import attacks
 
-N = 60
+N = 120
+SQUARE = sys.modules["zoo.attacks.square"]  # the attribute of that name is the attack
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return blobs(N, seed=2)
 
 
-EPS = {"linf": 14 / 255, "l2": 1.0}  # both break about half of the images
+EPS = {"linf": 14 / 255, "l2": 1.0}  # break about half of the images
+SQUARE_EPS, QUERIES = {"linf": 22 / 255, "l2": 3.2}, 300  # so does Square
 
 
 def art_classifier(net: nn.Module):
@@ -98,7 +100,7 @@ def test_apgd_agrees_with_art(net, images, norm, loss):
         norm={"linf": np.inf, "l2": 2}[norm],
         eps=eps,
         eps_step=2 * eps,
-        max_iter=25,
+        max_iter=15,
         nb_random_init=1,
         batch_size=N,
         loss_type={"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[loss],
@@ -106,7 +108,7 @@ def test_apgd_agrees_with_art(net, images, norm, loss):
     )
     np.random.seed(0)
     x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
-    ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=25, loss=loss, seed=s) for s in range(3)]
+    ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=15, loss=loss, seed=s) for s in range(3)]
     assert_within_spread([robust(net, each, y) for each in ours], [robust(net, x_theirs, y)], slack=0.04)
 
 
@@ -119,10 +121,10 @@ def test_apgd_agrees_with_torchattacks(net, images, norm):
     for loss in ("ce", "dlr"):
         theirs = [torchattacks.APGD(net, loss=loss, seed=s, **options)(x, y) for s in seeds]
         ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=15, loss=loss, seed=s) for s in seeds]
-        assert_within_spread([robust(net, a, y) for a in ours], [robust(net, a, y) for a in theirs], 2 / N)
+        assert_within_spread([robust(net, a, y) for a in ours], [robust(net, a, y) for a in theirs], slack=0.04)
     theirs = torchattacks.APGDT(net, n_classes=CLASSES, seed=0, **options)(x, y)
     ours = [attacks.apgd_targeted(net, x, y, eps=eps, norm=norm, steps=15, seed=s) for s in seeds]
-    assert_within_spread([robust(net, a, y) for a in ours], [robust(net, theirs, y)], 2 / N)
+    assert_within_spread([robust(net, a, y) for a in ours], [robust(net, theirs, y)], slack=0.04)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -139,33 +141,22 @@ def test_fab_agrees_with_torchattacks(net, images, norm):
     assert_within_spread([robust(net, ours, y)], [theirs], 1 / 30)
 
 
-class Reference:
-    """How ART and torchattacks depart from the Square attack's paper, for a like-with-like comparison."""
-
-    @staticmethod
-    def windows(shape, index, side, source):
-        """Their squares never touch the last row and column."""
-        n, c, h, w = shape
-        top = torch.randint(0, max(h - side, 1), (n,), generator=source)
-        left = torch.randint(0, max(w - side, 1), (n,), generator=source)
-        return SQUARE._window(top[index], left[index], side, c)
+def windows_of_others(shape, index, side, source):
+    """Where ART and torchattacks place squares: never on the last row and column, unlike the paper's Algorithm 2."""
+    n, c, h, w = shape
+    top = torch.randint(0, max(h - side, 1), (n,), generator=source)
+    left = torch.randint(0, max(w - side, 1), (n,), generator=source)
+    return SQUARE._window(top[index], left[index], side, c)
 
 
-SQUARE = sys.modules["zoo.attacks.square"]
-
-
-def square_accuracies(net, images, norm: str, queries: int) -> list[float]:
-    x, y = images
-    options = {"eps": SQUARE_EPS[norm], "norm": norm, "queries": queries}
+def square_accuracies(net, x, y, norm: str) -> list[float]:
+    options = {"eps": SQUARE_EPS[norm], "norm": norm, "queries": QUERIES}
     return [robust(net, attacks.square(net, x, y, seed=seed, **options), y) for seed in range(3)]
-
-
-SQUARE_EPS = {"linf": 16 / 255, "l2": 2.2}
 
 
 def test_square_agrees_with_art_on_the_squares_that_art_tries_and_beats_it_with_all(net, images, monkeypatch):
     evasion = pytest.importorskip("art.attacks.evasion")
-    x, y = images
+    x, y = (part[:60] for part in images)
     theirs = []
     for seed in range(2):
         np.random.seed(seed)
@@ -173,30 +164,30 @@ def test_square_agrees_with_art_on_the_squares_that_art_tries_and_beats_it_with_
             art_classifier(net),
             norm=np.inf,
             eps=SQUARE_EPS["linf"],
-            max_iter=600,
+            max_iter=QUERIES,
             p_init=0.8,
             nb_restarts=1,
             batch_size=N,
             verbose=False,
         )
         theirs.append(robust(net, torch.from_numpy(attack.generate(x.numpy(), y.numpy())), y))
-    assert np.mean(square_accuracies(net, images, "linf", 600)) < np.mean(theirs)
-    monkeypatch.setattr(SQUARE, "_random_window", Reference.windows)
-    assert_within_spread(square_accuracies(net, images, "linf", 600), theirs, slack=0.07)
+    assert np.mean(square_accuracies(net, x, y, "linf")) < np.mean(theirs)
+    monkeypatch.setattr(SQUARE, "_random_window", windows_of_others)
+    assert_within_spread(square_accuracies(net, x, y, "linf"), theirs, slack=0.12)  # they draw once for the whole batch
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_agrees_with_torchattacks_on_the_squares_that_it_tries(net, images, norm, monkeypatch):
     torchattacks = pytest.importorskip("torchattacks")
-    x, y = images
+    x, y = (part[:60] for part in images)
     their_norm = {"linf": "Linf", "l2": "L2"}[norm]
     theirs = [
-        robust(net, torchattacks.Square(net, norm=their_norm, eps=SQUARE_EPS[norm], n_queries=600, seed=s)(x, y), y)
+        robust(net, torchattacks.Square(net, norm=their_norm, eps=SQUARE_EPS[norm], n_queries=QUERIES, seed=s)(x, y), y)
         for s in range(2)
     ]
-    assert np.mean(square_accuracies(net, images, norm, 600)) < np.mean(theirs)
-    monkeypatch.setattr(SQUARE, "_random_window", Reference.windows)
+    assert np.mean(square_accuracies(net, x, y, norm)) < np.mean(theirs)
+    monkeypatch.setattr(SQUARE, "_random_window", windows_of_others)
     if norm == "l2":  # and they spend the norm of all channels in each of them, where Algorithm 3 has each its own
         own = SQUARE._channel_norm
         monkeypatch.setattr(SQUARE, "_moved", lambda old, other: (own(old) ** 2 + own(other) ** 2).sum(1, keepdim=True))
-    assert_within_spread(square_accuracies(net, images, norm, 600), theirs, slack=0.07)
+    assert_within_spread(square_accuracies(net, x, y, norm), theirs, slack=0.12)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnxruntime
 import pytest
-from onnx import numpy_helper
+import torch
+import torch.nn.functional as F
 
+from zoo import load
 from zoo.cli.app import run
+from zoo.data import to_float
+from zoo.export.onnx import save_onnx
 
 PICK = ["pick", "--flops", "15M", "--export", "onnx", "--json"]
 
@@ -32,7 +37,7 @@ def unverified(tmp_path_factory) -> Path:
 def test_without_data_the_export_reaches_parity_and_says_that_robustness_was_not_verified(unverified):
     manifest = json.loads((unverified / "manifest.json").read_text())
     assert manifest["verified"] == "parity"
-    assert "not verified" in manifest["robustness"]
+    assert "not verified" in manifest["robustness"].lower()
     assert "not verified" in (unverified / "README.md").read_text().lower()
 
 
@@ -47,11 +52,6 @@ def test_a_bundle_with_one_byte_altered_is_refused(unverified, tmp_path, capsys)
 
 
 def test_the_engine_classifies_as_the_float_model_does(unverified, cifar):
-    import onnxruntime
-
-    from zoo import load
-    from zoo.data import to_float
-
     x = to_float(cifar.split("test").images[:100])
     name = json.loads((unverified / "manifest.json").read_text())["source"]["name"]
     session = onnxruntime.InferenceSession(str(unverified / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -74,27 +74,29 @@ def test_with_data_the_export_is_signed_off_and_verify_repeats_it(cifar, tmp_pat
 @pytest.mark.slow
 def test_an_engine_that_lost_its_robustness_fails_the_gate_though_its_hashes_agree(cifar, unverified, tmp_path, capsys):
     bundle = copy(unverified, tmp_path)
-    perturb(bundle / "model.onnx", scale=0.06)
+    name = json.loads((bundle / "manifest.json").read_text())["source"]["name"]
+    save_onnx(forgetful(load(name), cifar.split("train")), bundle / "model.onnx")
     reseal(bundle)
-    assert run(["verify", str(bundle), "--tolerance", "100", "-n", "500"]) in (8, 9)
-    assert "points" in capsys.readouterr().err
+    assert run(["verify", str(bundle), "--tolerance", "1000"]) == 9
+    assert "the engine is worse" in capsys.readouterr().err
+
+
+def forgetful(model, train):
+    """The model after a few steps of training on clean images only: as accurate as before, far less robust."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    rng = np.random.default_rng(0)
+    model.train()
+    for _ in range(150):
+        index = np.sort(rng.integers(0, len(train), 128))
+        loss = F.cross_entropy(model(to_float(train.images[index])), torch.from_numpy(train.labels[index]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
 def copy(bundle: Path, to: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(bundle, to / bundle.name))
-
-
-def perturb(path: Path, *, scale: float) -> None:
-    """Gaussian noise on every convolution, relative to its own spread."""
-    model, rng = onnx.load(str(path)), np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.ndim == 4:
-            noisy = values + scale * values.std() * rng.standard_normal(values.shape)
-            tensor.CopyFrom(numpy_helper.from_array(noisy.astype(values.dtype), tensor.name))
-    path.write_bytes(model.SerializeToString())
 
 
 def reseal(bundle: Path) -> None:

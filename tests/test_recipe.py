@@ -65,6 +65,7 @@ def test_bare_words_are_strings(minimal):
         ("train.epochs", "KEY=VALUE"),
         ("name.x=1", "'name' is a value"),
         ("train.method=n-fgsm", "one attack step"),
+        ("attack.objective=cw", "'ce' or 'kl'"),
         ("guard.images=2000", "guard.images"),
     ],
 )

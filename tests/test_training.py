@@ -147,10 +147,13 @@ def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):
 # -- the loop ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["n-fgsm", "pgd-at", "trades", "mart"])
-def test_every_method_learns_the_toy_data_robustly(toy, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "objective"), [("n-fgsm", "ce"), ("pgd-at", "ce"), ("trades", "ce"), ("trades", "kl"), ("mart", "ce")]
+)
+def test_every_method_learns_the_toy_data_robustly(toy, tmp_path, method, objective):
     steps = 1 if method == "n-fgsm" else 2
-    settings = recipe(train={"method": method, "epochs": 4}, attack={"step": 8 / 255 / steps, "steps": steps})
+    attack = {"step": 8 / 255 / steps, "steps": steps, "objective": objective}
+    settings = recipe(train={"method": method, "epochs": 4}, attack=attack)
     fit(settings, toy, tmp_path / "run")
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(history) == 4

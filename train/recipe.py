@@ -38,6 +38,9 @@ class Attack(_Section):
     eps: float = Field(EPS, gt=0)
     step: float = Field(gt=0)
     steps: int = Field(1, ge=1)
+    objective: Literal["ce", "kl"] = Field(
+        "ce", description="what PGD ascends: cross-entropy, or KL(p(x) || p(x')) as TRADES has it"
+    )
 
 
 class Optimizer(_Section):
@@ -78,9 +81,11 @@ class Recipe(_Section):
     guard: Guard = Guard()
 
     @model_validator(mode="after")
-    def _one_step_for_nfgsm(self) -> Recipe:
+    def _nfgsm_as_published(self) -> Recipe:
         if self.train.method == "n-fgsm" and self.attack.steps != 1:
             raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
+        if self.train.method == "n-fgsm" and self.attack.objective != "ce":
+            raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
         return self
 
 

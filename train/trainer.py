@@ -44,7 +44,7 @@ def batch_loss(
     if method == "n-fgsm":
         x_adv = adversary.n_fgsm(net, x, y, noise, eps=attack.eps, step=attack.step)
     else:
-        kl = method == "trades"
+        kl = attack.objective == "kl"
         x_adv = adversary.pgd(net, x, y, noise, eps=attack.eps, step=attack.step, steps=attack.steps, kl=kl)
     logits_adv = forward(x_adv).float()
     if method == "trades":

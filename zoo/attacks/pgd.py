@@ -206,7 +206,7 @@ def _climb(
                 if not len(index):
                     return result
         towards, memory = direction(gradient, memory)
-        rate = torch.where(done, 0.0, step).to(x.dtype)  # what fell stays where it fell
+        rate = (~done).to(x.dtype) * step  # what fell stays where it fell
         x = ball.project(torch.addcmul(x, towards, rate[:, None, None, None]))
     result[index] = x
     return result
