@@ -2,7 +2,7 @@
 
 from zoo.export.bundle import read_bundle
 from zoo.export.exporter import export_model
-from zoo.export.ladder import sign_off
+from zoo.export.gate import sign_off
 from zoo.export.verify import verify_bundle
 
 __all__ = ["export_model", "read_bundle", "sign_off", "verify_bundle"]

@@ -19,7 +19,8 @@ from zoo.evaluate import prepare
 from zoo.export.bundle import read_bundle, sha256, staged
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder import DEFAULTS, Progress, Terms, climb, random_images, sign_off, silent
+from zoo.export.gate import sign_off
+from zoo.export.ladder import DEFAULTS, Progress, Terms, climb, random_images, silent
 from zoo.export.manifest import IO, Artifact, Compute, Level, Manifest, Port, Source, ThreatModel, now
 from zoo.export.report import UNVERIFIED, write_reports
 from zoo.export.source import Known, digest, labels_of, load_source

@@ -1,8 +1,6 @@
 """The ladder: integrity, parity, clean, transfer, surrogate gradient, black box.
 
-Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on. The gate
-of every rung above parity is paired non-inferiority: the upper 95 % bound of (twin - engine), from the images that
-only one of the two gets right, must lie below the margin.
+Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from zoo.data import Split, to_float
-from zoo.errors import ParityGateFailed, RobustnessGateFailed, UsageError
+from zoo.errors import UsageError
 from zoo.evaluate import prepare
 from zoo.export import rungs
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
+from zoo.export.gate import compared
 from zoo.export.manifest import Level, Report, Rung, now
 from zoo.models import Classifier
 from zoo.protocols import PROTOCOLS, Protocol
 from zoo.spec import _Spec
-from zoo.stats import Paired, images_needed, wilson
 from zoo.toolchain import toolchain
 
 TOLERANCE = {"fp32": 1e-3}  # of a logit, by precision; what is measured for fp32 is around 1e-6
@@ -161,7 +159,7 @@ def _rungs(
     twin = Twin(prepare(model), shape=(3, model.spec.image_size, model.spec.image_size))
     images, labels = split.images[:CLEAN_IMAGES], split.labels[:CLEAN_IMAGES]
     bits = rungs.clean(twin, engine, images, labels, tick("clean"))
-    yield "clean", _compared("clean", bits, (), terms)
+    yield "clean", compared("clean", bits, (), terms.margin)
     if level == "clean":
         return
 
@@ -185,7 +183,7 @@ def _rungs(
         for attack in attacks:
             bits = rungs.survivors(attack, twin, engine, images, labels, bits, terms.seed, tick(name))
         last = name == plan[-1][0]
-        facts = _compared(name, bits, protocols, terms)
+        facts = compared(name, bits, protocols, terms.margin)
         if name == "surrogate":
             facts["measured"]["gradients"] = list(gradients)
         yield "robust" if last else "clean", facts
@@ -214,71 +212,3 @@ def _parity(
         "threshold": {"tolerance": terms.tolerance},
         "measured": measured,
     }
-
-
-def _compared(name: str, bits: rungs.Bits, protocols: Sequence[Protocol], terms: Terms) -> dict[str, Any]:
-    """The gate of a rung above parity: is the engine shown to be no worse than its twin, within the margin?"""
-    pair = Paired.of(*bits)
-    return {
-        "name": name,
-        "n": pair.n,
-        "holds": pair.non_inferior(terms.margin),
-        "protocols": tuple(protocol.model_dump(exclude_none=True) for protocol in protocols),
-        "threshold": {"margin": terms.margin},
-        "measured": _comparison(pair, bits),
-        "bits": {who: np.packbits(array).tobytes().hex() for who, array in zip(("twin", "engine"), bits, strict=True)},
-    }
-
-
-def _comparison(pair: Paired, bits: rungs.Bits) -> dict[str, Any]:
-    def accuracy(right: np.ndarray) -> dict[str, Any]:
-        return {"accuracy": right.mean().item(), "ci95": list(wilson(int(right.sum()), pair.n))}
-
-    return {
-        "twin": accuracy(bits[0]),
-        "engine": accuracy(bits[1]),
-        "difference": pair.difference,
-        "upper95": pair.upper(),
-        "only_twin_right": pair.b,
-        "only_engine_right": pair.c,
-        "mcnemar_p": pair.mcnemar,
-    }
-
-
-def verdict(rung: Rung) -> str:
-    """What a rung found, in one sentence."""
-    measured = rung.measured
-    if rung.name == "integrity":
-        return f"integrity: {rung.n} {'file is' if rung.n == 1 else 'files are'} intact"
-    if rung.name == "parity":
-        return (
-            f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
-            f"{measured['max_logit_difference']:.2g} (allowed {rung.threshold['tolerance']:.2g}), "
-            f"and {measured['agreement']:.1%} of the decisions agree"
-        )
-    allowed, upper = rung.threshold["margin"], measured["upper95"]
-    found = (
-        f"{rung.name}: on {rung.n} images the float twin is right on {measured['twin']['accuracy']:.1%} and the "
-        f"engine on {measured['engine']['accuracy']:.1%}; the upper 95 % bound of what is lost is "
-        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed"
-    )
-    if rung.holds:
-        return found
-    if measured["difference"] >= allowed:
-        return f"{found}: the engine is worse"
-    discordant = measured["only_twin_right"] + measured["only_engine_right"]
-    needed = images_needed(discordant / rung.n, allowed)
-    hint = f" (if it is, about {needed} would do: pass --n)" if needed > rung.n and rung.name != "clean" else ""
-    return f"{found}: these are too few images to show that the engine is as good{hint}"
-
-
-def sign_off(report: Report) -> None:
-    """Do nothing if every rung that was climbed holds.
-
-    Raises:
-        ParityGateFailed: parity or clean does not.
-        RobustnessGateFailed: a rung under attack does not.
-    """
-    if report.failed is not None:
-        kind = ParityGateFailed if report.failed.name in ("parity", "clean") else RobustnessGateFailed
-        raise kind(verdict(report.failed))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.export.bundle import MANIFEST, write_sums
-from zoo.export.ladder import RANDOM, verdict
+from zoo.export.gate import verdict
+from zoo.export.ladder import RANDOM
 from zoo.export.manifest import Manifest, Report, to_json
 
 UNVERIFIED = (

@@ -18,7 +18,7 @@ from zoo.attacks import broken, margin
 from zoo.attacks.apgd import checkpoints
 from zoo.attacks.ball import Ball
 from zoo.attacks.fab import project
-from zoo.attacks.square import pattern, side
+from zoo.attacks.square import pattern, side_at
 from zoo.errors import UsageError
 from zoo.protocols import PROTOCOLS, Protocol
 
@@ -479,11 +479,11 @@ def test_square_needs_no_gradients_and_others_say_that_they_do(net, images):
 
 def test_squares_shrink_on_the_papers_schedule_rescaled_to_the_number_of_queries():
     x = torch.empty(1, 3, 32, 32)
-    pixels = {query: side(0.8, query, 10_000, x) ** 2 for query in (5, 40, 150, 400, 900, 5000, 9999)}
+    pixels = {query: side_at(0.8, query, 10_000, x) ** 2 for query in (5, 40, 150, 400, 900, 5000, 9999)}
     expected = {5: 0.8, 40: 0.4, 150: 0.2, 400: 0.1, 900: 0.05, 5000: 0.8 / 128, 9999: 0.8 / 512}
     for query, p in expected.items():
         assert pixels[query] == pytest.approx(max(p * 1024, 1), abs=(p * 1024) ** 0.5 + 1)
-    assert all(side(0.8, q, 5000, x) == side(0.8, 2 * q, 10_000, x) for q in range(1, 5000, 7))
+    assert all(side_at(0.8, q, 5000, x) == side_at(0.8, 2 * q, 10_000, x) for q in range(1, 5000, 7))
 
 
 def test_the_l2_pattern_is_two_opposite_bumps_of_norm_one():
@@ -646,6 +646,29 @@ def test_nan_logits_count_as_broken_and_nan_gradients_do_no_harm():
     for attack in (attacks.pgd, attacks.apgd, attacks.mifgsm, attacks.fab_targeted):
         x_adv = attack(poisoned, GOOD * 0.1, LABELS * 0, eps=0.1)
         assert x_adv.isfinite().all()
+
+
+def test_an_image_that_square_drives_to_nan_stays_broken():
+    def fragile(x):  # NaN for the brighter images, sure of class 0 for the others
+        lead = torch.where(x.mean((1, 2, 3)) > 0.505, torch.nan, 1 - x.mean((1, 2, 3)))
+        return torch.stack([lead, -torch.ones_like(lead)], dim=1)
+
+    x, y = torch.full((9, 1, 8, 8), 0.5), torch.zeros(9, dtype=torch.int64)
+    x_adv = attacks.square(fragile, x, y, eps=0.1, queries=100)
+    assert fragile(x_adv).isnan().any(1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("norm", NORMS)
+def test_attacks_run_on_the_images_device_and_are_reproducible_there(name, norm, images):
+    x, y = (part.cuda() for part in images)
+    model = tiny_net(3, CLASSES).cuda()
+    first, again = (QUICK[name](model, x, y, eps=8 / 255, norm=norm, seed=1) for _ in range(2))
+    assert first.device == x.device
+    assert torch.allclose(first, again, atol=1e-5)
+    assert (size_of(first - x, norm) <= 8 / 255 + 1e-6).all()
 
 
 def test_the_random_start_fills_the_ball():

@@ -19,7 +19,8 @@ from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle import MANIFEST, SUMS, files, sha256, write_sums
 from zoo.export.engines.twin import Twin
 from zoo.export.exporter import write_bundle
-from zoo.export.ladder import Terms, climb, verdict
+from zoo.export.gate import verdict
+from zoo.export.ladder import Terms, climb
 from zoo.export.manifest import Report
 from zoo.export.onnx import save_onnx, with_weights_of
 from zoo.export.rungs import parity, right, surrogate_pgd

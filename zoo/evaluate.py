@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo.attacks
+from zoo.attacks import broken
 from zoo.data import Split, to_float
 from zoo.errors import IntegrityError, UsageError
 from zoo.fold import fold_batchnorm
@@ -60,7 +61,7 @@ def evaluate(
         counts: filled with the number of images that each part of a composed attack broke.
 
     Returns:
-        bool [min(N, protocol.n)].
+        bool [min(N, protocol.n)]; a tie of the right class with another counts as wrong.
 
     Raises:
         UsageError: there are no images, or images and labels differ in number.
@@ -80,7 +81,7 @@ def evaluate(
     with torch.no_grad():
         for index in np.array_split(np.arange(n), -(-n // 1000)):
             x, y = batch(index)
-            right[index] = (attacked(x).argmax(1) == y).cpu().numpy()
+            right[index] = (~broken(attacked(x), y)).cpu().numpy()
     if protocol.attack == "none":
         progress(n, n)
         return right
@@ -92,10 +93,10 @@ def evaluate(
             x, y = batch(index)
             # A seed of its own for every batch, or all batches would start from the same noise.
             seeded = protocol.model_copy(update={"seed": protocol.seed + start})
-            broken: Counts = {}
-            x_adv = zoo.attacks.run(seeded, attacked, x, y, counts=broken)
+            parts: Counts = {}
+            x_adv = zoo.attacks.run(seeded, attacked, x, y, counts=parts)
             with torch.no_grad():
-                ledger.record(index, (attacked(x_adv).argmax(1) == y).cpu().numpy(), broken)
+                ledger.record(index, (~broken(attacked(x_adv), y)).cpu().numpy(), parts)
         progress(n - len(candidates) + min(start + batch_size, len(candidates)), n)
     if counts is not None:
         counts.update(ledger.counts)
@@ -145,9 +146,9 @@ class _Ledger:
                 f"the half-done evaluation in '{path}' is unreadable ({type(error).__name__}): remove it"
             ) from None
 
-    def record(self, index: np.ndarray, robust: np.ndarray, broken: Counts) -> None:
+    def record(self, index: np.ndarray, robust: np.ndarray, parts: Counts) -> None:
         self.done[index], self.bits[index] = True, robust
-        for part, count in broken.items():
+        for part, count in parts.items():
             self.counts[part] = self.counts.get(part, 0) + count
         if self.path is None:
             return

@@ -64,7 +64,7 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1 from x [N, C, H, W] towards class t [N]: points within eps or the images, and which, bool [N]."""
     result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
-    index, done = torch.arange(len(x), device=x.device), torch.zeros_like(fell)
+    index = torch.arange(len(x), device=x.device)
     for _ in range(steps):
         # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
         _, f, w = ascend(model, x, difference, y, t)

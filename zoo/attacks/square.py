@@ -50,10 +50,10 @@ def square(
     source = generator(seed, "square", x.device)
     propose = _propose_linf if norm == "linf" else _propose_l2
     result, index = x.clone(), torch.arange(len(x), device=x.device)
-    ball, best, least = Ball(x, eps, norm), x.clone(), margin(model(x), y)  # best [N, C, H, W], least [N]
+    ball, best, least = Ball(x, eps, norm), x.clone(), _score(model(x), y)  # best [N, C, H, W], least [N]
     shape = x.shape
     for query in range(1, queries):
-        keep = survivors(~(least > 0))
+        keep = survivors(least <= 0)
         if keep is not None:
             result[index] = best
             index, y, ball, best, least = index[keep], y[keep], ball.select(keep), best[keep], least[keep]
@@ -62,17 +62,22 @@ def square(
         if query == 1:
             candidate = (_stripes if norm == "linf" else _tiles)(ball, shape, index, source)
         else:
-            candidate = propose(ball, best, shape, index, side(p_init, query, queries, x), source)
-        lead = margin(model(candidate), y)
+            candidate = propose(ball, best, shape, index, side_at(p_init, query, queries, x), source)
+        score = _score(model(candidate), y)
         # The start replaces the image whatever its margin: it is what the search is defined to start from.
-        better = ~(lead >= least) | ((least > 0) & (query == 1))  # NaN is a way to be wrong
+        better = (score < least) | ((least > 0) & (query == 1))
         best[better] = candidate[better]
-        least = torch.where(better, lead, least)
+        least = torch.where(better, score, least)
     result[index] = best
     return result
 
 
-def side(p_init: float, query: int, queries: int, x: Tensor) -> int:
+def _score(z: Tensor, y: Tensor) -> Tensor:
+    """The margin [N] to be lowered; NaN is as wrong as can be."""
+    return margin(z, y).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+
+
+def side_at(p_init: float, query: int, queries: int, x: Tensor) -> int:
     """The side of the squares at a query: their area is the fraction p of the image, which is halved on the way."""
     p = p_init / 2 ** bisect_left(HALVINGS, query * 10_000 // queries)
     h, w = x.shape[2:]
