@@ -67,11 +67,14 @@ class Paired:
     def upper(self, confidence: float = 0.95) -> float:
         """One-sided upper bound of the difference (twin - engine): Tango's score bound (Stat. Med. 17, 1998).
 
-        The largest difference that the score test of paired proportions does not reject. It is the standard for
-        paired non-inferiority because it stays honest when discordant images are few, which is the rule for an
-        engine and its twin: Wald's bound is 0 when b = c = 0, and Newcombe's (method 10) falls below the exact
-        one there (0.8 points at n = 200). Tango's is z^2 / (n + z^2) then: 1.3 points at n = 200, so that even
-        an engine that never differs needs 268 images to pass a margin of 1 point.
+        The largest difference that the score test of paired proportions does not reject: the standard for paired
+        non-inferiority, because it bears few discordant images, which are the rule for an engine and its twin. At
+        b = c = 0 and n = 200, half of them right, Wald's bound is 0, Newcombe's (method 10, with his correction) 0.8
+        points, this one 1.3 = z^2 / (n + z^2), the exact binomial one 1.5. An engine that never differs thus needs 268
+        images to pass a margin of 1 point.
+
+        It is approximate: by enumeration, an engine that loses exactly 1 point passes that margin in up to 6.8 % of the
+        draws at n = 268, in 5.7 % at the sizes tried from 300 to 1,300, in 5.0 % at n = 1,000; 5 % is nominal.
         """
         z = _quantile(confidence)
         low, high = self.difference, 1.0
