@@ -30,7 +30,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         labels = rng.integers(0, 10, n)
         images = rng.integers(-40, 41, (n, 32, 32, 3)) + 128
         for q, (top, left) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
-            images[:, top : top + 16, left : left + 16] += (colours[labels, q] - 128)[:, None, None] // 5
+            images[:, top : top + 16, left : left + 16] += (colours[labels, q] - 128)[:, None, None] // 3
         np.save(root / f"{split}_images.npy", images.clip(0, 255).astype(np.uint8))
         np.save(root / f"{split}_labels.npy", labels.astype(np.int64))
     return Dataset(root)

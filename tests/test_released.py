@@ -19,10 +19,14 @@ def pixels(cifar):
     return test.images, test.labels
 
 
+def test_what_a_15m_budget_finds_was_measured_with_the_whole_protocol():
+    assert set(pick(flops="15M").results) >= set(RELEASED)
+
+
 @pytest.mark.parametrize("name", list_models())
-def test_every_released_model_has_the_whole_protocol_and_its_bits(name):
+def test_every_released_model_has_its_protocols_and_their_bits(name):
     entry, bits = info(name), stored_bits(name)
-    assert set(entry.results) >= set(RELEASED)
+    assert set(entry.results) >= set(RELEASED) - {"autoattack"}
     for key, result in entry.results.items():
         assert result.accuracy.n == PROTOCOLS[key].n == len(bits[key])
         assert result.accuracy.value == bits[key].mean()
@@ -35,7 +39,8 @@ def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
     clean, noise, fgsm, pgd, apgd = (bits[key].mean() for key in ("clean", "noise", "fgsm", "pgd20", "apgd50"))
     assert clean - noise < 0.02
     assert clean > fgsm > pgd > apgd - 0.005
-    assert bits["autoattack"].mean() <= apgd + 0.03  # on the first 1,000 of the same images
+    if "autoattack" in bits:  # on the first 1,000 of the same images
+        assert bits["autoattack"].mean() <= bits["apgd50"][:1000].mean()
 
 
 @pytest.mark.parametrize("name", list_models())
