@@ -57,6 +57,7 @@ def verdict(rung: Rung) -> str:
             f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
             f"{measured['max_logit_difference']:.2g} (allowed {rung.threshold['tolerance']:.2g}), "
             f"and {measured['agreement']:.1%} of the decisions agree"
+            + ("" if rung.holds else " (a higher --tolerance climbs on, to what that costs in robustness)")
         )
     allowed, upper = rung.threshold["margin"], measured["upper95"]
     found = (
