@@ -60,19 +60,12 @@ def pareto() -> None:
         low = [100 * (a.value - a.ci95[0]) for _, a in points]
         high = [100 * (a.ci95[1] - a.value) for _, a in points]
         axes.errorbar(x, y, (low, high), fmt=marker, color=colour, capsize=3, label=COLUMNS[protocol], markersize=6)
-    top = axes.get_ylim()[1]
     for name, entry in entries:
-        axes.annotate(
-            name,
-            (entry.macs / 1e6, top),
-            rotation=35,
-            fontsize=8,
-            color=INK,
-            ha="left",
-            va="bottom",
-            annotation_clip=False,
-        )
-        axes.axvline(entry.macs / 1e6, color="#eeeeee", linewidth=0.8, zorder=0)
+        for protocol in shown.keys() & entry.results.keys():
+            point = (entry.macs / 1e6, 100 * entry.results[protocol].accuracy.value)
+            axes.annotate(name, point, xytext=(7, 0), textcoords="offset points", fontsize=7.5, color=GREY, va="center")
+    axes.set_xlim(left=0, right=1.18 * max(entry.macs for _, entry in entries) / 1e6)
+    axes.set_ylim(0, 100)
     axes.set_xlabel("million multiply-accumulates an image")
     axes.set_ylabel("accuracy on CIFAR-10 test, %\n(l-infinity, 8/255)")
     style(axes)
