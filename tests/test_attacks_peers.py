@@ -109,7 +109,8 @@ def test_apgd_agrees_with_art(net, images, norm, loss):
     np.random.seed(0)
     x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
     ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=15, loss=loss, seed=s) for s in range(3)]
-    assert_within_spread([robust(net, each, y) for each in ours], [robust(net, x_theirs, y)], slack=0.04)
+    # One seed of theirs, on 120 images: the spread is not known, and rounding moves with the number of threads.
+    assert_within_spread([robust(net, each, y) for each in ours], [robust(net, x_theirs, y)], slack=0.07)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
