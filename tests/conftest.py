@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from zoo.cache import cache_root
 from zoo.data import Dataset, load_cifar10
+
+# The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ def test_fab_agrees_with_torchattacks(net, images, norm):
     within = (size_of(theirs - x, norm) <= eps)[:, None, None, None]  # theirs may lie farther away
     ours = attacks.fab_targeted(net, x, y, eps=eps, norm=norm, steps=15)
     theirs = robust(net, torch.where(within, theirs, x), y)
-    assert_within_spread([robust(net, ours, y)], [theirs], 1 / 30)
+    assert_within_spread([robust(net, ours, y)], [theirs], 2 / 30)
 
 
 def windows_of_others(shape, index, side, source):
