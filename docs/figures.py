@@ -1,10 +1,12 @@
-"""Redraw the plots and refresh the README's table from the registry: ``python docs/figures.py [RUN ...]``.
+"""Redraw the plots and refresh the README's table: ``python docs/figures.py [RUN ...] [--sweep FILE ...]``.
 
-The learning curves of the run folders named are taken over into docs/learning-curves.json first.
+First the learning curves of the run folders named are taken over into docs/learning-curves.json, and what
+``zoo sweep NAME --out FILE`` left into docs/sweeps.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -16,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from zoo import info, list_models
+from zoo.registry import pretty
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -90,6 +93,37 @@ def learning_curves() -> None:
     figure.savefig(DOCS / "learning-curves.png", bbox_inches="tight")
 
 
+def sweeps() -> None:
+    """Accuracy over eps under FGSM and PGD-20, with 95 % bands (RNAS-CL, Figure 3)."""
+    stored = json.loads((DOCS / "sweeps.json").read_text())
+    if not stored:
+        return
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), dpi=150, sharex=True, sharey=True)
+    for axes, attack in zip(panels, ("fgsm", "pgd20"), strict=True):
+        for i, (name, sweep) in enumerate(sorted(stored.items())):
+            curve = sweep["curves"].get(attack, [])
+            x = [255 * point["eps"] for point in curve]
+            y = [100 * point["accuracy"]["value"] for point in curve]
+            low, high = ([100 * point["accuracy"]["ci95"][end] for point in curve] for end in (0, 1))
+            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+            axes.plot(x, y, label=name, marker=".", markersize=4, linewidth=1.4, **look)
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        axes.axvline(8, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        axes.set_title(COLUMNS[attack], fontsize=10, color=INK)
+        axes.set_xlabel("ε (l-infinity), in 1/255")
+        style(axes)
+    left, right = panels
+    left.set_xlim(0, 25.5)
+    left.set_xticks([0, 4, 8, 12, 16, 20, 25.5], ["0", "4", "8", "12", "16", "20", "25.5\n= 0.1"])
+    left.set_ylim(bottom=0)
+    images = sorted({p["accuracy"]["n"] for s in stored.values() for curve in s["curves"].values() for p in curve})
+    left.set_ylabel(f"accuracy on the first {' or '.join(f'{n:,}' for n in images)}\nCIFAR-10 test images, %")
+    named = [line for line in right.lines if not line.get_label().startswith("_")]
+    named.sort(key=lambda line: -line.get_ydata(orig=False).mean())  # in the order that the eye meets them
+    right.legend(handles=named, frameon=False, loc="upper right", fontsize=8)
+    figure.savefig(DOCS / "sweep.png", bbox_inches="tight")
+
+
 def refresh_readme() -> None:
     text = README.read_text()
     new = re.sub(r"(<!-- models -->\n).*?(<!-- /models -->)", rf"\1{table()}\n\2", text, flags=re.DOTALL)
@@ -108,8 +142,29 @@ def take_over(runs: list[str]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def take_over_sweeps(files: list[Path]) -> None:
+    """Sweeps of the released weights, by name; whatever was measured with others is left out, and said so."""
+    path = DOCS / "sweeps.json"
+    stored = list(json.loads(path.read_text()).values()) if path.exists() else []
+    released = {info(name).weights.sha256: name for name in list_models()}
+    merged = {}
+    for sweep in [*stored, *(json.loads(file.read_text()) for file in files)]:
+        name = released.get(sweep["weights_sha256"])
+        if name is None:
+            print(f"{sweep['name']}: swept with weights that are not released, left out", file=sys.stderr)
+        else:
+            merged[name] = {**sweep, "name": name}
+    path.write_text(pretty(dict(sorted(merged.items()))) + "\n")
+
+
 if __name__ == "__main__":
-    take_over(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", metavar="RUN", nargs="*")
+    parser.add_argument("--sweep", metavar="FILE", nargs="+", action="extend", type=Path, default=[])
+    given = parser.parse_args()
+    take_over(given.runs)
+    take_over_sweeps(given.sweep)
     refresh_readme()
     pareto()
     learning_curves()
+    sweeps()

@@ -1,0 +1,103 @@
+"""``zoo sweep``: accuracy over ε."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.output import Output, table
+from zoo.errors import UsageError
+
+
+def levels(text: str) -> tuple[float, ...]:
+    """``0,2/255,0.1`` as numbers from 0 to 1."""
+    try:
+        numbers = tuple(float(Fraction(part.strip())) for part in text.split(","))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        numbers = ()
+    if not numbers or not all(0 <= number <= 1 for number in numbers):
+        raise UsageError(f"--eps takes numbers from 0 to 1 on the scale of pixels, as 0,2/255,0.1, not '{text}'")
+    return numbers
+
+
+def command(
+    name: ModelName,
+    eps: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="As 0,8/255,0.1 (default: 0 to 24/255 and 0.1).", show_default=False),
+    ] = None,
+    attack: Annotated[str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.")] = "fgsm,pgd20",
+    n: Annotated[int, typer.Option("-n", min=1, help="The first N test images.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON here too.", show_default=False)
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Sweep eps: accuracy under attacks of growing size, with n and 95 % Wilson interval.
+
+    PGD's step grows with eps: it is eps/4, as 2/255 at 8/255. Every eps is attacked anew, so a curve may rise. NAME may
+    be a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO.
+
+    \b
+    Examples:
+      zoo sweep trades-s7
+      zoo sweep trades-s7 --eps 0,4/255,8/255,0.1 --attack pgd20 -n 200 --json
+      zoo sweep trades-s7 --out trades-s7.json
+    """
+    import time
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from zoo.atomic import write_atomic
+    from zoo.data import load_cifar10
+    from zoo.registry import pretty
+    from zoo.sweep import GRID, sweep
+    from zoo.toolchain import toolchain
+    from zoo.weights import load, weights_sha256
+
+    output = Output(as_json=as_json, quiet=quiet)
+    grid = GRID if eps is None else levels(eps)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
+        raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
+    model = load(name, local_files_only=offline)
+    split = load_cifar10(data, offline=offline).split("test")
+
+    start = time.perf_counter()
+    with output.progress() as advance:
+        attacks = [part.strip() for part in attack.split(",")]
+        curves = sweep(model, split, attacks=attacks, eps=grid, n=n, batch_size=batch_size, progress=advance)
+    record = {
+        "name": name,
+        "weights_sha256": weights_sha256(model),
+        "dataset": "cifar10",
+        "split": split.name,
+        "dataset_sha256": split.fingerprint,
+        "toolchain": toolchain(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(time.perf_counter() - start, 1),
+        "curves": {key: [asdict(point) for point in points] for key, points in curves.items()},
+    }
+    if out is not None:
+        write_atomic(out, (pretty(record) + "\n").encode())
+    output.result(record, lambda: _table(curves))
+
+
+def _table(curves: dict[str, Any]) -> str:
+    """A row for every eps, a column for every attack."""
+    from zoo.cli.tables import in_pixels, points
+
+    rows = [
+        [in_pixels(here[0].eps), *(points(point.accuracy) for point in here)]
+        for here in zip(*curves.values(), strict=True)
+    ]
+    count = next(iter(curves.values()))[0].accuracy.n
+    legend = f"Accuracy in %, ± half of the 95 % Wilson interval; the first {count:,} test images."
+    return f"{table(['eps', *curves], rows)}\n\n{legend}"
