@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_registry import MODELS, model, registry_data, result
+from test_registry import MODELS, REPORTED, model, registry_data, result, taught
 
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
@@ -121,6 +121,7 @@ def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, argu
         "latency": {"a device": {"onnxruntime": {"batch": 1, "p50_ms": 0.5, "p95_ms": 0.75}}},
         "flags": ["unreliable"],
     }
+    everything["train"] |= taught()["train"]
     everything["results"]["autoattack"] = result(100, 1000)
     write_model(LONGEST, everything, path=registry)
     code, out, _ = call(*arguments)
@@ -135,6 +136,27 @@ def test_show_tells_every_number_with_its_interval_and_n(call):
     assert "45.00    44.0 - 46.0  10,000  2025-06-01" in out
     assert f"{MODELS['wide']['macs']:,} MACs (multiply-accumulates)" in out
     assert json.loads(call("show", "wide", "--json")[1]) == {"name": "wide", **zoo_entry("wide")}
+
+
+def test_show_sets_the_papers_numbers_beside_the_measured_ones(call, registry):
+    assert "paper" not in call("show", "wide")[1]
+    write_model("student", taught(clean=6000, pgd20=4500) | {"reported": REPORTED}, path=registry)
+    _, out, _ = call("show", "student")
+    header, _, clean, pgd20, apgd50, *_ = out[out.index("protocol ") :].splitlines()
+    assert header.split("  ")[:3] == ["protocol", "accuracy %", "paper %"]
+    assert clean.split()[:5] == ["clean", "60.00", "-", "59.0", "-"]
+    assert pgd20.split()[:3] == ["pgd20", "45.00", "52.00"]
+    assert apgd50.split() == ["apgd50", "-", "50.00"]  # stated there, not measured here
+    assert "paper % (pgd20, apgd50), as stated, not measured here: A paper, Table 2\n" in out
+    assert "apgd50: apgd" not in out  # the paper's protocol may differ in detail
+
+
+def test_show_tells_the_teacher_and_the_phases_of_training(call, registry):
+    assert "\nteacher      none\n" in call("show", "wide")[1]
+    write_model("student", taught(clean=6000), path=registry)
+    _, out, _ = call("show", "student")
+    assert "\nteacher      nfgsm-wide, clean 79.0 ±0.8, pgd20 48.0 ±3.1\n" in out
+    assert "\nphases       search 2 epochs, 2 min; training 0.5 epochs, 1 min\n" in out
 
 
 def test_pick_prints_the_best_and_names_what_it_left_out(call):
@@ -229,6 +251,8 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_pa
         (["pick", "--pareto", "--export", "onnx"], 2, "--pareto asks for several models"),
         (["pick", "--export", "onnx", "--batch", "1,x"], 2, "--batch takes positive integers"),
         (["pick", "--latency-ms", "2", "--device", "phone"], 3, "no latency was measured on 'phone'"),
+        (["sweep", "small", "--eps", "0,8"], 2, "--eps takes numbers from 0 to 1 on the scale of pixels"),
+        (["sweep", "small", "--out", "no/such/folder/x.json"], 2, "--out takes a file in a folder that is there"),
         (["lst"], 2, "'lst' is not a verb of zoo; did you mean 'list'"),
         (["list", "--falmily", "x"], 2, "--falmily"),
         (["show"], 2, "Missing argument 'NAME'"),

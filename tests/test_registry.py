@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from zoo.entry import Entry, Registry
 from zoo.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.protocols import PROTOCOLS
 from zoo.registry import info, load_registry, pretty, write_model
+from zoo.release import candidate
 from zoo.schema import check, json_schema
 from zoo.selection import list_models, pareto, pick
 from zoo.spec import StagedSpec, cost
@@ -65,6 +67,28 @@ def model(width: int, family: str = "trades", **right: int) -> dict[str, Any]:
     }
 
 
+TEACHER = {
+    "name": "nfgsm-wide",
+    "weights_sha256": "c" * 64,
+    "accuracy": {"clean": result(7900)["accuracy"], "pgd20": result(480, 1000)["accuracy"]},
+}
+PHASES = [
+    {"name": "search", "epochs": 2, "images_seen": 98_000, "wall_s": 150.0},
+    {"name": "training", "epochs": 0.5, "images_seen": 24_500, "wall_s": 45.5},
+]
+REPORTED = {
+    "pgd20": {"value": 0.52, "source": "A paper, Table 2"},
+    "apgd50": {"value": 0.5, "source": "A paper, Table 2"},
+}
+
+
+def taught(width: int = 20, **right: int) -> dict[str, Any]:
+    """An entry that learned from :data:`TEACHER` in two phases."""
+    entry = model(width, family="rnascl", **right)
+    entry["train"] |= {"teacher": copy.deepcopy(TEACHER), "phases": copy.deepcopy(PHASES)}
+    return entry
+
+
 def registry_data(models: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": 1,
@@ -108,6 +132,104 @@ def test_an_entry_gives_back_what_the_file_has(path):
     assert entry.results["pgd20"].accuracy.ci95 == wilson(4500, 10_000)
     assert Entry.from_dict("wide", entry.to_dict()) == entry
     assert entry.accuracy("autoattack") is None
+
+
+def test_an_entry_tells_its_teacher_and_the_phases_of_its_training(path):
+    write_model("student", taught(clean=6000), path=path)
+    entry = info("student")
+    assert (entry.train.teacher.name, entry.train.teacher.accuracy["pgd20"].value) == ("nfgsm-wide", 0.48)
+    assert entry.train.teacher.accuracy["clean"].ci95 == wilson(7900, 10_000)
+    assert [(phase.name, phase.epochs) for phase in entry.train.phases] == [("search", 2), ("training", 0.5)]
+    assert json.loads(json.dumps(entry.to_dict()["train"])) == {**taught()["train"], "commit": None}
+    assert Entry.from_dict("student", entry.to_dict()) == entry
+    assert (info("small").train.teacher, info("small").train.phases) == (None, ())
+
+
+def test_a_teacher_that_was_not_measured_has_a_name_and_a_hash(path):
+    student = taught()
+    student["train"]["teacher"]["accuracy"] = {}
+    write_model("student", student, path=path)
+    assert info("student").train.teacher.accuracy == {}
+
+
+TRAIN_FAULTS = {
+    "a teacher that is but a name": (lambda t: t.update(teacher="wide"), "train.teacher"),
+    "a teacher without a hash": (lambda t: t["teacher"].pop("weights_sha256"), "train.teacher.weights_sha256"),
+    "a teacher's share in percent": (
+        lambda t: t["teacher"]["accuracy"]["clean"].update(value=79.0),
+        "train.teacher.accuracy.clean.value.*less than or equal to 1",
+    ),
+    "a teacher's interval": (
+        lambda t: t["teacher"]["accuracy"]["clean"].update(ci95=[0.1, 0.9]),
+        "train.teacher.accuracy.clean.ci95.*is not the Wilson interval",
+    ),
+    "a phase without a name": (lambda t: t["phases"][1].update(name=""), "train.phases.1.name"),
+    "a phase of negative length": (lambda t: t["phases"][0].update(epochs=-1), "train.phases.0.epochs"),
+    "an unknown field of a phase": (lambda t: t["phases"][0].update(loss=0.1), "train.phases.0.loss"),
+}
+
+
+@pytest.mark.parametrize("what", TRAIN_FAULTS)
+def test_a_faulty_teacher_or_phase_is_refused_by_place_and_fault(path, what):
+    data = registry_data({"student": taught()})
+    TRAIN_FAULTS[what][0](data["models"]["student"]["train"])
+    assert_refused(path, data, f"(?s)models.student.{TRAIN_FAULTS[what][1]}")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Write the folder that training leaves, its config.json with ``changes``; returns the name that opens it."""
+
+    def written(**changes: Any) -> str:
+        student = taught()
+        config = {
+            "name": "student",
+            **{key: student[key] for key in ("family", "description", "spec")},
+            "paper": None,
+            "train": {key: value for key, value in student["train"].items() if key != "recipe_sha256"}
+            | {"commit": None, "settings": {"epochs": 2.5}, "history": []},
+        }
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        (tmp_path / "model.safetensors").write_bytes(b"weights")
+        return f"local-dir:{tmp_path}"
+
+    return written
+
+
+def test_a_candidate_brings_the_papers_numbers_its_teacher_and_its_phases(path, trained):
+    assert "reported" not in candidate(trained()).entry
+    entry = candidate(trained(reported=REPORTED)).entry
+    assert entry["reported"] == REPORTED
+    assert (entry["train"]["teacher"], entry["train"]["phases"]) == (TEACHER, PHASES)
+    write_model("student", entry, path=path)
+    assert info("student").reported["pgd20"].source == "A paper, Table 2"
+
+
+def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before(path, trained):
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    released = taught() | {"results": {"pgd20": result(4000, sha256=sha256)}}
+    released["weights"]["sha256"] = sha256
+    write_model("student", released, path=path)
+    entry = candidate(trained(reported=REPORTED)).entry
+    assert entry["reported"] == REPORTED
+    assert entry["results"]["pgd20"]["accuracy"]["value"] == 0.4
+    write_model("student", entry, path=path)
+    assert set(candidate(trained()).entry["reported"]) == set(REPORTED)  # a config that has none takes none away
+    assert candidate(trained(reported={})).entry["reported"] == {}
+
+
+@pytest.mark.parametrize(
+    ("reported", "place"),
+    [
+        ({"pgd20": 0.5}, "reported.pgd20"),
+        ({"pgd20": {"value": 52.0, "source": "A paper"}}, "reported.pgd20.value"),
+        ({"pgd20": {"value": 0.5}}, "reported.pgd20.source"),
+        ([0.5], "reported"),
+    ],
+)
+def test_a_papers_number_that_is_malformed_is_refused_before_anything_is_measured(path, trained, reported, place):
+    with pytest.raises(UsageError, match=rf"config\.json' makes no entry: .*'{place}'"):
+        candidate(trained(reported=reported))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(path):

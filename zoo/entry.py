@@ -76,19 +76,39 @@ class Weights(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teacher(_Record):
+    """The model that was learned from: its weights, and how accurate they are, by protocol."""
+
+    name: Text
+    weights_sha256: Sha256
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(_Record):
+    """A part of the training that had aims of its own, a search say."""
+
+    name: Text
+    epochs: Amount
+    images_seen: Count
+    wall_s: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(_Record):
-    """How the weights came about."""
+    """How the weights came about; ``phases`` in their order, none where the training had but one."""
 
     recipe: Text
     recipe_sha256: Sha256
     seed: int
-    teacher: str | None = None
+    teacher: Teacher | None = None
     epochs: Amount
     images_seen: Count
     wall_s: Amount
     device: Text
     commit: Commit | None = None
     torch: Text
+    phases: tuple[Phase, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +169,7 @@ class Entry(Model):
         hub = data["weights"].get("hub")
         nested = {
             "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
-            "train": Train(**data["train"]),
+            "train": _train(data["train"]),
             "results": {protocol: _result(result) for protocol, result in data["results"].items()},
             "reported": {key: Reported(**number) for key, number in data.get("reported", {}).items()},
             "latency": {
@@ -161,9 +181,23 @@ class Entry(Model):
         return cls(name=name, **{**data, **nested})
 
 
+def _accuracy(data: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(**{**data, "ci95": tuple(data["ci95"])})
+
+
 def _result(data: Mapping[str, Any]) -> Result:
-    accuracy = data["accuracy"]
-    return Result(**{**data, "accuracy": Accuracy(**{**accuracy, "ci95": tuple(accuracy["ci95"])})})
+    return Result(**{**data, "accuracy": _accuracy(data["accuracy"])})
+
+
+def _train(data: Mapping[str, Any]) -> Train:
+    teacher = data.get("teacher")
+    phases = tuple(Phase(**phase) for phase in data.get("phases", ()))
+    return Train(**{**data, "teacher": _teacher(teacher) if teacher else None, "phases": phases})
+
+
+def _teacher(data: Mapping[str, Any]) -> Teacher:
+    accuracy = {protocol: _accuracy(number) for protocol, number in data.get("accuracy", {}).items()}
+    return Teacher(**{**data, "accuracy": accuracy})
 
 
 @dataclass(frozen=True)

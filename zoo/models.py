@@ -31,9 +31,13 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
+    def penultimate(self, x: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] to the features [N, C] that the head classifies."""
+        return self.features((x - self.mean) / self.std)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [0, 1] to logits [N, classes]."""
-        return self.head(self.features((x - self.mean) / self.std))
+        return self.head(self.penultimate(x))
 
 
 def build(spec: _Spec) -> Classifier:
@@ -88,8 +92,10 @@ class GlobalAveragePool(nn.Module):
 
 
 def _staged(spec: StagedSpec) -> tuple[nn.Module, int]:
-    blocks: list[nn.Module] = [ConvBlock(3, spec.stem, 1, 1, spec.activation, shortcut=False)]
-    c_in, before = spec.stem, spec.image_size
+    before = spec.stem_resolution or spec.image_size
+    stride, padding = downsampling(spec.image_size, before)
+    blocks: list[nn.Module] = [ConvBlock(3, spec.stem, stride, padding, spec.activation, shortcut=False)]
+    c_in = spec.stem
     for stage, resolution in zip(spec.widths, spec.resolutions, strict=True):
         for c_out in stage:
             stride, padding = downsampling(before, resolution)

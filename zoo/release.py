@@ -17,6 +17,7 @@ from zoo.atomic import write_atomic
 from zoo.errors import UsageError
 from zoo.measure import Measurement
 from zoo.registry import info, load_registry, write_model
+from zoo.schema import check_model
 from zoo.spec import cost, parse_spec
 from zoo.weights import BUNDLED
 
@@ -36,9 +37,12 @@ class Candidate:
 def candidate(name: str) -> Candidate:
     """The registry entry called ``name``, or the trained model in the folder of ``local-dir:PATH``.
 
+    What the folder's config.json has under "reported" (``{protocol: {"value", "source"}}``, a paper's numbers) goes
+    into the entry, also where the weights were released before.
+
     Raises:
         UnknownModel: the registry has no such name.
-        UsageError: the folder is not one that training leaves.
+        UsageError: the folder is not one that training leaves, or a field of its config.json is malformed.
     """
     if not name.startswith("local-dir:"):
         entry = info(name)
@@ -73,6 +77,12 @@ def candidate(name: str) -> Candidate:
     known = load_registry().models.get(called)
     if known is not None and known.weights.sha256 == sha256:  # measured before: more results for the same weights
         entry_so_far = known.to_dict()
+    if "reported" in config:
+        entry_so_far["reported"] = config["reported"]
+    try:
+        check_model(entry_so_far)
+    except UsageError as error:
+        raise UsageError(f"'{folder / 'config.json'}' makes no entry: {error}") from None
     return Candidate(called, folder / "model.safetensors", sha256, entry_so_far)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.entry import Bounds, Model, Result, Sha256, _Record
+from zoo.entry import Accuracy, Bounds, Model, Result, Sha256, _Record
 from zoo.errors import IntegrityError, UsageError
 from zoo.protocols import Protocol
 from zoo.spec import ArchSpec, cost, parse_spec
@@ -75,12 +75,28 @@ def check(text: bytes, path: Path) -> None:
     try:
         file = _adapter().validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        place = f" at '{where}'" if where else ""
-        raise IntegrityError(f"the registry '{path}' is wrong{place}: {first['msg']}") from None
+        raise IntegrityError(f"the registry '{path}' is wrong{_first_fault(error)}") from None
     for where, fault in _contradictions(file):
         raise IntegrityError(f"the registry '{path}' is wrong at '{where}': {fault}")
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Check the form of one entry by itself; whether it contradicts the rest of the registry shows when it is written.
+
+    Raises:
+        UsageError: a field is missing, unknown or malformed; the message names the first.
+    """
+    try:
+        TypeAdapter(Model).validate_json(json.dumps(model))
+    except ValidationError as error:
+        raise UsageError(f"the entry is wrong{_first_fault(error)}") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    """`` at 'models.small.macs': Input should be ...``"""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return (f" at '{where}'" if where else "") + f": {first['msg']}"
 
 
 def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
@@ -100,6 +116,9 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
         for field, stored, true in (("macs", model.macs, macs), ("params", model.params, params)):
             if stored != true:
                 yield f"{where}.{field}", f"{stored} is stored, the spec has {true}"
+        for protocol_name, accuracy in (model.train.teacher.accuracy if model.train.teacher else {}).items():
+            for field, fault in _accuracy_faults(accuracy):
+                yield f"{where}.train.teacher.accuracy.{protocol_name}{field}", fault
         for protocol_name, result in model.results.items():
             for field, fault in _result_faults(file, model, protocol_name, result):
                 yield f"{where}.results.{protocol_name}{field}", fault
@@ -109,19 +128,25 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
                     yield f"{where}.latency.{device}.{engine}", "the median is above the 95th percentile"
 
 
+def _accuracy_faults(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
+    n, value = accuracy.n, accuracy.value
+    right = round(value * n)
+    if not math.isclose(value * n, right, abs_tol=1e-6):
+        yield ".value", f"{value} is not a number of images out of {n}"
+    elif not all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(accuracy.ci95, wilson(right, n), strict=True)):
+        yield ".ci95", f"{list(accuracy.ci95)} is not the Wilson interval {list(wilson(right, n))}"
+
+
 def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) -> Iterator[tuple[str, str]]:
     protocol = file.protocols.get(name)
     if protocol is None:
         yield "", "no protocol of that name is defined in 'protocols'"
         return
-    n, value = result.accuracy.n, result.accuracy.value
+    n = result.accuracy.n
     if n > protocol.n:
         yield ".accuracy.n", f"{n} images, but the protocol has {protocol.n}"
-    right = round(value * n)
-    if not math.isclose(value * n, right, abs_tol=1e-6):
-        yield ".accuracy.value", f"{value} is not a number of images out of {n}"
-    elif not all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(result.accuracy.ci95, wilson(right, n), strict=True)):
-        yield ".accuracy.ci95", f"{list(result.accuracy.ci95)} is not the Wilson interval {list(wilson(right, n))}"
+    for field, fault in _accuracy_faults(result.accuracy):
+        yield f".accuracy{field}", fault
     if result.weights_sha256 != model.weights.sha256:
         yield ".weights_sha256", "measured with other weights than the entry's"
     dataset = file.datasets.get(protocol.dataset)

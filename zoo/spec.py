@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -81,6 +82,7 @@ class StagedSpec(_Spec):
     widths: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(min_length=1)
     resolutions: tuple[Annotated[int, Field(ge=1)], ...]
     stem: int = Field(16, ge=1)
+    stem_resolution: int | None = Field(None, ge=1, description="of the stem's maps; None: the image's own")
     activation: Literal["relu", "silu"] = "relu"
     shortcuts: bool = True
 
@@ -90,12 +92,13 @@ class StagedSpec(_Spec):
             raise ValueError("every stage needs at least one block")
         if len(self.resolutions) != len(self.widths):
             raise ValueError(f"{len(self.widths)} stages need as many resolutions, not {len(self.resolutions)}")
-        for before, after in zip((self.image_size, *self.resolutions), self.resolutions, strict=False):
+        stem = self.stem_resolution or self.image_size
+        for before, after in pairwise((self.image_size, stem, *self.resolutions)):
             downsampling(before, after)
         return self
 
     def convs(self) -> Iterator[Conv]:
-        yield Conv(3, self.stem, 3, self.image_size)
+        yield Conv(3, self.stem, 3, self.stem_resolution or self.image_size)
         c_in = self.stem
         for stage, resolution in zip(self.widths, self.resolutions, strict=True):
             for c_out in stage:

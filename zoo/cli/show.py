@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from zoo.cli.options import AsJson, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.entry import Entry, Registry
+from zoo.entry import Entry, Phase, Registry, Teacher
 
 
 def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
-    """Show a model: architecture, cost, every measured accuracy, how it was trained.
+    """Show a model: architecture, cost, every measured accuracy beside the paper's, how it was trained.
 
     \b
     Examples:
@@ -39,8 +39,10 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "weights": f"{entry.weights.file}, {format_size(entry.weights.size)}, sha256 {entry.weights.sha256[:16]}...",
         "license": entry.license,
         "paper": entry.paper,
-        "training": f"recipe {entry.train.recipe}, seed {entry.train.seed}, teacher {entry.train.teacher or 'none'}, "
-        f"{entry.train.epochs:g} epochs, {entry.train.wall_s / 60:.0f} min on {entry.train.device}",
+        "training": f"recipe {entry.train.recipe}, seed {entry.train.seed}, {entry.train.epochs:g} epochs, "
+        f"{entry.train.wall_s / 60:.0f} min on {entry.train.device}",
+        "phases": "; ".join(map(_phase, entry.train.phases)),
+        "teacher": _teacher(entry.train.teacher) if entry.train.teacher else "none",
         "flags": ", ".join(entry.flags) or None,
     }
     for term, fact in facts.items():
@@ -48,18 +50,44 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
             first, *more = wrapped(f"{term:13}{fact}", indent=" " * 13)
             yield from (first, *more)
     yield ""
-    rows = []
-    for name, result in entry.results.items():
-        low, high = result.accuracy.ci95
-        value, interval = f"{100 * result.accuracy.value:.2f}", f"{100 * low:.1f} - {100 * high:.1f}"
-        rows.append([name, value, interval, f"{result.accuracy.n:,}", result.measured_at[:10]])
-    yield table(["protocol", "accuracy %", "95 % interval", "n", "measured"], rows) if rows else "Nothing was measured."
+    names = list(dict.fromkeys([*entry.results, *entry.reported]))
+    yield _accuracies(entry, names) if names else "Nothing was measured."
     yield ""
-    for name in entry.results:
+    for name in entry.results:  # not of what only the paper has: its protocol may differ in detail
         yield from wrapped(f"{name}: {described(registry.protocols[name])}.", indent="  ")
-    for name, number in entry.reported.items():
-        told = f"{name} {100 * number.value:.2f} ({number.source})"
-        yield from wrapped(f"reported, not measured here: {told}", indent="  ")
+    for source in dict.fromkeys(number.source for number in entry.reported.values()):
+        stated = ", ".join(name for name, number in entry.reported.items() if number.source == source)
+        yield from wrapped(f"paper % ({stated}), as stated, not measured here: {source}", indent="  ")
     for device, engines in entry.latency.items():
         for engine, times in engines.items():
             yield f"latency on {device}, {engine}, batch {times.batch}: {times.p50_ms:g} ms (p95 {times.p95_ms:g} ms)"
+
+
+def _accuracies(entry: Entry, names: list[str]) -> str:
+    """A row for every protocol of ``names``: measured here, and where a paper states any number, what it states."""
+    columns = ["protocol", "accuracy %", "95 % interval", "n", "measured"]
+    rows = []
+    for name in names:
+        row = [name, "-", "", "", ""]
+        if result := entry.results.get(name):
+            low, high = result.accuracy.ci95
+            value, interval = f"{100 * result.accuracy.value:.2f}", f"{100 * low:.1f} - {100 * high:.1f}"
+            row = [name, value, interval, f"{result.accuracy.n:,}", result.measured_at[:10]]
+        rows.append(row)
+    if entry.reported:
+        columns.insert(2, "paper %")
+        for name, row in zip(names, rows, strict=True):
+            row.insert(2, f"{100 * entry.reported[name].value:.2f}" if name in entry.reported else "-")
+    return table(columns, rows)
+
+
+def _phase(phase: Phase) -> str:
+    return f"{phase.name} {phase.epochs:g} epochs, {phase.wall_s / 60:.0f} min"
+
+
+def _teacher(teacher: Teacher) -> str:
+    """Its name, and its accuracy where it was measured: ``nfgsm-wrn34-2, clean 79.4 ±0.8, pgd20 48.1 ±1.0``."""
+    from zoo.cli.tables import points
+
+    known = [f"{name} {points(teacher.accuracy[name])}" for name in ("clean", "pgd20") if name in teacher.accuracy]
+    return ", ".join([teacher.name, *known])

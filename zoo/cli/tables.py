@@ -8,17 +8,20 @@ from typing import Any
 
 from zoo.budget import format_count
 from zoo.cli.output import table
-from zoo.entry import Entry, Registry, Result
+from zoo.entry import Accuracy, Entry, Registry, Result
 
 SHOWN = ("clean", "pgd20", "autoattack")
 
 
-def percent(result: Result | None) -> str:
+def points(accuracy: Accuracy) -> str:
     """``65.6 ±0.9``: accuracy and half the width of its interval, in points."""
-    if result is None:
-        return "-"
-    low, high = result.accuracy.ci95
-    return f"{100 * result.accuracy.value:.1f} ±{50 * (high - low):.1f}"
+    low, high = accuracy.ci95
+    return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
+
+
+def percent(result: Result | None) -> str:
+    """The :func:`points` of a result, ``-`` where there is none."""
+    return points(result.accuracy) if result else "-"
 
 
 def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pgd20") -> str:
