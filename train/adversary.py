@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside: attacks crafted in BN train mode are weaker and move the
-    statistics, and gradients of parameters are a third of the backward pass."""
-    training = model.training
+def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """No parameter gradients inside, a third of the backward pass; and eval mode, unless ``training``: attacks
+    crafted in BN train mode are weaker and move the statistics."""
+    before = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
+    model.train(training)
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -27,7 +27,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        model.train(training)
+        model.train(before)
 
 
 def _ascend(model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ import torch
 from zoo.data import Dataset
 from zoo.errors import TrainingDiverged, UsageError
 from zoo.train.checkpoint import load_checkpoint, save_checkpoint
-from zoo.train.outcome import save_model
-from zoo.train.recipe import Recipe
+from zoo.train.recipe import ONLY, Recipe
 from zoo.train.trainer import Trainer
 
 Report = Callable[[dict[str, Any]], None]
@@ -33,19 +32,27 @@ def fit(
     dataset: Dataset,
     out: Path,
     *,
+    kind: type[Trainer] = Trainer,
+    start: Path | None = None,
     resume: bool = False,
     time_budget: float | None = None,
+    phase: str = ONLY,
+    earlier: Sequence[Mapping[str, Any]] = (),
     report: Report = lambda metrics: None,
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Path:
     """Train ``recipe`` and leave its averaged weights as a model folder ``out/model`` (config and safetensors).
 
     Args:
+        kind: of trainer: a search leaves ``out/search.json`` instead of a model.
+        start: the folder of a model of this architecture to start from; by default, random weights.
         dataset: what to train on; its validation split guards the run, its test split is never touched.
         out: the run's folder: checkpoint, metrics (JSON lines and TensorBoard), resolved recipe, model.
         resume: go on from the checkpoint in ``out``; without one, start.
         time_budget: seconds of training in all, earlier sessions of the run included; the schedule is brought
             forward to end by then.
+        phase: what this run is called among the phases of a training, and ``earlier`` the efforts of those before
+            it (``Trainer.effort()``): they go into the facts of the model.
         report: called with the metrics of every epoch; ``tick`` with step, total and loss as the run goes.
 
     Raises:
@@ -53,7 +60,7 @@ def fit(
         TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
         Interrupted: a signal came; the checkpoint holds everything.
     """
-    trainer = Trainer(recipe, dataset, time_budget=time_budget)
+    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier)
     accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -70,11 +77,9 @@ def fit(
 
     with _signals() as stopped, _tensorboard(out, enabled=main) as board:
         _run(trainer, checkpoint, stopped, report, board, tick)
-    model = out / "model"
-    if main:
-        save_model(trainer, model)
+    left = trainer.finish(out)
     accelerator.wait_for_everyone()
-    return model
+    return left
 
 
 def _run(
@@ -111,7 +116,8 @@ def _run(
             continue
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
-        if raw < recipe.guard.drop * position.best or math.isnan(running):
+        robust_method = recipe.train.method != "natural"  # else there is no robustness to lose
+        if (robust_method and raw < recipe.guard.drop * position.best) or math.isnan(running):
             _roll_back(trainer, checkpoint)
             continue
         position.best = max(position.best, raw)
@@ -128,6 +134,7 @@ def _run(
             "raw_pgd": raw,
             "images_per_s": images / (time.monotonic() - since),
             "seconds": position.seconds,
+            **trainer.metrics(),
         }
         position.history.append(metrics)
         if main:
@@ -190,7 +197,8 @@ def _tensorboard(out: Path, *, enabled: bool) -> Iterator[Callable[[dict[str, An
 
         def write(metrics: dict[str, Any]) -> None:
             for key, value in metrics.items():
-                writer.add_scalar(key, value, metrics["step"])
+                if isinstance(value, int | float):
+                    writer.add_scalar(key, value, metrics["step"])
             lines.write(json.dumps(metrics) + "\n")
             lines.flush()
 

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def natural(logits: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy on clean images: no robustness of its own."""
+    return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+
+
 def pgd_at(logits_adv: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy on adversarial images: the outer problem of Madry et al. 2018, eq. 2.1 (and of N-FGSM)."""
     return F.cross_entropy(logits_adv, y, label_smoothing=label_smoothing)
@@ -33,3 +38,12 @@ def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float) -> Tenso
     ).sum(1)  # [N]
     missing = 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)  # [N]
     return (boosted + beta * divergence * missing).mean()
+
+
+def distilled(logits: Tensor, logits_teacher: Tensor) -> Tensor:
+    """KL(p, q) = sum_i p_i log(p_i / q_i), p the student's probabilities and q the teacher's: RNAS-CL, section 3.4.
+
+    The reverse of Hinton's: it asks the student not to be sure where the teacher is not. A mean over the batch.
+    """
+    p, q = F.log_softmax(logits.float(), 1), F.log_softmax(logits_teacher.float(), 1)
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -7,37 +7,45 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.train.trainer import Trainer
+from zoo.train import teacher
 from zoo.weights import save_weights
+
+if TYPE_CHECKING:
+    from zoo.train.trainer import Trainer
 
 
 def save_model(trainer: Trainer, folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe, position = trainer.recipe, trainer.position
-    config = {
+    phases = [*trainer.earlier, trainer.effort()]
+    distiller = trainer.distiller
+    config: dict[str, Any] = {
         "name": recipe.name,
         "family": recipe.family,
         "description": recipe.description,
         "paper": recipe.paper,
         "spec": recipe.arch.to_dict(),
+        "reported": {key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
         "train": {
             "recipe": recipe.name,
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
-            "teacher": None,
-            "epochs": round(position.step / trainer.steps_per_epoch, 2),
-            "images_seen": position.step * recipe.train.batch_size,
-            "wall_s": round(position.seconds, 1),
+            "teacher": None if distiller is None else teacher.record(distiller.settings.teacher, trainer.dataset),
+            **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
+            "phases": phases,
             "device": device_name(trainer.device),
             "commit": commit(),
             "torch": torch.__version__,
             "history": position.history,
         },
     }
+    if distiller is not None:
+        config["tutors"] = distiller.tutors
     weights = {key: value.contiguous() for key, value in trainer.averaged().state_dict().items()}
     save_weights(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

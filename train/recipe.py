@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from zoo.budget import format_count, parse_count
 from zoo.errors import UsageError, nearest
 from zoo.protocols import EPS
-from zoo.spec import ArchSpec
+from zoo.spec import ArchSpec, cost
+from zoo.train.rnascl.space import search_space
 
 RECIPES = Path(__file__).parent / "recipes"
+ONLY, SEARCH = "train", "search"  # names of phases
+SEARCHED = "searched"
 
 
 class _Section(BaseModel):
@@ -21,7 +26,7 @@ class _Section(BaseModel):
 
 
 class Train(_Section):
-    method: Literal["pgd-at", "trades", "mart", "n-fgsm"]
+    method: Literal["natural", "pgd-at", "trades", "mart", "n-fgsm"]
     epochs: int = Field(ge=1)
     batch_size: int = Field(128, ge=1, description="of all processes together")
     beta: float = Field(6.0, ge=0, description="weight of the divergence in TRADES and MART")
@@ -36,7 +41,7 @@ class Attack(_Section):
     """The inner maximisation. For N-FGSM, ``steps`` is 1 and ``step`` its step size."""
 
     eps: float = Field(EPS, gt=0)
-    step: float = Field(gt=0)
+    step: float = Field(EPS / 4, gt=0)
     steps: int = Field(1, ge=1)
     objective: Literal["ce", "kl"] = Field(
         "ce", description="what PGD ascends: cross-entropy, or KL(p(x) || p(x')) as TRADES has it"
@@ -68,33 +73,114 @@ class Guard(_Section):
     rollbacks: int = Field(3, ge=0)
 
 
+class Distill(_Section):
+    """What a teacher adds to the loss: kl * KL(p, q) + gamma * L_attn (RNAS-CL, eq. 3)."""
+
+    teacher: str = Field(description="a name of the registry, or the path of a model folder")
+    kl: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0, description="gamma_s and gamma_t of the paper; 0: no attention loss, no tutors")
+    map_size: int = Field(16, ge=1, description="attention maps are interpolated to this height and width")
+    versions: int = Field(
+        0,
+        ge=0,
+        description="augmented versions of each image, drawn once, on which the teacher's lessons are computed once "
+        "and kept in the cache (3.7 GB for four of CIFAR-10 and 36 layers); 0: each batch is augmented and taught anew",
+    )
+    tutors: Literal["searched", "depth", "random"] | dict[str, str] = Field(
+        "depth",
+        description="the teacher's convolution for each of the student's: what the search before found, the one at "
+        "the same relative depth, one drawn at random, or by name",
+    )
+
+
+class Search(_Section):
+    """RNAS-CL's search over widths and tutors (eq. 2)."""
+
+    space: str = Field(description="s3, s5, s7, m, l, is, im or i")
+    budget: int = Field(description="MACs, such as 15M: the target of the search, a limit of the freeze")
+    latency: float = Field(1.0, ge=0, description="exponent of n_f = max(E/B, B/E), E the expected MACs; 0: no term")
+    tau: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (5.0, 0.056)
+    noise: Literal["gumbel", "normal"] = "gumbel"
+    share: float = Field(0.2, gt=0, lt=1, description="of each batch that updates the Gumbel logits")
+    lr: float = Field(0.01, gt=0, description="Adam's, on the Gumbel logits")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> int:
+        try:
+            return parse_count(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _within_the_space(self) -> Search:
+        try:
+            space = search_space(self.space)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        low, high = cost(space.smallest).macs, cost(space.largest).macs
+        if self.budget < low:
+            raise ValueError(
+                f"space {self.space} has no network within {format_count(self.budget)} MACs: "
+                f"its own go from {format_count(low)} to {format_count(high)}"
+            )
+        return self
+
+
 class Recipe(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     description: str
     family: str
     paper: str | None = None
+    dataset: Literal["cifar10", "imagefolder"] = "cifar10"
     arch: ArchSpec
     train: Train
-    attack: Attack
+    attack: Attack = Attack()
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     guard: Guard = Guard()
+    distill: Distill | None = None
+    search: Search | None = None
+    reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
 
     @model_validator(mode="after")
-    def _nfgsm_as_published(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.train.method == "n-fgsm" and self.attack.steps != 1:
             raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
         if self.train.method == "n-fgsm" and self.attack.objective != "ce":
             raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
+        if self.distill and self.train.method not in ("natural", "trades"):
+            raise ValueError(
+                f"distillation compares clean logits, which {self.train.method} does not have: choose natural or trades"
+            )
+        if self.search and (self.train.method != "natural" or not self.distill):
+            raise ValueError("a search needs [distill] and train.method = 'natural'")
+        if self.reported and not self.paper:
+            raise ValueError("reported accuracies need a paper to come from")
         return self
 
 
 def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> Recipe:
-    """The recipe in the file ``source``, or the published one of that name.
+    """The recipe in the file ``source``, or the published one of that name, which has one phase only.
+
+    Args and errors are those of :func:`load_phases`; UsageError also where the recipe has several phases.
+    """
+    phases = load_phases(source, overrides=overrides, preset=preset)
+    if list(phases) != [ONLY]:
+        raise UsageError(f"'{source}' has the phases {', '.join(phases)}: train it with zoo train, or take one of them")
+    return phases[ONLY]
+
+
+def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> dict[str, Recipe]:
+    """The phases of the recipe in the file ``source``, or of the published one of that name, in order.
+
+    A ``[phase.NAME]`` table holds what that phase changes in the rest of the file, as dotted keys. A recipe without
+    any is one phase, called "train". Of a recipe with a ``[search]``, the phases after the one called "search" have
+    the architecture and the tutors that it finds; until then, the largest architecture stands in.
 
     Args:
-        overrides: ``"train.epochs=2"`` strings; values are TOML, bare words are strings.
-        preset: apply the recipe's ``[preset.NAME]`` table first.
+        overrides: ``"train.epochs=2"`` strings, for all phases; values are TOML, bare words are strings.
+        preset: apply the recipe's ``[preset.NAME]`` table first, to all phases.
 
     Raises:
         UsageError: no such file; not TOML; a key or value that the schema refuses (the nearest key is named).
@@ -105,20 +191,33 @@ def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"'{path}' is not TOML: {error}") from None
     presets = data.pop("preset", {})
-    if preset is not None:
-        if preset not in presets:
-            raise UsageError(
-                f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} "
-                f"(it has: {', '.join(presets) or 'none'})"
-            )
-        for key, value in presets[preset].items():
-            _set(data, key, value)
+    if preset is not None and preset not in presets:
+        raise UsageError(
+            f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} (it has: {', '.join(presets) or 'none'})"
+        )
+    changes = {**presets[preset]} if preset is not None else {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"--set wants KEY=VALUE, such as train.epochs=2, not '{override}'")
-        _set(data, key.strip(), _toml_value(text.strip()))
-    return parse_recipe(data, path.name)
+        changes[key.strip()] = _toml_value(text.strip())
+    phases = {}
+    for phase, own in (data.pop("phase", {}) or {ONLY: {}}).items():
+        changed = copy.deepcopy(data)
+        for key, value in {**own, **changes}.items():
+            _set(changed, key, value)
+        phases[phase] = parse_recipe(_searchless(changed, phase), path.name)
+    return phases
+
+
+def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
+    """``data`` with the space's largest network as its architecture, and without [search] in all other phases."""
+    search = data.get("search")
+    if isinstance(search, dict) and "arch" not in data:
+        data["arch"] = search_space(str(search.get("space"))).largest.to_dict()
+        if phase != SEARCH:
+            del data["search"]
+    return data
 
 
 def published_recipes() -> dict[str, Path]:
@@ -170,9 +269,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         section = field.annotation if field is not None else section
-        if not hasattr(section, "model_fields"):  # the union of architectures: its members, by their tag
-            section = next(
-                (m for m in getattr(section, "__args__", ()) if m.model_fields["arch"].default == location[1]),
-                Recipe,
-            )
+        if not hasattr(section, "model_fields"):  # a union: of architectures, told by their tag, or with None
+            members = [m for m in getattr(section, "__args__", ()) if hasattr(m, "model_fields")]
+            tagged = [m for m in members if "arch" in m.model_fields and m.model_fields["arch"].default == location[1]]
+            section = next(iter(tagged or members), Recipe)
     return list(section.model_fields)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
+from zoo.cache import cache_root
 from zoo.data import Dataset, to_float
 from zoo.errors import UsageError
 from zoo.models import build
 from zoo.train import adversary, losses, schedule
-from zoo.train.augment import crop_and_flip, padded
+from zoo.train.distill import Distiller
 from zoo.train.ema import ema_of, recalibrate
-from zoo.train.recipe import Recipe
+from zoo.train.images import InMemory, source_of
+from zoo.train.lessons import LessonBook, Versions
+from zoo.train.outcome import save_model
+from zoo.train.recipe import ONLY, Distill, Recipe
+from zoo.train.teacher import Teacher
+from zoo.weights import load
 
 
 @dataclass
@@ -31,16 +38,39 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+class Batch(NamedTuple):
+    """Images x [N, C, H, W] in [0, 1], labels y [N], start noise [N, C, H, W] uniform in [-1, 1] for the attack; and
+    the rows [N] of the images among the kept versions, if lessons are kept."""
+
+    x: Tensor
+    y: Tensor
+    noise: Tensor
+    rows: Tensor | None
+
+
 def batch_loss(
-    recipe: Recipe, net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, noise: Tensor
+    recipe: Recipe,
+    net: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batch: Batch,
+    distiller: Distiller | None = None,
 ) -> Tensor:
     """The recipe's loss on one batch: attack ``net``, then score what ``forward`` (``net``, or its data-parallel
-    wrapper) makes of it.
-
-    Shapes: x and noise [N, C, H, W], noise uniform in [-1, 1]; y [N]; the loss is a mean over N.
+    wrapper) makes of it. A distiller adds its share on the clean images. The loss is a mean over the batch.
     """
+    x, y, noise, rows = batch
     train, attack = recipe.train, recipe.attack
-    method = train.method
+    method, smoothing = train.method, train.label_smoothing
+
+    def clean() -> Tensor:
+        return (distiller.forward(forward, x) if distiller else forward(x)).float()
+
+    def with_lesson(loss: Tensor, logits: Tensor) -> Tensor:
+        return loss + distiller.added(logits, distiller.teacher(x, rows)) if distiller else loss
+
+    if method == "natural":
+        logits = clean()
+        return with_lesson(losses.natural(logits, y, label_smoothing=smoothing), logits)
     if method == "n-fgsm":
         x_adv = adversary.n_fgsm(net, x, y, noise, eps=attack.eps, step=attack.step)
     else:
@@ -48,10 +78,11 @@ def batch_loss(
         x_adv = adversary.pgd(net, x, y, noise, eps=attack.eps, step=attack.step, steps=attack.steps, kl=kl)
     logits_adv = forward(x_adv).float()
     if method == "trades":
-        return losses.trades(forward(x).float(), logits_adv, y, beta=train.beta, label_smoothing=train.label_smoothing)
+        logits = clean()
+        return with_lesson(losses.trades(logits, logits_adv, y, beta=train.beta, label_smoothing=smoothing), logits)
     if method == "mart":
-        return losses.mart(forward(x).float(), logits_adv, y, beta=train.beta)
-    return losses.pgd_at(logits_adv, y, label_smoothing=train.label_smoothing)
+        return losses.mart(clean(), logits_adv, y, beta=train.beta)
+    return losses.pgd_at(logits_adv, y, label_smoothing=smoothing)
 
 
 class Trainer:
@@ -61,8 +92,19 @@ class Trainer:
     depend on how many processes share it.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, *, time_budget: float | None = None) -> None:
-        self.recipe, self.time_budget = recipe, time_budget
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        *,
+        start: Path | None = None,
+        time_budget: float | None = None,
+        phase: str = ONLY,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Arguments as in :func:`zoo.train.loop.fit`."""
+        self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
+        self.phase, self.earlier = phase, list(earlier)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         processes = self.accelerator.num_processes
@@ -74,27 +116,29 @@ class Trainer:
         set_seed(recipe.train.seed)
 
         train, held_out = dataset.split("train"), dataset.split("validation")
-        n = recipe.train.images or len(train)
-        if n < recipe.train.batch_size:
+        self.source = source_of(train, self.device, recipe.train.images)
+        if len(self.source) < recipe.train.batch_size:
             raise UsageError(
-                f"{n} training images do not fill a batch of {recipe.train.batch_size}: lower train.batch_size"
+                f"{len(self.source)} training images do not fill a batch of {recipe.train.batch_size}: "
+                f"lower train.batch_size"
             )
-        self.images = padded(torch.from_numpy(train.images[:n].copy()).to(self.device))
-        self.labels = torch.from_numpy(train.labels[:n].copy()).to(self.device)
         guarded = slice(0, recipe.guard.images)
         self.held_out = (
             to_float(held_out.images[guarded]).to(self.device, memory_format=torch.channels_last),
             torch.from_numpy(held_out.labels[guarded].copy()).to(self.device),
         )
 
-        net = build(recipe.arch).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = self.network()
+        if start is not None:
+            net.load_state_dict(load(f"local-dir:{start}").state_dict())
+        net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         self.ema = ema_of(net, recipe.ema.decay)
         self.net: nn.Module = net
         if recipe.train.compile:
-            self.net.compile()
-            self.ema.module.compile()
+            self.net.compile(dynamic=False)
+            self.ema.module.compile(dynamic=False)
         self.forward = self.accelerator.prepare_model(self.net) if processes > 1 else self.net
         options = recipe.optimizer
         self.optimizer = torch.optim.SGD(
@@ -105,7 +149,29 @@ class Trainer:
             nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
+        self.versions: Versions | None = None
+        self.distiller = None if recipe.distill is None else self.distilling(recipe.distill)
         self.position = Position()
+
+    def network(self) -> nn.Module:
+        """What is trained, freshly initialised."""
+        return build(self.recipe.arch)
+
+    def distilling(self, settings: Distill) -> Distiller | None:
+        """The teacher's part in the loss."""
+        train = self.recipe.train
+        return Distiller(settings, self.net, self.hire(settings), compile=train.compile, seed=train.seed)
+
+    def hire(self, settings: Distill) -> Teacher:
+        """The teacher; where its lessons are kept, they are at hand now, and batches come from the kept versions."""
+        teacher = Teacher(settings.teacher, self.device, size=settings.map_size, compile=self.recipe.train.compile)
+        if settings.versions:
+            if not isinstance(self.source, InMemory):
+                raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
+            self.versions = Versions(self.source, settings.versions)
+            with self.accelerator.main_process_first():
+                teacher.book = LessonBook(teacher, self.versions, cache_root() / "lessons", self.autocast())
+        return teacher
 
     # -- what a run is made of -------------------------------------------------------------------------------
 
@@ -116,7 +182,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.labels) // self.recipe.train.batch_size
+        return len(self.source) // self.recipe.train.batch_size
 
     @property
     def total_steps(self) -> int:
@@ -148,27 +214,37 @@ class Trainer:
         bf16 = self.recipe.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and start noise of this process's share of batch ``step``."""
+    def batch(self, step: int) -> Batch:
+        """This process's share of batch ``step``."""
+        index, generator = self._drawn(step)
+        rows = None
+        if self.versions is None:
+            x, y = self.source.augmented(index, generator)
+            self.source.expect(*self._drawn(step + 1))
+        else:
+            rows = self.versions.rows(index, generator)
+            x, y = self.versions[rows]
+        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        first = self.accelerator.process_index * self.share
+        mine = slice(first, first + self.share)
+        return Batch(x[mine], y[mine], noise[mine], None if rows is None else rows[mine])
+
+    def _drawn(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """The images of batch ``step``, as indices, and the source of all that is random in it."""
         size = self.recipe.train.batch_size
         epoch, place = divmod(step, self.steps_per_epoch)
         if getattr(self, "_shuffled", None) != (epoch, self.position.attempt):
             generator = self.generator(0, epoch)
-            self._order = torch.randperm(len(self.labels), generator=generator, device=self.device)
+            self._order = torch.randperm(len(self.source), generator=generator, device=self.device)
             self._shuffled = (epoch, self.position.attempt)
         index = self._order[place * size : (place + 1) * size]
-        generator = self.generator(1, step)
-        x = crop_and_flip(self.images, index, generator)
-        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
-        first = self.accelerator.process_index * self.share
-        mine = slice(first, first + self.share)
-        return x[mine], self.labels[index][mine], noise[mine]
+        return index, self.generator(1, step)
 
     def train_step(self) -> Tensor:
         """One update of the weights and of their average; returns the loss, without waiting for it."""
-        x, y, noise = self.batch(self.position.step)
+        batch = self.batch(self.position.step)
         with self.autocast():
-            loss = batch_loss(self.recipe, self.net, self.forward, x, y, noise)
+            loss = batch_loss(self.recipe, self.net, self.forward, batch, self.distiller)
         self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -180,10 +256,10 @@ class Trainer:
 
     def averaged(self) -> nn.Module:
         """The averaged network, its BatchNorm statistics recomputed on augmented training images."""
-        count = min(self.recipe.ema.recalibrate, len(self.labels))
+        count = min(self.recipe.ema.recalibrate, len(self.source))
         generator = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
-        chosen = torch.randperm(len(self.labels), generator=generator, device=self.device)[:count]
-        batches = (crop_and_flip(self.images, part, generator) for part in chosen.split(self.share))
+        chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:count]
+        batches = (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
         with torch.no_grad():
             recalibrate(self.ema.module, batches)
         return self.ema.module.eval()
@@ -201,6 +277,25 @@ class Trainer:
                     hits += torch.stack([(net(seen).argmax(1) == y).sum() for seen in (x, x_adv)])
         clean, robust = (hits / len(self.held_out[1])).tolist()
         return clean, robust
+
+    def metrics(self) -> dict[str, Any]:
+        """What an epoch's record holds besides loss, rate and accuracies."""
+        return {}
+
+    def effort(self) -> dict[str, Any]:
+        """What this phase of the training has cost so far."""
+        return {
+            "name": self.phase,
+            "epochs": round(self.position.step / self.steps_per_epoch, 2),
+            "images_seen": self.position.step * self.recipe.train.batch_size,
+            "wall_s": round(self.position.seconds, 1),
+        }
+
+    def finish(self, out: Path) -> Path:
+        """Leave the averaged network as a model folder in ``out``; the folder is returned."""
+        if self.accelerator.is_main_process:
+            save_model(self, out / "model")
+        return out / "model"
 
     # -- state -----------------------------------------------------------------------------------------------
 

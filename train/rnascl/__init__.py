@@ -1,0 +1,1 @@
+"""RNAS-CL: robust architecture search by cross-layer distillation (Nath et al.; papers' equations in each module)."""

@@ -1,0 +1,207 @@
+"""The search phase of RNAS-CL: widths and tutors by Gumbel-softmax, in one run (section 3.4, eq. 2)."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.atomic import write_atomic
+from zoo.spec import cost
+from zoo.train.adversary import frozen
+from zoo.train.attention import attention_loss, unit_maps
+from zoo.train.distill import Distiller
+from zoo.train.losses import distilled
+from zoo.train.recipe import Distill, Search
+from zoo.train.rnascl.gumbel import gumbel_softmax, temperature
+from zoo.train.rnascl.space import search_space
+from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
+from zoo.train.taps import Taps
+from zoo.train.teacher import Lesson
+from zoo.train.trainer import Trainer
+
+RESULT = "search.json"
+WEIGHTS, CHOICES = 0, 1  # what an update is for
+
+
+class Searcher(Trainer):
+    """A run of the search: the supernet's weights, and Gumbel logits over the widths and the tutors.
+
+    Each step updates the weights on the larger part of its batch, then the logits on the rest, by the same loss.
+    """
+
+    net: SuperNet
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.space = self.net.space
+        device, settings = self.device, self.search
+        self.teacher = self.hire(self.lessons)
+        self.teacher.tap(self.teacher.layers)
+        self.taps = Taps(self.net)
+        sizes = [len(choices) for choices in self.space.blocks]
+        self.ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+        # One tensor for the widths of all blocks, one row of tutors for every student layer.
+        self.widths = torch.zeros(sum(sizes), device=device, requires_grad=True)
+        self.tutors = torch.zeros(len(self.taps.names), len(self.teacher.layers), device=device, requires_grad=True)
+        self.choices_optimizer = torch.optim.Adam([self.widths, self.tutors], lr=settings.lr)
+        self._attention = (
+            torch.compile(self._eager_attention, dynamic=False) if self.recipe.train.compile else self._eager_attention
+        )
+
+    @property
+    def search(self) -> Search:
+        assert self.recipe.search is not None
+        return self.recipe.search
+
+    @property
+    def lessons(self) -> Distill:
+        assert self.recipe.distill is not None
+        return self.recipe.distill
+
+    def network(self) -> nn.Module:
+        return SuperNet(search_space(self.search.space))
+
+    def distilling(self, settings: Distill) -> Distiller | None:
+        return None  # all teacher layers teach all student layers here
+
+    # -- the loss ----------------------------------------------------------------------------------------------
+
+    def blocks(self, v: Tensor) -> list[Tensor]:
+        """A vector over the width choices of all blocks, cut into blocks."""
+        return [v[a:b] for a, b in pairwise(self.ends)]
+
+    def sample(self, key: int) -> tuple[list[Tensor], Tensor]:
+        """Gumbel weights g over the choices of each block, and over the tutors [n_s, n_t]."""
+        tau = self.tau
+        generator = self.generator(2, self.position.step, key)
+        noise = self.search.noise
+        g = [gumbel_softmax(v, tau, noise=noise, generator=generator) for v in self.blocks(self.widths)]
+        return g, gumbel_softmax(self.tutors, tau, noise=noise, generator=generator)
+
+    @property
+    def tau(self) -> float:
+        return temperature(min(1.0, self.progress(self.position.seconds)), *self.search.tau)
+
+    def latency(self, g: list[Tensor]) -> Tensor:
+        """n_f = max(E/B, B/E)^p for expected MACs E and budget B: dimensionless, and least on the budget."""
+        ratio = (expected_macs(self.space, g) / self.search.budget).log().abs()
+        return (self.search.latency * ratio).exp()
+
+    def loss(self, x: Tensor, y: Tensor, lesson: Lesson, key: int) -> Tensor:
+        """(CE + kl KL(p, q) + gamma_s L_attn) n_f: RNAS-CL, eq. 2, at newly drawn Gumbel weights."""
+        settings = self.lessons
+        with torch.set_grad_enabled(key == CHOICES):
+            g, tutors = self.sample(key)
+        forward = self.forward if key == WEIGHTS else self.net  # a data-parallel wrapper reduces weights only
+        with self.autocast(), self.taps.recording():
+            logits = forward(x, self.net.mask(g)).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.train.label_smoothing)
+        loss = loss + settings.kl * distilled(logits, lesson.logits)
+        assert lesson.maps is not None
+        loss = loss + settings.gamma * self._attention(self.taps.maps(), lesson.maps, tutors)
+        return loss * self.latency(g)
+
+    def _eager_attention(self, maps: list[Tensor], taught: Tensor, tutors: Tensor) -> Tensor:
+        return attention_loss(unit_maps(maps, self.lessons.map_size), taught, tutors)
+
+    def train_step(self) -> Tensor:
+        """One update of the weights, then one of the Gumbel logits; the teacher is asked once for both."""
+        x, y, _, rows = self.batch(self.position.step)
+        with self.autocast():
+            lesson = self.teacher(x, rows)
+        cut = len(x) - max(1, round(self.search.share * len(x)))
+        loss = self.loss(x[:cut], y[:cut], lesson[slice(0, cut)], key=WEIGHTS)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        with frozen(self.net, training=True):  # batch statistics: the running ones are of other widths
+            held_out = self.loss(x[cut:], y[cut:], lesson[slice(cut, len(x))], key=CHOICES)
+            gradients = torch.autograd.grad(held_out, (self.widths, self.tutors))
+        for logits, gradient in zip((self.widths, self.tutors), gradients, strict=True):
+            logits.grad = self.accelerator.reduce(gradient, "mean")
+        self.choices_optimizer.step()
+        self.ema.update_parameters(self.net)
+        self.position.step += 1
+        return loss.detach()
+
+    # -- what is found -----------------------------------------------------------------------------------------
+
+    def chosen(self) -> list[int]:
+        """The most probable width of every block, as an index of its choices, within the budget."""
+        return most_probable(self.space, self.blocks(self.widths), self.search.budget)
+
+    def found_tutors(self) -> dict[str, str]:
+        """The most probable tutor of every student layer, by name."""
+        layers = self.teacher.layers
+        return {name: layers[j] for name, j in zip(self.taps.names, self.tutors.argmax(1).tolist(), strict=True)}
+
+    def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
+        """Clean and PGD accuracy of the chosen sub-net, on the weights that it shares."""
+        assert isinstance(net, SuperNet)
+        net.choose(self.chosen())
+        return super().guarded_accuracy(net)
+
+    def averaged(self) -> nn.Module:
+        self.ema.module.choose(self.chosen())
+        return super().averaged()
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Any]:
+        """Temperature, expected and chosen MACs, and the probabilities of all choices."""
+        p = [v.softmax(0) for v in self.blocks(self.widths)]
+        return {
+            "tau": self.tau,
+            "expected_macs": expected_macs(self.space, p).item(),
+            "chosen_macs": self._chosen_macs(),
+            "width_probabilities": [[round(one, 4) for one in block.tolist()] for block in p],
+            "tutor_probabilities": [[round(one, 4) for one in row] for row in self.tutors.softmax(1).tolist()],
+        }
+
+    def _chosen_macs(self) -> int:
+        widths = [known[k] for known, k in zip(self.space.blocks, self.chosen(), strict=True)]
+        return cost(self.space.spec(widths)).macs
+
+    def result(self) -> dict[str, Any]:
+        """The outcome of the search: the architecture, the tutors, and how they came about."""
+        spec, _ = self.net.freeze(self.chosen())
+        macs, params = cost(spec)
+        kept = ("epoch", "tau", "expected_macs", "chosen_macs", "width_probabilities", "tutor_probabilities")
+        return {
+            "space": self.space.name,
+            "budget": self.search.budget,
+            "spec": spec.to_dict(),
+            "macs": macs,
+            "params": params,
+            "teacher": self.lessons.teacher,
+            "teacher_layers": self.teacher.layers,
+            "tutors": self.found_tutors(),
+            "width_choices": [list(choices) for choices in self.space.blocks],
+            "effort": self.effort(),
+            "history": [{key: epoch[key] for key in kept} for epoch in self.position.history],
+        }
+
+    def finish(self, out: Path) -> Path:
+        """Freeze: write the result to ``out/search.json``, whose path is returned."""
+        if self.accelerator.is_main_process:
+            write_atomic(out / RESULT, (json.dumps(self.result()) + "\n").encode())
+        return out / RESULT
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        logits = {"widths": self.widths.detach(), "tutors": self.tutors.detach()}
+        return {**super().state(), "logits": logits, "choices_optimizer": self.choices_optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        with torch.no_grad():
+            self.widths.copy_(state["logits"]["widths"])
+            self.tutors.copy_(state["logits"]["tutors"])
+        self.choices_optimizer.load_state_dict(state["choices_optimizer"])

@@ -1,0 +1,117 @@
+"""The teacher: a trained model that answers in eval mode, without gradients, once for every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.data import Dataset
+from zoo.train.attention import unit_maps
+from zoo.train.taps import Taps, conv_names
+
+if TYPE_CHECKING:
+    from zoo.train.lessons import LessonBook
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
+
+    logits: Tensor
+    maps: Tensor | None
+
+    def __getitem__(self, rows: slice) -> Lesson:
+        return Lesson(self.logits[rows], None if self.maps is None else self.maps[rows])
+
+
+class Teacher:
+    """A model of the registry, or of a folder, as a source of lessons.
+
+    Args:
+        name: a registry name, ``hf-hub:...``, or the path of a model folder that training left.
+        size: height and width that attention maps are interpolated to.
+
+    Raises:
+        UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load`.
+    """
+
+    def __init__(self, name: str, device: torch.device, *, size: int = 16, compile: bool = False) -> None:
+        from zoo.weights import load
+
+        # Not folded: folding would rescale what the taps see, channel by channel.
+        model = load(address(name), progress=False).requires_grad_(False)
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layers = conv_names(self.model)
+        self.taps: Taps | None = None
+        self.book: LessonBook | None = None
+        self.size = size
+        self._answer = torch.compile(self._eager, dynamic=False) if compile else self._eager
+
+    def tap(self, layers: Sequence[str]) -> None:
+        """From now on lessons hold the maps of these convolutions, in this order.
+
+        Raises:
+            UsageError: the teacher has no such convolution.
+        """
+        if self.taps is not None:
+            self.taps.remove()
+        self.taps = Taps(self.model, layers)
+
+    def _eager(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.taps is None:
+            return self.model(x).float(), None
+        with self.taps.recording():
+            logits = self.model(x)
+        return logits.float(), unit_maps(self.taps.maps(), self.size)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Lesson:
+        """The lesson on images [N, 3, H, W] in [0, 1]: looked up where it is kept, at ``rows`` [N] of the book."""
+        if self.book is not None and rows is not None:
+            return self.book.lesson(rows, None if self.taps is None else self.taps.names)
+        return Lesson(*self._answer(x))
+
+
+def address(name: str) -> str:
+    """``name`` as :func:`zoo.weights.load` wants it: the path of an existing folder becomes ``local-dir:``."""
+    return f"local-dir:{name}" if ":" not in name and Path(name).is_dir() else name
+
+
+def record(name: str, dataset: Dataset) -> dict[str, Any]:
+    """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
+
+    A registry name brings its measured accuracy along; another model is measured here, on the held-out training
+    images (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
+    """
+    from zoo.registry import load_registry
+    from zoo.weights import load, weights_sha256
+
+    entry = load_registry().models.get(name)
+    if entry is not None:
+        measured = {key: entry.results[key].accuracy for key in ("clean", "pgd20") if key in entry.results}
+        accuracy: dict[str, Any] = {
+            key: {"value": one.value, "n": one.n, "ci95": list(one.ci95)} for key, one in measured.items()
+        }
+        return {"name": name, "weights_sha256": entry.weights.sha256, "accuracy": accuracy}
+    model = load(address(name), progress=False)
+    sha256 = weights_sha256(model)
+    accuracy = {f"validation-{key}": one for key, one in held_out_accuracy(model, dataset).items()}
+    called = name if ":" in name else Path(name).resolve().parent.name  # runs/NAME/model
+    return {"name": called, "weights_sha256": sha256, "accuracy": accuracy}
+
+
+def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
+    """Clean and PGD-20 accuracy of a loaded model on the first ``n`` held-out training images, by protocol."""
+    from zoo.measure import measure
+    from zoo.protocols import PROTOCOLS
+    from zoo.weights import weights_sha256
+
+    n = min(n, len(dataset.split("validation")))
+    protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
+    measured = measure(model, weights_sha256(model), dataset, protocols)
+    return {one.protocol.name: one.result["accuracy"] for one in measured}
