@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 
 from zoo.cache import cache_root
 from zoo.data import Dataset, load_cifar10
+from zoo.models import build
+from zoo.spec import StagedSpec
+from zoo.weights import save_weights
 
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
 torch.set_num_threads(1)
@@ -38,3 +42,17 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         np.save(root / f"{split}_images.npy", images.clip(0, 255).astype(np.uint8))
         np.save(root / f"{split}_labels.npy", labels.astype(np.int64))
     return Dataset(root)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a tiny net of four convolutions and random weights, to be taught by."""
+    folder: Path = tmp_path_factory.mktemp("teacher") / "model"
+    folder.mkdir()
+    spec = StagedSpec(widths=((4,), (8, 8)), resolutions=(8, 4), stem=4, stem_resolution=16)
+    torch.manual_seed(3)
+    net = build(spec)
+    torch.nn.init.normal_(net.head.weight)  # answers that differ from image to image
+    save_weights(net.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
+    return folder

@@ -227,7 +227,7 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(toy, tmp_path):
 
 def test_the_held_out_images_are_never_trained_on(toy):
     trainer = Trainer(recipe(train={"images": None}), toy)
-    assert len(trainer.labels) == len(toy.split("train")) == 2000
+    assert len(trainer.source) == len(toy.split("train")) == 2000
     trained = {bytes(image) for image in toy.split("train").images.reshape(2000, -1)}
     assert not any(bytes(image) in trained for image in toy.split("validation").images.reshape(1000, -1))
 

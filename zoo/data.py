@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zoo.cache import cache_root
+from zoo.cache import cache_root, cached
 from zoo.errors import DataNotFound, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     import torch
+
+    from zoo.spec import _Spec
 
 CLASSES = (
     "airplane",
@@ -44,11 +44,12 @@ COUNTS = {"train": 50_000, "test": 10_000}
 VALIDATION = 1_000
 
 SplitName = Literal["train", "validation", "test"]
+DatasetName = Literal["cifar10", "imagefolder"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, 32, 32, 3] and labels int64 [N], as read-only memory maps."""
+    """Images uint8 [N, H, W, 3] and labels int64 [N], as read-only memory maps."""
 
     name: str
     images: np.ndarray
@@ -70,6 +71,8 @@ class Dataset:
     """A decoded dataset; ``split`` hands out its parts."""
 
     root: Path
+    classes: tuple[str, ...] = CLASSES
+    image_size: int = 32
 
     def split(self, name: SplitName) -> Split:
         if name not in ("train", "validation", "test"):
@@ -93,6 +96,37 @@ def to_float(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255)
 
 
+def load_dataset(name: DatasetName, data: Path | str | None = None, *, offline: bool = False) -> Dataset:
+    """CIFAR-10, or an image folder: the data set that a recipe names.
+
+    Args:
+        data: where it is; else ``ZOO_DATA`` says where CIFAR-10 is, and ``ZOO_IMAGENET`` where the image folder is.
+        offline: never ask the Hub, which has CIFAR-10 only.
+
+    Raises:
+        DataNotFound, IntegrityError: as :func:`load_cifar10` and :func:`zoo.imagefolder.load_imagefolder`.
+    """
+    if name == "cifar10":
+        return load_cifar10(data, offline=offline)
+    from zoo.imagefolder import load_imagefolder
+
+    return load_imagefolder(data)
+
+
+def check_fits(dataset: Dataset, spec: _Spec) -> None:
+    """Raise UsageError unless the images and classes of ``dataset`` are those that a model of ``spec`` is for."""
+    if dataset.image_size != spec.image_size:
+        raise UsageError(
+            f"the model takes images of {spec.image_size} pixels, and those in '{dataset.root}' "
+            f"have {dataset.image_size}: give the data set that it is for"
+        )
+    if len(dataset.classes) != spec.classes:
+        raise UsageError(
+            f"the model has {spec.classes} classes, and '{dataset.root}' has {len(dataset.classes)}: "
+            "give the data set that it is for"
+        )
+
+
 def load_cifar10(data: Path | str | None = None, *, offline: bool = False) -> Dataset:
     """CIFAR-10 from ``data``, else ``ZOO_DATA``, else the cache, else the Hub.
 
@@ -107,8 +141,8 @@ def load_cifar10(data: Path | str | None = None, *, offline: bool = False) -> Da
     given = data or os.environ.get("ZOO_DATA")
     if given:
         return _decoded(_parquet_files(Path(given)), _cache_key(Path(given)))
-    for cached in sorted(cache_root().glob("cifar10-*/complete")):
-        return Dataset(cached.parent)
+    for mark in sorted(cache_root().glob("cifar10-*/complete")):
+        return Dataset(mark.parent)
     return _decoded(_from_hub(offline), f"cifar10-hub-{HUB_REVISION[:12]}")
 
 
@@ -152,18 +186,9 @@ def _from_hub(offline: bool) -> dict[str, list[Path]]:
 
 
 def _decoded(files: dict[str, list[Path]], key: str) -> Dataset:
-    """Decode into the cache under ``key``, once: written beside it and renamed, so a kill leaves nothing."""
-    root = cache_root() / key
-    if (root / "complete").exists():
-        return Dataset(root)
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=root.parent))
-    except OSError as error:
-        raise DataNotFound(
-            f"the cache '{root.parent}' cannot be written ({error.strerror}): set ZOO_CACHE to a folder that can"
-        ) from None
-    try:
+    """Decode into the cache under ``key``, once."""
+
+    def decode(folder: Path) -> None:
         for split, paths in files.items():
             images, labels = _read_parquet(paths)
             if images.shape != (COUNTS[split], 32, 32, 3):
@@ -171,14 +196,10 @@ def _decoded(files: dict[str, list[Path]], key: str) -> Dataset:
                     f"the {split} split in '{paths[0].parent}' has images of shape {images.shape}, "
                     f"CIFAR-10 has {(COUNTS[split], 32, 32, 3)}"
                 )
-            np.save(scratch / f"{split}_images.npy", images)
-            np.save(scratch / f"{split}_labels.npy", labels)
-        (scratch / "complete").touch()
-        if not root.exists():  # else another process was first, and has the same
-            os.replace(scratch, root)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Dataset(root)
+            np.save(folder / f"{split}_images.npy", images)
+            np.save(folder / f"{split}_labels.npy", labels)
+
+    return Dataset(cached(key, decode))
 
 
 def _read_parquet(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -78,8 +78,9 @@ def evaluate(
         return x, torch.from_numpy(np.asarray(labels[index])).to(device)
 
     right = np.zeros(n, bool)
+    at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # or large ones fill the memory
     with torch.no_grad():
-        for index in np.array_split(np.arange(n), -(-n // 1000)):
+        for index in np.array_split(np.arange(n), -(-n // at_once)):
             x, y = batch(index)
             right[index] = (~broken(attacked(x), y)).cpu().numpy()
     if protocol.attack == "none":

@@ -35,7 +35,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no prog
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="CIFAR-10's parquet files (else ZOO_DATA, the cache, the Hub)."),
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="CIFAR-10's parquet files (else ZOO_DATA, the cache, the Hub), or an image folder (else ZOO_IMAGENET).",
+    ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]
 By = Annotated[

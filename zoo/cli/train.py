@@ -43,7 +43,7 @@ def command(
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
-    """Train a recipe; its averaged weights end up in OUT/model.
+    """Train a recipe; its averaged weights end up in OUT/model, or in OUT/PHASE/model where it has phases.
 
     Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several processes or machines, start it
     with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`.
@@ -54,40 +54,51 @@ def command(
       zoo train trades-s7 --preset smoke --out runs/try
       zoo train my.toml --set train.epochs=2 --set optimizer.lr=0.1
       zoo train trades-s7 --resume --time-budget 45m
+      zoo train rnascl-s7-wrt34-2 --set distill.teacher=runs/my-teacher/model
+      zoo train rnascl-i-r18 --data imagenet100 --set distill.teacher=my-teacher
     """
-    from zoo.data import load_cifar10
-    from zoo.train.loop import fit
-    from zoo.train.recipe import load_recipe
+    from zoo.data import check_fits, load_dataset
+    from zoo.train.pipeline import run
+    from zoo.train.recipe import load_phases
 
     output = Output(as_json=as_json, quiet=quiet)
-    settings = load_recipe(recipe, overrides=overrides or (), preset=preset)
+    phases = load_phases(recipe, overrides=overrides or (), preset=preset)
     budget = None if time_budget is None else seconds(time_budget)
-    folder = out or Path("runs") / settings.name
-    dataset = load_cifar10(data, offline=offline)
-    history: list[dict[str, Any]] = []
+    first = next(iter(phases.values()))
+    folder = out or Path("runs") / first.name
+    dataset = load_dataset(first.dataset, data, offline=offline)
+    check_fits(dataset, first.arch)
+    history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
 
-    def report(metrics: dict[str, Any]) -> None:
-        history.append(metrics)
+    def report(phase: str, metrics: dict[str, Any]) -> None:
+        history[phase].append(metrics)
+        settings = phases[phase]
         output.say(
-            f"epoch {metrics['epoch']:g}/{settings.train.epochs}  loss {metrics['loss']:.3f}  "
+            f"{phase} epoch {metrics['epoch']:g}/{settings.train.epochs}  loss {metrics['loss']:.3f}  "
             f"held-out clean {metrics['clean']:.1%}  PGD-{settings.guard.steps} {metrics['pgd']:.1%}  "
-            f"{metrics['images_per_s']:.0f} images/s"
+            + (f"expected {metrics['expected_macs'] / 1e6:.2f} M MACs  " if "expected_macs" in metrics else "")
+            + f"{metrics['images_per_s']:.0f} images/s"
         )
 
     with output.progress() as advance:
-        model = fit(
-            settings,
+        left = run(
+            phases,
             dataset,
             folder,
             resume=resume,
             time_budget=budget,
             report=report,
-            tick=lambda step, total, loss: advance(
-                "training", step * settings.train.batch_size, total * settings.train.batch_size
+            tick=lambda phase, step, total, loss: advance(
+                phase, step * phases[phase].train.batch_size, total * phases[phase].train.batch_size
             ),
         )
-    last = history[-1] if history else None
+    model = list(left.values())[-1]
     output.result(
-        {"model": str(model), "name": settings.name, "last_epoch": last},
+        {
+            "model": str(model),
+            "name": list(phases.values())[-1].name,
+            "phases": {phase: str(path) for phase, path in left.items()},
+            "last_epoch": {phase: epochs[-1] if epochs else None for phase, epochs in history.items()},
+        },
         f"{model}: try it with `zoo eval local-dir:{model}`",
     )

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+import zoo.data
+import zoo.imagefolder
+from zoo.cache import cache_root
+from zoo.cli.app import run as command_line
+from zoo.data import check_fits, load_dataset
+from zoo.errors import DataNotFound, IntegrityError, UsageError
+from zoo.imagefolder import Files, load_imagefolder
+from zoo.models import build
+from zoo.spec import StagedSpec, cost
+from zoo.train.crop import crop_box, random_crop
+from zoo.train.images import InMemory, Streamed, source_of
+from zoo.train.pipeline import run
+from zoo.train.recipe import load_phases
+from zoo.train.rnascl.space import search_space
+from zoo.train.trainer import Trainer
+from zoo.weights import save_weights
+
+CPU = torch.device("cpu")
+IMAGENET = ("is", "im", "i")
+
+
+def draw(folder: Path, classes: int, train: int, val: int) -> Path:
+    """An image folder of small JPEGs of many sizes, no two alike."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            place = folder / part / f"n{label:03}"
+            place.mkdir(parents=True)
+            for k in range(count):
+                height, width = rng.integers(16, 48, 2)
+                pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{k:03}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ZOO_IMAGENET", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three classes of five training and two test images."""
+    return draw(tmp_path / "images", classes=3, train=5, val=2)
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory) -> Path:
+    """A hundred classes of two training images and one test image."""
+    return draw(tmp_path_factory.mktemp("imagenet") / "images", classes=100, train=2, val=1)
+
+
+# -- the data set ------------------------------------------------------------------------------------------------
+
+
+def test_train_and_validation_part_every_classs_files_and_val_is_the_test_split(folder):
+    data = load_imagefolder(folder)
+    assert data.classes == ("n000", "n001", "n002")
+    names = {name: {str(path.relative_to(folder)) for path in data.files[name].paths} for name in data.files}
+    assert names["validation"] == {f"train/n{label:03}/004.jpg" for label in range(3)}
+    assert not names["train"] & names["validation"]
+    assert len(names["train"] | names["validation"]) == 15
+    assert names["test"] == {f"val/n{label:03}/{k:03}.jpg" for label in range(3) for k in range(2)}
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(2, 1), (99, 1), (100, 2), (149, 2)])
+def test_a_fiftieth_of_each_class_and_at_least_one_image_is_held_out(tmp_path, train, held_out):
+    place = tmp_path / "few" / "train" / "a"
+    for path in [*(place / f"{k:03}.jpg" for k in range(train)), tmp_path / "few" / "val" / "a" / "0.jpg"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    data = load_imagefolder(tmp_path / "few")  # nothing is decoded until it is asked for
+    assert [len(data.files[name]) for name in ("train", "validation")] == [train - held_out, held_out]
+
+
+def test_classes_take_turns_so_that_leading_images_are_of_all(folder):
+    shutil.copy(folder / "train" / "n001" / "000.jpg", folder / "train" / "n001" / "0000.jpg")
+    data = load_imagefolder(folder)
+    assert data.split("train").labels.tolist() == [0, 1, 2] * 4 + [1]
+    assert data.split("test").labels.tolist() == [0, 1, 2] * 2
+    for files in data.files.values():
+        assert [path.parent.name for path in files.paths] == [data.classes[label] for label in files.labels]
+
+
+def test_evaluation_images_are_the_centres_of_torchvision_and_decoded_once(folder, monkeypatch):
+    test = load_imagefolder(folder).split("test")
+    assert test.images.shape == (6, 224, 224, 3)
+    assert test.images.dtype == np.uint8
+    assert not test.images.flags.writeable
+    for k, path in enumerate(load_imagefolder(folder).files["test"].paths):
+        image = Image.open(path).convert("RGB")
+        assert np.array_equal(test.images[k], functional.center_crop(functional.resize(image, 256), [224, 224]))
+    monkeypatch.setattr(zoo.imagefolder, "opened", lambda path: pytest.fail("decoded again"))
+    assert load_imagefolder(folder).split("test").fingerprint == test.fingerprint
+
+
+def test_a_changed_file_is_decoded_anew(folder):
+    before = load_imagefolder(folder).split("test").fingerprint
+    shutil.copy(folder / "val" / "n000" / "000.jpg", folder / "val" / "n002" / "001.jpg")
+    assert load_imagefolder(folder).split("test").fingerprint != before
+
+
+def test_a_damaged_image_is_named_and_leaves_no_cache(folder):
+    broken = folder / "val" / "n001" / "001.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(IntegrityError, match=r"val/n001/001\.jpg"):
+        load_imagefolder(folder).split("test")
+    assert not list(cache_root().iterdir())
+
+
+def test_images_of_every_mode_and_nested_folders_are_read_and_other_files_are_not(folder):
+    place = folder / "val" / "n000"
+    (place / "deeper").mkdir()
+    Image.new("L", (20, 20), 7).save(place / "deeper" / "grey.PNG")
+    Image.new("RGBA", (20, 20), (1, 2, 3, 4)).save(place / "alpha.png")
+    (place / "readme.txt").write_text("no image")
+    (place / "._000.jpg").write_bytes(b"no image")
+    (folder / "val" / ".hidden").mkdir()
+    test = load_imagefolder(folder).split("test")
+    assert len(test) == 8
+    assert (test.images[test.labels == 0][-1] == 7).all()  # a/deeper/grey.PNG comes last
+
+
+def remove(*names):
+    return lambda folder: [shutil.rmtree(folder / name) for name in names]
+
+
+def thin(name, left):
+    return lambda folder: [path.unlink() for path in sorted((folder / name).iterdir())[left:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove("train"), "no folder '.*train'"),
+        (remove("val"), "no folder '.*val'"),
+        (remove("val/n000", "val/n001", "val/n002"), "val' holds no folders"),
+        (remove("val/n001"), "val' lacks the class 'n001': both"),
+        (remove("train/n001", "train/n002"), "train' lacks the class 'n001' and 1 more"),
+        (thin("train/n002", 0), "n002' holds no images"),
+        (thin("train/n002", 1), "n002' in '.*train' has one image"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_refused_in_one_sentence(folder, damage, says):
+    damage(folder)
+    with pytest.raises(DataNotFound, match=says) as caught:
+        load_imagefolder(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_data_set_is_the_one_named_and_is_found_by_argument_or_variable(folder, monkeypatch):
+    with pytest.raises(DataNotFound, match="ZOO_IMAGENET"):
+        load_dataset("imagefolder")
+    assert load_dataset("imagefolder", folder).classes == ("n000", "n001", "n002")
+    monkeypatch.setenv("ZOO_IMAGENET", str(folder))
+    assert load_dataset("imagefolder").root == folder
+    monkeypatch.setattr(zoo.data, "load_cifar10", lambda data, offline: (data, offline))
+    assert load_dataset("cifar10", "there", offline=True) == ("there", True)
+
+
+def test_a_model_for_other_images_or_classes_is_refused(folder, toy):
+    data = load_imagefolder(folder)
+    check_fits(toy, search_space("s3").largest)
+    check_fits(data, tiny_spec(224, 3))
+    with pytest.raises(UsageError, match=r"100 classes, and .* has 3"):
+        check_fits(data, search_space("is").largest)
+    with pytest.raises(UsageError, match=r"32 pixels, and .* have 224"):
+        check_fits(data, search_space("s3").largest)
+    with pytest.raises(UsageError, match="no split"):
+        data.split("val")
+
+
+# -- the source of training images -------------------------------------------------------------------------------
+
+
+def test_crops_are_within_the_image_and_cover_what_torchvisions_do():
+    random, shares = Random(0), []
+    for _ in range(2000):
+        width, height = random.randint(1, 600), random.randint(1, 600)
+        left, top, right, bottom = crop_box(width, height, random)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+    for _ in range(2000):
+        left, top, right, bottom = crop_box(400, 400, random)
+        shares.append((right - left) * (bottom - top) / 400**2)
+    assert 0.07 < min(shares) < 0.12
+    assert 0.47 < np.mean(shares) < 0.55  # a little under 0.54: wide crops of nearly all the image do not fit
+
+
+def test_where_no_crop_fits_the_largest_of_the_centre_is_taken():
+    assert crop_box(1000, 10, Random(0)) == (493, 0, 506, 10)
+    assert crop_box(10, 1000, Random(0)) == (0, 493, 10, 506)
+
+
+def test_a_seed_gives_the_crop_that_torchvision_makes_of_its_box(folder):
+    path = folder / "train" / "n000" / "000.jpg"
+    image = Image.open(path)
+    left, top, right, bottom = crop_box(*image.size, Random(5))
+    expected = np.asarray(functional.resized_crop(image, top, left, bottom - top, right - left, [224, 224]))
+    crop = random_crop(path, 5)
+    assert any(np.array_equal(crop, other) for other in (expected, expected[:, ::-1]))
+    assert np.array_equal(crop, random_crop(path, 5))
+
+
+def test_half_of_the_crops_are_flipped(tmp_path):
+    """An image that is darker on its left: so is every crop of it, unless it was flipped."""
+    path = tmp_path / "ramp.png"
+    Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0)).save(path)
+    crops = [random_crop(path, seed).mean((0, 2)) for seed in range(100)]
+    assert 35 < sum(crop[0] > crop[-1] for crop in crops) < 65
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_batch_depends_on_the_generator_alone(folder):
+    files = load_imagefolder(folder).split("train")
+    index, before = torch.tensor([3, 0, 0, 7]), torch.get_rng_state()
+    x, y = Streamed(files, CPU).augmented(index, seeded(1))
+    assert x.shape == (4, 3, 224, 224)
+    assert 0 <= x.min() < 0.2 < 0.8 < x.max() <= 1
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert y.tolist() == [0, 0, 0, 1]
+    assert not torch.equal(x[1], x[2])  # one image, two crops
+    again, _ = Streamed(files, CPU).augmented(index, seeded(1))
+    assert torch.equal(x, again)
+    assert not torch.equal(x, Streamed(files, CPU).augmented(index, seeded(2))[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_was_expected_is_decoded_once_and_is_no_other_than_it_would_be(folder, monkeypatch):
+    files, index = load_imagefolder(folder).split("train"), torch.arange(5)
+    plain, _ = Streamed(files, CPU).augmented(index, seeded(1))
+    source = Streamed(files, CPU)
+    source.expect(index, seeded(1))
+    assert not torch.equal(source.augmented(index, seeded(2))[0], plain)  # another batch came between
+    monkeypatch.setattr("zoo.train.images.random_crop", lambda path, seed: pytest.fail("decoded again"))
+    assert torch.equal(source.augmented(index, seeded(1))[0], plain)
+
+
+def test_a_damaged_training_image_is_named_when_it_is_needed(folder):
+    (folder / "train" / "n001" / "000.jpg").write_bytes(b"no image")
+    source = Streamed(load_imagefolder(folder).split("train"), CPU)
+    source.augmented(torch.tensor([0]), seeded(0))
+    with pytest.raises(IntegrityError, match=r"train/n001/000\.jpg"):
+        source.augmented(torch.tensor([1]), seeded(0))
+
+
+def test_the_source_follows_from_the_split_and_takes_its_leading_images(folder, toy):
+    streamed = source_of(load_imagefolder(folder).split("train"), CPU, 4)
+    assert isinstance(streamed, Streamed)
+    assert len(streamed) == 4
+    assert isinstance(source_of(toy.split("train"), CPU, 50), InMemory)
+
+
+# -- RNAS-CL's other spaces, all phases --------------------------------------------------------------------------
+
+
+def tiny_spec(size: int, classes: int) -> StagedSpec:
+    if size == 32:
+        return StagedSpec(stem=4, widths=((4,), (8,)), resolutions=(16, 8), classes=classes)
+    return StagedSpec(
+        stem=4, widths=((4,), (8,)), resolutions=(56, 28), stem_resolution=112, image_size=size, classes=classes
+    )
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A function that leaves the folder of an untrained model."""
+
+    def made(size: int, classes: int) -> Path:
+        folder, spec = tmp_path / "teacher" / "model", tiny_spec(size, classes)
+        folder.mkdir(parents=True)
+        save_weights(build(spec).state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
+        return folder
+
+    return made
+
+
+BRIEF = [
+    *("train.batch_size=2", "train.images=4", "ema.recalibrate=2"),
+    *("guard.images=2", "guard.steps=1", "attack.steps=1"),
+]
+
+
+def check_phases(space: str, out: Path) -> None:
+    """A search within its budget, then two models of the architecture that it found."""
+    found = json.loads((out / "search" / "search.json").read_text())
+    assert found["space"] == space
+    assert found["macs"] <= found["budget"]
+    for phase, phases in (("train", ["search", "train"]), ("trades", ["search", "train", "trades"])):
+        config = json.loads((out / phase / "model" / "config.json").read_text())
+        assert config["spec"] == found["spec"]
+        assert config["tutors"] == found["tutors"]
+        assert [one["name"] for one in config["train"]["phases"]] == phases
+
+
+@pytest.mark.parametrize("space", ["m", pytest.param("l", marks=pytest.mark.slow)])
+def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo.data, "VALIDATION", 16)
+    name = f"rnascl-{space}-wrt34-10"
+    overrides = [*BRIEF, f"distill.teacher={teacher(32, 10)}"]
+    run(load_phases(name, preset="smoke", overrides=overrides), toy, tmp_path / name)
+    check_phases(space, tmp_path / name)
+
+
+@pytest.mark.parametrize("space", ["is", *(pytest.param(space, marks=pytest.mark.slow) for space in IMAGENET[1:])])
+def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, capsys):
+    name = f"rnascl-{space}-r18"
+    overrides = [*BRIEF, f"distill.teacher={teacher(224, 100)}"]
+    arguments = [f"--set={one}" for one in overrides]
+    out = tmp_path / name
+    assert command_line(["train", name, "--preset=smoke", f"--data={hundred}", f"--out={out}", "-q", *arguments]) == 0
+    check_phases(space, out)
+    capsys.readouterr()
+    assert command_line(["eval", f"local-dir:{out}/trades/model", f"--data={hundred}", "--write", "-q"]) == 2
+    assert "leave --write out" in capsys.readouterr().err  # the registry's protocols are CIFAR-10's
+
+
+def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, capsys):
+    assert command_line(["train", "rnascl-is-r18", f"--data={folder}", "-q"]) == 2
+    assert "100 classes" in capsys.readouterr().err
+
+
+def test_a_model_of_image_folders_is_evaluated_on_one(folder, teacher, capsys):
+    model = f"local-dir:{teacher(224, 3)}"
+    assert command_line(["eval", model, f"--data={folder}", "-p", "clean", "-p", "fgsm", "--json", "-q"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results["clean"]["accuracy"]["n"] == 6
+    assert results["fgsm"]["accuracy"]["value"] <= results["clean"]["accuracy"]["value"]
+
+
+def test_a_run_on_streamed_images_draws_the_same_batches_when_it_is_resumed(hundred, teacher):
+    overrides = [*BRIEF, "train.images=20", f"distill.teacher={teacher(224, 100)}", "distill.tutors=depth"]
+    recipe = load_phases("rnascl-is-r18", preset="smoke", overrides=overrides)["train"]
+    straight, resumed = (Trainer(recipe, load_imagefolder(hundred)) for _ in range(2))
+    for _ in range(3):
+        straight.batch(straight.position.step)
+        straight.position.step += 1
+    assert torch.equal(straight.batch(3).x, resumed.batch(3).x)
+    assert isinstance(load_imagefolder(hundred).split("train"), Files)
+
+
+RECIPES = [*(f"rnascl-{one}-wrt34-10" for one in "ml"), *(f"rnascl-{one}-r18" for one in IMAGENET)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_budgets_are_within_the_spaces_and_every_phase_has_a_smoke_preset(name):
+    phases = load_phases(name, preset="smoke")
+    assert list(phases) == ["search", "train", "trades"]
+    search = phases["search"].search
+    assert search is not None
+    low, high = (cost(getattr(search_space(search.space), end)).macs for end in ("smallest", "largest"))
+    assert low < search.budget < high
+    assert all(recipe.train.images == 16 for recipe in phases.values())
