@@ -46,7 +46,9 @@ def save_model(trainer: Trainer, folder: Path) -> None:
     }
     if distiller is not None:
         config["tutors"] = distiller.tutors
-    weights = {key: value.contiguous() for key, value in trainer.averaged().state_dict().items()}
+    weights = trainer.averaged().state_dict()
+    if recipe.train.weights == "fp16":
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     save_weights(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -33,6 +33,7 @@ class Train(_Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = True
+    weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
     seed: int = 0
     images: int | None = Field(None, ge=1, description="train on the leading images only: for smoke runs")
 
@@ -179,8 +180,9 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     the architecture and the tutors that it finds; until then, the largest architecture stands in.
 
     Args:
-        overrides: ``"train.epochs=2"`` strings, for all phases; values are TOML, bare words are strings.
-        preset: apply the recipe's ``[preset.NAME]`` table first, to all phases.
+        overrides: ``"train.epochs=2"`` strings, for all phases, or ``"phase.trades.train.epochs=2"``, for one;
+            values are TOML, bare words are strings.
+        preset: apply the recipe's ``[preset.NAME]`` table first, whose keys are like those of overrides.
 
     Raises:
         UsageError: no such file; not TOML; a key or value that the schema refuses (the nearest key is named).
@@ -201,13 +203,24 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         if not equals:
             raise UsageError(f"--set wants KEY=VALUE, such as train.epochs=2, not '{override}'")
         changes[key.strip()] = _toml_value(text.strip())
+    tables = data.pop("phase", {}) or {ONLY: {}}
+    for key in changes:
+        if key.startswith("phase.") and key.split(".")[1] not in tables:
+            raise UsageError(f"'{key}' names no phase of '{path.name}' (it has: {', '.join(tables)})")
     phases = {}
-    for phase, own in (data.pop("phase", {}) or {ONLY: {}}).items():
+    for phase, own in tables.items():
         changed = copy.deepcopy(data)
-        for key, value in {**own, **changes}.items():
+        for key, value in {**own, **_changes_of(phase, changes)}.items():
             _set(changed, key, value)
         phases[phase] = parse_recipe(_searchless(changed, phase), path.name)
     return phases
+
+
+def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes that concern ``phase``: those for all, and then those under "phase.NAME."."""
+    mine = f"phase.{phase}."
+    everywhere = {key: value for key, value in changes.items() if not key.startswith("phase.")}
+    return everywhere | {key.removeprefix(mine): value for key, value in changes.items() if key.startswith(mine)}
 
 
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.models import build
+from zoo.spec import StagedSpec
+from zoo.train.images import InMemory
+from zoo.train.lessons import LessonBook, Versions
+from zoo.train.teacher import Teacher
+from zoo.weights import save_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    folder.mkdir()
+    torch.manual_seed(0)
+    spec = StagedSpec(widths=((6,), (8,)), resolutions=(16, 8), stem=4)
+    save_weights(build(spec).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
+    return folder
+
+
+@pytest.fixture
+def versions(toy):
+    return Versions(InMemory(toy.split("train"), CPU, 60), 3)
+
+
+def book_of(folder, versions, where):
+    teacher = Teacher(str(folder), CPU, size=4)
+    return teacher, LessonBook(teacher, versions, where, torch.autocast("cpu", enabled=False))
+
+
+def test_every_version_is_an_augmented_image_of_the_same_label(toy, versions):
+    assert len(versions) == 180
+    index = torch.arange(60)
+    rows = versions.rows(index, torch.Generator().manual_seed(1))
+    x, y = versions[rows]
+    assert torch.equal(y, torch.from_numpy(toy.split("train").labels[:60].copy()))
+    assert torch.equal(rows % 60, index)
+    assert len(rows.div(60, rounding_mode="floor").unique()) == 3  # all versions get their turn
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal((x * 255).round(), x * 255)  # 8-bit images, nothing lost
+
+
+def test_versions_do_not_depend_on_the_seed_of_a_run(toy, versions):
+    torch.manual_seed(77)
+    again = Versions(InMemory(toy.split("train"), CPU, 60), 3)
+    assert torch.equal(again.images, versions.images)
+
+
+def test_a_kept_lesson_is_what_the_teacher_says_of_that_version(teacher_folder, versions, tmp_path):
+    teacher, book = book_of(teacher_folder, versions, tmp_path)
+    rows = torch.tensor([0, 179, 61, 61])
+    asked = teacher(versions[rows][0])  # no book is asked where no rows are given
+    kept = book.lesson(rows, teacher.layers)
+    assert torch.allclose(kept.logits, asked.logits, atol=2e-3)
+    assert torch.allclose(kept.maps, asked.maps, atol=2e-3)
+    some = book.lesson(rows, [teacher.layers[2], teacher.layers[0]])
+    assert torch.equal(some.maps, kept.maps[:, [2, 0]])
+    assert book.lesson(rows, None).maps is None
+
+
+def test_a_book_is_written_once_and_again_for_another_teacher_or_other_images(
+    teacher_folder, versions, toy, tmp_path, monkeypatch
+):
+    book_of(teacher_folder, versions, tmp_path)
+    monkeypatch.setattr(Teacher, "__call__", lambda self, x: pytest.fail("the teacher was asked again"))
+    book_of(teacher_folder, versions, tmp_path)
+    monkeypatch.undo()
+    others = Versions(InMemory(toy.split("train"), CPU, 59), 3)
+    book_of(teacher_folder, others, tmp_path)
+    books = [path for path in tmp_path.iterdir() if (path / "complete").exists()]
+    assert len(books) == 2 == len(list(tmp_path.iterdir()))
+
+
+def test_an_interrupted_book_leaves_nothing(teacher_folder, versions, tmp_path, monkeypatch):
+    monkeypatch.setattr(np.memmap, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        book_of(teacher_folder, versions, tmp_path)
+    assert not list(tmp_path.iterdir())
