@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.toolchain import toolchain
 
-NAMES = ("startup", "engines", "evaluation", "training")
+NAMES = ("startup", "engines", "evaluation", "training", "rnascl")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,7 +28,8 @@ def table(report: dict) -> str:
             ratio = f"{result['speedup'][name]:.1f}x" if name in result["speedup"] else "(ours)"
             goal = f"{result['goal'][name]:g}x" if name in result["goal"] else ""
             verdict = f"; accuracy {result['verdict'][name]:.1%}" if name in result.get("verdict", {}) else ""
-            lines.append(f"| {result['what']} | {name} | {spread} | {ratio}{verdict} | {goal} |")
+            memory = f"; {result['peak_mib'][name]:,.0f} MiB" if "peak_mib" in result else ""
+            lines.append(f"| {result['what']} | {name} | {spread} | {ratio}{verdict}{memory} | {goal} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,4 +117,5 @@ def _write(root: Path, teacher: Teacher, versions: Versions, autocast: AbstractC
         if not root.exists():  # else another process was first, and has the same
             os.replace(scratch, root)
     finally:
+        teacher.untap()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -212,7 +212,12 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         changed = copy.deepcopy(data)
         for key, value in {**own, **_changes_of(phase, changes)}.items():
             _set(changed, key, value)
-        phases[phase] = parse_recipe(_searchless(changed, phase), path.name)
+        phases[phase] = recipe = parse_recipe(_searchless(changed, phase), path.name)
+        if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
+            raise UsageError(
+                f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "
+                f"choose depth or random, or name the tutors"
+            )
     return phases
 
 
@@ -226,8 +231,8 @@ def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
     """``data`` with the space's largest network as its architecture, and without [search] in all other phases."""
     search = data.get("search")
-    if isinstance(search, dict) and "arch" not in data:
-        data["arch"] = search_space(str(search.get("space"))).largest.to_dict()
+    if isinstance(search, dict):
+        data.setdefault("arch", search_space(str(search.get("space"))).largest.to_dict())
         if phase != SEARCH:
             del data["search"]
     return data

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -37,23 +38,29 @@ class Taps:
                 raise UsageError(f"the network has no convolution '{name}'{nearest(name, known)}")
         self._on = False
         self._maps: dict[str, Tensor] = {}
+        self._scales: dict[str, Tensor] = {}
         self._handles = [model.get_submodule(name).register_forward_hook(self._keep(name)) for name in self.names]
 
     def _keep(self, name: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self._on:
-                self._maps[name] = attention_map(output)
+                scale = self._scales.get(name)
+                self._maps[name] = attention_map(output if scale is None else output * scale[:, None, None])
 
         return hook
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keep the maps of the forward passes inside; each pass replaces those of the one before."""
-        self._on = True
+    def recording(self, scales: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[None]:
+        """Keep the maps of the forward passes inside; each pass replaces those of the one before.
+
+        Args:
+            scales: a factor for every channel [C] of some of the convolutions, before their map is taken.
+        """
+        self._on, self._scales = True, dict(scales)
         try:
             yield
         finally:
-            self._on = False
+            self._on, self._scales = False, {}
 
     def maps(self) -> list[Tensor]:
         """The maps [N, H_i, W_i] of the last recorded pass, in the order of ``names``; they are handed out once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,14 @@ class Teacher:
         Raises:
             UsageError: the teacher has no such convolution.
         """
+        self.untap()
+        self.taps = Taps(self.model, layers)
+
+    def untap(self) -> None:
+        """From now on lessons hold no maps."""
         if self.taps is not None:
             self.taps.remove()
-        self.taps = Taps(self.model, layers)
+        self.taps = None
 
     def _eager(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.taps is None:
@@ -101,7 +107,8 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
     model = load(address(name), progress=False)
     sha256 = weights_sha256(model)
     accuracy = {f"validation-{key}": one for key, one in held_out_accuracy(model, dataset).items()}
-    called = name if ":" in name else Path(name).resolve().parent.name  # runs/NAME/model
+    config = Path(name) / "config.json"
+    called = json.loads(config.read_text()).get("name", name) if config.is_file() else name
     return {"name": called, "weights_sha256": sha256, "accuracy": accuracy}
 
 

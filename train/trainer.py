@@ -137,6 +137,8 @@ class Trainer:
         self.ema = ema_of(net, recipe.ema.decay)
         self.net: nn.Module = net
         if recipe.train.compile:
+            # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
+            torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
             self.net.compile(dynamic=False)
             self.ema.module.compile(dynamic=False)
         self.forward = self.accelerator.prepare_model(self.net) if processes > 1 else self.net

@@ -99,8 +99,10 @@ class Searcher(Trainer):
         with torch.set_grad_enabled(key == CHOICES):
             g, tutors = self.sample(key)
         forward = self.forward if key == WEIGHTS else self.net  # a data-parallel wrapper reduces weights only
-        with self.autocast(), self.taps.recording():
-            logits = forward(x, self.net.mask(g)).float()
+        masks = self.net.mask(g)
+        _, *blocks = self.taps.names  # the stem has no mask
+        with self.autocast(), self.taps.recording(dict(zip(blocks, masks.split(self.net.widest), strict=True))):
+            logits = forward(x, masks).float()
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.train.label_smoothing)
         loss = loss + settings.kl * distilled(logits, lesson.logits)
         assert lesson.maps is not None

@@ -1,0 +1,290 @@
+"""The phases of a recipe: how they are read, and what one leaves for the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from zoo.errors import UsageError
+from zoo.train import pipeline
+from zoo.train.loop import Interrupted
+from zoo.train.recipe import load_phases, load_recipe
+from zoo.train.rnascl.space import SPACES, SearchSpace
+from zoo.train.taps import conv_names
+from zoo.train.trainer import Trainer
+from zoo.weights import load
+
+TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
+
+PHASED = """
+name = "rnascl-tiny"
+description = "for tests"
+family = "rnascl"
+
+[search]
+space = "tiny"
+budget = "180k"
+lr = 0.1
+
+[distill]
+teacher = "{teacher}"
+tutors = "searched"
+map_size = 8
+
+[train]
+method = "natural"
+epochs = 1
+batch_size = 50
+images = 250
+compile = false
+precision = "fp32"
+
+[ema]
+recalibrate = 100
+decay = 0.9
+
+[guard]
+images = 50
+steps = 1
+
+[phase.search]
+"train.epochs" = 2
+
+[phase.train]
+
+[phase.trades]
+name = "rnascl-tiny-trades"
+"train.method" = "trades"
+"attack.step" = 0.02
+
+[phase.longer]
+name = "rnascl-tiny-longer"
+
+[preset.smoke]
+"train.images" = 100
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SPACES, "tiny", TINY)
+
+
+@pytest.fixture
+def phased(tmp_path, teacher_folder):
+    path = tmp_path / "rnascl-tiny.toml"
+    path.write_text(PHASED.format(teacher=teacher_folder))
+    return path
+
+
+def facts(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_changes_what_it_names_and_shares_the_rest(phased):
+    phases = load_phases(phased)
+    assert list(phases) == ["search", "train", "trades", "longer"]
+    assert [one.train.epochs for one in phases.values()] == [2, 1, 1, 1]
+    assert [one.train.method for one in phases.values()] == ["natural", "natural", "trades", "natural"]
+    assert [one.name for one in phases.values()] == [
+        "rnascl-tiny",
+        "rnascl-tiny",
+        "rnascl-tiny-trades",
+        "rnascl-tiny-longer",
+    ]
+    assert [one.search is not None for one in phases.values()] == [True, False, False, False]
+    assert all(one.arch == TINY.largest for one in phases.values())
+    assert phases["search"].search.budget == 180_000
+
+
+def test_presets_and_overrides_reach_all_phases_and_win_over_what_a_phase_says(phased):
+    phases = load_phases(phased, preset="smoke", overrides=["train.epochs=3"])
+    assert {one.train.images for one in phases.values()} == {100}
+    assert {one.train.epochs for one in phases.values()} == {3}
+
+
+def test_a_recipe_without_phases_is_one_phase_and_one_with_phases_is_no_single_recipe(phased):
+    assert load_phases("trades-s7") == {"train": load_recipe("trades-s7")}
+    with pytest.raises(UsageError, match="has the phases search, train, trades, longer") as caught:
+        load_recipe(phased)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("search.space=s77", "no search space is called 's77'; did you mean 's7'"),
+        ("search.budget=50k", "no network within 50.0k MACs: its own go from 59.9k to 304.2k"),
+        ("search.budget=many", "search.budget"),
+        ("search.tau=[0, 1]", "search.tau"),
+        ("search.latensy=1", "did you mean 'latency'"),
+        ("train.method=n-fgsm", "n-fgsm does not have"),
+        ("train.method=trades", r"needs \[distill\] and train.method = 'natural'"),
+        ("distill.tutors=deep", "distill.tutors"),
+        ("distill.gama=1", "did you mean 'gamma'"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_that_names_it(phased, override, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        load_phases(phased, overrides=[override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_search_without_a_teacher_is_refused(phased):
+    text = phased.read_text()
+    start, end = text.index("[distill]"), text.index("[train]")
+    phased.write_text(text[:start] + text[end:])
+    with pytest.raises(UsageError, match=r"a search needs \[distill\]"):
+        load_phases(phased)
+
+
+# -- running -----------------------------------------------------------------------------------------------------
+
+
+def test_every_phase_trains_what_the_search_found_from_where_the_one_before_left_it(phased, toy, tmp_path, monkeypatch):
+    started: dict[str, torch.Tensor] = {}
+    whole_init = Trainer.__init__
+
+    def noting(self, *args, phase, **options):
+        whole_init(self, *args, phase=phase, **options)
+        started[phase] = self.net.features[1].conv.weight.detach().clone()
+
+    monkeypatch.setattr(Trainer, "__init__", noting)
+    epochs: list[tuple[str, float]] = []
+    left = pipeline.run(load_phases(phased), toy, tmp_path / "run", report=lambda p, m: epochs.append((p, m["epoch"])))
+    assert list(left) == ["search", "train", "trades", "longer"]
+    assert epochs == [("search", 1), ("search", 2), ("train", 1), ("trades", 1), ("longer", 1)]
+
+    found = json.loads(left["search"].read_text())
+    for phase, name in (("train", "tiny"), ("trades", "tiny-trades"), ("longer", "tiny-longer")):
+        config = facts(left[phase])
+        assert config["name"] == f"rnascl-{name}"
+        assert config["spec"] == found["spec"]
+        assert config["tutors"] == found["tutors"]
+        assert config["train"]["teacher"]["weights_sha256"]
+        assert set(config["train"]["teacher"]["accuracy"]) == {"validation-clean", "validation-pgd20"}
+        net = load(f"local-dir:{left[phase]}")
+        assert conv_names(net) == list(found["tutors"])
+    assert torch.equal(started["trades"], load(f"local-dir:{left['train']}").features[1].conv.weight)
+    assert torch.equal(started["longer"], load(f"local-dir:{left['trades']}").features[1].conv.weight)
+
+    config = facts(left["longer"])["train"]
+    assert [(one["name"], one["epochs"], one["images_seen"]) for one in config["phases"]] == [
+        ("search", 2, 500),
+        ("train", 1, 250),
+        ("trades", 1, 250),
+        ("longer", 1, 250),
+    ]
+    assert (config["epochs"], config["images_seen"]) == (5, 1250)
+    assert config["wall_s"] == pytest.approx(sum(one["wall_s"] for one in config["phases"]), abs=0.01)
+    assert [one["name"] for one in facts(left["train"])["train"]["phases"]] == ["search", "train"]
+
+
+def test_a_run_that_was_stopped_in_its_second_phase_resumes_there_to_the_same_weights(
+    phased, toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("zoo.train.teacher.record", lambda name, dataset: {"name": name})  # PGD-20 of 1,000 images
+    phases = {name: one for name, one in load_phases(phased).items() if name != "longer"}
+    whole = pipeline.run(phases, toy, tmp_path / "whole")
+
+    step = Trainer.train_step
+
+    def stopping(self):
+        if (self.phase, self.position.step) == ("train", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(Interrupted, match="step 3 of 5"):
+            pipeline.run(phases, toy, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "trades").exists()
+    with pytest.raises(UsageError, match="--resume"):
+        pipeline.run(phases, toy, tmp_path / "parts")
+
+    trained: list[str] = []
+    parts = pipeline.run(phases, toy, tmp_path / "parts", resume=True, report=lambda phase, m: trained.append(phase))
+    assert trained == ["train", "trades"]  # the finished search is not run again
+    for phase in ("train", "trades"):
+        assert (whole[phase] / "model.safetensors").read_bytes() == (parts[phase] / "model.safetensors").read_bytes()
+    assert json.loads(whole["search"].read_text())["tutors"] == json.loads(parts["search"].read_text())["tutors"]
+
+
+def test_a_time_budget_is_shared_out_by_the_passes_of_each_phase(phased, toy, tmp_path, monkeypatch):
+    shares: dict[str, float] = {}
+
+    def fitted(recipe, dataset, out, *, phase, time_budget, **options):
+        shares[phase] = time_budget
+        raise KeyboardInterrupt
+
+    phases = load_phases(phased)
+    monkeypatch.setattr(pipeline, "fit", fitted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(phases, toy, tmp_path, time_budget=60.0)
+    assert shares["search"] == pytest.approx(60 * 2 * 3 / (2 * 3 + 3 + 8 + 3))
+    assert pipeline.passes(load_recipe("nfgsm-w15")) == 5  # one to the input, of the attack, costs two as well
+
+
+def test_tutors_that_were_not_searched_for_are_refused_where_there_was_no_search(phased, toy, tmp_path):
+    train = load_phases(phased)["train"]
+    with pytest.raises(UsageError, match="needs a search before"):
+        pipeline.run({"train": train}, toy, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"features.0.conv": None}, "no tutor for 'features.0.conv'"),
+        ({"features.9.conv": "features.0.conv"}, "layers that the student does not have"),
+        ({"features.1.conv": "features.7.conv"}, "no convolution 'features.7.conv'; did you mean"),
+    ],
+)
+def test_tutors_by_name_must_name_one_layer_of_the_teacher_for_each_of_the_student(phased, toy, tmp_path, change, says):
+    train = load_phases(phased)["train"]
+    tutors = {f"features.{i}.conv": "features.2.conv" for i in range(4)} | change
+    tutors = {layer: tutor for layer, tutor in tutors.items() if tutor}
+    train = train.model_copy(update={"distill": train.distill.model_copy(update={"tutors": tutors})})
+    with pytest.raises(UsageError, match=says):
+        Trainer(train, toy)
+
+
+def test_tutors_of_equal_depth_rise_with_the_layer_and_random_ones_follow_the_seed(phased, toy):
+    phases = load_phases(phased, overrides=["distill.tutors=depth"])
+    tutors = Trainer(phases["train"], toy).distiller.tutors
+    assert list(tutors.values()) == [f"features.{i}.conv" for i in range(4)]  # as many layers as the student has
+    drawn = [
+        Trainer(load_phases(phased, overrides=["distill.tutors=random", f"train.seed={seed}"])["train"], toy)
+        for seed in (1, 1, 2)
+    ]
+    one, again, other = (trainer.distiller.tutors for trainer in drawn)
+    assert one == again != other
+
+
+def test_without_an_attention_loss_nothing_is_tapped(phased, toy):
+    phases = load_phases(phased, overrides=["distill.gamma=0"])
+    distiller = Trainer(phases["trades"], toy).distiller
+    assert distiller.taps is None
+    assert distiller.teacher.taps is None
+    assert distiller.tutors == {}
+
+
+@pytest.mark.parametrize("gamma", [0, 1])
+def test_a_step_on_kept_lessons_has_the_loss_of_one_that_asks_the_teacher(phased, toy, tmp_path, monkeypatch, gamma):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    settings = [f"distill.gamma={gamma}", "distill.tutors=depth", "distill.versions=2"]
+    losses = []
+    for _ in ("written", "found again", "asked"):
+        trainer = Trainer(load_phases(phased, overrides=settings)["train"], toy)
+        if len(losses) == 2:
+            trainer.distiller.teacher.book = None
+        trainer.net.train()
+        losses.append(trainer.train_step().item())
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-3)  # kept in half precision
+    assert len(list((tmp_path / "cache" / "lessons").iterdir())) == 1

@@ -1,0 +1,55 @@
+"""What the RNAS-CL benchmark races against computes the same losses, and so does the same work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_rnascl import BUDGET, TINY, recipe, seeded
+
+from benchmarks.rnascl import TextbookSearch, TextbookTraining
+from zoo.train.rnascl.search import CHOICES, Searcher
+from zoo.train.rnascl.space import SPACES
+from zoo.train.trainer import Trainer, batch_loss
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SPACES, "tiny", TINY)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_textbook_search_has_the_loss_of_ours_and_its_gradients(toy, teacher_folder, gradients):
+    searcher = Searcher(recipe(teacher_folder, search={"latency": 1.5, "budget": BUDGET}), toy)
+    textbook = TextbookSearch(searcher, teacher_gradients=gradients)
+    v = [torch.randn(len(choices), generator=seeded(b)).requires_grad_() for b, choices in enumerate(TINY.blocks)]
+    tutors = torch.randn(4, 4, generator=seeded(9)).softmax(1)
+    g = [one.softmax(0) for one in v]
+    searcher.sample = lambda key: (g, tutors)
+    searcher.net.train()
+    lesson = searcher.teacher(textbook.x)
+    ours = searcher.loss(textbook.x, textbook.y, lesson, CHOICES)
+    theirs = textbook.loss(textbook.x, textbook.y, g, tutors)
+    assert theirs.item() == pytest.approx(ours.item(), rel=1e-4)
+    for a, b in zip(torch.autograd.grad(ours, v, retain_graph=True), torch.autograd.grad(theirs, v), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_textbook_training_has_the_loss_of_ours(toy, teacher_folder):
+    settings = recipe(teacher_folder, distill={"tutors": "random"}).model_copy(update={"search": None})
+    trainer = Trainer(settings, toy)
+    textbook = TextbookTraining(trainer)
+    trainer.net.train()
+    batch = trainer.batch(0)._replace(x=textbook.x, y=textbook.y)
+    ours = batch_loss(trainer.recipe, trainer.net, trainer.net, batch, trainer.distiller)
+    assert textbook.loss(textbook.x, textbook.y).item() == pytest.approx(ours.item(), rel=1e-4)
+
+
+def test_both_textbooks_take_steps_and_only_one_asks_the_teacher_for_gradients(toy, teacher_folder):
+    searcher = Searcher(recipe(teacher_folder), toy)
+    for gradients in (True, False):
+        textbook = TextbookSearch(searcher, teacher_gradients=gradients)
+        before = textbook.head.weight.detach().clone()
+        assert textbook.step().isfinite()
+        assert not torch.equal(textbook.head.weight, before)
+        assert all(v.grad.abs().sum() > 0 for v in textbook.v)
+        assert (textbook.teacher.head.weight.grad is not None) == gradients

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoo.errors import UsageError
+from zoo.models import build
+from zoo.spec import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.train.attention import attention_map, unit_maps
+from zoo.train.taps import Taps, conv_names
+from zoo.train.teacher import Lesson, Teacher, address
+from zoo.weights import load
+
+STAGED = StagedSpec(widths=((4, 6), (8,)), resolutions=(16, 8), stem=4)
+CPU = torch.device("cpu")
+
+
+def images(n: int = 2, size: int = 32) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def activations(net: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of every convolution, by name, found by other means than the taps'."""
+    found: dict[str, torch.Tensor] = {}
+    forward, names = torch.nn.Conv2d.forward, {module: name for name, module in net.named_modules()}
+
+    def spying(self: torch.nn.Conv2d, z: torch.Tensor) -> torch.Tensor:
+        found[names[self]] = forward(self, z)
+        return found[names[self]]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.nn.Conv2d, "forward", spying)
+        net(x)
+    return found
+
+
+# -- taps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [ResNetSpec(), WideResNetSpec(depth=10, widen=2), MobileNetV2Spec(width_mult=0.25), STAGED],
+    ids=lambda spec: spec.arch,
+)
+def test_every_convolution_of_every_family_is_tapped_and_its_map_is_that_of_its_activation(spec):
+    net, x = build(spec).eval(), images()
+    taps = Taps(net)
+    assert len(taps.names) == sum(conv.norm or not conv.bias for conv in spec.convs())  # all but the linear head
+    with torch.no_grad(), taps.recording():
+        net(x)
+    expected = activations(net, x)
+    assert set(expected) == set(taps.names)
+    for name, one in zip(taps.names, taps.maps(), strict=True):
+        assert torch.equal(one, attention_map(expected[name])), name
+
+
+def test_names_are_in_forward_order():
+    net = build(STAGED)
+    assert conv_names(net) == list(activations(net, images())) == [f"features.{i}.conv" for i in range(4)]
+
+
+def test_chosen_layers_come_in_the_order_asked_for():
+    net, x = build(STAGED).eval(), images()
+    taps = Taps(net, ["features.3.conv", "features.0.conv"])
+    with torch.no_grad(), taps.recording():
+        net(x)
+    assert [one.shape for one in taps.maps()] == [(2, 8, 8), (2, 32, 32)]
+
+
+def test_nothing_is_kept_outside_recording_and_the_model_is_as_it_was():
+    net, x = build(STAGED).eval(), images()
+    before, state = net(x), {key: value.clone() for key, value in net.state_dict().items()}
+    taps = Taps(net)
+    assert torch.equal(net(x), before)
+    with pytest.raises(KeyError):
+        taps.maps()
+    with taps.recording():
+        assert torch.equal(net(x), before)
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_a_pass_replaces_the_maps_of_the_one_before_and_they_are_handed_out_once():
+    net, x = build(STAGED).eval(), images()
+    taps = Taps(net)
+    with torch.no_grad(), taps.recording():
+        net(torch.zeros_like(x))
+        net(x)
+    net(torch.ones_like(x))  # not recorded
+    assert torch.equal(taps.maps()[0], attention_map(activations(net, x)["features.0.conv"]))
+    with pytest.raises(KeyError):
+        taps.maps()
+
+
+def test_an_error_in_a_recorded_pass_ends_the_recording():
+    net = build(STAGED)
+    taps = Taps(net)
+    with pytest.raises(RuntimeError), taps.recording():
+        net(torch.zeros(1, 5, 32, 32))
+    net(images())
+    with pytest.raises(KeyError):
+        taps.maps()
+
+
+def test_maps_carry_gradients_to_the_weights_before_them_only():
+    net = build(STAGED)
+    taps = Taps(net)
+    with taps.recording():
+        net(images())
+    taps.maps()[1].sum().backward()
+    gradients = {name: p.grad is not None for name, p in net.named_parameters() if name.endswith("conv.weight")}
+    assert list(gradients.values()) == [True, True, False, False]
+
+
+def test_removed_taps_keep_nothing():
+    net = build(STAGED)
+    taps = Taps(net)
+    taps.remove()
+    with taps.recording():
+        net(images())
+    with pytest.raises(KeyError):
+        taps.maps()
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_named():
+    with pytest.raises(UsageError, match=r"no convolution 'features\.2\.bn'; did you mean 'features\.2\.conv'"):
+        Taps(build(STAGED), ["features.2.bn"])
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_maps_and_gradients_and_only_while_recording():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net, x = build(STAGED), images()
+    twin = build(STAGED)
+    twin.load_state_dict(net.state_dict())
+    taps, expected = Taps(net), Taps(twin)
+    net.compile(dynamic=False)
+    for _ in range(2):
+        net(x)
+        twin(x)
+        with pytest.raises(KeyError):
+            taps.maps()
+        for one, those in ((net, taps), (twin, expected)):
+            with those.recording():
+                one(x)
+        maps, eager = taps.maps(), expected.maps()
+        for a, b in zip(maps, eager, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        sum(one.mean() for one in maps).backward()
+        sum(one.mean() for one in eager).backward()
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        expected_gradient = torch.zeros_like(b) if b.grad is None else b.grad  # compiled, what is not used gets zeros
+        assert a.grad is None or torch.allclose(a.grad, expected_gradient, rtol=1e-3, atol=1e-4)
+
+
+# -- the teacher -------------------------------------------------------------------------------------------------
+
+
+def test_a_lesson_is_what_the_loaded_model_answers(teacher_folder):
+    model, x = load(f"local-dir:{teacher_folder}"), images()
+    lesson = Teacher(str(teacher_folder), CPU)(x)
+    assert torch.allclose(lesson.logits, model(x), atol=1e-5)  # channels last adds in another order
+    assert lesson.maps is None
+
+
+def test_a_lesson_holds_the_unit_maps_of_the_named_layers_only(teacher_folder):
+    model, x = load(f"local-dir:{teacher_folder}"), images()
+    teacher = Teacher(str(teacher_folder), CPU, size=8)
+    assert teacher.layers == conv_names(model)
+    layers = [teacher.layers[3], teacher.layers[1]]
+    teacher.tap(layers)
+    lesson = teacher(x)
+    found = activations(model, x)
+    assert torch.allclose(lesson.maps, unit_maps([attention_map(found[layer]) for layer in layers], 8), atol=1e-6)
+    with pytest.raises(UsageError, match="no convolution"):
+        teacher.tap(["features.9.conv"])
+
+
+def test_a_teacher_is_in_eval_mode_without_gradients_and_never_changes(teacher_folder):
+    teacher, x = Teacher(str(teacher_folder), CPU), images().requires_grad_()
+    teacher.tap(teacher.layers)
+    before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    lesson = teacher(x)
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert not lesson.logits.requires_grad
+    assert not lesson.maps.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in teacher.model.state_dict().items())
+
+
+def test_a_lesson_is_float32_under_autocast(teacher_folder):
+    teacher = Teacher(str(teacher_folder), CPU)
+    teacher.tap(teacher.layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        lesson = teacher(images())
+    assert lesson.logits.dtype == lesson.maps.dtype == torch.float32
+    assert torch.allclose(lesson.maps, teacher(images()).maps, atol=0.02)
+
+
+def test_rows_of_a_lesson_are_the_lesson_on_these_images(teacher_folder):
+    teacher = Teacher(str(teacher_folder), CPU)
+    teacher.tap(teacher.layers)
+    x = images(5)
+    whole, part = teacher(x), teacher(x[2:])
+    assert torch.allclose(whole[slice(2, 5)].logits, part.logits, atol=1e-5)
+    assert torch.allclose(whole[slice(2, 5)].maps, part.maps, atol=1e-5)
+    assert Lesson(whole.logits, None)[slice(0, 1)].maps is None
+
+
+def test_a_teacher_is_named_by_its_folder_or_by_the_registry(teacher_folder):
+    assert address(str(teacher_folder)) == f"local-dir:{teacher_folder}"
+    assert address("nfgsm-w15") == "nfgsm-w15"
+    assert address("hf-hub:some/repo") == "hf-hub:some/repo"
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_the_same_lesson(teacher_folder):
+    torch._dynamo.reset()
+    lessons = []
+    for compile in (False, True):
+        teacher = Teacher(str(teacher_folder), CPU, compile=compile)
+        teacher.tap(teacher.layers)
+        lessons.append(teacher(images()))
+    assert torch.allclose(lessons[0].logits, lessons[1].logits, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(lessons[0].maps, lessons[1].maps, atol=1e-4)
