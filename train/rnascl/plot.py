@@ -41,6 +41,7 @@ def _macs(axes: Any, found: Mapping[str, Any]) -> None:
     axes.axhline(found["budget"] / 1e6, color="#8a8a8a", linewidth=1)
     axes.annotate("budget", (epochs[0], found["budget"] / 1e6), xytext=(0, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("epoch of the search")
+    axes.set_xticks(range(1, 1 + round(epochs[-1]), max(1, round(epochs[-1] / 8))))
     axes.set_ylabel("million MACs")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -57,6 +58,8 @@ def _widths(axes: Any, found: Mapping[str, Any]) -> None:
             bold = "bold" if width == chosen[block] else "normal"
             axes.text(block, width, str(width), ha="center", va="center", fontsize=6.5, color=ink, fontweight=bold)
     axes.set_xlabel("block")
+    axes.set_xticks(range(len(chosen)))
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylabel("channels")
     axes.set_xlim(-0.6, len(chosen) - 0.4)
     axes.set_title("width probabilities at the end (bold: chosen)", fontsize=9)
