@@ -45,7 +45,7 @@ def table() -> str:
                 result = entry.results.get(key)
                 half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
                 cells.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
-            minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases)
+            minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases or (entry.train,))
             lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {' | '.join(cells)} | {minutes} |")
             if entry.reported:
                 told = [f"{100 * entry.reported[key].value:.1f}" if key in entry.reported else "" for key in COLUMNS]

@@ -284,7 +284,7 @@ def teacher(tmp_path):
     """A function that leaves the folder of an untrained model."""
 
     def made(size: int, classes: int) -> Path:
-        folder, spec = tmp_path / "teacher" / "model", tiny_spec(size, classes)
+        folder, spec = tmp_path / f"teacher-{classes}" / "model", tiny_spec(size, classes)
         folder.mkdir(parents=True)
         save_weights(build(spec).state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
@@ -344,6 +344,15 @@ def test_a_model_of_image_folders_is_evaluated_on_one(folder, teacher, capsys):
     results = json.loads(capsys.readouterr().out)["results"]
     assert results["clean"]["accuracy"]["n"] == 6
     assert results["fgsm"]["accuracy"]["value"] <= results["clean"]["accuracy"]["value"]
+
+
+def test_a_model_of_image_folders_is_swept_on_one(folder, teacher, capsys):
+    model = f"local-dir:{teacher(224, 3)}"
+    assert command_line(["sweep", model, f"--data={folder}", "--eps=0", "--attack=fgsm", "--json", "-q"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["dataset"], record["curves"]["fgsm"][0]["accuracy"]["n"]) == ("imagefolder", 6)
+    assert command_line(["sweep", f"local-dir:{teacher(224, 4)}", f"--data={folder}", "-q"]) == 2
+    assert "4 classes" in capsys.readouterr().err
 
 
 def test_a_run_on_streamed_images_draws_the_same_batches_when_it_is_resumed(hundred, teacher):

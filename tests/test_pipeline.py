@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
+from zoo import info
+from zoo.entry import Registry
 from zoo.errors import UsageError
-from zoo.train import pipeline
-from zoo.train.loop import Interrupted
+from zoo.models import build
+from zoo.spec import parse_spec
+from zoo.train import pipeline, teacher
+from zoo.train.loop import Interrupted, fit
 from zoo.train.recipe import load_phases, load_recipe
+from zoo.train.rnascl.search import Searcher
 from zoo.train.rnascl.space import SPACES, SearchSpace
 from zoo.train.taps import conv_names
 from zoo.train.trainer import Trainer
-from zoo.weights import load
+from zoo.weights import load, save_weights, weights_sha256
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
 
@@ -145,6 +151,25 @@ def test_a_search_without_a_teacher_is_refused(phased):
         load_phases(phased)
 
 
+def test_a_phase_that_would_replace_a_whole_section_is_refused(phased):
+    """Without the quotes, TOML reads a table: the section's other keys would fall back to their defaults."""
+    phased.write_text(phased.read_text().replace('"train.method" = "trades"', 'train.method = "trades"'))
+    with pytest.raises(UsageError, match=r'single keys, in quotes: "train.KEY" = VALUE'):
+        load_phases(phased)
+
+
+def test_a_search_that_no_phase_runs_is_refused(phased):
+    phased.write_text(phased.read_text().replace("[phase.search]", "[phase.serach]"))
+    with pytest.raises(UsageError, match=r"add a table \[phase.search\]"):
+        load_phases(phased, overrides=["distill.tutors=depth"])
+
+
+@pytest.mark.parametrize("override", ["phase.trades=1", "phase.trade.train.epochs=1"])
+def test_an_override_that_reaches_no_key_of_a_phase_is_refused(phased, override):
+    with pytest.raises(UsageError, match="names no key of a phase"):
+        load_phases(phased, overrides=[override])
+
+
 # -- running -----------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +240,17 @@ def test_a_run_that_was_stopped_in_its_second_phase_resumes_there_to_the_same_we
     for phase in ("train", "trades"):
         assert (whole[phase] / "model.safetensors").read_bytes() == (parts[phase] / "model.safetensors").read_bytes()
     assert json.loads(whole["search"].read_text())["tutors"] == json.loads(parts["search"].read_text())["tutors"]
+
+
+def test_what_a_time_budget_ended_stays_ended_when_the_run_is_resumed_without_one(phased, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.train.teacher.record", lambda name, dataset: {"name": name})
+    phases = {name: one for name, one in load_phases(phased).items() if name in ("search", "train")}
+    epochs: list[float] = []
+    left = pipeline.run(phases, toy, tmp_path, time_budget=1e-3, report=lambda phase, m: epochs.append(m["epoch"]))
+    assert epochs == [0.2, 0.2]  # a step of each
+    found = left["search"].read_text()
+    again = pipeline.run(phases, toy, tmp_path, resume=True, report=lambda phase, m: pytest.fail("trained again"))
+    assert again["search"].read_text() == found
 
 
 def test_a_time_budget_is_shared_out_by_the_passes_of_each_phase(phased, toy, tmp_path, monkeypatch):
@@ -288,3 +324,48 @@ def test_a_step_on_kept_lessons_has_the_loss_of_one_that_asks_the_teacher(phased
         losses.append(trainer.train_step().item())
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-3)  # kept in half precision
     assert len(list((tmp_path / "cache" / "lessons").iterdir())) == 1
+
+
+def test_a_teacher_of_other_images_or_classes_is_refused(phased, toy, teacher_folder, tmp_path):
+    spec = json.loads((teacher_folder / "config.json").read_text())["spec"] | {"classes": 7}
+    save_weights(build(parse_spec(spec)).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"spec": spec}))
+    phases = load_phases(phased, overrides=[f"distill.teacher={tmp_path}", "distill.tutors=depth"])
+    for phase, kind in (("search", Searcher), ("train", Trainer)):
+        with pytest.raises(UsageError, match=r"the teacher '.*' does not fit: the model has 7 classes"):
+            kind(phases[phase], toy)
+
+
+def test_what_is_recorded_of_a_teacher_is_of_the_weights_that_are_loaded(toy, teacher_folder, tmp_path, monkeypatch):
+    """Also where a folder has a name of the registry, and where the registry lacks one of the two accuracies."""
+    monkeypatch.setattr(teacher, "held_out_accuracy", lambda model, dataset: {"clean": {"value": 1.0}})
+    monkeypatch.chdir(tmp_path)
+    entry = info("trades-s7")
+    assert teacher.record("trades-s7", toy)["accuracy"]["pgd20"]["n"] == entry.results["pgd20"].accuracy.n
+    (tmp_path / "trades-s7").symlink_to(teacher_folder)
+    recorded = teacher.record("trades-s7", toy)
+    assert recorded["weights_sha256"] == weights_sha256(load(f"local-dir:{teacher_folder}"))
+    assert recorded["accuracy"] == {"validation-clean": {"value": 1.0}}
+
+    (tmp_path / "trades-s7").unlink()
+    partly = replace(entry, results={"clean": entry.results["clean"]})
+    monkeypatch.setattr("zoo.registry.load_registry", lambda: Registry({}, {}, {"trades-s7": partly}))
+    assert set(teacher.record("trades-s7", toy)["accuracy"]) == {"validation-clean"}
+
+
+def test_every_process_averages_at_the_end_though_one_writes(phased, toy, tmp_path, monkeypatch):
+    """SyncBatchNorm's statistics are gathered from all processes: the first would wait for the others forever."""
+    trainer = Trainer(load_phases(phased, overrides=["distill.tutors=depth"])["train"], toy)
+    averaged = []
+    monkeypatch.setattr(trainer, "averaged", lambda: averaged.append(True))
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", False)
+    trainer.finish(tmp_path)
+    assert averaged
+    assert not list(tmp_path.glob("model"))
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_is_built(phased, toy, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(Trainer, "__init__", lambda *arguments, **options: pytest.fail("built"))
+    with pytest.raises(UsageError, match="--resume"):
+        fit(load_phases(phased)["train"], toy, tmp_path)

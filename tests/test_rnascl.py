@@ -7,6 +7,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -490,6 +493,50 @@ def test_the_live_nets_maps_at_one_hot_choices_are_the_frozen_nets(toy, teacher_
     searcher.loss(x, torch.zeros(3, dtype=torch.long), searcher.teacher(x), CHOICES)
     for live, static in zip(seen, heard.maps(), strict=True):
         assert torch.allclose(live, static, rtol=1e-4, atol=1e-6)
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_rnascl import SPACES, TINY, recipe
+from test_training import without_norm
+from zoo.data import Dataset
+from zoo.train.rnascl.search import Searcher
+
+SPACES["tiny"] = TINY
+searcher = Searcher(recipe(Path({teacher!r})), Dataset(Path({root!r})))
+without_norm(searcher)
+for _ in range(3):
+    searcher.net.train()
+    searcher.train_step()
+if searcher.accelerator.is_main_process:
+    logits = [searcher.widths.tolist(), searcher.tutors.flatten().tolist()]
+    Path({out!r}).write_text(json.dumps([searcher.accelerator.num_processes, sum(logits, [])]))
+searcher.accelerator.end_training()
+"""
+
+
+def test_two_processes_search_as_one_does(toy, tmp_path, teacher_folder):
+    logits = {}
+    for processes in (1, 2):
+        out, script = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
+        places = {"root": str(toy.root), "teacher": str(teacher_folder), "out": str(out)}
+        script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), **places))
+        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        done = subprocess.run(
+            [sys.executable, *launch, str(script)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        count, logits[processes] = json.loads(out.read_text())
+        assert count == processes
+    assert logits[2] == pytest.approx(logits[1], abs=2e-5)
+    assert max(map(abs, logits[1])) > 0.1
 
 
 def test_a_layer_finds_the_tutor_that_looks_where_it_does(toy, teacher_folder):

@@ -60,15 +60,16 @@ def fit(
         TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
         Interrupted: a signal came; the checkpoint holds everything.
     """
-    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier)
-    accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
+    checkpoint, state = out / "checkpoint.pt", None
+    if checkpoint.exists():  # a trainer may take minutes to build: refuse before
         if not resume:
             raise UsageError(f"'{out}' already holds a run: pass --resume to go on with it, or choose another --out")
         state = load_checkpoint(checkpoint)
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
+    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier)
+    accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
+    if state is not None:
         trainer.restore(state)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,7 @@ def _run(
             **trainer.metrics(),
         }
         position.history.append(metrics)
+        position.done = progress >= 1
         if main:
             save_checkpoint(trainer.state(), checkpoint)
             board(metrics)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from zoo.train import teacher
 from zoo.weights import save_weights
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.train.trainer import Trainer
 
 
-def save_model(trainer: Trainer, folder: Path) -> None:
+def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe, position = trainer.recipe, trainer.position
@@ -46,7 +47,7 @@ def save_model(trainer: Trainer, folder: Path) -> None:
     }
     if distiller is not None:
         config["tutors"] = distiller.tutors
-    weights = trainer.averaged().state_dict()
+    weights = averaged.state_dict()
     if recipe.train.weights == "fp16":
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     save_weights(weights, folder / "model.safetensors")

@@ -85,7 +85,7 @@ class Distill(_Section):
         0,
         ge=0,
         description="augmented versions of each image, drawn once, on which the teacher's lessons are computed once "
-        "and kept in the cache (3.7 GB for four of CIFAR-10 and 36 layers); 0: each batch is augmented and taught anew",
+        "and kept in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and taught anew",
     )
     tutors: Literal["searched", "depth", "random"] | dict[str, str] = Field(
         "depth",
@@ -205,13 +205,17 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         changes[key.strip()] = _toml_value(text.strip())
     tables = data.pop("phase", {}) or {ONLY: {}}
     for key in changes:
-        if key.startswith("phase.") and key.split(".")[1] not in tables:
-            raise UsageError(f"'{key}' names no phase of '{path.name}' (it has: {', '.join(tables)})")
+        if key.startswith("phase.") and (key.count(".") < 2 or key.split(".")[1] not in tables):
+            raise UsageError(f"'{key}' names no key of a phase of '{path.name}' (it has: {', '.join(tables)})")
     phases = {}
     for phase, own in tables.items():
         changed = copy.deepcopy(data)
         for key, value in {**own, **_changes_of(phase, changes)}.items():
+            if isinstance(value, dict) and _is_section(key):  # or it would replace all of that section
+                raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
             _set(changed, key, value)
+        if "search" in changed and SEARCH not in tables:
+            raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_searchless(changed, phase), path.name)
         if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
@@ -219,6 +223,12 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
                 f"choose depth or random, or name the tutors"
             )
     return phases
+
+
+def _is_section(key: str) -> bool:
+    field = Recipe.model_fields.get(key)
+    kinds = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return any(isinstance(kind, type) and issubclass(kind, _Section) for kind in kinds)
 
 
 def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from zoo.train.attention import unit_maps
 from zoo.train.taps import Taps, conv_names
 
 if TYPE_CHECKING:
+    from zoo.models import Classifier
     from zoo.train.lessons import LessonBook
 
 
@@ -46,7 +47,7 @@ class Teacher:
 
         # Not folded: folding would rescale what the taps see, channel by channel.
         model = load(address(name), progress=False).requires_grad_(False)
-        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
         self.taps: Taps | None = None
         self.book: LessonBook | None = None
@@ -91,15 +92,15 @@ def address(name: str) -> str:
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
     """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
 
-    A registry name brings its measured accuracy along; another model is measured here, on the held-out training
+    A registry name brings its measured accuracy along; a model without both is measured here, on the held-out training
     images (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
     """
     from zoo.registry import load_registry
     from zoo.weights import load, weights_sha256
 
-    entry = load_registry().models.get(name)
-    if entry is not None:
-        measured = {key: entry.results[key].accuracy for key in ("clean", "pgd20") if key in entry.results}
+    entry = load_registry().models.get(address(name))  # a folder of that name comes first, as in loading
+    if entry is not None and {"clean", "pgd20"} <= entry.results.keys():
+        measured = {key: entry.results[key].accuracy for key in ("clean", "pgd20")}
         accuracy: dict[str, Any] = {
             key: {"value": one.value, "n": one.n, "ci95": list(one.ci95)} for key, one in measured.items()
         }
@@ -119,6 +120,7 @@ def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict
     from zoo.weights import weights_sha256
 
     n = min(n, len(dataset.split("validation")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # training has one too, and a large teacher needs it
     protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
-    measured = measure(model, weights_sha256(model), dataset, protocols)
+    measured = measure(model, weights_sha256(model), dataset, protocols, device=device)
     return {one.protocol.name: one.result["accuracy"] for one in measured}

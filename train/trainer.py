@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
 from zoo.cache import cache_root
-from zoo.data import Dataset, to_float
+from zoo.data import Dataset, check_fits, to_float
 from zoo.errors import UsageError
 from zoo.models import build
 from zoo.train import adversary, losses, schedule
@@ -35,6 +35,7 @@ class Position:
     attempt: int = 0  # rollbacks so far; changes the seed of what follows
     seconds: float = 0.0
     best: float = 0.0  # best guarded PGD accuracy of the raw weights
+    done: bool = False  # also where a time budget ended the run, which a resumption may come without
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -167,6 +168,10 @@ class Trainer:
     def hire(self, settings: Distill) -> Teacher:
         """The teacher; where its lessons are kept, they are at hand now, and batches come from the kept versions."""
         teacher = Teacher(settings.teacher, self.device, size=settings.map_size, compile=self.recipe.train.compile)
+        try:
+            check_fits(self.dataset, teacher.model.spec)
+        except UsageError as error:
+            raise UsageError(f"the teacher '{settings.teacher}' does not fit: {error}") from None
         if settings.versions:
             if not isinstance(self.source, InMemory):
                 raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
@@ -193,6 +198,8 @@ class Trainer:
     def progress(self, seconds: float) -> float:
         """Share of the run that is done: of its steps, or of its time budget where that is nearer its end, so
         that a budget shortens the schedule instead of cutting it off."""
+        if self.position.done:
+            return 1.0
         share = self.position.step / self.total_steps
         if self.time_budget is None:
             return share
@@ -227,8 +234,8 @@ class Trainer:
             rows = self.versions.rows(index, generator)
             x, y = self.versions[rows]
         noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
-        first = self.accelerator.process_index * self.share
-        mine = slice(first, first + self.share)
+        # Every so many-th: the leading part of all shares together is the leading part of the batch (a search cuts it).
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         return Batch(x[mine], y[mine], noise[mine], None if rows is None else rows[mine])
 
     def _drawn(self, step: int) -> tuple[Tensor, torch.Generator]:
@@ -295,8 +302,9 @@ class Trainer:
 
     def finish(self, out: Path) -> Path:
         """Leave the averaged network as a model folder in ``out``; the folder is returned."""
+        averaged = self.averaged()  # in every process: SyncBatchNorm waits for all of them
         if self.accelerator.is_main_process:
-            save_model(self, out / "model")
+            save_model(self, averaged, out / "model")
         return out / "model"
 
     # -- state -----------------------------------------------------------------------------------------------

@@ -113,6 +113,11 @@ def load_dataset(name: DatasetName, data: Path | str | None = None, *, offline: 
     return load_imagefolder(data)
 
 
+def source_for(spec: _Spec) -> DatasetName:
+    """The data set whose images have the size that a model of ``spec`` takes."""
+    return "cifar10" if spec.image_size == 32 else "imagefolder"
+
+
 def check_fits(dataset: Dataset, spec: _Spec) -> None:
     """Raise UsageError unless the images and classes of ``dataset`` are those that a model of ``spec`` is for."""
     if dataset.image_size != spec.image_size:

@@ -45,6 +45,7 @@ def measure(
     protocols: Iterable[Protocol],
     *,
     batch_size: int = 250,
+    device: str = "cpu",
     progress: Callable[[Protocol, int, int], None] = lambda protocol, done, total: None,
     resume: Path | None = None,
 ) -> Iterable[Measurement]:
@@ -63,6 +64,7 @@ def measure(
             split,
             protocol,
             batch_size=batch_size,
+            device=device,
             progress=lambda done, total, protocol=protocol: progress(protocol, done, total),
             resume=resume / f"{weights_sha256[:12]}-{protocol.name}.npz" if resume else None,
             counts=counts,

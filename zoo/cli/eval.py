@@ -39,7 +39,7 @@ def command(
       zoo eval local-dir:runs/trades-s7/model -p released --write
     """
     from zoo.cache import cache_root
-    from zoo.data import DatasetName, check_fits, load_dataset
+    from zoo.data import check_fits, load_dataset, source_for
     from zoo.evaluate import worst_case
     from zoo.measure import Measurement, measure
     from zoo.protocols import RELEASED, protocol
@@ -58,7 +58,7 @@ def command(
     releasing = candidate(name) if write else None
     model = load(name, local_files_only=offline)
     sha256 = weights_sha256(model)
-    source: DatasetName = "cifar10" if model.spec.image_size == 32 else "imagefolder"
+    source = source_for(model.spec)
     if write and source != "cifar10":
         raise UsageError("the registry has protocols for CIFAR-10 only: leave --write out")
     chosen = [one.model_copy(update={"dataset": source}) for one in chosen]

@@ -57,7 +57,7 @@ def command(
     from datetime import UTC, datetime
 
     from zoo.atomic import write_atomic
-    from zoo.data import load_cifar10
+    from zoo.data import check_fits, load_dataset, source_for
     from zoo.registry import pretty
     from zoo.sweep import GRID, sweep
     from zoo.toolchain import toolchain
@@ -68,7 +68,10 @@ def command(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     model = load(name, local_files_only=offline)
-    split = load_cifar10(data, offline=offline).split("test")
+    source = source_for(model.spec)
+    dataset = load_dataset(source, data, offline=offline)
+    check_fits(dataset, model.spec)
+    split = dataset.split("test")
 
     start = time.perf_counter()
     with output.progress() as advance:
@@ -77,7 +80,7 @@ def command(
     record = {
         "name": name,
         "weights_sha256": weights_sha256(model),
-        "dataset": "cifar10",
+        "dataset": source,
         "split": split.name,
         "dataset_sha256": split.fingerprint,
         "toolchain": toolchain(),
