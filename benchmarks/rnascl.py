@@ -23,7 +23,8 @@ from benchmarks.timing import interleaved, row
 from zoo.data import Dataset
 from zoo.models import ConvBlock, build
 from zoo.spec import WideResNetSpec
-from zoo.train.recipe import Recipe, load_phases
+from zoo.train.phases import load_phases
+from zoo.train.recipe import Recipe
 from zoo.train.rnascl.search import Searcher
 from zoo.train.trainer import Trainer
 from zoo.weights import load, save_weights

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.timing import interleaved, row
 from zoo.data import load_cifar10
 from zoo.models import build
-from zoo.train.recipe import load_recipe
+from zoo.train.phases import load_recipe
 from zoo.train.trainer import Trainer
 
 STEPS_A_ROUND = 5

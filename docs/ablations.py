@@ -14,8 +14,8 @@ from pathlib import Path
 from zoo.data import load_cifar10
 from zoo.measure import measure
 from zoo.protocols import PROTOCOLS
+from zoo.train.phases import load_phases
 from zoo.train.pipeline import run
-from zoo.train.recipe import load_phases
 from zoo.weights import load, weights_sha256
 
 DOCS = Path(__file__).parent

@@ -22,8 +22,8 @@ from zoo.models import build
 from zoo.spec import StagedSpec, cost
 from zoo.train.crop import crop_box, random_crop
 from zoo.train.images import InMemory, Streamed, source_of
+from zoo.train.phases import load_phases
 from zoo.train.pipeline import run
-from zoo.train.recipe import load_phases
 from zoo.train.rnascl.space import search_space
 from zoo.train.trainer import Trainer
 from zoo.weights import save_weights

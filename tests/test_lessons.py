@@ -32,9 +32,15 @@ def versions(toy):
     return Versions(InMemory(toy.split("train"), CPU, 60), 3)
 
 
-def book_of(folder, versions, where):
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+
+
+def book_of(folder, versions, precision="fp32"):
     teacher = Teacher(str(folder), CPU, size=4)
-    return teacher, LessonBook(teacher, versions, where, torch.autocast("cpu", enabled=False))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    return teacher, LessonBook(teacher, versions, autocast, precision=precision)
 
 
 def test_every_version_is_an_augmented_image_of_the_same_label(toy, versions):
@@ -55,8 +61,8 @@ def test_versions_do_not_depend_on_the_seed_of_a_run(toy, versions):
     assert torch.equal(again.images, versions.images)
 
 
-def test_a_kept_lesson_is_what_the_teacher_says_of_that_version(teacher_folder, versions, tmp_path):
-    teacher, book = book_of(teacher_folder, versions, tmp_path)
+def test_a_kept_lesson_is_what_the_teacher_says_of_that_version(teacher_folder, versions):
+    teacher, book = book_of(teacher_folder, versions)
     rows = torch.tensor([0, 179, 61, 61])
     teacher.tap(teacher.layers)
     asked = teacher(versions[rows][0])  # no book is asked where no rows are given
@@ -68,21 +74,22 @@ def test_a_kept_lesson_is_what_the_teacher_says_of_that_version(teacher_folder, 
     assert book.lesson(rows, None).maps is None
 
 
-def test_a_book_is_written_once_and_again_for_another_teacher_or_other_images(
+def test_a_book_is_written_once_and_again_for_other_images_or_another_precision(
     teacher_folder, versions, toy, tmp_path, monkeypatch
 ):
-    book_of(teacher_folder, versions, tmp_path)
-    monkeypatch.setattr(Teacher, "__call__", lambda self, x: pytest.fail("the teacher was asked again"))
-    book_of(teacher_folder, versions, tmp_path)
-    monkeypatch.undo()
+    book_of(teacher_folder, versions)
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "__call__", lambda self, x: pytest.fail("the teacher was asked again"))
+        book_of(teacher_folder, versions)
     others = Versions(InMemory(toy.split("train"), CPU, 59), 3)
-    book_of(teacher_folder, others, tmp_path)
+    book_of(teacher_folder, others)
+    book_of(teacher_folder, versions, "bf16")
     books = [path for path in tmp_path.iterdir() if (path / "complete").exists()]
-    assert len(books) == 2 == len(list(tmp_path.iterdir()))
+    assert len(books) == 3 == len(list(tmp_path.iterdir()))
 
 
 def test_an_interrupted_book_leaves_nothing(teacher_folder, versions, tmp_path, monkeypatch):
     monkeypatch.setattr(np.memmap, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        book_of(teacher_folder, versions, tmp_path)
+        book_of(teacher_folder, versions)
     assert not list(tmp_path.iterdir())

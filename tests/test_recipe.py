@@ -4,7 +4,7 @@ import pytest
 
 from zoo.errors import UsageError
 from zoo.spec import cost
-from zoo.train.recipe import load_phases, load_recipe, published_recipes
+from zoo.train.phases import load_phases, load_recipe, published_recipes
 
 MINIMAL = """
 name = "at-tiny"

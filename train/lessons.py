@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.cache import cached
 from zoo.train.images import InMemory
 from zoo.train.teacher import Lesson, Teacher
 
@@ -59,15 +57,15 @@ class LessonBook:
     convolution of the teacher, unit attention maps [R, n_t, P]. They are computed when no complete book is found.
 
     Args:
-        folder: where books are kept; this one's name is a hash of what it depends on.
-        autocast: the precision that the teacher answers in.
+        precision: what ``autocast`` makes the teacher answer in; books of different precision are different books.
     """
 
-    def __init__(self, teacher: Teacher, versions: Versions, folder: Path, autocast: AbstractContextManager) -> None:
+    def __init__(
+        self, teacher: Teacher, versions: Versions, autocast: AbstractContextManager, *, precision: str
+    ) -> None:
         self.layers = teacher.layers
-        root = folder / _key(teacher, versions)
-        if not (root / "complete").exists():
-            _write(root, teacher, versions, autocast)
+        key = f"lessons-{_key(teacher, versions, precision)}"
+        root = cached(key, lambda to: _write(to, teacher, versions, autocast))
         self.logits = np.load(root / "logits.npy", mmap_mode="r")
         self.maps = np.load(root / "maps.npy", mmap_mode="r")
 
@@ -77,45 +75,34 @@ class LessonBook:
         logits = torch.from_numpy(self.logits[where]).to(rows.device).float()
         if layers is None:
             return Lesson(logits, None)
-        maps = torch.from_numpy(self.maps[where])
-        if layers != self.layers:
-            maps = maps[:, [self.layers.index(layer) for layer in layers]]
-        return Lesson(logits, maps.to(rows.device).float())
+        places = [self.layers.index(layer) for layer in layers]
+        maps = self.maps[where] if layers == self.layers else self.maps[where[:, None], places]
+        return Lesson(logits, torch.from_numpy(maps).to(rows.device).float())
 
 
-def _key(teacher: Teacher, versions: Versions) -> str:
+def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
     from zoo.weights import weights_sha256
 
     images = hashlib.sha256(versions.images.permute(0, 2, 3, 1).contiguous().cpu().numpy().data).hexdigest()
-    facts = [weights_sha256(teacher.model), images, teacher.size, teacher.layers]
+    facts = [weights_sha256(teacher.model), images, teacher.size, teacher.layers, precision]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _write(root: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
-    """All lessons, beside ``root`` and renamed into place: a kill leaves no half book under its name."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
+def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
+    """All lessons, as files in the folder ``to``; the teacher is left without taps."""
     teacher.tap(teacher.layers)
+    files: dict[str, np.memmap] = {}
     try:
-        logits = maps = None
         for part in torch.arange(len(versions), device=versions.labels.device).split(BATCH):
             with autocast:
                 lesson = teacher(versions[part][0])
             assert lesson.maps is not None
-            if logits is None or maps is None:
-                shapes = (len(versions), *lesson.logits.shape[1:]), (len(versions), *lesson.maps.shape[1:])
-                logits, maps = (
-                    np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", np.float16, shape)
-                    for name, shape in zip(("logits", "maps"), shapes, strict=True)
-                )
-            logits[part.cpu()] = lesson.logits.half().cpu()
-            maps[part.cpu()] = lesson.maps.half().cpu()
-        for array in (logits, maps):
-            assert array is not None
-            array.flush()
-        (scratch / "complete").touch()
-        if not root.exists():  # else another process was first, and has the same
-            os.replace(scratch, root)
+            for name, told in (("logits", lesson.logits), ("maps", lesson.maps)):
+                if name not in files:
+                    shape = (len(versions), *told.shape[1:])
+                    files[name] = np.lib.format.open_memmap(to / f"{name}.npy", "w+", np.float16, shape)
+                files[name][part.cpu()] = told.half().cpu()
+        for file in files.values():
+            file.flush()
     finally:
         teacher.untap()
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -67,6 +67,8 @@ def fit(
         state = load_checkpoint(checkpoint)
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
+        if state["position"].get("done") and kind.leaves(out).exists():
+            return kind.leaves(out)
     trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier)
     accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     if state is not None:
@@ -118,7 +120,7 @@ def _run(
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
         robust_method = recipe.train.method != "natural"  # else there is no robustness to lose
-        if (robust_method and raw < recipe.guard.drop * position.best) or math.isnan(running):
+        if (robust_method and raw < recipe.guard.drop * position.best) or _anyone(trainer, math.isnan(running)):
             _roll_back(trainer, checkpoint)
             continue
         position.best = max(position.best, raw)

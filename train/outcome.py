@@ -15,6 +15,8 @@ from torch import nn
 from zoo.train import teacher
 from zoo.weights import save_weights
 
+HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
+
 if TYPE_CHECKING:
     from zoo.train.trainer import Trainer
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / HELD_OUT).unlink(missing_ok=True)  # of other weights
     recipe, position = trainer.recipe, trainer.position
     phases = [*trainer.earlier, trainer.effort()]
     distiller = trainer.distiller

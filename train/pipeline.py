@@ -13,6 +13,7 @@ from accelerate import PartialState
 from zoo.atomic import write_atomic
 from zoo.data import Dataset
 from zoo.train.loop import fit
+from zoo.train.outcome import HELD_OUT
 from zoo.train.recipe import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw
 from zoo.train.rnascl.search import Searcher
@@ -99,8 +100,10 @@ def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:
+    if (model / HELD_OUT).exists():
+        return
     accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
-    write_atomic(model / "held_out.json", (json.dumps(accuracy, indent=2) + "\n").encode())
+    write_atomic(model / HELD_OUT, (json.dumps(accuracy, indent=2) + "\n").encode())
 
 
 def _draw(found: Mapping[str, Any], path: Path) -> None:

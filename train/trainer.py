@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
-from zoo.cache import cache_root
 from zoo.data import Dataset, check_fits, to_float
 from zoo.errors import UsageError
 from zoo.models import build
-from zoo.train import adversary, losses, schedule
+from zoo.train import adversary, schedule
 from zoo.train.distill import Distiller
 from zoo.train.ema import ema_of, recalibrate
 from zoo.train.images import InMemory, source_of
 from zoo.train.lessons import LessonBook, Versions
+from zoo.train.objective import Batch, batch_loss
 from zoo.train.outcome import save_model
 from zoo.train.recipe import ONLY, Distill, Recipe
 from zoo.train.teacher import Teacher
@@ -37,53 +37,6 @@ class Position:
     best: float = 0.0  # best guarded PGD accuracy of the raw weights
     done: bool = False  # also where a time budget ended the run, which a resumption may come without
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Batch(NamedTuple):
-    """Images x [N, C, H, W] in [0, 1], labels y [N], start noise [N, C, H, W] uniform in [-1, 1] for the attack; and
-    the rows [N] of the images among the kept versions, if lessons are kept."""
-
-    x: Tensor
-    y: Tensor
-    noise: Tensor
-    rows: Tensor | None
-
-
-def batch_loss(
-    recipe: Recipe,
-    net: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    batch: Batch,
-    distiller: Distiller | None = None,
-) -> Tensor:
-    """The recipe's loss on one batch: attack ``net``, then score what ``forward`` (``net``, or its data-parallel
-    wrapper) makes of it. A distiller adds its share on the clean images. The loss is a mean over the batch.
-    """
-    x, y, noise, rows = batch
-    train, attack = recipe.train, recipe.attack
-    method, smoothing = train.method, train.label_smoothing
-
-    def clean() -> Tensor:
-        return (distiller.forward(forward, x) if distiller else forward(x)).float()
-
-    def with_lesson(loss: Tensor, logits: Tensor) -> Tensor:
-        return loss + distiller.added(logits, distiller.teacher(x, rows)) if distiller else loss
-
-    if method == "natural":
-        logits = clean()
-        return with_lesson(losses.natural(logits, y, label_smoothing=smoothing), logits)
-    if method == "n-fgsm":
-        x_adv = adversary.n_fgsm(net, x, y, noise, eps=attack.eps, step=attack.step)
-    else:
-        kl = attack.objective == "kl"
-        x_adv = adversary.pgd(net, x, y, noise, eps=attack.eps, step=attack.step, steps=attack.steps, kl=kl)
-    logits_adv = forward(x_adv).float()
-    if method == "trades":
-        logits = clean()
-        return with_lesson(losses.trades(logits, logits_adv, y, beta=train.beta, label_smoothing=smoothing), logits)
-    if method == "mart":
-        return losses.mart(clean(), logits_adv, y, beta=train.beta)
-    return losses.pgd_at(logits_adv, y, label_smoothing=smoothing)
 
 
 class Trainer:
@@ -177,7 +130,8 @@ class Trainer:
                 raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
             self.versions = Versions(self.source, settings.versions)
             with self.accelerator.main_process_first():
-                teacher.book = LessonBook(teacher, self.versions, cache_root() / "lessons", self.autocast())
+                precision = self.recipe.train.precision
+                teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=precision)
         return teacher
 
     # -- what a run is made of -------------------------------------------------------------------------------
@@ -300,12 +254,17 @@ class Trainer:
             "wall_s": round(self.position.seconds, 1),
         }
 
+    @classmethod
+    def leaves(cls, out: Path) -> Path:
+        """What a finished run has in its folder ``out``."""
+        return out / "model"
+
     def finish(self, out: Path) -> Path:
         """Leave the averaged network as a model folder in ``out``; the folder is returned."""
         averaged = self.averaged()  # in every process: SyncBatchNorm waits for all of them
         if self.accelerator.is_main_process:
-            save_model(self, averaged, out / "model")
-        return out / "model"
+            save_model(self, averaged, self.leaves(out))
+        return self.leaves(out)
 
     # -- state -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.atomic import write_atomic
-from zoo.spec import cost
+from zoo.spec import StagedSpec, cost
 from zoo.train.adversary import frozen
 from zoo.train.attention import attention_loss, unit_maps
 from zoo.train.distill import Distiller
@@ -25,7 +25,6 @@ from zoo.train.taps import Taps
 from zoo.train.teacher import Lesson
 from zoo.train.trainer import Trainer
 
-RESULT = "search.json"
 WEIGHTS, CHOICES = 0, 1  # what an update is for
 
 
@@ -161,18 +160,18 @@ class Searcher(Trainer):
         return {
             "tau": self.tau,
             "expected_macs": expected_macs(self.space, p).item(),
-            "chosen_macs": self._chosen_macs(),
+            "chosen_macs": cost(self.chosen_spec()).macs,
             "width_probabilities": [[round(one, 4) for one in block.tolist()] for block in p],
             "tutor_probabilities": [[round(one, 4) for one in row] for row in self.tutors.softmax(1).tolist()],
         }
 
-    def _chosen_macs(self) -> int:
-        widths = [known[k] for known, k in zip(self.space.blocks, self.chosen(), strict=True)]
-        return cost(self.space.spec(widths)).macs
+    def chosen_spec(self) -> StagedSpec:
+        """The architecture that a freeze would give now."""
+        return self.space.spec([known[k] for known, k in zip(self.space.blocks, self.chosen(), strict=True)])
 
     def result(self) -> dict[str, Any]:
         """The outcome of the search: the architecture, the tutors, and how they came about."""
-        spec, _ = self.net.freeze(self.chosen())
+        spec = self.chosen_spec()
         macs, params = cost(spec)
         kept = ("epoch", "tau", "expected_macs", "chosen_macs", "width_probabilities", "tutor_probabilities")
         return {
@@ -189,11 +188,15 @@ class Searcher(Trainer):
             "history": [{key: epoch[key] for key in kept} for epoch in self.position.history],
         }
 
+    @classmethod
+    def leaves(cls, out: Path) -> Path:
+        return out / "search.json"
+
     def finish(self, out: Path) -> Path:
         """Freeze: write the result to ``out/search.json``, whose path is returned."""
         if self.accelerator.is_main_process:
-            write_atomic(out / RESULT, (json.dumps(self.result()) + "\n").encode())
-        return out / RESULT
+            write_atomic(self.leaves(out), (json.dumps(self.result()) + "\n").encode())
+        return self.leaves(out)
 
     # -- state -------------------------------------------------------------------------------------------------
 

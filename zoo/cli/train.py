@@ -58,8 +58,8 @@ def command(
       zoo train rnascl-i-r18 --data imagenet100 --set distill.teacher=my-teacher
     """
     from zoo.data import check_fits, load_dataset
+    from zoo.train.phases import load_phases
     from zoo.train.pipeline import run
-    from zoo.train.recipe import load_phases
 
     output = Output(as_json=as_json, quiet=quiet)
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
