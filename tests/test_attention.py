@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.train.attention import attention_loss, attention_map, distances, one_hot, tutored_loss, unit_maps
+from zoo.train.attention import attention_loss, attention_map, distances, tutored_loss, unit_maps
 
 
 def units(n: int, layers: int, pixels: int, seed: int = 0) -> torch.Tensor:
@@ -85,12 +85,16 @@ def test_the_attention_loss_is_equation_1():
 @given(tutors=st.lists(st.integers(0, 4), min_size=1, max_size=6), seed=st.integers(0, 100))
 def test_the_tutored_loss_is_equation_1_at_one_hot_weights(tutors, seed):
     student, teacher = units(3, len(tutors), 16, seed), units(3, 5, 16, seed + 1)
-    student_layers, teacher_layers = [f"s{i}" for i in range(len(tutors))], [f"t{j}" for j in range(5)]
-    g = one_hot({f"s{i}": f"t{j}" for i, j in enumerate(tutors)}, student_layers, teacher_layers)
-    assert g.sum(1).eq(1).all()
+    g = torch.eye(5)[tutors]
     assert tutored_loss(student, teacher[:, tutors], 5) == pytest.approx(
         attention_loss(student, teacher, g).item(), rel=1e-4
     )
+
+
+def test_a_map_without_activation_is_at_distance_1_from_all_others_in_both_losses():
+    student, teacher = torch.zeros(2, 1, 16), units(2, 3, 16, 0)
+    assert torch.allclose(distances(student, teacher), torch.ones(2, 1, 3))
+    assert tutored_loss(student, teacher[:, :1], 1) == pytest.approx(1.0)
 
 
 def test_gradients_are_finite_where_student_and_teacher_agree_or_a_layer_is_dead():

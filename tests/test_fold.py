@@ -14,6 +14,7 @@ SPECS = {
     "staged": StagedSpec(widths=((8, 12), (16,), (16,)), resolutions=(16, 8, 4), stem=8),
     "staged-silu": StagedSpec(widths=((8,), (16, 12)), resolutions=(16, 8), stem=8, activation="silu"),
     "resnet": ResNetSpec(),
+    "resnet at 64 pixels": ResNetSpec(stem="7x7", image_size=64),
     "wideresnet": WideResNetSpec(depth=16, widen=1),
     "mobilenetv2": MobileNetV2Spec(width_mult=0.25),
 }

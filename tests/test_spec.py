@@ -55,6 +55,7 @@ def test_the_analytic_cost_of_any_staged_net_is_what_a_forward_pass_counts(spec)
     "spec",
     [
         ResNetSpec(),
+        ResNetSpec(stem="7x7", image_size=224, classes=100),
         WideResNetSpec(depth=16, widen=1),
         WideResNetSpec(depth=10, widen=4),
         MobileNetV2Spec(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +39,14 @@ def _interpolated(maps: Tensor, size: int) -> Tensor:
 def distances(student: Tensor, teacher: Tensor) -> Tensor:
     """The l2 distance of every pair of unit maps: [N, n_s, P] and [N, n_t, P] to [N, n_s, n_t].
 
-    Of unit vectors, ||a - b||^2 = 2 - 2 a.b: one batched matrix product, where pairs would be n_s * n_t
-    differences of P pixels. The floor keeps the gradient of the root finite; distances below 1e-3 read 1e-3.
+    ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a.b: one batched matrix product, where pairs would be n_s * n_t differences
+    of P pixels. The norms are 1, or 0 of a map without activation. The floor keeps the gradient of the root finite;
+    distances below 1e-3 read 1e-3.
     """
-    with torch.autocast(student.device.type, enabled=False):  # 2 - 2 a.b cancels: bf16 would leave nothing
-        similarity = student.float() @ teacher.float().transpose(1, 2)
-    return (2 - 2 * similarity).clamp_min(1e-6).sqrt()
+    with torch.autocast(student.device.type, enabled=False):  # the terms cancel: bf16 would leave nothing
+        a, b = student.float(), teacher.float()
+        squares = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None]  # [N, n_s, n_t]
+        return (squares - 2 * a @ b.transpose(1, 2)).clamp_min(1e-6).sqrt()
 
 
 def attention_loss(student: Tensor, teacher: Tensor, g: Tensor) -> Tensor:
@@ -65,11 +67,3 @@ def tutored_loss(student: Tensor, tutors: Tensor, n_t: int) -> Tensor:
     """
     squared = (student - tutors).square().sum(2)  # [N, n_s]
     return squared.clamp_min(1e-6).sqrt().mean() / n_t
-
-
-def one_hot(tutors: Mapping[str, str], student_layers: list[str], teacher_layers: list[str]) -> Tensor:
-    """g [n_s, n_t] of a fixed choice of tutors, student layer to teacher layer."""
-    g = torch.zeros(len(student_layers), len(teacher_layers))
-    for i, layer in enumerate(student_layers):
-        g[i, teacher_layers.index(tutors[layer])] = 1
-    return g

@@ -95,10 +95,12 @@ def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
     """``data`` with the space's largest network as its architecture, and without [search] in all other phases."""
     search = data.get("search")
-    if isinstance(search, dict):
-        data.setdefault("arch", search_space(str(search.get("space"))).largest.to_dict())
-        if phase != SEARCH:
-            del data["search"]
+    if isinstance(search, dict) and "space" in search:
+        if "arch" in data:
+            raise UsageError("a recipe has an [arch] or a [search], which finds one: take one of them out")
+        data["arch"] = search_space(str(search["space"])).largest.to_dict()
+    if phase != SEARCH:
+        data.pop("search", None)
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from zoo.data import Dataset
 from zoo.train.loop import fit
 from zoo.train.outcome import HELD_OUT
 from zoo.train.recipe import SEARCHED, Recipe
-from zoo.train.rnascl.plot import draw
+from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
 from zoo.train.teacher import held_out_accuracy
 from zoo.train.trainer import Trainer
@@ -71,7 +70,7 @@ def run(
         if searching:
             found = json.loads(left[phase].read_text())
             if PartialState().is_main_process:
-                _draw(found, left[phase].with_suffix(".png"))
+                draw_if_possible(found, left[phase].with_suffix(".png"))
             earlier.append(found["effort"])
         else:
             model = left[phase]
@@ -104,9 +103,3 @@ def _judge(model: Path, dataset: Dataset, n: int) -> None:
         return
     accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
     write_atomic(model / HELD_OUT, (json.dumps(accuracy, indent=2) + "\n").encode())
-
-
-def _draw(found: Mapping[str, Any], path: Path) -> None:
-    """The search as a picture, where matplotlib (the extra ``docs``) is installed; the JSON has it all anyway."""
-    if importlib.util.find_spec("matplotlib"):
-        draw(found, path)

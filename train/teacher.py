@@ -122,5 +122,6 @@ def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict
     n = min(n, len(dataset.split("validation")))
     device = "cuda" if torch.cuda.is_available() else "cpu"  # training has one too, and a large teacher needs it
     protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
-    measured = measure(model, weights_sha256(model), dataset, protocols, device=device)
+    batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
+    measured = measure(model, weights_sha256(model), dataset, protocols, batch_size=batch_size, device=device)
     return {one.protocol.name: one.result["accuracy"] for one in measured}

@@ -106,7 +106,8 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.versions: Versions | None = None
-        self.distiller = None if recipe.distill is None else self.distilling(recipe.distill)
+        taught = recipe.distill is not None and (recipe.distill.kl or recipe.distill.gamma)
+        self.distiller = self.distilling(recipe.distill) if recipe.distill and taught else None
         self.position = Position()
 
     def network(self) -> nn.Module:

@@ -96,7 +96,7 @@ class Phase(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Record):
-    """How the weights came about; ``phases`` in their order, none where the training had but one."""
+    """How the weights came about; ``phases`` in their order; none in older entries."""
 
     recipe: Text
     recipe_sha256: Sha256

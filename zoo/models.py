@@ -108,8 +108,9 @@ def _resnet(spec: ResNetSpec) -> tuple[nn.Module, int]:
     from torchvision.models import resnet18
 
     net = resnet18(weights=None)
-    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    net.maxpool = nn.Identity()
+    if spec.stem == "3x3":
+        net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        net.maxpool = nn.Identity()
     net.fc = nn.Identity()
     return net, 512
 

@@ -120,14 +120,22 @@ def downsampling(before: int, after: int) -> tuple[int, int]:
 
 
 class ResNetSpec(_Spec):
-    """ResNet-18 for 32x32 images: 3x3 stem of stride 1, no max-pooling (He et al. 2016; torchvision's blocks)."""
+    """ResNet-18 (He et al. 2016; torchvision's blocks), with one of two stems.
+
+    ``3x3`` has stride 1 and no max-pooling, for 32x32 images; ``7x7`` is the original's, stride 2 and max-pooling.
+    """
 
     arch: Literal["resnet"] = "resnet"
     depth: Literal[18] = 18
+    stem: Literal["3x3", "7x7"] = "3x3"
 
     def convs(self) -> Iterator[Conv]:
-        yield Conv(3, 64, 3, self.image_size)
         c_in, resolution = 64, self.image_size
+        if self.stem == "3x3":
+            yield Conv(3, 64, 3, resolution)
+        else:
+            yield Conv(3, 64, 7, -(-resolution // 2))
+            resolution = -(-resolution // 4)
         for stage, width in enumerate((64, 128, 256, 512)):
             for block in range(2):
                 if stage and not block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,11 @@ def _shade(share: float) -> tuple[float, float, float]:
     """White to the blue of the plots."""
     white, blue = np.ones(3), np.array([11, 110, 153]) / 255
     return tuple(white + (blue - white) * float(share))
+
+
+def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
+    """:func:`draw`, or a warning: a search is not lost for want of its picture, and the JSON has it all."""
+    try:
+        draw(found, path)
+    except Exception as error:
+        warnings.warn(f"no picture of the search was drawn ({error}): pip install 'robust-zoo[docs]'", stacklevel=2)

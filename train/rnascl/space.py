@@ -1,10 +1,10 @@
 """The search spaces of RNAS-CL (Tables 3 and 4): a choice of widths for every block of every stage.
 
 The paper gives depths and widths. Blocks are plain 3x3 conv-BN-ReLU with identity shortcuts, and resolutions are
-ours: at 17, 9 and 5 the CIFAR spaces S3, S5 and S7 have the paper's parameters and MACs (6.6, 11.3 and 15.9 M at the
-largest widths, within 2.5 % of the reported 6.64, 11.02 and 15.58 M). M, L and the ImageNet spaces come out smaller
-than reported (M 263 M MACs and 2.2 M parameters for 326 and 3; L 1,043 and 8.6 for 1,210 and 11; I 233 and 2.3 for 242
-and 3.9): the paper does not tell their blocks.
+ours: at 17, 9 and 5 the largest of S3, S5 and S7 cost what the paper reports within 2.5 % (6.6, 11.3 and 15.9 M MACs
+for 6.64, 11.02 and 15.58; 0.12, 0.22 and 0.32 M parameters for 0.11, 0.21 and 0.32). M, L and the ImageNet spaces come
+out smaller than reported (M 263 M MACs and 2.2 M parameters for 326 and 3; L 1,043 and 8.6 for 1,210 and 11; I 233 and
+2.3 for 242 and 3.9): the paper does not tell their blocks.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def command(
         bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
     ] = False,
     time_budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="End by then (90s, 45m, 2h), with the schedule brought forward.")
+        str | None,
+        typer.Option(metavar="TIME", help="Time for training steps (90s, 45m, 2h); the schedule is brought forward."),
     ] = None,
     data: Data = None,
     as_json: AsJson = False,
@@ -46,7 +47,7 @@ def command(
     """Train a recipe; its averaged weights end up in OUT/model, or in OUT/PHASE/model where it has phases.
 
     Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several processes or machines, start it
-    with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`.
+    with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`; machines must share the folder OUT.
 
     \b
     Examples:
