@@ -26,7 +26,8 @@ def test_what_a_15m_budget_finds_was_measured_with_the_whole_protocol():
 @pytest.mark.parametrize("name", list_models())
 def test_every_released_model_has_its_protocols_and_their_bits(name):
     entry, bits = info(name), stored_bits(name)
-    assert set(entry.results) >= set(RELEASED) - {"autoattack"}
+    student = entry.macs < 100e6  # a teacher costs too much to be attacked in every way
+    assert set(entry.results) >= (set(RELEASED) - {"autoattack"} if student else {"clean", "pgd20"})
     for key, result in entry.results.items():
         assert result.accuracy.n == PROTOCOLS[key].n == len(bits[key])
         assert result.accuracy.value == bits[key].mean()
@@ -36,9 +37,12 @@ def test_every_released_model_has_its_protocols_and_their_bits(name):
 @pytest.mark.parametrize("name", list_models())
 def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
     bits = stored_bits(name)
-    clean, noise, fgsm, pgd, apgd = (bits[key].mean() for key in ("clean", "noise", "fgsm", "pgd20", "apgd50"))
-    assert clean - noise < 0.02
-    assert clean > fgsm > pgd > apgd - 0.005
+    accuracy = {key: one.mean() for key, one in bits.items()}
+    assert accuracy["clean"] > accuracy["pgd20"]
+    if accuracy["pgd20"] > 0.1 and "noise" in bits:  # noise hurts a model that is not robust
+        assert accuracy["clean"] - accuracy["noise"] < 0.02
+    if "apgd50" in bits:
+        assert accuracy["clean"] > accuracy["fgsm"] > accuracy["pgd20"] > accuracy["apgd50"] - 0.005
     if "autoattack" in bits:  # on the first 1,000 of the same images
         assert bits["autoattack"].mean() <= bits["apgd50"][:1000].mean()
 
@@ -46,7 +50,7 @@ def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
 @pytest.mark.parametrize("name", list_models())
 def test_bits_are_reproduced_but_for_rounding(name, pixels):
     images, labels = (array[:100] for array in pixels)
-    for key in ("clean", "fgsm"):
+    for key in {"clean", "fgsm"} & info(name).results.keys():
         measured = evaluate(load(name), images, labels, protocol(key))
         assert (measured != stored_bits(name)[key][:100]).sum() <= 1
 
