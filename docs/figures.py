@@ -24,7 +24,7 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 COLUMNS = {"clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "apgd50": "APGD-50", "autoattack": "AutoAttack"}
 INK, GREY = "#1b1b1b", "#8a8a8a"
-COLOURS = ("#0b6e99", "#c2571a", "#4f7a28", "#7b4fa3", "#a3204f", "#666666")
+COLOURS = ("#0b6e99", "#c2571a", "#4f7a28", "#7b4fa3", "#a3204f", "#666666", "#b8860b", "#2a9d8f", "#e07a9b", "#3d405b")
 
 
 def percent(result) -> str:
@@ -83,7 +83,7 @@ def learning_curves() -> None:
         robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], color=colour, label=name)
     for axes, title in ((clean, "clean"), (robust, "PGD-10")):
         axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
-        axes.set_xlabel("minutes of training on two CPU cores")
+        axes.set_xlabel("minutes of training on a two-core machine")
         style(axes)
     clean.set_ylabel("accuracy, %")
     robust.legend(frameon=False, loc="lower right", fontsize=8)

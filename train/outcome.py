@@ -60,7 +60,7 @@ def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def commit() -> str | None:
