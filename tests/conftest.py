@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,3 +60,31 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(net.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
     return folder
+
+
+@pytest.fixture
+def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
+    """Run a script on some processes: what its main process writes to ``out``, a JSON pair of their number
+    and the rest.
+
+    The script is a format string with the places ``out``, ``tests`` (the folder of the tests) and those given.
+    """
+
+    def run(script: str, processes: int, **places: str) -> Any:
+        out, path = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
+        path.write_text(script.format(out=str(out), tests=str(Path(__file__).parent), **places))
+        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        done = subprocess.run(
+            [sys.executable, *launch, str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        count, told = json.loads(out.read_text())
+        assert count == processes
+        return told
+
+    return run

@@ -7,9 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -517,26 +514,11 @@ searcher.accelerator.end_training()
 """
 
 
-def test_two_processes_search_as_one_does(toy, tmp_path, teacher_folder):
-    logits = {}
-    for processes in (1, 2):
-        out, script = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
-        places = {"root": str(toy.root), "teacher": str(teacher_folder), "out": str(out)}
-        script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), **places))
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        done = subprocess.run(
-            [sys.executable, *launch, str(script)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        count, logits[processes] = json.loads(out.read_text())
-        assert count == processes
-    assert logits[2] == pytest.approx(logits[1], abs=2e-5)
-    assert max(map(abs, logits[1])) > 0.1
+def test_two_processes_search_as_one_does(toy, teacher_folder, told_by_processes):
+    places = {"root": str(toy.root), "teacher": str(teacher_folder)}
+    one, two = (told_by_processes(TWO_PROCESSES, processes, **places) for processes in (1, 2))
+    assert two == pytest.approx(one, abs=2e-5)
+    assert max(map(abs, one)) > 0.1
 
 
 def test_a_layer_finds_the_tutor_that_looks_where_it_does(toy, teacher_folder):

@@ -3,11 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -260,26 +257,10 @@ def without_norm(trainer: Trainer) -> None:
             module.training = False
 
 
-def test_two_processes_give_the_same_losses_as_one(toy, tmp_path):
-    losses = {}
-    for processes in (1, 2):
-        out, script = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
-        tests = str(Path(__file__).parent)
-        script.write_text(TWO_PROCESSES.format(tests=tests, root=str(toy.root), out=str(out)))
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        done = subprocess.run(
-            [sys.executable, *launch, str(script)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        count, losses[processes] = json.loads(out.read_text())
-        assert count == processes
-    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
-    assert len(set(losses[1])) == 4
+def test_two_processes_give_the_same_losses_as_one(toy, told_by_processes):
+    one, two = (told_by_processes(TWO_PROCESSES, processes, root=str(toy.root)) for processes in (1, 2))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert len(set(one)) == 4
 
 
 def test_a_signal_handler_is_put_back_after_the_run():

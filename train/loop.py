@@ -119,12 +119,13 @@ def _run(
             continue
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
-        robust_method = recipe.train.method != "natural"  # else there is no robustness to lose
-        if (robust_method and raw < recipe.guard.drop * position.best) or _anyone(trainer, math.isnan(running)):
+        robust = recipe.train.method != "natural"  # else there is no robustness to lose
+        collapsed = robust and raw < recipe.guard.drop * position.best
+        if _anyone(trainer, collapsed or math.isnan(running)):
             _roll_back(trainer, checkpoint)
             continue
         position.best = max(position.best, raw)
-        clean, robust = trainer.guarded_accuracy(trainer.averaged())
+        clean, pgd = trainer.guarded_accuracy(trainer.averaged())
         images = (in_epoch or trainer.steps_per_epoch) * recipe.train.batch_size
         metrics = {
             "epoch": round(position.step / trainer.steps_per_epoch, 3),
@@ -132,7 +133,7 @@ def _run(
             "loss": running,
             "lr": trainer.optimizer.param_groups[0]["lr"],
             "clean": clean,
-            "pgd": robust,
+            "pgd": pgd,
             "raw_clean": raw_clean,
             "raw_pgd": raw,
             "images_per_s": images / (time.monotonic() - since),
