@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -131,6 +131,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def artifact_sha256(folder: Path, parts: Sequence[str]) -> str:
+    """What binds a result to the files that an engine runs: their digest, see :class:`zoo.export.manifest.Artifact`."""
+    if len(parts) == 1:
+        return sha256(folder / parts[0])
+    return hashlib.sha256("".join(f"{sha256(folder / name)}  {name}\n" for name in parts).encode()).hexdigest()
+
+
 def files(folder: Path) -> list[str]:
     """Every file but the list of sums, as sorted POSIX paths; a link counts as a file."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
@@ -165,7 +172,11 @@ def read_bundle(folder: Path | str) -> Manifest:
     if MANIFEST not in sums:
         raise IntegrityError(f"the bundle '{folder}' lacks {MANIFEST}: do not use it")
     manifest = read_manifest(folder / MANIFEST)
-    if sums.get(manifest.artifact.file) != manifest.artifact.sha256:
+    parts = (manifest.artifact.file, *manifest.artifact.companions)
+    for part in parts:
+        if part not in sums:
+            raise IntegrityError(f"the bundle '{folder}' lacks {part}, which its manifest names: do not use it")
+    if artifact_sha256(folder, parts) != manifest.artifact.sha256:
         raise IntegrityError(
             f"'{folder / manifest.artifact.file}' is not the artifact of its manifest: their SHA-256 differ"
         )

@@ -11,34 +11,54 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import zoo.attacks
-from zoo.data import Split, to_float
-from zoo.errors import UsageError
+from zoo.data import Dataset, Split, load_cifar10, to_float
+from zoo.errors import DataNotFound, UsageError
 from zoo.evaluate import prepare
-from zoo.export.bundle import read_bundle, sha256, staged
+from zoo.export.bundle import artifact_sha256, read_bundle, staged
+from zoo.export.calibration import Sampling, calibration_images
 from zoo.export.engines import Backend, backend
+from zoo.export.engines.interface import Order
 from zoo.export.engines.twin import Twin
 from zoo.export.gate import sign_off
-from zoo.export.ladder import DEFAULTS, Progress, Terms, climb, random_images, silent
-from zoo.export.manifest import IO, Artifact, Compute, Level, Manifest, Port, Source, ThreatModel, now
+from zoo.export.ladder import Progress, Terms, climb, random_images, silent
+from zoo.export.manifest import (
+    IO,
+    PRECISIONS,
+    Artifact,
+    Calibration,
+    Compute,
+    Level,
+    Manifest,
+    Port,
+    Precision,
+    Source,
+    ThreatModel,
+    now,
+)
+from zoo.export.onnx import GRAPH, save_onnx
+from zoo.export.precision import to_fp16, to_int8
 from zoo.export.report import UNVERIFIED, write_reports
 from zoo.export.source import Known, digest, labels_of, load_source
+from zoo.export.uint8 import save_with_uint8_input
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.protocols import PROTOCOLS
 from zoo.spec import cost
 from zoo.toolchain import toolchain
 
-PRECISIONS = ("fp32",)
 PROBES = 8
+UINT8 = "model-uint8.onnx"
 
 
 def export_model(
     name: str,
     *,
     format: str = "onnx",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
+    calibration: Sampling | None = None,
     batches: Sequence[int] = (1, 8, 64),
     out: Path | str,
     verify: Level | None = None,
@@ -47,10 +67,11 @@ def export_model(
     keep_failed: bool = False,
     force: bool = False,
     margin: float = Terms.margin,
-    tolerance: float = Terms.tolerance,
+    tolerance: float | None = None,
     n: int = Terms.n,
     seed: int = 0,
-    queries: int = 0,
+    queries: int | None = None,
+    uint8: bool = False,
     command: str | None = None,
     progress: Progress = silent,
     notify: Callable[[str], None] = warnings.warn,
@@ -60,13 +81,17 @@ def export_model(
     Args:
         name: all that :func:`zoo.load` takes.
         format: an engine or one of its aliases, see :mod:`zoo.export.engines`.
+        precision: ``fp32``, ``fp16`` or ``int8``, see :mod:`zoo.export.precision`.
+        calibration: how the images for int8 are chosen; they come from the training split.
         batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
         verify: how high to climb: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data
             at hand allow.
         data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
         keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
         force: replace a bundle that is there.
-        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.Terms`.
+        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.Terms`; the
+            tolerance and whether Square attacks the engine follow from the precision unless they are given.
+        uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.uint8`.
         command: recorded in the manifest; made up from the arguments if None.
         notify: is told in one sentence if robustness could not be verified.
 
@@ -81,21 +106,26 @@ def export_model(
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
     engine = backend(format)
-    terms = Terms(margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
-    batches = _checked_options(precision, batches)
+    batches = _checked_options(engine, precision, batches)
+    terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
+    sampling = _sampling(precision, calibration)
     model, known = load_source(name, offline=offline)
     level, split = choose_level(verify, model.spec, data, offline=offline)
+    calibrated = calibration_images(model, _dataset(data, offline=offline), sampling) if sampling else None
     if verify is None and level != "robust":
         notify(UNVERIFIED)
     return write_bundle(
         model,
         known,
         engine=engine,
+        precision=precision,
+        calibrated=calibrated,
         out=Path(out),
         batches=batches,
         level=level,
         split=split,
         terms=terms,
+        uint8=uint8,
         command=command or f"zoo export {shlex.quote(name)} --format {format} --precision {precision} --verify {level}",
         keep_failed=keep_failed,
         force=force,
@@ -111,8 +141,11 @@ def write_bundle(
     level: Level,
     split: Split | None,
     engine: Backend | None = None,
+    precision: Precision = "fp32",
+    calibrated: tuple[Tensor, Calibration] | None = None,
     batches: Sequence[int] = (1, 8, 64),
-    terms: Terms = DEFAULTS,
+    terms: Terms | None = None,
+    uint8: bool = False,
     command: str = "zoo.export.write_bundle",
     keep_failed: bool = False,
     force: bool = False,
@@ -120,8 +153,12 @@ def write_bundle(
 ) -> Path:
     """What :func:`export_model` does once it has the model and the images."""
     engine = engine or backend("onnxruntime")
+    terms = terms or Terms.of(precision)
+    if precision == "int8" and calibrated is None:
+        raise UsageError("an int8 engine needs calibration images: see zoo.export.calibration")
+    images, calibration = calibrated or (None, None)
     model = model.eval()
-    final = out / f"{known.title}--{engine.name}-fp32"
+    final = out / f"{known.title}--{engine.name}-{precision}"
     with staged(final, force=force, keep_failed=keep_failed) as scratch:
         progress("build", 0, 1)
         source = Source(
@@ -131,13 +168,30 @@ def write_bundle(
             repo_id=known.repo_id,
             revision=known.revision,
         )
-        built = engine.load_module().build(model, scratch, metadata=_metadata(model, known, source))
+        graph = scratch / GRAPH
+        lowered: Precision = precision if engine.from_onnx else "fp32"
+        opset = save_onnx(model, graph, metadata=_metadata(model, known, source, lowered))
+        if lowered == "fp16":
+            to_fp16(graph)
+        elif lowered == "int8" and calibration:
+            to_int8(graph, images, method=calibration.method, symmetric=engine.symmetric)
+        built = engine.load_module().build(
+            Order(model=model, graph=graph, precision=precision, batches=tuple(batches), calibration=images), scratch
+        )
+        if uint8:
+            save_with_uint8_input(graph, scratch / UINT8)
+        parts = (built.file, *built.companions)
         artifact = Artifact(
-            **built,
-            precision="fp32",
+            file=built.file,
+            format=built.format,
+            precision=precision,
+            opset=opset,
             batches=tuple(batches),
-            size=(scratch / built["file"]).stat().st_size,
-            sha256=sha256(scratch / built["file"]),
+            size=sum((scratch / part).stat().st_size for part in parts),
+            sha256=artifact_sha256(scratch, parts),
+            companions=built.companions,
+            built_for=built.built_for,
+            options=built.options,
         )
         progress("build", 1, 1)
         runner = engine.load_module().load(scratch / artifact.file)
@@ -145,7 +199,7 @@ def write_bundle(
             model,
             runner,
             artifact_sha256=artifact.sha256,
-            files=1,
+            files=len(parts),
             level=level,
             split=split,
             batches=batches,
@@ -162,6 +216,7 @@ def write_bundle(
             reported=known.reported,
             measured=known.measured,
             artifact=artifact,
+            calibration=calibration,
             toolchain=toolchain(),
             engine=engine.name,
             device=runner.describe()["device"],
@@ -178,22 +233,44 @@ def write_bundle(
     return final
 
 
-def _checked_options(precision: str, batches: Sequence[int]) -> tuple[int, ...]:
+def _checked_options(engine: Backend, precision: str, batches: Sequence[int]) -> tuple[int, ...]:
     if precision not in PRECISIONS:
-        raise UsageError(f"this release exports {', '.join(PRECISIONS)}, not '{precision}'")
+        raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, not '{precision}'")
+    if precision not in engine.precisions:
+        raise UsageError(f"{engine.name} engines are {', '.join(engine.precisions)} here, not {precision}")
     if not batches or not all(isinstance(size, int) and 1 <= size <= 4096 for size in batches):
         raise UsageError(f"batch sizes are whole numbers from 1 to 4096, not {list(batches)}")
     return tuple(sorted(set(batches)))
 
 
-def _metadata(model: Classifier, known: Known, source: Source) -> dict[str, str]:
+def _sampling(precision: Precision, asked: Sampling | None) -> Sampling | None:
+    """How calibration images are chosen; None where none are needed.
+
+    Raises:
+        UsageError: some were asked for, and the precision has no use for them.
+    """
+    if precision == "int8":
+        return asked or Sampling()
+    if asked is not None:
+        raise UsageError(f"{precision} needs no calibration: leave it out, or ask for int8")
+    return None
+
+
+def _dataset(data: Path | str | None, *, offline: bool) -> Dataset:
+    try:
+        return load_cifar10(data, offline=offline)
+    except DataNotFound as error:
+        raise DataNotFound(f"int8 ranges are chosen by training images: {error}") from None
+
+
+def _metadata(model: Classifier, known: Known, source: Source, precision: Precision) -> dict[str, str]:
     """The manifest's key fields, for those who meet the ONNX file alone."""
     threat = ThreatModel()
     return {
         "name": known.title,
         "spec": json.dumps(model.spec.to_dict(), sort_keys=True),
         "weights_sha256": source.weights_sha256,
-        "precision": "fp32",
+        "precision": precision,
         "input": "float32 NCHW RGB in [0, 1], normalisation inside",
         "output": "logits",
         "labels": json.dumps(labels_of(model.spec)),

@@ -14,6 +14,8 @@ from zoo.spec import ArchSpec
 
 Level = Literal["none", "parity", "clean", "robust"]
 LEVELS: tuple[Level, ...] = ("none", "parity", "clean", "robust")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -56,16 +58,34 @@ class IO(_Record):
 
 
 class Artifact(_Record):
-    """The file that an engine runs."""
+    """The file that an engine runs, and those that it cannot do without.
+
+    ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all.
+    """
 
     file: str
     format: str
-    precision: Literal["fp32"]
+    precision: Precision
     opset: int
     batches: tuple[int, ...]
     tf32: bool = False
     size: int
     sha256: Sha256
+    companions: tuple[str, ...] = ()
+    built_for: dict[str, str] = {}
+    options: dict[str, Any] = {}
+
+
+class Calibration(_Record):
+    """The images that int8 ranges were chosen by; ``indices_sha256`` is over int64, little-endian."""
+
+    dataset: str
+    split: str
+    n: int
+    indices_sha256: Sha256
+    images_sha256: Sha256
+    method: Literal["minmax", "entropy", "percentile"]
+    adversarial: float = 0.0  # share of them that was attacked first
 
 
 class ThreatModel(_Record):
@@ -128,7 +148,7 @@ class Manifest(_Record):
     reported: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     artifact: Artifact
-    calibration: None = None  # of quantised engines
+    calibration: Calibration | None = None  # of quantised engines
     toolchain: dict[str, str]
     engine: str
     device: str

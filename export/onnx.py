@@ -19,7 +19,7 @@ from zoo.fold import fold_batchnorm
 from zoo.models import Classifier
 
 OPSET = 20
-INPUT, OUTPUT = "images", "logits"
+GRAPH, INPUT, OUTPUT = "model.onnx", "images", "logits"
 
 
 def save_onnx(model: Classifier, path: Path, *, metadata: Mapping[str, str] | None = None) -> int:
@@ -54,9 +54,9 @@ def save_onnx(model: Classifier, path: Path, *, metadata: Mapping[str, str] | No
             proto.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(proto, full_check=True)
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-        raise ExportFailed(f"PyTorch could not convert the model to ONNX: {_first_line(error)}") from error
+        raise ExportFailed(f"PyTorch could not convert the model to ONNX: {first_line(error)}") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportFailed(f"the ONNX checker refused the exported model: {_first_line(error)}") from error
+        raise ExportFailed(f"the ONNX checker refused the exported model: {first_line(error)}") from error
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return next(entry.version for entry in proto.opset_import if entry.domain == "")
 
@@ -107,6 +107,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -26,6 +26,12 @@ def robustness(report: Report) -> str:
     return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
 
 
+def accuracy_on_the_engine(manifest: Manifest) -> float | None:
+    """The share of images that the engine got right on the highest rung that holds; None below clean."""
+    climbed = [rung for rung in manifest.gates if "engine" in rung.measured and rung.holds]
+    return climbed[-1].measured["engine"]["accuracy"] if climbed else None
+
+
 def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
     """Finish the bundle in ``folder``, which holds artifact and probe: manifest, reports, README and sums."""
     signed = manifest.model_copy(

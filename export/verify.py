@@ -10,8 +10,10 @@ from zoo.data import Split, load_cifar10
 from zoo.errors import DataNotFound, IntegrityError, UsageError
 from zoo.export.bundle import files, read_bundle, staged
 from zoo.export.engines import backend
-from zoo.export.ladder import TOLERANCE, Progress, Terms, climb, silent
+from zoo.export.engines.interface import Engine
+from zoo.export.ladder import Progress, Terms, climb, silent
 from zoo.export.manifest import LEVELS, Level, Report
+from zoo.export.remote.engine import Remote, connect
 from zoo.export.report import write_reports
 from zoo.export.source import digest, load_source
 from zoo.models import Classifier
@@ -57,7 +59,8 @@ def verify_bundle(
     tolerance: float | None = None,
     n: int = 1000,
     seed: int = 0,
-    queries: int = 0,
+    queries: int | None = None,
+    device: str | None = None,
     write: bool = False,
     model: Classifier | None = None,
     split: Split | None = None,
@@ -69,6 +72,7 @@ def verify_bundle(
         level: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data at hand allow.
         data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
         margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
+        device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of CIFAR-10's test split.
@@ -81,14 +85,15 @@ def verify_bundle(
         DataNotFound: the level needs images that are not there.
         Unreachable: the source's weights are not here, and cannot be fetched.
         UsageError: ``folder`` is not a bundle, or an option is out of range.
+        MissingDependency, WrongDevice: the engine cannot run here, or not on ``device``.
     """
     folder = Path(folder)
     manifest = read_bundle(folder)
     recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
-    defaults = {"margin": Terms.margin, "tolerance": TOLERANCE[manifest.artifact.precision], **recorded}
-    terms = Terms(
-        margin=defaults["margin"] if margin is None else margin,
-        tolerance=defaults["tolerance"] if tolerance is None else tolerance,
+    terms = Terms.of(
+        manifest.artifact.precision,
+        margin=recorded.get("margin", Terms.margin) if margin is None else margin,
+        tolerance=recorded.get("tolerance") if tolerance is None else tolerance,
         n=n,
         seed=seed,
         queries=queries,
@@ -102,17 +107,26 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
-    report = climb(
-        model.eval(),
-        backend(manifest.engine).load_module().load(folder / manifest.artifact.file),
-        artifact_sha256=manifest.artifact.sha256,
-        files=len(files(folder)),
-        level=level or "robust",
-        split=split,
-        batches=manifest.artifact.batches,
-        terms=terms,
-        progress=progress,
+    engine: Engine = (
+        connect(device, folder)
+        if device
+        else backend(manifest.engine).load_module().load(folder / manifest.artifact.file)
     )
+    try:
+        report = climb(
+            model.eval(),
+            engine,
+            artifact_sha256=manifest.artifact.sha256,
+            files=len(files(folder)),
+            level=level or "robust",
+            split=split,
+            batches=manifest.artifact.batches,
+            terms=terms,
+            progress=progress,
+        )
+    finally:
+        if isinstance(engine, Remote):
+            engine.close()
     if write:
         with staged(folder, force=True) as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sturdy import TEST, pictures, trained
 
 from zoo.cache import cache_root
-from zoo.data import Dataset, load_cifar10
-from zoo.models import build
+from zoo.data import Dataset, Split, load_cifar10
+from zoo.models import Classifier, build
 from zoo.spec import StagedSpec
 from zoo.weights import save_weights
 
@@ -60,6 +61,22 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(net.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def split() -> Split:
+    """500 pictures of the small world of ``sturdy.py``."""
+    return Split("test", *pictures(TEST, seed=2))
+
+
+@pytest.fixture(scope="session")
+def robust() -> Classifier:
+    return trained(robustly=True)
+
+
+@pytest.fixture(scope="session")
+def fragile() -> Classifier:
+    return trained(robustly=False)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.errors import ExportFailed, IntegrityError, MissingDependency, ParityGateFailed, UnknownModel, UsageError
-from zoo.export import export_model, read_bundle, verify_bundle
+from zoo.export import export_model, exporter, read_bundle, verify_bundle
+from zoo.export.calibration import Sampling
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.exporter import write_bundle
@@ -304,7 +305,8 @@ def test_the_command_in_the_readme_works(local_name, no_data, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"precision": "int8"}, "exports fp32, not 'int8'"),
+        ({"precision": "int4"}, "fp32, fp16, int8, not 'int4'"),
+        ({"precision": "fp16", "calibration": Sampling()}, "fp16 needs no calibration"),
         ({"batches": ()}, "batch sizes"),
         ({"batches": (0,)}, "batch sizes"),
         ({"verify": "fully"}, "none, parity, clean, robust, not 'fully'"),
@@ -329,9 +331,7 @@ def test_an_unknown_model_is_told(tmp_path):
 
 def test_a_wrong_conversion_fails_at_parity_and_leaves_nothing(small, tmp_path, monkeypatch):
     """The new exporter has had wrong results on ResNets: here it exports another net."""
-    monkeypatch.setattr(
-        onnxruntime, "save_onnx", lambda model, path, **rest: save_onnx(model_of(SMALL, 1), path, **rest)
-    )
+    monkeypatch.setattr(exporter, "save_onnx", lambda model, path, **rest: save_onnx(model_of(SMALL, 1), path, **rest))
     with pytest.raises(ParityGateFailed, match="differ from the float model's") as caught:
         write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None)
     assert caught.value.exit_code == 8

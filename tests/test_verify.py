@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
+from sturdy import SPEC, TEST
 
 from zoo.attacks import pgd as attack
 from zoo.cli.app import run
@@ -27,66 +28,10 @@ from zoo.export.rungs import parity, right, surrogate_pgd
 from zoo.export.source import Known
 from zoo.export.verify import choose_level
 from zoo.fold import fold_batchnorm
-from zoo.models import Classifier, build
 from zoo.spec import StagedSpec
-from zoo.train.adversary import pgd
 
-SPEC = StagedSpec(widths=((8,), (16,), (16,)), resolutions=(16, 8, 4), stem=6)
-TEST, ATTACKED = 500, 150
+ATTACKED = 150
 TERMS = Terms(n=ATTACKED, margin=0.02)  # equal answers on 133 images show 2 points
-
-
-def pictures(n: int, seed: int, *, misleading: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, 32, 32, 3] and labels, each class with a loud colour pattern and a faint texture.
-
-    The texture is smaller than eps = 8/255: who relies on it is accurate, and not robust. In misleading images the
-    colours are those of any class, so that a net learns the texture only.
-    """
-    world = np.random.default_rng(0)
-    loud, faint = world.choice([-60, 60], (10, 2, 2, 3)), world.choice([-7, 7], (10, 4, 4, 3))
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, n)
-    shown = rng.integers(0, 10, n) if misleading else labels
-    images = 128 + rng.integers(-10, 11, (n, 32, 32, 3)) + np.tile(faint[labels], (1, 8, 8, 1))
-    images += loud[shown].repeat(16, 1).repeat(16, 2)
-    return images.clip(0, 255).astype(np.uint8), labels
-
-
-def trained(*, robustly: bool) -> Classifier:
-    """A net trained in seconds: with PGD to be robust, or plainly on the texture to be fragile."""
-    images, labels = pictures(1500, seed=1, misleading=not robustly)
-    x, y = to_float(images), torch.from_numpy(labels)
-    torch.manual_seed(0)
-    model, epochs = build(SPEC), 4
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * 30)
-    for _ in range(epochs):
-        for index in torch.randperm(len(x)).split(50):
-            batch = x[index]
-            if robustly:
-                noise = torch.empty_like(batch).uniform_(-1, 1)
-                batch = pgd(model, batch, y[index], noise, eps=8 / 255, step=8 / 255, steps=1)
-            model.train()
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch), y[index]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return Split("test", *pictures(TEST, seed=2))
-
-
-@pytest.fixture(scope="module")
-def robust() -> Classifier:
-    return trained(robustly=True)
-
-
-@pytest.fixture(scope="module")
-def fragile() -> Classifier:
-    return trained(robustly=False)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +124,12 @@ def test_verifying_changes_no_file_unless_asked(bundle, split):
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
 
 
+def test_the_engine_may_run_elsewhere(bundle, split):
+    report = verify_bundle(bundle, split=split, level="clean", device=f"local:{sys.executable}")
+    assert report.reached == "clean"
+    assert report.engine["remote"]["python"]  # the device described itself
+
+
 # -- sabotage --------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +154,44 @@ def test_weights_that_rely_on_what_is_not_robust_fail_the_robustness_gate(bundle
     assert report.failed.measured["gradients"] == ["twin", "artifact"]
     assert report.rungs[-2].name == "transfer"
     assert report.rungs[-2].holds
+
+
+class Masked(Twin):
+    """An engine of its own mind behind logits of int8: it has no gradients, and its twin's find nothing in it."""
+
+    def __call__(self, images):
+        return (super().__call__(images) * 8).round().clamp(-128, 127) / 8
+
+    def differentiable(self, model):
+        return None
+
+
+def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_the_black_box(robust, fragile, split):
+    def reached(queries: int) -> Report:
+        return climb(
+            robust,
+            Masked(fragile),
+            artifact_sha256="0" * 64,
+            files=1,
+            level="robust",
+            split=split,
+            terms=Terms(n=ATTACKED, margin=0.02, tolerance=1e6, queries=queries),
+        )
+
+    assert reached(0).failed is None  # what testing by transfer and surrogate alone would have signed off
+    report = reached(1000)
+    assert rungs(report) == {
+        "integrity": True,
+        "parity": True,
+        "clean": True,
+        "transfer": True,
+        "surrogate": True,
+        "black-box": False,
+    }
+    assert report.failed.measured["difference"] > 0.05
+    with pytest.raises(RobustnessGateFailed, match=r"black-box: .* the engine is worse") as caught:
+        sign_off(report)
+    assert caught.value.exit_code == 9
 
 
 @pytest.mark.slow

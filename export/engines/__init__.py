@@ -7,30 +7,42 @@ from importlib import import_module
 from types import ModuleType
 
 from zoo.errors import MissingDependency, UsageError, nearest
+from zoo.export.manifest import Precision
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How an engine is called, and where its ``build`` and ``load`` live."""
+    """How an engine is called, what it can do, and where its ``build`` and ``load`` live.
+
+    Attributes:
+        package: what is imported for it; ``requires`` is what pip installs.
+        from_onnx: whether it is built from the graph in the asked precision; the others start from the float model.
+        symmetric: whether its int8 activations must be symmetric around 0.
+    """
 
     name: str
     aliases: tuple[str, ...]
-    module: str
-    requires: str  # what pip installs for it
+    package: str
+    requires: str
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    from_onnx: bool = True
+    symmetric: bool = False
 
     def load_module(self) -> ModuleType:
-        """The engine's module, with ``build(model, folder, *, metadata)`` and ``load(path, ...)``."""
-        return import_module(self.module)
+        """The engine's module, with ``build(order, folder)`` and ``load(path, *, threads)``."""
+        return import_module(f"zoo.export.engines.{self.name}")
 
 
-ENGINES = (Backend("onnxruntime", ("onnx", "ort"), "zoo.export.engines.onnxruntime", "onnxruntime"),)
+ENGINES = (
+    Backend("onnxruntime", ("onnx", "ort"), "onnxruntime", "onnxruntime"),
+    Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]"),
+)
 
 # Names that users of exported models know, and which this release has no engine for.
 ELSEWHERE = {
     "tensorrt": "TensorRT",
     "trt": "TensorRT",
     "engine": "TensorRT",
-    "openvino": "OpenVINO",
     "executorch": "ExecuTorch",
     "coreml": "Core ML",
     "tflite": "LiteRT",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +11,45 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UsageError
+from zoo.export.manifest import Precision
 from zoo.models import Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What an engine is to be built from.
+
+    Attributes:
+        model: the float model, in eval mode, as it was loaded.
+        graph: ``model.onnx``: in ``precision`` for engines that start from ONNX, in fp32 for the others.
+        batches: batch sizes that will be used; the engine must take these, 1 and 2.
+        calibration: images [N, C, H, W] in [0, 1] to choose int8 ranges by; None for the other precisions.
+    """
+
+    model: Classifier
+    graph: Path
+    precision: Precision
+    batches: tuple[int, ...]
+    calibration: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What an engine's ``build`` left in the bundle's folder.
+
+    Attributes:
+        file: what ``load`` takes, relative to the folder.
+        format: of that file, as "onnx" or "openvino-ir".
+        companions: files that ``file`` cannot do without.
+        built_for: facts of the device and runtime that it is bound to; empty where it runs anywhere.
+        options: how it was built, for the manifest.
+    """
+
+    file: str
+    format: str
+    companions: tuple[str, ...] = ()
+    built_for: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):

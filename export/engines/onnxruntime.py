@@ -11,23 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import IntegrityError, MissingDependency, UsageError
-from zoo.export.engines.interface import checked
-from zoo.export.onnx import save_onnx, with_weights_of
+from zoo.export.engines.interface import Built, Order, checked
+from zoo.export.onnx import with_weights_of
 from zoo.models import Classifier
 
-ARTIFACT = "model.onnx"
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of the mantissa: not an fp32 engine
 
 
-def build(model: Classifier, folder: Path, *, metadata: dict[str, str]) -> dict[str, Any]:
-    """Write ``model.onnx`` into ``folder``; returns the manifest's facts about the artifact.
-
-    Raises:
-        ExportFailed: the model could not be converted.
-    """
-    opset = save_onnx(model, folder / ARTIFACT, metadata=metadata)
-    return {"file": ARTIFACT, "format": "onnx", "opset": opset}
+def build(order: Order, folder: Path) -> Built:
+    """Nothing is left to do: the graph is what ONNX Runtime runs."""
+    return Built(file=order.graph.name, format="onnx")
 
 
 def load(path: Path | str, *, threads: int | None = None, providers: Sequence[str] | None = None) -> OnnxRuntime:

@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, Data, Offline, Quiet, model_names
 from zoo.cli.output import Output
 
 
 def command(
-    name: ModelName,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="ENGINE", help="onnx, ...")] = "onnx",
-    precision: Annotated[str, typer.Option(metavar="PRECISION", help="fp32, ...")] = "fp32",
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A model's name, or a pattern as 'rnascl-*'.", autocompletion=model_names),
+    ],
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="ENGINES", help="onnx, openvino, ...; several with commas.")
+    ] = "onnx",
+    precision: Annotated[
+        str, typer.Option(metavar="PRECISIONS", help="fp32, fp16 or int8; several with commas.")
+    ] = "fp32",
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that parity is checked at.")] = "1,8,64",
     verify: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="none, parity, clean or robust; else as far as the data allow.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")] = Path("bundles"),
     data: Data = None,
+    calibration: Annotated[
+        int | None, typer.Option(metavar="N", help="Training images that int8 ranges are chosen by; 512.")
+    ] = None,
+    calibrator: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Of int8 ranges: minmax, entropy or percentile.")
+    ] = None,
+    adversarial: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of the calibration images, attacked first; 0.")
+    ] = None,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="Add model-uint8.onnx, which takes uint8 images [N, H, W, 3].")
+    ] = False,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Add the engine to this Triton model repository too.")
+    ] = None,
     margin: Annotated[
         float, typer.Option(metavar="POINTS", help="Accuracy that the engine may lose at most, in points.")
     ] = 1.0,
-    tolerance: Annotated[float, typer.Option(metavar="LOGIT", help="Largest difference of a logit for parity.")] = 1e-3,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as the precision allows.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the attacks, and of the choice of calibration images.")] = 0,
     square: Annotated[
-        int, typer.Option(metavar="QUERIES", help="Also attack with Square, with so many queries an image.")
-    ] = 0,
+        int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Keep what failed, as BUNDLE.failed.")] = False,
     as_json: AsJson = False,
@@ -42,39 +68,107 @@ def command(
 
     The engine must agree with the float model (exit code 8 if not), and be
     shown to be as accurate (8) and as robust (9), within --margin. Without
-    CIFAR-10 only agreement is checked, and the bundle says so.
+    CIFAR-10 only agreement is checked, and the bundle says so. Of several
+    exports each is tried, and the exit code is the highest.
 
     \b
     Examples:
       zoo export trades-s7 -o bundles
       zoo export trades-s7 --verify robust --data cifar10 -n 2500 --margin 0.5
+      zoo export trades-s7 -f openvino --precision int8 --adversarial 0.5
+      zoo export trades-s7 --uint8 --triton models
+      zoo export "trades-*" -f onnx,openvino --precision fp32,int8
       zoo export local-dir:runs/mine/model --verify parity --json
     """
     from zoo.cli.ladder import outcome
     from zoo.cli.pick import batch_sizes
     from zoo.export import export_model
+    from zoo.export.calibration import Sampling
+    from zoo.export.triton import write_triton
 
     output = Output(as_json=as_json, quiet=quiet)
-    sizes = batch_sizes(batch)
-    with output.progress() as advance:
-        bundle = export_model(
-            name,
-            format=format,
-            precision=precision,
-            batches=sizes,
-            out=out,
-            verify=verify,
-            data=data,
-            offline=offline,
-            keep_failed=keep_failed,
-            force=force,
-            margin=margin / 100,
-            tolerance=tolerance,
-            n=n,
-            seed=seed,
-            queries=square,
-            command=shlex.join(["zoo", *sys.argv[1:]]),
-            progress=advance,
-            notify=output.say,
-        )
-    output.result(*outcome(bundle))
+    chosen = {"n": calibration, "method": calibrator, "adversarial": adversarial}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {
+        "batches": batch_sizes(batch),
+        "out": out,
+        "verify": verify,
+        "data": data,
+        "offline": offline,
+        "keep_failed": keep_failed,
+        "force": force,
+        "margin": margin / 100,
+        "tolerance": tolerance,
+        "n": n,
+        "seed": seed,
+        "queries": square,
+        "uint8": uint8,
+        "command": shlex.join(["zoo", *sys.argv[1:]]),
+        "notify": output.say,
+    }
+
+    def export(name: str, format: str, precision: str) -> Path:
+        sampling = Sampling(**chosen, seed=seed) if precision == "int8" or chosen else None
+        with output.progress() as advance:
+            bundle = export_model(
+                name, format=format, precision=precision, calibration=sampling, progress=advance, **options
+            )
+        if triton:
+            write_triton(bundle, triton, notify=output.say)
+        return bundle
+
+    jobs = list(product(_names(name), _parts(format), _parts(precision)))
+    if len(jobs) == 1:
+        output.result(*outcome(export(*jobs[0])))
+        return
+    code = _export_all(jobs, export, output)
+    if code:
+        raise typer.Exit(code)
+
+
+def _parts(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _names(pattern: str) -> list[str]:
+    """The models that a pattern of the shell's kind stands for; any other name as it is."""
+    from zoo.errors import UnknownModel
+    from zoo.selection import list_models
+
+    if ":" in pattern or not set(pattern) & set("*?["):
+        return [pattern]
+    names = list_models(pattern)
+    if not names:
+        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' tells which there are")
+    return names
+
+
+def _export_all(jobs: list[tuple[str, str, str]], export: Callable[[str, str, str], Path], output: Output) -> int:
+    """Try every job, whatever becomes of the others; returns the highest exit code."""
+    from zoo.cli.output import table
+    from zoo.errors import ZooError
+    from zoo.export import read_bundle
+    from zoo.export.report import accuracy_on_the_engine
+
+    facts, rows, codes = [], [], []
+    for name, format, precision in jobs:
+        output.say(f"{name}, {format}, {precision} ...")
+        fact: dict[str, Any] = {"name": name, "format": format, "precision": precision}
+        try:
+            bundle = export(name, format, precision)
+        except Exception as error:  # an internal one too must not stop the others
+            codes.append(error.exit_code if isinstance(error, ZooError) else 1)
+            told = str(error) if isinstance(error, ZooError) else f"internal: {type(error).__name__}: {error}"
+            output.say(f"zoo: error: {told}")
+            facts.append(fact | {"error": {"type": type(error).__name__, "message": told, "exit_code": codes[-1]}})
+            rows.append([name, format, precision, f"exit code {codes[-1]}", ""])
+        else:
+            manifest = read_bundle(bundle)
+            found = accuracy_on_the_engine(manifest)
+            facts.append(fact | {"bundle": str(bundle), "verified": manifest.verified, "accuracy": found})
+            robust = "-" if found is None else f"{100 * found:.1f}"
+            rows.append([name, format, precision, manifest.verified, robust])
+    columns = ["model", "engine", "precision", "verified", "right, %"]
+    legend = "right: images that the engine classifies correctly under every attack that was climbed to."
+    output.result({"exports": facts}, lambda: f"{table(columns, rows, right=(4,))}\n\n{legend}")
+    return max(codes, default=0)

@@ -27,8 +27,14 @@ def command(
     n: Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
     square: Annotated[
-        int, typer.Option(metavar="QUERIES", help="Also attack with Square, with so many queries an image.")
-    ] = 0,
+        int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="Run the engine there: ssh://user@host:port, or ssh://host/path/to/python."
+        ),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Replace the bundle's reports by what is found now.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -44,6 +50,7 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32
       zoo verify bundles/trades-s7--onnxruntime-fp32 --verify parity --json
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
+      zoo verify bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen
     """
     from zoo.cli.ladder import rungs_table
     from zoo.export import sign_off, verify_bundle
@@ -61,6 +68,7 @@ def command(
             n=n,
             seed=seed,
             queries=square,
+            device=device,
             write=write,
             progress=advance,
         )

@@ -1,0 +1,111 @@
+"""An ONNX graph in another precision: fp16, or int8 with explicit Q/DQ nodes.
+
+The quantiser is ONNX Runtime's own: its Q/DQ graphs are what ONNX Runtime, OpenVINO and TensorRT all take, and it needs
+no package that an export does not need anyway.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from zoo.errors import ExportFailed
+from zoo.export.calibration import Method
+from zoo.export.onnx import INPUT, first_line
+
+CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+BATCH = 64
+
+
+def to_fp16(path: Path) -> None:
+    """Rewrite the graph at ``path``: fp16 weights and arithmetic, float32 images in and logits out.
+
+    Raises:
+        ExportFailed: the converter refused the graph.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    try:
+        half = ONNXModel(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True))
+        half.topological_sort()  # the converter appends the casts of the ports
+        _finish(half.model, like=onnx.load(str(path)), path=path)
+    except Exception as error:  # the packages' errors have no base in common
+        raise ExportFailed(f"the graph could not be converted to fp16: {first_line(error)}") from error
+
+
+def to_int8(path: Path, images: Tensor, *, method: Method = "minmax", symmetric: bool = False) -> None:
+    """Rewrite the graph at ``path``: int8 weights per output channel, 8-bit activations, the last layer in float.
+
+    Coarse logits would tie, and hide from an attack how near it is.
+
+    Args:
+        images: [N, C, H, W] in [0, 1], that activation ranges are chosen by.
+        symmetric: signed activations with zero point 0, as TensorRT wants them; unsigned ones with a zero point use
+            all 256 values after a ReLU, and are faster on CPUs.
+
+    Raises:
+        ExportFailed: the quantiser refused the graph.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    proto = onnx.load(str(path))
+    try:
+        with _quiet():
+            quantize_static(
+                proto,
+                path,
+                _Reader(images),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                calibrate_method=CalibrationMethod[CALIBRATORS[method]],
+                nodes_to_exclude=[node.name for node in proto.graph.node if node.op_type in ("Gemm", "MatMul")],
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": symmetric,
+                    "QuantizeBias": not symmetric,  # TensorRT adds biases in float
+                },
+            )
+        _finish(onnx.load(str(path)), like=proto, path=path)
+    except Exception as error:
+        raise ExportFailed(f"the graph could not be quantised: {first_line(error)}") from error
+
+
+class _Reader:
+    """Batches of images in the shape that ONNX Runtime's calibrators want."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.batches = iter(images.split(BATCH))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT: batch.numpy()}
+
+
+def _finish(proto: onnx.ModelProto, *, like: onnx.ModelProto, path: Path) -> None:
+    """Check ``proto`` and write it with the metadata of the graph that it was made from."""
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(like.metadata_props)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither the quantiser's printed progress nor its advice to preprocess: the graph is folded already."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.root.setLevel(level)

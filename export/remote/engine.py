@@ -1,0 +1,205 @@
+"""An engine on another machine: gradients are computed here, the artifact runs there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
+from zoo.export.bundle import read_bundle, sha256
+from zoo.export.engines.interface import checked
+from zoo.export.manifest import Manifest
+from zoo.export.onnx import GRAPH, with_weights_of
+from zoo.export.remote import frame
+from zoo.export.remote.link import Dropped, Link, Target, target_of
+from zoo.export.remote.runtimes import RUNTIMES
+from zoo.models import Classifier
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new connection
+FROM_GRAPH = ("onnx", "openvino-ir")
+LASTING = ("machine", "board", "cpu", "isa", "cores", "gpu", "runtime", "version", "device")  # facts that do not change
+
+T = TypeVar("T")
+
+
+def connect(
+    target: str | Target,
+    bundle: Path | str,
+    *,
+    threads: int | None = None,
+    ssh: Sequence[str] = ("ssh",),
+    pauses: Sequence[float] = PAUSES,
+    timeout: float = 600,
+) -> Remote:
+    """An engine that runs the bundle's artifact on another machine; use it in a ``with`` block.
+
+    Args:
+        target: ``ssh://[user@]host[:port][/path/to/python]`` or ``local:[path/to/python]``.
+        threads: CPU threads of one call there; all its cores if None.
+        ssh: the ssh command, with options of its own.
+        pauses: seconds to wait before each attempt to have a lost connection again.
+        timeout: seconds that one answer may take.
+
+    Raises:
+        UsageError: no such target, or no bundle.
+        IntegrityError: a file of the bundle is altered, or the device runs other bytes.
+        Unreachable: the device does not answer.
+        MissingDependency: it lacks Python, numpy or the runtime, or there is no runner for this artifact.
+        WrongDevice: the artifact was built for another, or the runtime there cannot load it.
+    """
+    if isinstance(target, str):
+        target = target_of(target, ssh=tuple(ssh))
+    if threads is not None and threads < 1:
+        raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
+    return Remote(target, Path(bundle), read_bundle(bundle), threads=threads, pauses=pauses, timeout=timeout)
+
+
+class Remote:
+    """A runner on a device behind the engines' interface; see :func:`connect`.
+
+    A connection that drops is had again, and the batch in flight is sent again; files that are there are not.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        bundle: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        pauses: Sequence[float] = PAUSES,
+        timeout: float = 600,
+    ) -> None:
+        artifact = manifest.artifact
+        if artifact.format not in RUNTIMES:
+            raise MissingDependency(
+                f"the runner for other devices has {', '.join(RUNTIMES)}, not '{artifact.format}': install this "
+                f"package on the device and verify the bundle there"
+            )
+        _, channels, height, width = manifest.io.input.shape
+        self.shape = (int(channels), int(height), int(width))
+        self.classes = int(manifest.io.output.shape[1])
+        self.target, self.bundle, self.threads = target, bundle, threads
+        self.engine, self.artifact = manifest.engine, artifact
+        self.pauses, self.timeout = tuple(pauses), timeout
+        self.digests = {name: sha256(bundle / name) for name in (artifact.file, *artifact.companions)}
+        self.facts: dict[str, Any] = {}
+        self.link: Link | None = None
+        self.met = False  # whether a frame ever came from there
+        self.asked = 0
+        self._persist(self._connected)
+
+    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes], always in new memory.
+
+        Raises:
+            UsageError: not a batch of float32 images in [0, 1], or over 1 GiB of them.
+            Unreachable: the connection was lost for good.
+            WrongDevice: the runtime there fails on the batch.
+            IntegrityError: the answer is not one to this batch.
+        """
+        x = checked(images, self.shape)
+        self.asked += 1
+        head, batch = {"id": self.asked, "shape": list(x.shape)}, np.asarray(x, "<f4").tobytes()
+        kind, told, payload = self._persist(lambda: self._connected().ask(frame.INFER, head, batch))
+        expected = {"id": self.asked, "shape": [len(x), self.classes]}
+        if kind != frame.LOGITS or told != expected or len(payload) != 4 * len(x) * self.classes:
+            raise IntegrityError(f"'{self.target.name}' answers with {told}, not with logits {expected}")
+        return torch.from_numpy(np.frombuffer(payload, "<f4").astype(np.float32).reshape(len(x), self.classes))
+
+    def time(self, batch: int, *, repeats: int, warmup: int = 10) -> np.ndarray:
+        """Nanoseconds that each of ``repeats`` calls with ``batch`` images took there, int64; the pipe is not in it.
+
+        Raises:
+            UsageError: fewer than 1 repeat, or over 10,000 calls.
+            Unreachable, WrongDevice: as for a call.
+        """
+        head = {"shape": [batch, *self.shape], "warmup": warmup, "repeats": repeats}
+        kind, told, _ = self._persist(lambda: self._connected().ask(frame.TIME, head))
+        if kind != frame.TIMES or len(told.get("ns", ())) != repeats:
+            raise IntegrityError(f"'{self.target.name}' answers with something else than {repeats} times")
+        return np.array(told["ns"], np.int64)
+
+    def differentiable(self, model: Classifier) -> nn.Module | None:
+        """``model`` with the weights of the bundle's graph, where the artifact was made from it."""
+        graph = self.bundle / GRAPH
+        return with_weights_of(graph, model) if self.artifact.format in FROM_GRAPH and graph.is_file() else None
+
+    def describe(self) -> dict[str, Any]:
+        """The runtime there, and the device as it describes itself; neither its address nor its user."""
+        own = {"engine": self.engine, "version": self.facts["version"], "device": self.facts["device"]}
+        return {**own, "remote": {name: fact for name, fact in self.facts.items() if name not in own}}
+
+    def close(self) -> None:
+        """End the runner; the next call would start another."""
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done again after each drop; but a device that never answered is given up at once."""
+        for pause in (*self.pauses, None):
+            try:
+                return work()
+            except Dropped as error:
+                self._abandon()
+                if pause is None or not self.met:
+                    tries = f", {len(self.pauses)} new connections did not help" if self.met else ""
+                    raise Unreachable(f"no answer from '{self.target.name}'{tries}: {error}") from None
+                time.sleep(pause)
+            except BaseException:
+                self._abandon()
+                raise
+        raise AssertionError("the last pause is None")
+
+    def _abandon(self) -> None:
+        if self.link is not None:
+            self.met = self.met or self.link.noise is None
+            self.link.close(kill=True)
+            self.link = None
+
+    def _connected(self) -> Link:
+        """The link, with the artifact loaded at its other end; files that are there already are not sent."""
+        if self.link is not None:
+            return self.link
+        self.link = Link(self.target, timeout=self.timeout)
+        head = {"format": self.artifact.format, "threads": self.threads, "files": self.digests}
+        kind, told, _ = self.link.ask(frame.OPEN, head)
+        for name, digest in self.digests.items():
+            if kind == frame.NEED and digest in told.get("missing", ()):
+                kind, told, _ = self.link.ask(frame.FILE, {"sha256": digest}, (self.bundle / name).read_bytes())
+        facts = told.get("facts", {})
+        if kind != frame.HELLO or told.get("files") != self.digests or not {"version", "device"} <= facts.keys():
+            raise IntegrityError(f"'{self.target.name}' runs something else than the artifact of '{self.bundle}'")
+        self._recognise(facts)
+        return self.link
+
+    def _recognise(self, facts: dict[str, Any]) -> None:
+        """Refuse a device that the artifact was not built for, and another than the one that answered before."""
+        for name, wanted in self.artifact.built_for.items():
+            if str(facts.get(name)) != wanted:
+                found = facts.get(name, "untold")
+                raise WrongDevice(
+                    f"'{self.bundle}' was built for {name} '{wanted}', on '{self.target.name}' it is '{found}': "
+                    "export it there"
+                )
+        for name in LASTING:
+            if self.facts and facts.get(name) != self.facts.get(name):
+                raise WrongDevice(
+                    f"another device answers as '{self.target.name}' than before: {name} was "
+                    f"'{self.facts.get(name)}', is '{facts.get(name)}'"
+                )
+        self.facts = facts

@@ -1,0 +1,133 @@
+"""What runs on the device: it answers the client's frames by the artifact's runtime.
+
+Python 3.9 or newer, numpy and that runtime are needed there, not this package: this file and the three that it imports
+are sent over as they are, see :mod:`zoo.export.remote.link`. Frames come on standard input and leave on standard output
+until the pipe closes. The artifact's files stay in ``$ZOO_CACHE/remote``, by default ``~/.cache/robust-zoo/remote``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from zoo.export.remote import frame
+from zoo.export.remote.fingerprint import cores, fingerprint
+from zoo.export.remote.frame import BadFrame, Frame
+from zoo.export.remote.runtimes import Run, Trouble, first_line, load, package
+
+MAX_CALLS = 10_000  # of one measurement
+
+
+class Session:
+    """One artifact: its files come, it is loaded, it answers."""
+
+    def __init__(self) -> None:
+        root = os.environ.get("ZOO_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "robust-zoo")
+        self.folder = os.path.join(root, "remote")
+        self.run: Run | None = None
+
+    def answer(self, kind: int, head: dict[str, Any], payload: bytes) -> Frame:
+        """The frame that answers this one."""
+        if kind == frame.OPEN:
+            self.np = package("numpy", "numpy")
+            self.format, self.threads, self.files = head["format"], head["threads"] or cores(), head["files"]
+            return self._ready()
+        if kind == frame.FILE:
+            self._keep(head["sha256"], payload)
+            return self._ready()
+        if kind == frame.INFER:
+            x = self.np.frombuffer(payload, "<f4").astype(self.np.float32).reshape(head["shape"])
+            logits = self.np.ascontiguousarray(self._logits(x), "<f4")
+            return frame.LOGITS, {"id": head["id"], "shape": logits.shape}, logits.tobytes()
+        if kind == frame.TIME:
+            return frame.TIMES, {"ns": self._clocked(head["shape"], head["warmup"], head["repeats"])}, b""
+        raise BadFrame(f"nobody asks for a frame of kind {kind}")
+
+    def _keep(self, digest: str, content: bytes) -> None:
+        """Write a file under its SHA-256, whole or not at all."""
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise Trouble("integrity", f"a file arrived there with another SHA-256 than the announced {digest}")
+        scratch = os.path.join(self.folder, f".{digest}.{os.getpid()}")
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            with open(scratch, "wb") as file:
+                file.write(content)
+            os.replace(scratch, os.path.join(self.folder, digest))
+        except OSError as error:
+            told = f"the cache '{self.folder}' cannot be written there ({error.strerror}): set ZOO_CACHE on the device"
+            raise Trouble("usage", told) from None
+        finally:
+            if os.path.exists(scratch):
+                os.remove(scratch)
+
+    def _held(self, digest: str) -> bytes | None:
+        """The content of the file in the cache, None if it is not there or damaged."""
+        try:
+            with open(os.path.join(self.folder, digest), "rb") as file:
+                content = file.read()
+        except OSError:
+            return None
+        return content if hashlib.sha256(content).hexdigest() == digest else None
+
+    def _ready(self) -> Frame:
+        """Load the artifact if all of it is here: the bytes that were hashed are those that the runtime gets."""
+        held = {name: self._held(digest) for name, digest in self.files.items()}
+        missing = [self.files[name] for name, content in held.items() if content is None]
+        if missing:
+            return frame.NEED, {"missing": missing}, b""
+        parts = {name: content for name, content in held.items() if content is not None}
+        self.run, facts = load(self.format, list(parts.values()), self.threads)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+        return frame.HELLO, {"files": digests, "facts": {**fingerprint(), **facts, "numpy": self.np.__version__}}, b""
+
+    def _logits(self, x: Any) -> Any:
+        if self.run is None:
+            raise Trouble("usage", "no artifact is loaded yet")
+        try:
+            return self.run(x)
+        except Exception as error:  # the runtimes' exceptions have no base class of their own
+            raise Trouble("device", f"the runtime failed on a batch {list(x.shape)}: {first_line(error)}") from error
+
+    def _clocked(self, shape: list[int], warmup: int, repeats: int) -> list[int]:
+        """Nanoseconds of each of ``repeats`` calls on the same uniform noise, after some that do not count."""
+        if not (shape[0] >= 1 and warmup >= 0 and repeats >= 1 and warmup + repeats <= MAX_CALLS):
+            told = f"{warmup} + {repeats} calls with {shape[0]}"
+            raise Trouble("usage", f"a measurement takes 1 to {MAX_CALLS} calls with 1 image or more, not {told}")
+        x = self.np.random.default_rng(0).random(shape, dtype=self.np.float32)
+        clock = [0] * (warmup + repeats)
+        for call in range(warmup + repeats):
+            start = time.perf_counter_ns()
+            self._logits(x)
+            clock[call] = time.perf_counter_ns() - start
+        return clock[warmup:]
+
+
+def main() -> None:
+    """Answer until the pipe closes. What is no frame ends the conversation, as nobody knows where the next starts."""
+    asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # so that nothing that a library prints gets between frames
+    session = Session()
+    while True:
+        sound = True
+        try:
+            kind, head, payload = frame.read_frame(asked)
+            if kind == frame.BYE:
+                return
+            answer = session.answer(kind, head, payload)
+        except EOFError:
+            return
+        except Trouble as error:
+            answer = frame.ERROR, {"kind": error.kind, "message": str(error)}, b""
+        except Exception as error:
+            sound = False
+            traceback.print_exc()
+            blame = "device" if isinstance(error, MemoryError) else "integrity"
+            answer = frame.ERROR, {"kind": blame, "message": f"the runner cannot answer: {error!r}"}, b""
+        answered.write(frame.encode(*answer))
+        answered.flush()
+        if not sound:
+            return

@@ -1,0 +1,53 @@
+"""A small world in which robustness can be had, and lost, in seconds: pictures, and nets trained on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from zoo.data import to_float
+from zoo.models import Classifier, build
+from zoo.spec import StagedSpec
+from zoo.train.adversary import pgd
+
+SPEC = StagedSpec(widths=((8,), (16,), (16,)), resolutions=(16, 8, 4), stem=6)
+TEST = 500
+
+
+def pictures(n: int, seed: int, *, misleading: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, 32, 32, 3] and labels, each class with a loud colour pattern and a faint texture.
+
+    The texture is smaller than eps = 8/255: who relies on it is accurate, and not robust. In misleading images the
+    colours are those of any class, so that a net learns the texture only.
+    """
+    world = np.random.default_rng(0)
+    loud, faint = world.choice([-60, 60], (10, 2, 2, 3)), world.choice([-7, 7], (10, 4, 4, 3))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, n)
+    shown = rng.integers(0, 10, n) if misleading else labels
+    images = 128 + rng.integers(-10, 11, (n, 32, 32, 3)) + np.tile(faint[labels], (1, 8, 8, 1))
+    images += loud[shown].repeat(16, 1).repeat(16, 2)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def trained(*, robustly: bool) -> Classifier:
+    """A net trained in seconds: with PGD to be robust, or plainly on the texture to be fragile."""
+    images, labels = pictures(1500, seed=1, misleading=not robustly)
+    x, y = to_float(images), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    model, epochs = build(SPEC), 4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * 30)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x)).split(50):
+            batch = x[index]
+            if robustly:
+                noise = torch.empty_like(batch).uniform_(-1, 1)
+                batch = pgd(model, batch, y[index], noise, eps=8 / 255, step=8 / 255, steps=1)
+            model.train()
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch), y[index]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)

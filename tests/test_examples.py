@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_export import SMALL, model_of
+
+from zoo.data import CLASSES, to_float
+from zoo.export.engines import Backend, backend
+from zoo.export.exporter import write_bundle
+from zoo.export.source import Known
+from zoo.models import Classifier
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ENGINES = ("onnxruntime", "openvino", "litert", "executorch", "tensorrt")
+RUNTIMES = {"onnxruntime", "openvino", "ai_edge_litert", "executorch", "tensorrt"}
+# Runs an example with its arguments where no module called zoo can be imported.
+WITHOUT_ZOO = (
+    "import runpy, sys; del sys.argv[0]; sys.modules['zoo'] = None; runpy.run_path(sys.argv[0], {}, '__main__')"
+)
+
+Ranking = list[tuple[str, float]]  # class and probability, best first
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    model = model_of(SMALL)
+    model.head.weight.data.mul_(20)  # so that it has an opinion
+    return model
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory) -> Path:
+    return write_bundle(model, Known("small", "small"), out=tmp_path_factory.mktemp("out"), level="none", split=None)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    """Neither square nor of the model's size."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def twins(model: Classifier, picture: Path, size: int = 32) -> Ranking:
+    """What the float model says of the picture."""
+    pixels = np.asarray(Image.open(picture).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    with torch.no_grad():
+        p = model(to_float(pixels[None]))[0].softmax(0)
+    return [(CLASSES[k], p[k].item()) for k in p.argsort(descending=True)[:3].tolist()]
+
+
+def ranking(lines: str) -> Ranking:
+    return [(label, float(p)) for p, label in (line.split("  ", 1) for line in lines.splitlines())]
+
+
+def run(engine: str, bundle: Path, picture: Path) -> Ranking:
+    script = EXAMPLES / f"classify_{engine}.py"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ZOO, str(script), str(bundle), str(picture)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=bundle.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return ranking(done.stdout)
+
+
+def agree(found: Ranking, expected: Ranking) -> None:
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    assert [p for _, p in found] == pytest.approx([p for _, p in expected], abs=2e-3)
+
+
+def holding(file: str, bundle: Path, folder: Path) -> Path:
+    """The manifest of ``bundle`` with ``file`` as its artifact, which is then to be written."""
+    folder.mkdir()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["artifact"]["file"] = file
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_the_picture_shows_when_it_is_turned_or_its_colours_are_swapped(model, picture, tmp_path):
+    """Else an example could do so unnoticed."""
+    image, expected = Image.open(picture), twins(model, picture)
+    swapped = Image.fromarray(np.array(image)[..., ::-1])
+    for other in (swapped, image.transpose(Image.Transpose.TRANSPOSE), image.transpose(Image.Transpose.ROTATE_180)):
+        other.save(tmp_path / "other.png")
+        with pytest.raises(AssertionError):
+            agree(twins(model, tmp_path / "other.png"), expected)
+
+
+def test_onnxruntime_says_what_the_model_says(model, bundle, picture):
+    agree(run("onnxruntime", bundle, picture), twins(model, picture))
+
+
+def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
+    nameless = holding("model.onnx", bundle, tmp_path / "nameless")
+    shutil.copyfile(bundle / "model.onnx", nameless / "model.onnx")
+    manifest = json.loads((nameless / "manifest.json").read_text())
+    (nameless / "manifest.json").write_text(json.dumps(manifest | {"labels": []}))
+    found = run("onnxruntime", nameless, picture)
+    agree([(CLASSES[int(label)], p) for label, p in found], twins(model, picture))
+
+
+def test_openvino_says_what_the_model_says(model, picture, tmp_path):
+    pytest.importorskip("openvino")
+    engine = backend("openvino")
+    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
+    agree(run("openvino", bundle, picture), twins(model, picture))
+
+
+def test_executorch_says_what_the_model_says(model, picture, tmp_path):
+    pytest.importorskip("executorch.runtime")
+    engine = Backend("executorch", (), "executorch", "executorch", from_onnx=False)
+    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
+    agree(run("executorch", bundle, picture), twins(model, picture))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_litert_says_what_the_model_says(model, bundle, picture, tmp_path, layout):
+    litert_torch = pytest.importorskip("litert_torch")
+    x = torch.rand(1, 3, 32, 32)
+    if layout == "NCHW":
+        converted = litert_torch.convert(model, (x,))
+    else:
+        last = litert_torch.to_channel_last_io(model, args=[0]).eval()
+        converted = litert_torch.convert(last, (x.permute(0, 2, 3, 1).contiguous(),))
+    folder = holding("model.tflite", bundle, tmp_path / "small--litert-fp32")
+    converted.export(str(folder / "model.tflite"))
+    agree(run("litert", folder, picture), twins(model, picture))
+
+
+@pytest.mark.gpu
+def test_tensorrt_says_what_the_model_says(model, picture, tmp_path):
+    pytest.importorskip("tensorrt")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    engine = backend("tensorrt")
+    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
+    agree(run("tensorrt", bundle, picture), twins(model, picture))
+
+
+def test_the_cpp_example_says_what_the_model_says(model, bundle, picture, tmp_path):
+    root = os.environ.get("ONNXRUNTIME_ROOT")
+    if not root or not shutil.which("cmake"):
+        pytest.skip("needs cmake, and ONNXRUNTIME_ROOT set to an unpacked release of ONNX Runtime")
+    image = Image.open(picture).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    image.save(tmp_path / "picture.ppm")
+    configure = ["cmake", "-S", str(EXAMPLES), "-B", str(tmp_path / "build"), f"-DONNXRUNTIME_ROOT={root}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", str(tmp_path / "build")], check=True, capture_output=True)
+    command = [str(tmp_path / "build" / "classify_onnxruntime"), str(bundle), str(tmp_path / "picture.ppm")]
+    agree(ranking(subprocess.run(command, check=True, capture_output=True, text=True).stdout), twins(model, picture))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_example_needs_its_runtime_and_little_else(engine):
+    tree = ast.parse((EXAMPLES / f"classify_{engine}.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    assert {"numpy", "PIL"} <= imported
+    assert len(imported & RUNTIMES) == 1
+    assert imported - RUNTIMES <= {"numpy", "PIL", "torch"}
+
+
+def test_the_readme_names_every_example():
+    readme = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.iterdir():
+        assert path.name in readme or path.name == "README.md"
+
+
+def test_an_example_that_imported_zoo_would_fail(bundle, tmp_path):
+    (tmp_path / "cheat.py").write_text("import zoo\n")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ZOO, str(tmp_path / "cheat.py")], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert "zoo" in done.stderr

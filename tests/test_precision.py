@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sturdy import TEST, pictures
+
+from zoo.data import Dataset, to_float
+from zoo.errors import DataNotFound, ExportFailed, UsageError
+from zoo.export import export_model, read_bundle, sign_off, verify_bundle
+from zoo.export.calibration import METHODS, Sampling, calibration_images
+from zoo.export.engines import onnxruntime
+from zoo.export.exporter import write_bundle
+from zoo.export.ladder import Terms
+from zoo.export.onnx import metadata_of, save_onnx
+from zoo.export.precision import to_fp16, to_int8
+from zoo.export.source import Known
+
+TERMS = {"n": 150, "margin": 0.03}
+KNOWN = Known("sturdy", "sturdy")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Dataset:
+    """Pictures to calibrate by; the first 50 for training are in the test split too."""
+    root = tmp_path_factory.mktemp("world")
+    (images, labels), (tested, answers) = pictures(1300, seed=1), pictures(TEST, seed=2)
+    images[:50], labels[:50] = tested[:50], answers[:50]
+    for name, arrays in (("train", (images, labels)), ("test", (tested, answers))):
+        np.save(root / f"{name}_images.npy", arrays[0])
+        np.save(root / f"{name}_labels.npy", arrays[1])
+    return Dataset(root)
+
+
+@pytest.fixture
+def graph(robust, tmp_path):
+    save_onnx(robust, tmp_path / "model.onnx", metadata={"name": "sturdy"})
+    return tmp_path / "model.onnx"
+
+
+def initializers(path) -> dict[str, np.ndarray]:
+    return {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(str(path)).graph.initializer}
+
+
+# -- calibration -----------------------------------------------------------------------------------------------
+
+
+def test_calibration_images_come_from_the_training_split_and_never_from_the_test_split(robust, world):
+    everything = Sampling(n=250)  # of 300 training images 50 are tested
+    x, record = calibration_images(robust, world, everything)
+    tested = {image.tobytes() for image in world.split("test").images}
+    drawn = [np.uint8((image * 255).round().permute(1, 2, 0).numpy()).tobytes() for image in x]
+    assert len(set(drawn)) == 250
+    assert not tested & set(drawn)
+    indices = np.arange(50, 300, dtype="<i8")
+    assert record.indices_sha256 == hashlib.sha256(indices.tobytes()).hexdigest()
+    assert (record.n, record.split, record.method, record.adversarial) == (250, "train", "minmax", 0.0)
+    with pytest.raises(UsageError, match="there are 250"):
+        calibration_images(robust, world, Sampling(n=251))
+
+
+def test_the_seed_chooses_the_images(robust, world):
+    records = [calibration_images(robust, world, Sampling(n=16, seed=seed))[1] for seed in (0, 0, 1)]
+    assert records[0] == records[1]
+    assert records[0].images_sha256 != records[2].images_sha256
+
+
+def test_the_adversarial_share_is_attacked_and_stays_in_the_ball(robust, fragile, world):
+    plain, _ = calibration_images(fragile, world, Sampling(n=16))
+    half, record = calibration_images(fragile, world, Sampling(n=16, adversarial=0.5))
+    assert record.adversarial == 0.5
+    moved = (half - plain).abs().amax((1, 2, 3))
+    assert (moved[:8] > 7 / 255).all()
+    assert (moved <= 8 / 255 + 1e-6).all()
+    assert not moved[8:].any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"method": "maximum"}, {"adversarial": 1.5}, {"adversarial": float("nan")}]
+)
+def test_malformed_sampling_is_refused(wrong):
+    with pytest.raises(UsageError):
+        Sampling(**wrong)
+
+
+# -- graphs ----------------------------------------------------------------------------------------------------
+
+
+def test_fp16_halves_the_weights_and_keeps_the_ports_and_metadata(robust, graph, split):
+    to_fp16(graph)
+    proto = onnx.load(str(graph))
+    assert {array.dtype for name, array in initializers(graph).items() if "weight" in name} == {np.dtype(np.float16)}
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert proto.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert metadata_of(graph) == {"name": "sturdy"}
+    x = to_float(split.images[:100])
+    difference = (onnxruntime.load(graph, threads=1)(x) - robust(x)).abs().max()
+    assert 1e-5 < difference < 0.05
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_int8_quantises_every_convolution_per_channel_and_leaves_the_last_layer(
+    robust, graph, world, split, method, symmetric
+):
+    x, _ = calibration_images(robust, world, Sampling(n=64))
+    to_int8(graph, x, method=method, symmetric=symmetric)
+    proto, held = onnx.load(str(graph)), initializers(graph)
+    feeding = {output: node for node in proto.graph.node for output in node.output}
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 4
+    for node in convolutions:
+        assert {feeding[name].op_type for name in node.input[:2]} == {"DequantizeLinear"}
+        weight, scale, _ = (held[name] for name in feeding[node.input[1]].input)
+        assert weight.dtype == np.int8
+        assert scale.shape == (weight.shape[0],)  # one for each output channel
+        zero = held[feeding[node.input[0]].input[2]]
+        assert zero.dtype == (np.int8 if symmetric else np.uint8)
+        assert not symmetric or not zero.any()
+    (last,) = (node for node in proto.graph.node if node.op_type == "Gemm")
+    assert held[last.input[1]].dtype == np.float32
+    assert metadata_of(graph) == {"name": "sturdy"}
+    images, labels = to_float(split.images), torch.from_numpy(split.labels)
+    logits = onnxruntime.load(graph, threads=1)(images)
+    assert len(logits.unique()) > 1000  # not coarse
+    assert (logits.argmax(1) == labels).float().mean() > 0.95
+
+
+def test_a_graph_that_cannot_be_converted_is_refused(tmp_path):
+    graph = onnx.helper.make_graph([onnx.helper.make_node("NoSuchThing", ["images"], ["logits"])], "g", [], [])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    for convert in (to_fp16, lambda path: to_int8(path, torch.rand(2, 3, 32, 32))):
+        with pytest.raises(ExportFailed, match="the graph could not be"):
+            convert(path)
+
+
+# -- bundles ---------------------------------------------------------------------------------------------------
+
+
+def test_an_int8_bundle_climbs_the_whole_ladder_and_says_what_it_was_calibrated_by(robust, world, split, tmp_path):
+    calibrated = calibration_images(robust, world, Sampling(n=64))
+    terms = Terms.of("int8", **TERMS, queries=50)
+    bundle = write_bundle(
+        robust,
+        KNOWN,
+        precision="int8",
+        calibrated=calibrated,
+        out=tmp_path,
+        level="robust",
+        split=split,
+        terms=terms,
+    )
+    assert bundle.name == "sturdy--onnxruntime-int8"
+    manifest = read_bundle(bundle)
+    assert manifest.calibration == calibrated[1]
+    assert manifest.artifact.precision == metadata_of(bundle / "model.onnx")["precision"] == "int8"
+    assert [rung.name for rung in manifest.gates][-3:] == ["transfer", "surrogate", "black-box"]
+    report = verify_bundle(bundle, split=split, model=robust, n=150, queries=50)
+    sign_off(report)
+    assert report.rungs[1].threshold == {"tolerance": 1.0}
+
+
+def test_coarse_arithmetic_is_attacked_as_a_black_box_unless_told_otherwise():
+    assert Terms.of("fp32").queries == 0
+    assert Terms.of("fp16").queries == Terms.of("int8").queries == 1000
+    assert Terms.of("int8", queries=0).queries == 0
+    assert Terms.of("int8", tolerance=0.1).tolerance == 0.1
+
+
+def test_int8_without_images_is_refused(robust, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="calibration images"):
+        write_bundle(robust, KNOWN, precision="int8", out=tmp_path, level="parity", split=None)
+
+    def nowhere(*_, **__):
+        raise DataNotFound("CIFAR-10 is not here")
+
+    monkeypatch.setattr("zoo.export.exporter.load_cifar10", nowhere)
+    with pytest.raises(DataNotFound, match="int8 ranges are chosen by training images: CIFAR-10 is not here"):
+        export_model("trades-s7", precision="int8", out=tmp_path, verify="parity")
+    assert not list(tmp_path.iterdir())
