@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_registry import MODELS, REPORTED, model, registry_data, result, taught
+from test_registry import MODELS, REPORTED, model, registry_data, result, taught, timed
 
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
@@ -118,7 +118,7 @@ def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, argu
         "reported": {
             "pgd20": {"value": 0.5, "source": "A paper with a long title, its authors, its venue and its year"}
         },
-        "latency": {"a device": {"onnxruntime": {"batch": 1, "p50_ms": 0.5, "p95_ms": 0.75}}},
+        "latency": {"a device": {"torch.compile-fp32": {"1": timed(1234.5), "1024": timed(12345.6) | {"busy": True}}}},
         "flags": ["unreliable"],
     }
     everything["train"] |= taught()["train"]

@@ -67,6 +67,21 @@ def model(width: int, family: str = "trades", **right: int) -> dict[str, Any]:
     }
 
 
+def timed(p50_ms: float) -> dict[str, Any]:
+    """A latency as the registry has it."""
+    return {
+        "p50_ms": p50_ms,
+        "p95_ms": p50_ms + 5,
+        "p99_ms": p50_ms + 6,
+        "images_per_s": 1000 / p50_ms,
+        "memory_mb": 100.0,
+        "calls": 100,
+        "busy": False,
+        "runtime": "onnxruntime 1.0",
+        "measured_at": "2025-06-01T12:00:00+00:00",
+    }
+
+
 TEACHER = {
     "name": "nfgsm-wide",
     "weights_sha256": "c" * 64,
@@ -256,8 +271,16 @@ FAULTS = {
     "no models": (lambda d: d.pop("models"), "models"),
     "no fingerprint": (lambda d: d["datasets"].clear(), "has no test split of cifar10"),
     "latency": (
-        lambda d: d["models"]["small"].update(latency={"cpu": {"ort": {"batch": 1, "p50_ms": 2.0, "p95_ms": 1.0}}}),
-        "the median is above",
+        lambda d: d["models"]["small"].update(latency={"cpu": {"ort": {"1": timed(2.0) | {"p95_ms": 1.0}}}}),
+        "latency.cpu.ort.1.*the median is above",
+    ),
+    "latency of no batch": (
+        lambda d: d["models"]["small"].update(latency={"cpu": {"ort": {"0": timed(2.0)}}}),
+        r"latency\.cpu\.ort\.0",
+    ),
+    "latency without a time": (
+        lambda d: d["models"]["small"].update(latency={"cpu": {"ort": {"1": timed(2.0) | {"measured_at": "today"}}}}),
+        "latency.cpu.ort.1.measured_at",
     ),
 }
 RESULT_FAULTS = {
@@ -488,8 +511,8 @@ def test_budgets_that_make_no_sense_are_usage_errors(path):
 
 def test_a_latency_budget_counts_the_fastest_engine_on_the_device(path):
     for name, ms in (("small", 1.0), ("middle", 3.0)):
-        timed = {"slow": {"batch": 1, "p50_ms": 9.0, "p95_ms": 9.5}, "fast": {"batch": 1, "p50_ms": ms, "p95_ms": 9.5}}
-        write_model(name, {**MODELS[name], "latency": {"laptop": timed}}, path=path)
+        engines = {"slow": {"1": timed(9.0)}, "fast": {"1": timed(ms)}, "batched": {"32": timed(0.1)}}
+        write_model(name, {**MODELS[name], "latency": {"laptop": engines}}, path=path)
     with pytest.warns(UserWarning, match="dull, unmeasured, wide"):
         assert pick(latency_ms=2.0, device="laptop").name == "small"
     with pytest.raises(NothingMatches, match=r"at most 0\.5 ms latency on laptop; the fastest is small with 1 ms"):

@@ -70,6 +70,11 @@ def format_size(size: float) -> str:
     return f"{format_count(size)}B"
 
 
+def format_ms(ms: float) -> str:
+    """``0.4567`` as ``"0.457"``: three digits, and whole milliseconds from 100 on."""
+    return f"{ms:.3g}" if ms < 99.95 else f"{ms:,.0f}"
+
+
 def format_share(share: float) -> str:
     """``0.4513`` as ``"45.1%"``."""
     return f"{100 * share:.1f}%"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zoo.budget import format_count, format_share, format_size, parse_count, parse_share, parse_size
+from zoo.budget import format_count, format_ms, format_share, format_size, parse_count, parse_share, parse_size
+from zoo.device import THIS, cpu_id, is_this
 from zoo.entry import Entry, Registry
 from zoo.errors import NothingMatches, UsageError, nearest
 
@@ -89,21 +90,54 @@ def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
 
 
 def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None) -> Constraint:
-    """On the fastest engine measured on ``device``: the median at the batch it was measured with."""
-    devices = sorted({device for entry in registry.models.values() for device in entry.latency})
+    """On the fastest engine measured on ``device``: the median of one image."""
     if not latency_ms > 0:
         raise UsageError(f"a latency budget is a positive number of milliseconds, not {latency_ms}")
+    on = timed_devices(registry, device)
+
+    def median(entry: Entry) -> float | None:
+        found = fastest(entry, on)
+        return found[0] if found else None
+
+    noun = f"latency on {' or '.join(on)}"
+    return Constraint(median, latency_ms, True, noun, "the fastest is", lambda ms: f"{format_ms(ms)} ms")
+
+
+def timed_devices(registry: Registry, device: str | None) -> list[str]:
+    """What ``device`` means among the devices that the registry has latencies of: itself; for "this", whatever is this
+    machine, on any number of threads; for None, the only one.
+
+    Raises:
+        UsageError: None is given, and there are several.
+        NothingMatches: nothing was measured there; the message says how to.
+    """
+    devices = sorted({device for entry in registry.models.values() for device in entry.latency})
+    measured = f"(measured devices: {', '.join(devices) or 'none'})"
+    if device == THIS:
+        here = [one for one in devices if is_this(one)]
+        if not here:
+            raise NothingMatches(
+                f"no latency was measured on this machine, '{cpu_id(threads=1)}' {measured}: measure the models in "
+                "question with `zoo bench NAME --write`"
+            )
+        return here
     if device is None and len(devices) > 1:
         raise UsageError(f"a latency budget needs a device; measured were: {', '.join(devices)}")
     if device not in (*devices, None) or not devices:
         where = f"on '{device}'" if device else "on any device"
-        raise NothingMatches(f"no latency was measured {where} (measured devices: {', '.join(devices) or 'none'})")
-    on = device or devices[0]
+        raise NothingMatches(f"no latency was measured {where} {measured}")
+    return [device or devices[0]]
 
-    def fastest(entry: Entry) -> float | None:
-        return min((latency.p50_ms for latency in entry.latency.get(on, {}).values()), default=None)
 
-    return Constraint(fastest, latency_ms, True, f"latency on {on}", "the fastest is", lambda ms: f"{ms:g} ms")
+def fastest(entry: Entry, devices: list[str], *, batch: int = 1) -> tuple[float, str, str] | None:
+    """The median of a batch in ms, the engine and the device, where ``entry`` is fastest; None if not measured."""
+    timed = [
+        (batches[str(batch)].p50_ms, engine, device)
+        for device in devices
+        for engine, batches in entry.latency.get(device, {}).items()
+        if str(batch) in batches
+    ]
+    return min(timed, default=None)
 
 
 def known_protocol(registry: Registry, name: str) -> None:

@@ -24,6 +24,7 @@ Count = Annotated[int, Bounds(ge=0)]
 Amount = Annotated[float, Bounds(ge=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Text = Annotated[str, Bounds(min_length=1)]
+Batch = Annotated[str, Bounds(pattern=r"^[1-9][0-9]*$")]  # a number of images, as JSON has keys
 Sha256 = Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, Bounds(pattern=r"^[0-9a-f]{40}$")]
 Safetensors = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*\.safetensors$")]
@@ -121,11 +122,17 @@ class Reported(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency(_Record):
-    """Milliseconds for a batch on one engine: median and 95th percentile."""
+    """Milliseconds for one call with a batch of images: median, 95th and 99th percentile; see ``zoo.export.bench``."""
 
-    batch: Annotated[int, Bounds(ge=1)]
     p50_ms: Amount
     p95_ms: Amount
+    p99_ms: Amount
+    images_per_s: Amount
+    memory_mb: Amount | None = None  # 10^6 bytes that the engine adds to its process; None where the system won't tell
+    calls: Annotated[int, Bounds(ge=1)]
+    busy: bool  # the machine had other work meanwhile
+    runtime: Text  # and its version
+    measured_at: Text  # ISO 8601 with the time zone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ class Model(_Record):
     train: Train
     results: dict[str, Result]
     reported: dict[str, Reported] = field(default_factory=dict)
-    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)  # by device, then engine
+    latency: dict[str, dict[str, dict[Batch, Latency]]] = field(default_factory=dict)  # by device, engine, batch
     flags: tuple[str, ...] = ()
 
 
@@ -173,7 +180,10 @@ class Entry(Model):
             "results": {protocol: _result(result) for protocol, result in data["results"].items()},
             "reported": {key: Reported(**number) for key, number in data.get("reported", {}).items()},
             "latency": {
-                device: {engine: Latency(**times) for engine, times in engines.items()}
+                device: {
+                    engine: {batch: Latency(**times) for batch, times in batches.items()}
+                    for engine, batches in engines.items()
+                }
                 for device, engines in data.get("latency", {}).items()
             },
             "flags": tuple(data.get("flags", ())),

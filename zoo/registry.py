@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,9 @@ def write_model(
         IntegrityError: the registry would not be valid, and was left as it was.
     """
     from zoo.protocols import PROTOCOLS
-    from zoo.schema import check
 
     path = registry_path(path).resolve()
-    with locked(path.parent):
-        text = _read(path)
-        check(text, path)
-        data = json.loads(text)
+    with _rewriting(path) as data:
         for dataset, facts in (datasets or {}).items():
             splits = data["datasets"].setdefault(dataset, {"splits": {}})["splits"]
             for split, stored in facts["splits"].items():
@@ -89,6 +85,49 @@ def write_model(
                         f"the registry '{path}' defines protocol '{protocol}' differently: give the new one a new name"
                     )
         data["models"] = dict(sorted({**data["models"], name: dict(model)}.items()))
+
+
+def write_latency(
+    name: str,
+    weights_sha256: str,
+    latency: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    *,
+    path: Path | str | None = None,
+) -> None:
+    """Add ``latency``, by device, engine and batch as an entry has it, to the registry's entry called ``name``.
+
+    What was measured on the same device with the same engine and batch is replaced; the rest of the entry stays as it
+    is at that moment, whatever else is being measured.
+
+    Raises:
+        UnknownModel: there is no such entry.
+        IntegrityError: the entry has other weights, or the registry would not be valid, and was left as it was.
+    """
+    path = registry_path(path).resolve()
+    with _rewriting(path) as data:
+        if name not in data["models"]:
+            raise UnknownModel(f"the registry '{path}' has no model called '{name}' any more")
+        model = data["models"][name]
+        if model["weights"]["sha256"] != weights_sha256:
+            raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those that were timed")
+        stored = model.setdefault("latency", {})
+        for device, engines in latency.items():
+            for engine, batches in engines.items():
+                times = stored.setdefault(device, {}).setdefault(engine, {})
+                times.update(batches)
+                stored[device][engine] = dict(sorted(times.items(), key=lambda item: int(item[0])))
+
+
+@contextmanager
+def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON of the registry ``path``, to be changed: checked before and after, one writer at a time."""
+    from zoo.schema import check
+
+    with locked(path.parent):
+        text = _read(path)
+        check(text, path)
+        data = json.loads(text)
+        yield data
         text = (pretty(data) + "\n").encode()
         check(text, path)
         write_atomic(path, text)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.entry import Accuracy, Bounds, Model, Result, Sha256, _Record
+from zoo.entry import Accuracy, Bounds, Latency, Model, Result, Sha256, _Record
 from zoo.errors import IntegrityError, UsageError
 from zoo.protocols import Protocol
 from zoo.spec import ArchSpec, cost, parse_spec
@@ -123,9 +123,10 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
             for field, fault in _result_faults(file, model, protocol_name, result):
                 yield f"{where}.results.{protocol_name}{field}", fault
         for device, engines in model.latency.items():
-            for engine, latency in engines.items():
-                if latency.p50_ms > latency.p95_ms:
-                    yield f"{where}.latency.{device}.{engine}", "the median is above the 95th percentile"
+            for engine, batches in engines.items():
+                for batch, latency in batches.items():
+                    for field, fault in _latency_faults(latency):
+                        yield f"{where}.latency.{device}.{engine}.{batch}{field}", fault
 
 
 def _accuracy_faults(accuracy: Accuracy) -> Iterator[tuple[str, str]]:
@@ -158,12 +159,22 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
     missing = [key for key in PROVENANCE if not result.toolchain.get(key)]
     if missing:
         yield ".toolchain", f"does not say which {missing[0]} measured it"
+    yield from _time_faults(result.measured_at)
+
+
+def _latency_faults(latency: Latency) -> Iterator[tuple[str, str]]:
+    if not latency.p50_ms <= latency.p95_ms <= latency.p99_ms:
+        yield "", "the median is above the 95th percentile, or that above the 99th"
+    yield from _time_faults(latency.measured_at)
+
+
+def _time_faults(measured_at: str) -> Iterator[tuple[str, str]]:
     try:
-        aware = datetime.fromisoformat(result.measured_at).tzinfo is not None
+        aware = datetime.fromisoformat(measured_at).tzinfo is not None
     except ValueError:
         aware = False
     if not aware:
-        yield ".measured_at", f"'{result.measured_at}' is not an ISO 8601 time with its zone"
+        yield ".measured_at", f"'{measured_at}' is not an ISO 8601 time with its zone"
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def pick(
         params: at most so many parameters; ``size``: at most so many bytes of weights, as ``"1.9MB"``.
         min_clean: at least this clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under ``by`` (under
             "pgd20" where ``by`` is "clean").
-        latency_ms: at most this median latency on ``device``, on the fastest engine measured there.
+        latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
+            "this" is the present machine.
         family: a glob over families.
 
     Raises:

@@ -23,7 +23,9 @@ def command(
     params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
     size: Annotated[str | None, typer.Option(metavar="BYTES", help="At most such a weights file, as 1.9MB.")] = None,
     latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most this median latency.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Where --latency-ms was measured.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Where --latency-ms was measured; 'this': on this machine.")
+    ] = None,
     min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
     by: By = "pgd20",
@@ -55,10 +57,11 @@ def command(
       zoo pick --flops 15M
       zoo pick --flops 15M --min-clean 70% --by autoattack -n 3
       zoo pick --params 0.5M --pareto --json
+      zoo pick --latency-ms 2 --device this
       zoo pick --flops 15M --export onnx --out bundles
     """
     from zoo.cli.tables import entries_table
-    from zoo.constraints import constraints_of
+    from zoo.constraints import constraints_of, timed_devices
     from zoo.errors import UsageError
     from zoo.registry import load_registry
     from zoo.selection import choose
@@ -93,6 +96,8 @@ def command(
         "left_out": choice.left_out,
     }
     text = entries_table(registry, picked, by=by)
+    if latency_ms is not None:
+        text += f"\n\n{_latencies(picked, timed_devices(registry, device))}"
     if export:
         order = {
             "format": export,
@@ -112,6 +117,17 @@ def command(
             report["bundle"], climbed = _export(picked[0], order, out_)
             text += f"\n\n{climbed}"
     out_.result(report, text)
+
+
+def _latencies(picked: list[Entry], devices: list[str]) -> str:
+    """Where each entry is fastest. The accuracy beside it is the float model's, whatever the engine's precision."""
+    from zoo.budget import format_ms
+    from zoo.cli.output import table
+    from zoo.constraints import fastest
+
+    found = [(entry.name, fastest(entry, devices)) for entry in picked]
+    rows = [[name, format_ms(one[0]), f"{one[1]} on {one[2]}"] for name, one in found if one]
+    return table(["model", "p50 ms", "of one image, with"], rows, right=[1])
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from zoo.cli.options import AsJson, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.entry import Entry, Phase, Registry, Teacher
+from zoo.entry import Entry, Latency, Phase, Registry, Teacher
 
 
 def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
@@ -59,8 +59,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         stated = ", ".join(name for name, number in entry.reported.items() if number.source == source)
         yield from wrapped(f"paper % ({stated}), as stated, not measured here: {source}", indent="  ")
     for device, engines in entry.latency.items():
-        for engine, times in engines.items():
-            yield f"latency on {device}, {engine}, batch {times.batch}: {times.p50_ms:g} ms (p95 {times.p95_ms:g} ms)"
+        yield from ["", f"Latency on {device}:", _latencies(engines)]
 
 
 def _accuracies(entry: Entry, names: list[str]) -> str:
@@ -78,6 +77,25 @@ def _accuracies(entry: Entry, names: list[str]) -> str:
         columns.insert(2, "paper %")
         for name, row in zip(names, rows, strict=True):
             row.insert(2, f"{100 * entry.reported[name].value:.2f}" if name in entry.reported else "-")
+    return table(columns, rows)
+
+
+def _latencies(engines: Mapping[str, Mapping[str, Latency]]) -> str:
+    """A row for every engine and batch size."""
+    from zoo.budget import format_ms
+
+    columns = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "measured", ""]
+    rows = [
+        [
+            *(engine, batch),
+            *(format_ms(ms) for ms in (one.p50_ms, one.p95_ms, one.p99_ms)),
+            f"{one.images_per_s:,.0f}",
+            one.measured_at[:10],
+            "busy" if one.busy else "",
+        ]
+        for engine, batches in engines.items()
+        for batch, one in batches.items()
+    ]
     return table(columns, rows)
 
 

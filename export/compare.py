@@ -1,0 +1,199 @@
+"""Two models or engines side by side: accuracies on the same images in pairs, cost, and latencies where they are known.
+
+Only what was measured on the same images under the same attack is compared; the rest is named, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from zoo.constraints import fastest
+from zoo.errors import IntegrityError, UsageError
+from zoo.export.bundle import read_bundle
+from zoo.export.entrants import as_bundle
+from zoo.export.manifest import Report
+from zoo.export.times import REPORT, Bench
+from zoo.registry import load_registry
+from zoo.stats import Paired, wilson
+
+CLEAN = "no attack"
+Record = TypeVar("Record", Report, Bench)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Which images were classified correctly: ``bits``, bool [n], None where they are not stored; and what makes two of
+    these comparable."""
+
+    n: int
+    dataset_sha256: str
+    attack: str
+    bits: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared: a released model or an exported engine.
+
+    Attributes:
+        size: bytes of the weights file, or of the engine's files.
+        measured: by protocol; of a bundle, by rung of its ladder.
+        latency: medians in ms with their engine, by device and batch size.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+    size: int
+    measured: dict[str, Measured]
+    latency: dict[str, dict[int, tuple[float, str]]] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-ready, without what was measured of the images."""
+        latency = {
+            device: {str(batch): {"p50_ms": ms, "engine": engine} for batch, (ms, engine) in times.items()}
+            for device, times in self.latency.items()
+        }
+        plain = {key: getattr(self, key) for key in ("name", "kind", "macs", "params", "size")}
+        return {**plain, "latency": latency}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``protocols`` are compared, JSON-ready by name; those in ``left_out`` cannot be, for the reason given."""
+
+    a: Subject
+    b: Subject
+    protocols: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+
+
+def compare(a: str, b: str) -> Comparison:
+    """Compare two models, each a name of the registry or a bundle's folder.
+
+    Raises:
+        UnknownModel: the registry has no such name.
+        UsageError: a folder holds no bundle.
+        IntegrityError: a bundle was altered, or stored bits contradict the registry.
+    """
+    one, other = _subject(a), _subject(b)
+    protocols, left_out = {}, {}
+    for name in dict.fromkeys([*one.measured, *other.measured]):
+        reason = _obstacle(one.measured.get(name), other.measured.get(name))
+        if reason:
+            left_out[name] = reason
+        else:
+            protocols[name] = _paired(one.measured[name].bits, other.measured[name].bits)
+    return Comparison(one, other, protocols, left_out)
+
+
+def _obstacle(a: Measured | None, b: Measured | None) -> str | None:
+    """Why the two cannot be compared; None where they can."""
+    if a is None or b is None:
+        return f"only {'A' if b is None else 'B'} was measured so"
+    if a.dataset_sha256 != b.dataset_sha256:
+        return "measured on other images"
+    if a.attack != b.attack:
+        return "the attacks have other settings"
+    if a.n != b.n:
+        return f"measured on {a.n:,} images and on {b.n:,}"
+    missing = [who for who, one in (("A", a), ("B", b)) if one.bits is None]
+    return f"no per-image bits are stored for {' and '.join(missing)}" if missing else None
+
+
+def _paired(a: Any, b: Any) -> dict[str, Any]:
+    """Accuracies, and A - B with Tango's two-sided 95 % score interval and McNemar's exact p."""
+    pair = Paired.of(a, b)
+    mirrored = Paired(pair.n, b=pair.c, c=pair.b)
+    return {
+        "n": pair.n,
+        **{
+            who: {"accuracy": float(bits.mean()), "ci95": list(wilson(int(bits.sum()), pair.n))}
+            for who, bits in (("a", a), ("b", b))
+        },
+        "difference": pair.difference,
+        "ci95": [-mirrored.upper(0.975), pair.upper(0.975)],
+        "only_a_right": pair.b,
+        "only_b_right": pair.c,
+        "mcnemar_p": pair.mcnemar,
+    }
+
+
+def _subject(given: str) -> Subject:
+    folder = as_bundle(given)
+    return _released(given) if folder is None else _exported(given, folder)
+
+
+def _released(name: str) -> Subject:
+    from zoo.registry import info
+    from zoo.release import stored_bits
+
+    registry = load_registry()
+    entry = info(name, registry=registry)
+    try:
+        bits = stored_bits(name)
+    except UsageError:  # none at all
+        bits = {}
+    measured = {}
+    for protocol, result in entry.results.items():
+        settings, right = registry.protocols[protocol], bits.get(protocol)
+        n, value = result.accuracy.n, result.accuracy.value
+        if right is not None and (len(right) != n or round(value * n) != right.sum()):
+            raise IntegrityError(f"the per-image bits of '{name}' under {protocol} are not those of its registry entry")
+        attack = CLEAN if settings["attack"] == "none" else _settings(settings)
+        measured[protocol] = Measured(n, result.dataset_sha256, attack, right)
+    latency: dict[str, dict[int, tuple[float, str]]] = {}
+    for device, engines in entry.latency.items():
+        for batch in sorted({int(batch) for batches in engines.values() for batch in batches}):
+            best = fastest(entry, [device], batch=batch)
+            latency.setdefault(device, {}).update({batch: best[:2]} if best else {})
+    return Subject(name, "released weights", entry.macs, entry.params, entry.weights.size, measured, latency)
+
+
+def _exported(given: str, folder: Path) -> Subject:
+    manifest = read_bundle(folder)
+    kind, cost = f"{manifest.engine}-{manifest.artifact.precision}", manifest.cost
+    report = _read(folder / "reports" / "verify.json", Report)
+    if report.artifact_sha256 != manifest.artifact.sha256:
+        raise IntegrityError(f"the reports of '{folder}' are of another engine than the one in it: verify it again")
+    measured = dict(_rungs(report))
+    latency: dict[str, dict[int, tuple[float, str]]] = {}
+    timed = _read(folder / REPORT, Bench).engines if (folder / REPORT).exists() else ()
+    for one in timed:
+        if one.artifact_sha256 == manifest.artifact.sha256 and one.device:
+            latency[one.device] = {each.batch: (each.p50_ms, kind) for each in one.times}
+    return Subject(given, kind, cost.macs, cost.params, manifest.artifact.size, measured, latency)
+
+
+def _rungs(report: Report) -> Iterator[tuple[str, Measured]]:
+    """What the engine got right on every rung that has images and labels: under the attacks so far, of this rung and of
+    those below."""
+    attacks: list[str] = []
+    for rung in report.rungs:
+        attacks += map(_settings, rung.protocols)
+        if rung.bits is not None:
+            packed = np.frombuffer(bytes.fromhex(rung.bits["engine"]), np.uint8)
+            bits = np.unpackbits(packed, count=rung.n).astype(bool)
+            yield rung.name, Measured(rung.n, rung.dataset_sha256, " ".join(attacks) or CLEAN, bits)
+
+
+def _settings(protocol: Any) -> str:
+    """What an attack does to an image, as text: not its name, nor which images."""
+    rest = {key: value for key, value in protocol.items() if key not in ("name", "n") and value is not None}
+    return json.dumps(rest, sort_keys=True)
+
+
+def _read(path: Path, kind: type[Record]) -> Record:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        told = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise IntegrityError(f"'{path}' cannot be read: {told}") from None

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_registry import TOOLCHAIN, model, registry_data, result, timed
+
+from zoo.cli.app import run
+from zoo.errors import IntegrityError
+from zoo.export.bundle import MANIFEST, sha256, write_sums
+from zoo.export.compare import compare
+from zoo.export.gate import compared
+from zoo.export.manifest import IO, Artifact, Compute, Manifest, Port, Report, Rung, Source, now, to_json
+from zoo.export.report import write_reports
+from zoo.export.times import REPORT, Bench, Timed, Times
+from zoo.measure import Measurement
+from zoo.protocols import PROTOCOLS
+from zoo.registry import pretty
+from zoo.release import _store_bits
+from zoo.stats import Paired
+
+N = 400
+DEVICE = "laptop-4c-avx2-linux-1t"
+
+
+def right(share: float, seed: int, n: int = N) -> np.ndarray:
+    return np.random.default_rng(seed).random(n) < share
+
+
+BITS = {
+    "strong": {"clean": right(0.8, 0), "pgd20": right(0.5, 1), "fgsm": right(0.6, 2), "apgd50": right(0.5, 3)},
+    "weak": {
+        "clean": right(0.75, 4),
+        "pgd20": right(0.2, 5, n=N - 100),
+        "cw20": right(0.3, 6),
+        "apgd50": right(0.4, 7),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """Two released models with their bits; those of "weak" under APGD are not kept."""
+    models: dict[str, Any] = {}
+    for width, (name, measured) in enumerate(BITS.items(), start=8):
+        sha = f"{width:x}" * 64
+        entry = model(width)
+        entry["weights"]["sha256"] = sha[:64]
+        entry["results"] = {key: result(int(bits.sum()), len(bits), sha[:64]) for key, bits in measured.items()}
+        entry["latency"] = {DEVICE: {"slow": {"1": timed(9.0)}, "fast": {"1": timed(0.25 * width)}}}
+        models[name] = entry
+        kept = {key: bits for key, bits in measured.items() if (name, key) != ("weak", "apgd50")}
+        store(tmp_path / f"{name}.bits.npz", sha[:64], kept)
+    (tmp_path / "registry.json").write_text(pretty(registry_data(models)))
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("zoo.release.BUNDLED", tmp_path)
+    return tmp_path
+
+
+def store(path: Path, weights_sha256: str, bits: dict[str, np.ndarray]) -> None:
+    _store_bits(path, weights_sha256, [Measurement(PROTOCOLS[key], {}, one, 10_000) for key, one in bits.items()])
+
+
+def bundle_of(folder: Path, rungs: dict[str, np.ndarray], *, dataset: str = "d" * 64, **protocol: Any) -> Path:
+    """A whole bundle whose engine got ``rungs`` right; the engine itself is a few bytes."""
+    (folder / "reports").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(folder.name.encode())
+    digest, entry = sha256(folder / "model.onnx"), model(8)
+    bound = {"artifact_sha256": digest, "seed": 0, "dataset": "test", "dataset_sha256": dataset, "seconds": 1.0}
+    attack = PROTOCOLS["pgd20"].model_copy(update=protocol)
+    report = Report(
+        **{"artifact_sha256": digest, "asked": "robust", "reached": "robust", "engine": {}, "toolchain": TOOLCHAIN},
+        created=now(),
+        rungs=tuple(
+            Rung(**bound, **compared(name, (bits, bits), () if name == "clean" else (attack,), 0.5))
+            for name, bits in rungs.items()
+        ),
+    )
+    size = entry["spec"]["image_size"]
+    manifest = Manifest(
+        **{"name": folder.name, "spec": entry["spec"], "source": Source(name="strong", weights_sha256="a" * 64)},
+        cost=Compute(macs=entry["macs"], params=entry["params"]),
+        io=IO(
+            input=Port(name="images", shape=("batch", 3, size, size), layout="NCHW"),
+            output=Port(name="logits", shape=("batch", 10), layout="NK"),
+        ),
+        artifact=Artifact(
+            **{"file": "model.onnx", "format": "onnx", "precision": "int8", "opset": 20, "batches": (1,)},
+            **{"size": 12_300, "sha256": digest},
+        ),
+        **{"labels": (), "toolchain": TOOLCHAIN, "engine": "onnxruntime", "device": "cpu", "verified": "robust"},
+        **{"robustness": "", "gates": (), "command": "test", "created": now()},
+    )
+    write_reports(folder, manifest, report)
+    return folder
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+        code = run(arguments)
+    return code, out.getvalue()
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_same_images_under_the_same_attack_are_compared():
+    found = compare("strong", "weak")
+    assert list(found.protocols) == ["clean"]
+    assert found.left_out == {
+        "pgd20": "measured on 400 images and on 300",
+        "fgsm": "only A was measured so",
+        "apgd50": "no per-image bits are stored for B",
+        "cw20": "only B was measured so",
+    }
+
+
+def test_accuracies_are_compared_image_by_image():
+    a, b = BITS["strong"]["clean"], BITS["weak"]["clean"]
+    clean = compare("strong", "weak").protocols["clean"]
+    assert (clean["n"], clean["only_a_right"], clean["only_b_right"]) == (N, (a & ~b).sum(), (b & ~a).sum())
+    assert clean["difference"] == pytest.approx(a.mean() - b.mean())
+    assert clean["a"]["accuracy"] == pytest.approx(a.mean())
+    assert clean["mcnemar_p"] == Paired.of(a, b).mcnemar
+    low, high = clean["ci95"]
+    assert low < clean["difference"] < high
+    # Tango's interval is what his score test does not reject: at its ends the statistic is the normal quantile.
+    pair = Paired.of(a, b)
+    assert abs(pair._score(high)) == pytest.approx(1.959964, abs=1e-4)
+    assert abs(Paired(pair.n, b=pair.c, c=pair.b)._score(-low)) == pytest.approx(1.959964, abs=1e-4)
+
+
+def test_the_other_way_round_everything_changes_sign():
+    one, other = (compare(*pair).protocols["clean"] for pair in (("strong", "weak"), ("weak", "strong")))
+    assert other["difference"] == -one["difference"]
+    assert other["ci95"] == pytest.approx([-one["ci95"][1], -one["ci95"][0]])
+    assert other["mcnemar_p"] == one["mcnemar_p"]
+
+
+def test_a_model_does_not_differ_from_itself():
+    found = compare("strong", "strong")
+    assert set(found.protocols) == set(BITS["strong"])
+    for one in found.protocols.values():
+        assert (one["difference"], one["mcnemar_p"], one["only_a_right"]) == (0.0, 1.0, 0)
+        assert one["ci95"][0] < 0 < one["ci95"][1]
+
+
+def test_bits_that_contradict_the_registry_are_refused(home):
+    store(home / "strong.bits.npz", "8" * 64, {"clean": ~BITS["strong"]["clean"]})
+    with pytest.raises(IntegrityError, match="bits of 'strong' under clean are not those of its registry entry"):
+        compare("strong", "weak")
+
+
+def test_cost_and_latency_of_the_fastest_engine_are_told():
+    found = compare("strong", "weak")
+    assert found.a.facts() == {
+        **{"name": "strong", "kind": "released weights", "macs": model(8)["macs"], "params": model(8)["params"]},
+        "size": model(8)["weights"]["size"],
+        "latency": {DEVICE: {"1": {"p50_ms": 2.0, "engine": "fast"}}},
+    }
+    assert found.b.latency[DEVICE][1] == (2.25, "fast")
+
+
+# -- bundles -------------------------------------------------------------------------------------------------------
+
+
+def test_engines_are_compared_rung_by_rung(home):
+    one = bundle_of(home / "one", {"clean": right(0.8, 10), "surrogate": right(0.5, 11)})
+    other = bundle_of(home / "other", {"clean": right(0.8, 12), "surrogate": right(0.45, 13)})
+    found = compare(str(one), str(other))
+    assert list(found.protocols) == ["clean", "surrogate"]
+    assert found.protocols["surrogate"]["difference"] == pytest.approx(right(0.5, 11).mean() - right(0.45, 13).mean())
+    assert found.a.kind == "onnxruntime-int8"
+    assert found.a.size == 12_300
+
+
+def test_attacks_with_other_settings_or_images_are_not_compared(home):
+    rungs = {"clean": right(0.8, 10), "surrogate": right(0.5, 11)}
+    one = bundle_of(home / "one", rungs)
+    reseeded = bundle_of(home / "reseeded", rungs, seed=7)
+    assert compare(str(one), str(reseeded)).left_out == {"surrogate": "the attacks have other settings"}
+    elsewhere = bundle_of(home / "elsewhere", rungs, dataset="e" * 64)
+    assert set(compare(str(one), str(elsewhere)).left_out.values()) == {"measured on other images"}
+
+
+def test_an_engine_is_compared_with_a_released_model_where_no_attack_differs(home):
+    engine = bundle_of(home / "engine", {"clean": BITS["strong"]["clean"], "surrogate": right(0.5, 11)})
+    found = compare("strong", str(engine))
+    assert found.protocols["clean"]["difference"] == 0
+    assert found.left_out["surrogate"] == "only B was measured so"
+
+
+def test_a_bundles_own_times_are_found(home):
+    engine = bundle_of(home / "engine", {"clean": BITS["strong"]["clean"]})
+    times = (Times(batch=1, p50_ms=0.5, p95_ms=0.6, p99_ms=0.7, images_per_s=2000.0, calls=10),)
+    facts = {"model": "engine", "source": "strong", "weights_sha256": "a" * 64, "device": DEVICE, "times": times}
+    report = Bench(
+        **{
+            "threads": 1,
+            "seconds": 1.0,
+            "rounds": 10,
+            "machine": {},
+            "warnings": (),
+            "toolchain": {},
+            "created": now(),
+        },
+        engines=(
+            Timed(**facts, engine="pytorch-fp32"),
+            Timed(**facts, engine="onnxruntime-int8", artifact_sha256=sha256(engine / "model.onnx")),
+        ),
+    )
+    (engine / REPORT).write_text(to_json(report))
+    write_sums(engine)
+    assert compare("strong", str(engine)).b.latency == {DEVICE: {1: (0.5, "onnxruntime-int8")}}
+
+
+def test_a_report_of_another_engine_is_refused(home):
+    engine = bundle_of(home / "engine", {"clean": right(0.8, 10)})
+    report = json.loads((engine / "reports" / "verify.json").read_text())
+    report["artifact_sha256"] = "0" * 64
+    (engine / "reports" / "verify.json").write_text(json.dumps(report))
+    write_sums(engine)
+    with pytest.raises(IntegrityError, match="of another engine"):
+        compare("strong", str(engine))
+    (engine / "reports" / "verify.json").write_text("{}")
+    write_sums(engine)
+    with pytest.raises(IntegrityError, match=r"verify\.json' cannot be read: Field required"):
+        compare("strong", str(engine))
+
+
+def test_an_altered_bundle_is_refused_with_its_exit_code(home):
+    engine = bundle_of(home / "engine", {"clean": right(0.8, 10)})
+    with open(engine / MANIFEST, "a") as file:
+        file.write(" ")
+    assert call("compare", "strong", str(engine))[0] == 5
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_tell_cost_accuracy_and_what_was_left_out():
+    code, out = call("compare", "strong", "weak")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[:2] == ["A  strong (released weights)", "B  weak (released weights)"]
+    assert any(line.split()[:1] == ["MACs"] for line in lines)
+    assert f"p50 ms, batch 1, {DEVICE}" in out
+    assert "2.25 (fast)" in out
+    clean = next(line for line in lines if line.startswith("clean "))
+    difference = compare("strong", "weak").protocols["clean"]["difference"]
+    assert f"{100 * difference:+.2f}" in clean
+    assert "Not compared: pgd20 (measured on 400 images and on 300)." in out
+    assert max(map(len, lines)) <= 80
+
+
+def test_where_nothing_can_be_compared_it_says_so(home):
+    engine = bundle_of(home / "engine", {"surrogate": right(0.5, 11)})
+    _, out = call("compare", "strong", str(engine))
+    assert "No accuracy can be compared." in out
+    assert "Not compared: clean, pgd20, fgsm, apgd50 (only A was measured so)." in out
+
+
+def test_json_has_all_of_it_and_nothing_else():
+    code, out = call("compare", "strong", "weak", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert set(told) == {"a", "b", "protocols", "left_out"}
+    assert told["protocols"]["clean"]["n"] == N
+    assert told["left_out"]["cw20"] == "only B was measured so"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["strong", "wek"], 3, "no model is called 'wek'; did you mean 'weak'"),
+        (["strong", "no/bundle"], 2, "'no/bundle' is not a bundle"),
+        (["strong"], 2, "Missing argument 'B'"),
+    ],
+)
+def test_what_is_neither_a_model_nor_a_bundle_is_told(arguments, code, told):
+    found, out = call("compare", *arguments, "--json")
+    assert found == code
+    assert told in json.loads(out)["error"]["message"]
