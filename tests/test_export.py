@@ -217,8 +217,8 @@ def test_the_default_engine_has_three_names(name):
 
 
 def test_engines_that_are_not_there_are_told_apart_from_typos():
-    with pytest.raises(MissingDependency, match="ONNX only") as caught:
-        backend("trt")
+    with pytest.raises(MissingDependency, match="no Core ML engine") as caught:
+        backend("coreml")
     assert caught.value.exit_code == 6
     with pytest.raises(UsageError, match="did you mean 'onnx'"):
         backend("onxx")

@@ -36,13 +36,11 @@ class Backend:
 ENGINES = (
     Backend("onnxruntime", ("onnx", "ort"), "onnxruntime", "onnxruntime"),
     Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]"),
+    Backend("tensorrt", ("trt", "engine"), "tensorrt", "robust-zoo[trt]", symmetric=True),
 )
 
 # Names that users of exported models know, and which this release has no engine for.
 ELSEWHERE = {
-    "tensorrt": "TensorRT",
-    "trt": "TensorRT",
-    "engine": "TensorRT",
     "executorch": "ExecuTorch",
     "coreml": "Core ML",
     "tflite": "LiteRT",
@@ -61,7 +59,7 @@ def backend(name: str) -> Backend:
         return known[name]
     if name in ELSEWHERE:
         raise MissingDependency(
-            f"this release exports to ONNX only, there is no {ELSEWHERE[name]} engine in it: export with "
-            f"'--format onnx' and convert the bundle's model.onnx with {ELSEWHERE[name]}'s own tools"
+            f"there is no {ELSEWHERE[name]} engine in this release (it has: {', '.join(one.name for one in ENGINES)}): "
+            f"export with '--format onnx' and convert the bundle's model.onnx with {ELSEWHERE[name]}'s own tools"
         )
     raise UsageError(f"no engine is called '{name}'{nearest(name, [*known, *ELSEWHERE])} (known: {', '.join(known)})")
