@@ -36,15 +36,13 @@ class Backend:
 ENGINES = (
     Backend("onnxruntime", ("onnx", "ort"), "onnxruntime", "onnxruntime"),
     Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]"),
+    Backend("executorch", ("pte",), "executorch", "robust-zoo[executorch]", from_onnx=False),
+    Backend("litert", ("tflite",), "ai_edge_litert", "robust-zoo[litert]", from_onnx=False),
     Backend("tensorrt", ("trt", "engine"), "tensorrt", "robust-zoo[trt]", symmetric=True),
 )
 
 # Names that users of exported models know, and which this release has no engine for.
-ELSEWHERE = {
-    "executorch": "ExecuTorch",
-    "coreml": "Core ML",
-    "tflite": "LiteRT",
-}
+ELSEWHERE = {"coreml": "Core ML"}
 
 
 def backend(name: str) -> Backend:

@@ -30,8 +30,9 @@ PACKAGES = {
     "tensorrt": "for TensorRT engines",
     "openvino": "for OpenVINO engines",
     "executorch": "for ExecuTorch programs",
+    "ai-edge-litert": "for LiteRT models",
 }
-ENGINES = ("torch", "onnxruntime", "tensorrt", "openvino", "executorch")
+ENGINES = ("torch", "onnxruntime", "tensorrt", "openvino", "executorch", "ai_edge_litert")
 
 
 def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:

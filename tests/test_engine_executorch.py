@@ -1,0 +1,222 @@
+"""The ExecuTorch engine: what is built, and that it answers as the model does."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export import FAMILIES, images, model_of
+from torch import nn
+
+from zoo.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.export import read_bundle
+from zoo.export.depthwise import without_batchnorm
+from zoo.export.engines import backend, executorch
+from zoo.export.engines.executorch import ARTIFACT, LARGEST
+from zoo.export.engines.interface import Order
+from zoo.export.exporter import write_bundle
+from zoo.export.source import Known
+from zoo.models import Classifier
+from zoo.spec import StagedSpec
+
+BACKEND = backend("executorch")
+SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
+
+
+def order(model: Classifier, precision: str = "fp32") -> Order:
+    calibration = images(64, seed=1) if precision == "int8" else None
+    return Order(model=model, graph=Path("model.onnx"), precision=precision, batches=(1, 8), calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def small() -> Classifier:
+    pytest.importorskip("executorch", reason="needs ExecuTorch: pip install 'robust-zoo[executorch]'")
+    return model_of(SPEC)
+
+
+@pytest.fixture(scope="module")
+def bundle(small, tmp_path_factory) -> Path:
+    """A bundle whose engine agrees with the model at batch sizes 1, 2, 8 and 64, or it would not have been written."""
+    out = tmp_path_factory.mktemp("bundles")
+    return write_bundle(small, Known("small", "small"), engine=BACKEND, out=out, level="parity", split=None)
+
+
+@pytest.fixture(scope="module")
+def program(bundle) -> Path:
+    return bundle / ARTIFACT
+
+
+@pytest.fixture(scope="module")
+def engine(program):
+    return executorch.load(program, threads=1)
+
+
+@torch.no_grad()
+def answers(model: Classifier, x: torch.Tensor) -> torch.Tensor:
+    logits = model(x)
+    assert logits.std() > 0.05
+    return logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_batchnorm_is_left_for_a_converter_to_fold(family):
+    model, x = model_of(FAMILIES[family]), images(2)
+    plain = without_batchnorm(model)
+    assert not [module for module in plain.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert torch.allclose(plain(x), answers(model, x), atol=1e-4)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())  # the model itself is left alone
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, LARGEST, LARGEST + 1, 2 * LARGEST + 3])
+def test_the_engine_agrees_with_the_model_at_every_batch_size(n, small, engine):
+    x = images(n, seed=n)
+    assert torch.allclose(engine(x), answers(small, x), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_built_in_every_precision(family, precision, small, tmp_path):
+    model = model_of(FAMILIES[family])
+    engine = executorch.load(tmp_path / executorch.build(order(model, precision), tmp_path).file)
+    x = images(9, seed=2)
+    expected = answers(model, x)
+    allowed = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.2}[precision]
+    assert (engine(x) - expected).abs().max() < allowed * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [pytest.param("fp16", 1e-5, 0.01, marks=pytest.mark.slow), ("int8", 1e-3, 0.2)]
+)
+def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, small, tmp_path):
+    x = images(33, seed=3)
+    expected = answers(small, x)
+    low = executorch.load(tmp_path / executorch.build(order(small, precision), tmp_path).file)
+    assert least < (low(x) - expected).abs().max() / expected.std() < most
+
+
+def test_int8_ranges_come_from_the_calibration_images(small):
+    """A net that was calibrated with dark images only has no numbers for what bright ones cause."""
+    x = images(33, seed=3)
+    expected = answers(small, x)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST)},)
+    graph = torch.export.export(without_batchnorm(small), (x[:2],), dynamic_shapes=shapes).module()
+    narrow = executorch._quantised(graph, images(64, seed=1) / 20)
+    assert (narrow(x) - expected).abs().max() > 0.5 * expected.std()
+
+
+def test_a_bundle_says_how_its_program_was_built(bundle):
+    manifest = read_bundle(bundle)
+    assert (manifest.artifact.file, manifest.artifact.format) == (ARTIFACT, "executorch")
+    assert manifest.artifact.options == {"delegate": "xnnpack", "largest_batch": LARGEST}
+    assert manifest.gates[-1].measured["max_logit_difference"] < 1e-4
+    assert manifest.gates[-1].measured["batches"] == [1, 2, 8, 64]
+
+
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(program):
+    content = program.read_bytes()
+    for place in (Path(torch.__file__).parents[1], Path.home(), Path.cwd(), Path(__file__).parents[1]):
+        assert str(place).encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (torch.rand(2, 3, 31, 32), r"shape \[N, 3, 32, 32\].*not \[2, 3, 31, 32\]"),
+        (torch.rand(0, 3, 32, 32), "N >= 1"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "divide by 255"),
+        (torch.full((1, 3, 32, 32), 1.5), "spans"),
+    ],
+)
+def test_a_batch_that_is_none_is_told_apart(bad, told, engine):
+    with pytest.raises(UsageError, match=told):
+        engine(bad)
+
+
+def test_arrays_strides_and_gradients_do_not_matter(engine):
+    x = images(3)
+    expected = engine(x)
+    assert torch.equal(engine(x.numpy()), expected)
+    assert torch.equal(engine(x.to(memory_format=torch.channels_last)), expected)
+    assert torch.equal(engine(x.clone().requires_grad_()), expected)
+    assert torch.equal(engine(np.asfortranarray(x.numpy())), expected)
+    with torch.inference_mode():
+        assert torch.equal(engine(x), expected)
+
+
+def test_logits_are_the_callers_own(engine):
+    x = images(2)
+    first = engine(x)
+    kept = first.clone()
+    engine(1 - x)
+    assert torch.equal(first, kept)
+    first.zero_()  # as some attacks do
+    assert torch.equal(engine(x), kept)
+
+
+def test_the_engine_says_what_it_is(engine, small):
+    told = engine.describe()
+    assert (told["engine"], told["device"], told["backend"], told["threads"]) == ("executorch", "cpu", "xnnpack", 1)
+    assert told["version"][0].isdigit()
+    assert engine.differentiable(small) is None
+
+
+def test_engines_share_one_pool_of_threads(engine, program):
+    with pytest.raises(UsageError, match="run on 1: load one with 2"):
+        executorch.load(program, threads=2)
+    with pytest.raises(UsageError, match="not on 0"):
+        executorch.load(program, threads=0)
+    assert executorch.load(program).describe()["threads"] == 1
+
+
+def test_engines_that_are_gone_do_not_keep_the_pool(engine, program):
+    another = executorch.load(program)
+    assert another in executorch._in_use
+    before = len(executorch._in_use)
+    del another
+    gc.collect()
+    assert len(executorch._in_use) == before - 1
+
+
+def test_an_engine_loads_only_what_is_a_classifier(small, program, tmp_path):
+    from executorch.exir import to_edge
+
+    whole = program.read_bytes()
+    for name, content in (("noise", b"not a program"), ("half", whole[: len(whole) // 2]), ("nothing", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(IntegrityError, match="cannot load"):
+            executorch.load(tmp_path / name)
+    with pytest.raises(IntegrityError, match="cannot load"):
+        executorch.load(tmp_path / "missing")
+    other = to_edge(torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))).to_executorch()
+    (tmp_path / "linear").write_bytes(other.buffer)
+    with pytest.raises(IntegrityError, match="not a classifier"):
+        executorch.load(tmp_path / "linear")
+
+
+def test_what_cannot_be_converted_is_an_export_failure(small, tmp_path):
+    class Fickle(nn.Module):
+        def forward(self, x):
+            y = x.mean((2, 3))
+            return y if y.sum() > 0 else -y  # no static graph does this
+
+    broken = Classifier(SPEC, Fickle(), nn.Linear(3, 10)).eval()
+    with pytest.raises(ExportFailed, match="ExecuTorch could not convert") as caught:
+        executorch.build(order(broken), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_package_it_is_told_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings", None)
+    for use in (
+        lambda: executorch.build(order(model_of(SPEC)), tmp_path),
+        lambda: executorch.load(tmp_path / ARTIFACT),
+    ):
+        with pytest.raises(MissingDependency, match=r"robust-zoo\[executorch\]"):
+            use()
