@@ -56,7 +56,7 @@ def verdict(rung: Rung) -> str:
         return (
             f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
             f"{measured['max_logit_difference']:.2g} (allowed {rung.threshold['tolerance']:.2g}), "
-            f"and {measured['agreement']:.1%} of the decisions agree"
+            f"and {measured['agreement']:.1%} of the decisions agree{_repeats(measured)}"
             + ("" if rung.holds else " (a higher --tolerance climbs on, to what that costs in robustness)")
         )
     allowed, upper = rung.threshold["margin"], measured["upper95"]
@@ -73,6 +73,18 @@ def verdict(rung: Rung) -> str:
     needed = images_needed(discordant / rung.n, allowed)
     hint = f" (if it is, about {needed} would do: pass --n)" if needed > rung.n and rung.name != "clean" else ""
     return f"{found}: these are too few images to show that the engine is as good{hint}"
+
+
+def _repeats(measured: dict[str, Any]) -> str:
+    """How deterministic the engine is; nothing of reports that were written before this was measured."""
+    if "difference_between_runs" not in measured:
+        return ""
+    batches, runs = measured["difference_between_batches"], measured["difference_between_runs"]
+    if not batches and not runs:
+        return "; the same at every batch size"
+    return f"; between batch sizes its own differ by up to {batches:.1g}" + (
+        f", and between two runs by {runs:.1g}" if runs else ""
+    )
 
 
 def sign_off(report: Report) -> None:

@@ -47,26 +47,36 @@ def parity(model: nn.Module, engine: Engine, x: Tensor, sizes: Sequence[int]) ->
 
     Returns:
         The largest difference of a logit, of a decision margin (of the class that the model decides for), and
-        the share of images with the same decision; the worst over the batch sizes.
+        the share of images with the same decision; the worst over the batch sizes. And how deterministic the engine is:
+        by how much its own logits of an image differ between batch sizes, and between two runs of the same batches.
     """
     twin = Twin(model, shape=(x.shape[1], x.shape[2], x.shape[3]))
     reference = torch.cat([twin(part) for part in x.split(64)])  # [N, K]
     decided = reference.argmax(1)
     own_margin = margin(reference, decided)
     logit_differences, margin_changes, agreements = [], [], []
+    answers: list[Tensor] = []
+
+    def answered(size: int, n: int) -> Tensor:
+        return torch.cat([engine(part) for part in x[:n].split(size)])
+
     for size in sizes:
         n = min(len(x), max(PARITY_IMAGES, size))  # thousands of batches of 1 would show nothing more
-        logits = torch.cat([engine(part) for part in x[:n].split(size)])
+        logits = answered(size, n)
         if logits.shape != reference[:n].shape:
             raise UsageError(f"the engine answers with logits {list(logits.shape)}, not {list(reference[:n].shape)}")
         logit_differences.append((logits - reference[:n]).abs().max())
         margin_changes.append((margin(logits, decided[:n]) - own_margin[:n]).abs().max())
         agreements.append((~broken(logits, decided[:n])).double().mean())
+        answers.append(logits[:PARITY_IMAGES])
+    again = answered(sizes[-1], min(len(x), max(PARITY_IMAGES, sizes[-1])))[:PARITY_IMAGES]
     return {
         "max_logit_difference": torch.stack(logit_differences).max().item(),  # NaN if there is one
         "max_margin_change": torch.stack(margin_changes).max().item(),
         "agreement": torch.stack(agreements).min().item(),
         "smallest_margin": own_margin.min().item(),
+        "difference_between_batches": max((a - answers[0]).abs().max().item() for a in answers),
+        "difference_between_runs": (again - answers[-1]).abs().max().item(),
         "batches": list(sizes),
     }
 

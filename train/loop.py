@@ -33,7 +33,7 @@ def fit(
     out: Path,
     *,
     kind: type[Trainer] = Trainer,
-    start: Path | None = None,
+    start: str | None = None,
     resume: bool = False,
     time_budget: float | None = None,
     phase: str = ONLY,
@@ -45,7 +45,7 @@ def fit(
 
     Args:
         kind: of trainer: a search leaves ``out/search.json`` instead of a model.
-        start: the folder of a model of this architecture to start from; by default, random weights.
+        start: a model of this architecture to start from, by name or folder; by default, random weights.
         dataset: what to train on; its validation split guards the run, its test split is never touched.
         out: the run's folder: checkpoint, metrics (JSON lines and TensorBoard), resolved recipe, model.
         resume: go on from the checkpoint in ``out``; without one, start.

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from zoo.train import teacher
+from zoo.train.qat import floating
+from zoo.train.start import origin
 from zoo.weights import save_weights
 
 HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
@@ -39,6 +41,7 @@ def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
             "recipe": recipe.name,
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
+            "start": origin(recipe.start),
             "teacher": None if distiller is None else teacher.record(distiller.settings.teacher, trainer.dataset),
             **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
@@ -50,7 +53,7 @@ def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
     }
     if distiller is not None:
         config["tutors"] = distiller.tutors
-    weights = averaged.state_dict()
+    weights = floating(averaged)
     if recipe.train.weights == "fp16":
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     save_weights(weights, folder / "model.safetensors")

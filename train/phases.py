@@ -11,6 +11,7 @@ from typing import Any
 from zoo.errors import UsageError, nearest
 from zoo.train.recipe import ONLY, SEARCH, SEARCHED, Recipe, Section, parse_recipe
 from zoo.train.rnascl.space import search_space
+from zoo.train.start import spec_of
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -70,7 +71,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
             _set(changed, key, value)
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
-        phases[phase] = recipe = parse_recipe(_searchless(changed, phase), path.name)
+        phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
         if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
                 f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "
@@ -101,6 +102,13 @@ def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
         data["arch"] = search_space(str(search["space"])).largest.to_dict()
     if phase != SEARCH:
         data.pop("search", None)
+    return data
+
+
+def _with_arch(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the architecture of the model that it starts from, unless it names one itself."""
+    if "start" in data and "arch" not in data:
+        data["arch"] = spec_of(str(data["start"])).to_dict()
     return data
 
 

@@ -59,7 +59,7 @@ def run(
             dataset,
             out / phase if len(phases) > 1 else out,
             kind=Searcher if searching else Trainer,
-            start=model,
+            start=recipe.start if model is None else str(model),
             resume=resume,
             time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
             phase=phase,

@@ -30,6 +30,10 @@ class Train(Section):
     compile: bool = True
     weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
     seed: int = 0
+    int8: bool = Field(
+        False,
+        description="round weights and activations as int8 engines do: zoo.train.qat; precision = 'fp32'",
+    )
     images: int | None = Field(None, ge=1, description="train on the leading images only: for smoke runs")
 
 
@@ -129,7 +133,8 @@ class Recipe(Section):
     family: str
     paper: str | None = None
     dataset: Literal["cifar10", "imagefolder"] = "cifar10"
-    arch: ArchSpec
+    start: str | None = Field(None, description="model whose weights the first phase starts from: a name or a folder")
+    arch: ArchSpec = Field(description="that of start where it is left out")
     train: Train
     attack: Attack = Attack()
     optimizer: Optimizer = Optimizer()
@@ -151,6 +156,10 @@ class Recipe(Section):
             )
         if self.search and (self.train.method != "natural" or not self.distill):
             raise ValueError("a search needs [distill] and train.method = 'natural'")
+        if self.train.int8 and (self.search or self.train.precision != "fp32"):
+            raise ValueError(
+                "train.int8 = true wants train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
+            )
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
         return self

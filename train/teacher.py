@@ -89,6 +89,12 @@ def address(name: str) -> str:
     return f"local-dir:{name}" if ":" not in name and Path(name).is_dir() else name
 
 
+def title(name: str) -> str:
+    """What the model ``name`` is called, if it is that of a folder: by the folder's config.json."""
+    config = Path(name) / "config.json"
+    return json.loads(config.read_text()).get("name", name) if config.is_file() else name
+
+
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
     """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
 
@@ -108,9 +114,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
     model = load(address(name), progress=False)
     sha256 = weights_sha256(model)
     accuracy = {f"validation-{key}": one for key, one in held_out_accuracy(model, dataset).items()}
-    config = Path(name) / "config.json"
-    called = json.loads(config.read_text()).get("name", name) if config.is_file() else name
-    return {"name": called, "weights_sha256": sha256, "accuracy": accuracy}
+    return {"name": title(name), "weights_sha256": sha256, "accuracy": accuracy}
 
 
 def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from zoo.train.images import InMemory, source_of
 from zoo.train.lessons import LessonBook, Versions
 from zoo.train.objective import Batch, batch_loss
 from zoo.train.outcome import save_model
+from zoo.train.qat import quantised
 from zoo.train.recipe import ONLY, Distill, Recipe
+from zoo.train.start import started
 from zoo.train.teacher import Teacher
-from zoo.weights import load
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Trainer:
         recipe: Recipe,
         dataset: Dataset,
         *,
-        start: Path | None = None,
+        start: str | None = None,
         time_budget: float | None = None,
         phase: str = ONLY,
         earlier: Sequence[Mapping[str, Any]] = (),
@@ -84,7 +85,9 @@ class Trainer:
 
         net = self.network()
         if start is not None:
-            net.load_state_dict(load(f"local-dir:{start}").state_dict())
+            net.load_state_dict(started(start, recipe.arch).state_dict())
+        if recipe.train.int8:
+            net = quantised(net, self.samples())
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -113,6 +116,12 @@ class Trainer:
     def network(self) -> nn.Module:
         """What is trained, freshly initialised."""
         return build(self.recipe.arch)
+
+    def samples(self, n: int = 512) -> Iterator[Tensor]:
+        """Batches of augmented training images, drawn by the recipe's seed."""
+        generator = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
+        chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:n]
+        return (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
 
     def distilling(self, settings: Distill) -> Distiller | None:
         """The teacher's part in the loss."""
@@ -220,12 +229,8 @@ class Trainer:
 
     def averaged(self) -> nn.Module:
         """The averaged network, its BatchNorm statistics recomputed on augmented training images."""
-        count = min(self.recipe.ema.recalibrate, len(self.source))
-        generator = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
-        chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:count]
-        batches = (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
         with torch.no_grad():
-            recalibrate(self.ema.module, batches)
+            recalibrate(self.ema.module, self.samples(self.recipe.ema.recalibrate))
         return self.ema.module.eval()
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:

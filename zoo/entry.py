@@ -86,6 +86,14 @@ class Teacher(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start(_Record):
+    """The model whose weights the training started from."""
+
+    name: Text
+    weights_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase(_Record):
     """A part of the training that had aims of its own, a search say."""
 
@@ -102,6 +110,7 @@ class Train(_Record):
     recipe: Text
     recipe_sha256: Sha256
     seed: int
+    start: Start | None = None
     teacher: Teacher | None = None
     epochs: Amount
     images_seen: Count
@@ -200,9 +209,10 @@ def _result(data: Mapping[str, Any]) -> Result:
 
 
 def _train(data: Mapping[str, Any]) -> Train:
-    teacher = data.get("teacher")
+    start, teacher = data.get("start"), data.get("teacher")
     phases = tuple(Phase(**phase) for phase in data.get("phases", ()))
-    return Train(**{**data, "teacher": _teacher(teacher) if teacher else None, "phases": phases})
+    nested = {"start": Start(**start) if start else None, "teacher": _teacher(teacher) if teacher else None}
+    return Train(**{**data, **nested, "phases": phases})
 
 
 def _teacher(data: Mapping[str, Any]) -> Teacher:

@@ -80,7 +80,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
         if self.shortcut:
-            missing = y.shape[1] - x.shape[1]
+            missing = self.conv.out_channels - self.conv.in_channels
             # Over the channels that both have: a negative pad drops channels, a positive one adds zeros.
             y = y + (F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x)
         return self.act(y)

@@ -42,6 +42,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "training": f"recipe {entry.train.recipe}, seed {entry.train.seed}, {entry.train.epochs:g} epochs, "
         f"{entry.train.wall_s / 60:.0f} min on {entry.train.device}",
         "phases": "; ".join(map(_phase, entry.train.phases)),
+        "start": entry.train.start.name if entry.train.start else "random weights",
         "teacher": _teacher(entry.train.teacher) if entry.train.teacher else "none",
         "flags": ", ".join(entry.flags) or None,
     }
