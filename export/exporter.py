@@ -6,6 +6,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def export_model(
     engine = backend(format)
     batches = _checked_options(engine, precision, batches)
     terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
-    sampling = _sampling(precision, calibration)
+    sampling = _sampling(engine, precision, calibration)
     model, known = load_source(name, offline=offline)
     level, split = choose_level(verify, model.spec, data, offline=offline)
     calibrated = calibration_images(model, _dataset(data, offline=offline), sampling) if sampling else None
@@ -243,14 +244,18 @@ def _checked_options(engine: Backend, precision: str, batches: Sequence[int]) ->
     return tuple(sorted(set(batches)))
 
 
-def _sampling(precision: Precision, asked: Sampling | None) -> Sampling | None:
+def _sampling(engine: Backend, precision: Precision, asked: Sampling | None) -> Sampling | None:
     """How calibration images are chosen; None where none are needed.
 
     Raises:
-        UsageError: some were asked for, and the precision has no use for them.
+        UsageError: some were asked for, and the precision has no use for them, or not in a way that the engine has.
     """
     if precision == "int8":
-        return asked or Sampling()
+        asked = asked or Sampling()
+        if asked.method not in (None, *engine.calibrators):
+            known = ", ".join(engine.calibrators)
+            raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {asked.method}")
+        return replace(asked, method=asked.method or engine.calibrators[0])
     if asked is not None:
         raise UsageError(f"{precision} needs no calibration: leave it out, or ask for int8")
     return None

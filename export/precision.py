@@ -17,7 +17,7 @@ import onnx
 from torch import Tensor
 
 from zoo.errors import ExportFailed
-from zoo.export.calibration import Method
+from zoo.export.calibration import USUAL, Method
 from zoo.export.onnx import INPUT, first_line
 
 CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -41,7 +41,7 @@ def to_fp16(path: Path) -> None:
         raise ExportFailed(f"the graph could not be converted to fp16: {first_line(error)}") from error
 
 
-def to_int8(path: Path, images: Tensor, *, method: Method = "minmax", symmetric: bool = False) -> None:
+def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bool = False) -> None:
     """Rewrite the graph at ``path``: int8 weights per output channel, 8-bit activations, the last layer in float.
 
     Coarse logits would tie, and hide from an attack how near it is.

@@ -57,7 +57,7 @@ def test_calibration_images_come_from_the_training_split_and_never_from_the_test
     assert not tested & set(drawn)
     indices = np.arange(50, 300, dtype="<i8")
     assert record.indices_sha256 == hashlib.sha256(indices.tobytes()).hexdigest()
-    assert (record.n, record.split, record.method, record.adversarial) == (250, "train", "minmax", 0.0)
+    assert (record.n, record.split, record.method, record.adversarial) == (250, "train", "percentile", 0.0)
     with pytest.raises(UsageError, match="there are 250"):
         calibration_images(robust, world, Sampling(n=251))
 
@@ -169,6 +169,14 @@ def test_coarse_arithmetic_is_attacked_as_a_black_box_unless_told_otherwise():
     assert Terms.of("fp16").queries == Terms.of("int8").queries == 1000
     assert Terms.of("int8", queries=0).queries == 0
     assert Terms.of("int8", tolerance=0.1).tolerance == 0.1
+
+
+def test_an_engine_with_a_quantiser_of_its_own_refuses_methods_that_it_lacks(tmp_path):
+    with pytest.raises(UsageError, match="executorch are chosen by minmax here, not by entropy"):
+        export_model(
+            "trades-s3", format="executorch", precision="int8", calibration=Sampling(method="entropy"), out=tmp_path
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_int8_without_images_is_refused(robust, tmp_path, monkeypatch):

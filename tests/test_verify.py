@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sturdy import SPEC, TEST
+from torch import nn
 
 from zoo.attacks import pgd as attack
 from zoo.cli.app import run
 from zoo.data import Dataset, Split, to_float
 from zoo.errors import DataNotFound, IntegrityError, ParityGateFailed, RobustnessGateFailed, UsageError
+from zoo.evaluate import prepare
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle import MANIFEST, SUMS, files, sha256, write_sums
+from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.exporter import write_bundle
-from zoo.export.gate import verdict
-from zoo.export.ladder import Terms, climb
+from zoo.export.gate import compared, verdict
+from zoo.export.ladder import SQUARE, Terms, climb
 from zoo.export.manifest import Report
 from zoo.export.onnx import save_onnx, with_weights_of
-from zoo.export.rungs import parity, right, surrogate_pgd
+from zoo.export.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
 from zoo.export.source import Known
 from zoo.export.verify import choose_level
 from zoo.fold import fold_batchnorm
+from zoo.protocols import PROTOCOLS
 from zoo.spec import StagedSpec
 
 ATTACKED = 150
@@ -192,6 +197,60 @@ def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_th
     with pytest.raises(RobustnessGateFailed, match=r"black-box: .* the engine is worse") as caught:
         sign_off(report)
     assert caught.value.exit_code == 9
+
+
+@pytest.fixture(scope="module")
+def sabotaged(robust, tmp_path_factory):
+    """An engine whose first convolution is 1.75 times as strong: as accurate, and ten points less robust."""
+    model = deepcopy(robust)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.weight.data *= 1.75
+    path = tmp_path_factory.mktemp("sabotaged") / "model.onnx"
+    save_onnx(model, path)
+    return onnxruntime.load(path, threads=1)
+
+
+@pytest.mark.parametrize("rung", ["transfer", "surrogate", "black-box"])
+def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_robust(robust, sabotaged, split, rung):
+    twin = Twin(prepare(robust), shape=(3, 32, 32))
+    pgd = PROTOCOLS["pgd20"].model_copy(update={"n": len(split)})
+    attack = {
+        "transfer": lambda: transfer(twin, pgd),
+        "surrogate": lambda: surrogate(twin.model, twin, sabotaged, pgd),
+        "black-box": lambda: black_box(twin, sabotaged, SQUARE.model_copy(update={"n": len(split), "queries": 300})),
+    }[rung]()
+    bits = clean(twin, sabotaged, split.images, split.labels, lambda done, total: None)
+    assert compared("clean", bits, (), 0.01)["holds"]
+    attacked = survivors(attack, twin, sabotaged, split.images, split.labels, bits, 0, lambda done, total: None)
+    found = compared(rung, attacked, (pgd,), 0.01)
+    assert not found["holds"]
+    assert found["measured"]["difference"] >= 0.05
+
+
+def test_parity_catches_them_before(robust, sabotaged, split):
+    report = climb(
+        robust, sabotaged, artifact_sha256="0" * 64, files=1, level="robust", split=split, terms=Terms(n=ATTACKED)
+    )
+    assert report.failed.name == "parity"
+
+
+def test_parity_tells_how_deterministic_an_engine_is(robust, split):
+    class Drifting(Twin):
+        """Answers that hang on the size of the batch, and on the time of day."""
+
+        calls = 0
+
+        def __call__(self, images):
+            self.calls += 1
+            return super().__call__(images) + 1e-3 * len(images) + 1e-4 * self.calls
+
+    x = to_float(split.images[:64])
+    steady = parity(robust, Twin(prepare(robust), shape=(3, 32, 32)), x, [1, 8, 64])
+    assert steady["difference_between_runs"] == 0
+    assert steady["difference_between_batches"] < 1e-5
+    drifting = parity(robust, Drifting(prepare(robust), shape=(3, 32, 32)), x, [1, 8, 64])
+    assert drifting["difference_between_batches"] == pytest.approx(0.063, rel=0.3)
+    assert drifting["difference_between_runs"] == pytest.approx(1e-4, rel=0.1)
 
 
 @pytest.mark.slow

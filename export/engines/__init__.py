@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from zoo.errors import MissingDependency, UsageError, nearest
 from zoo.export.manifest import Precision
+
+if TYPE_CHECKING:
+    from zoo.export.calibration import Method
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Backend:
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     from_onnx: bool = True
     symmetric: bool = False
+
+    @property
+    def calibrators(self) -> tuple[Method, ...]:
+        """How its int8 ranges can be chosen, the usual way first."""
+        return ("percentile", "minmax", "entropy") if self.from_onnx else ("minmax",)
 
     def load_module(self) -> ModuleType:
         """The engine's module, with ``build(order, folder)`` and ``load(path, *, threads)``."""

@@ -36,7 +36,7 @@ def command(
         int | None, typer.Option(metavar="N", help="Training images that int8 ranges are chosen by; 512.")
     ] = None,
     calibrator: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="Of int8 ranges: minmax, entropy or percentile.")
+        str | None, typer.Option(metavar="METHOD", help="Of int8 ranges: percentile, minmax or entropy.")
     ] = None,
     adversarial: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Of the calibration images, attacked first; 0.")
