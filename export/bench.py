@@ -17,6 +17,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.export.contestant import PEERS, Contestant
+from zoo.export.distant import Distant
 from zoo.export.entrants import entrants
 from zoo.export.manifest import now
 from zoo.export.quiet import Watch, warnings_of
@@ -34,6 +35,7 @@ def bench(
     seconds: float = 3.0,
     peers: Collection[str] = PEERS,
     format: str = "onnx",
+    device: str | None = None,
     offline: bool = False,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Bench:
@@ -45,6 +47,7 @@ def bench(
             the steadiest, and the same on every machine.
         seconds: for timed calls, of each contestant and batch size.
         format: the engine for names.
+        device: where the engines run, see :func:`zoo.export.remote.engine.connect`; without peers, which need PyTorch.
         notify: is told what begins.
 
     Raises:
@@ -52,12 +55,14 @@ def bench(
         ZooError: an engine cannot be loaded or run; of whatever class that trouble is. A peer may fail, and says why.
     """
     _check(subjects, batches, seconds, peers)
-    sizes, cpus = sorted(set(batches)), _processors(threads)
+    if device and peers:
+        raise UsageError("peers need PyTorch and this package where they run: with a device, ask for none of them")
+    sizes, cpus = sorted(set(batches)), None if device else _processors(threads)
     terms = {"threads": threads, "cpus": cpus, "batches": sizes}
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         found = entrants(subjects, peers, folder, format=format, offline=offline, notify=notify, terms=terms)
-        contestants = list(found)
+        contestants: list[Contestant] = [Distant.of(one, device) if device else one for one in found]
         for i, one in enumerate(contestants):
             if one.why is None:
                 notify(f"starting {one.facts['engine']} of {one.facts['model']} ...")
@@ -67,7 +72,8 @@ def bench(
         for batch in sizes:
             notify(f"timing batches of {batch} ...")
             time_batch(contestants, batch, seconds)
-        machine = watch.told(sum(one.cpu_s for one in contestants))
+        # What a device did besides, it does not tell.
+        machine = {} if device else watch.told(sum(one.cpu_s for one in contestants))
     return Bench(
         threads=threads,
         cpus=cpus,

@@ -38,11 +38,11 @@ class Watch:
 def warnings_of(machine: dict[str, Any]) -> list[str]:
     """What of :meth:`Watch.told` makes times longer than they need be, in sentences."""
     told = []
-    if machine["load_before"] is not None and machine["load_before"] > machine["cores"] / 2:
+    if (machine.get("load_before") or 0) > machine.get("cores", 0) / 2:
         told.append(f"the machine was busy before: a load of {machine['load_before']:.1f} on {machine['cores']} cores")
-    if (machine["others"] or 0) > OTHERS:
+    if (machine.get("others") or 0) > OTHERS:
         told.append(f"other work took {machine['others']:.0%} of the processors meanwhile")
-    if (machine["steal"] or 0) > STEAL:
+    if (machine.get("steal") or 0) > STEAL:
         told.append(f"the host of this virtual machine kept {machine['steal']:.0%} of the processors from it")
     return told
 

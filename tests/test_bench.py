@@ -19,7 +19,7 @@ from test_registry import model, registry_data, result, timed
 from zoo import device
 from zoo.cli.app import run
 from zoo.cli.bench import _text
-from zoo.device import cpu_id, gpu_id, is_this
+from zoo.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
 from zoo.export import export_model, quiet, read_bundle, stopwatch, verify_bundle
 from zoo.export.bench import bench, time_batch
@@ -360,6 +360,32 @@ def test_what_cannot_be_timed_is_refused_before_anything_starts(place, arguments
     error = json.loads(out)["error"]
     assert (found, error["exit_code"]) == (code, code)
     assert told in error["message"]
+
+
+def test_engines_are_timed_on_another_device_under_its_own_id(place, bundle, fresh, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    order = ("bench", str(copy), "--batch", "1,2", "--seconds", "0.05", "--device", "local:", "--write", "--json")
+    code, out = quietly(*order, "--offline")
+    assert code == 0
+    (timed,) = Bench.model_validate_json(out).engines  # no peers
+    assert timed.device == cpu_id(1)  # it is the same machine
+    assert timed.runtime.startswith("onnxruntime ")
+    assert [one.batch for one in timed.times] == [1, 2]
+    assert all(0 < one.p50_ms <= one.p95_ms <= one.p99_ms and one.calls >= 10 for one in timed.times)
+    assert set(info("small").latency[cpu_id(1)]["onnxruntime-fp32"]) == {"1", "2"}
+    assert Bench.model_validate_json((copy / "reports" / "bench.json").read_text()).machine == {}
+
+
+def test_peers_are_not_for_other_devices(bundle):
+    with pytest.raises(UsageError, match="ask for none"):
+        bench([bundle], device="local:")
+
+
+def test_a_device_that_tells_of_itself_has_the_id_that_it_would_have_there():
+    facts = {"machine": "aarch64", "cpu": "Cortex-A76", "cores": 4, "os": "Linux", "device": "cpu"}
+    assert remote_id(facts, 2) == "cortex-a76-4c-neon-linux-2t"
+    gpu = {**facts, "device": "cuda", "gpu": "NVIDIA H100 80GB HBM3, 580.1"}
+    assert remote_id(gpu, 1) == "nvidia-h100-80gb-hbm3-linux"
 
 
 # -- where it is kept ----------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo.toolchain import cpu_model
 
@@ -19,9 +21,10 @@ INSTRUCTIONS = {
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
     "vnni": ("avx512_vnni", "avx_vnni"),
-    "amx": ("amx_tile",),
+    "amx": ("amx_tile", "amx_int8"),
     "neon": ("asimd", "neon"),
 }
+ARM = ("arm64", "aarch64")
 GPUS = Path("/proc/driver/nvidia/gpus")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -41,23 +44,38 @@ def is_this(device: str) -> bool:
     return re.fullmatch(re.escape(_machine()) + r"-\d+t", device) is not None or device in map(gpu_id, _gpus())
 
 
+def remote_id(facts: Mapping[str, Any], threads: int) -> str:
+    """The id of a device that has told of itself, as :mod:`zoo.export.remote.fingerprint` has it."""
+    if facts["device"] == "cuda":
+        return f"{_slug(facts['gpu'].split(',')[0])}-{facts['os'].lower()}"
+    found = ["neon"] if facts["machine"].lower() in ARM else _known(facts.get("isa", "").split())
+    return f"{_named(facts['cpu'], facts['cores'], found, facts['os'])}-{threads}t"
+
+
 def _machine() -> str:
-    name = re.sub(r"\((r|tm)\)|\b(cpu|processor|\d+-core)\b|@.*", " ", cpu_model().lower())
-    parts = [_slug(name), f"{os.cpu_count()}c", *_instructions(), platform.system().lower()]
-    return "-".join(parts)
+    return _named(cpu_model(), os.cpu_count(), _instructions(), platform.system())
+
+
+def _named(cpu: str, cores: int | None, instructions: list[str], system: str) -> str:
+    name = re.sub(r"\((r|tm)\)|\b(cpu|processor|\d+-core)\b|@.*", " ", cpu.lower())
+    return "-".join([_slug(name), f"{cores}c", *instructions, system.lower()])
 
 
 def _instructions() -> list[str]:
     """Of :data:`INSTRUCTIONS`, those that the system lists; AVX2 is not told where there is AVX-512."""
-    if platform.machine().lower() in ("arm64", "aarch64"):  # where it is part of the architecture
+    if platform.machine().lower() in ARM:  # where it is part of the architecture
         return ["neon"]
     try:
         text = CPUINFO.read_text()
     except OSError:
         return []
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    listed = set(line[1].split()) if line else set()
-    found = [name for name, flags in INSTRUCTIONS.items() if listed & set(flags)]
+    return _known(line[1].split() if line else [])
+
+
+def _known(flags: Iterable[str]) -> list[str]:
+    listed = set(flags)
+    found = [name for name, any_of in INSTRUCTIONS.items() if listed & set(any_of)]
     return [name for name in found if name != "avx2" or "avx512" not in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,11 +25,18 @@ def command(
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads of each, on as many processors.")] = 1,
     seconds: Annotated[float, typer.Option(metavar="S", help="For calls, of each engine and batch size.")] = 3.0,
     peers: Annotated[
-        str, typer.Option(metavar="LIST", help="Other ways to run the float model, or none.")
-    ] = "pytorch,torch.compile,aotinductor",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of pytorch, torch.compile, aotinductor, or none; else all, on a device none.",
+        ),
+    ] = None,
     format: Annotated[
         str, typer.Option("--format", "-f", metavar="ENGINE", help="For a NAME, which is exported in fp32 first.")
     ] = "onnx",
+    device: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Run the engines there, as in zoo verify --device.")
+    ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Store it in the bundle, and in the registry for released models.")
     ] = False,
@@ -48,6 +56,7 @@ def command(
       zoo bench trades-s7 --peers none --seconds 1 --write
       zoo bench bundles/trades-s7--onnxruntime-fp32 --batch 1,8,64 --threads 2
       zoo bench bundles/trades-s7--* --json
+      zoo bench bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen --write
     """
     from zoo.cli.pick import batch_sizes
     from zoo.errors import UsageError
@@ -65,8 +74,9 @@ def command(
         batches=batch_sizes(batch),
         threads=threads,
         seconds=seconds,
-        peers=() if peers == "none" else [peer.strip() for peer in peers.split(",")],
+        peers=_peers(peers, device),
         format=format,
+        device=device,
         offline=offline,
         notify=output.say,
     )
@@ -78,6 +88,14 @@ def command(
     for warning in report.warnings:
         output.say(f"warning: {warning}; these times are longer than they need be")
     output.result(report.model_dump(mode="json", exclude_none=True), lambda: _text(report))
+
+
+def _peers(asked: str | None, device: str | None) -> Sequence[str]:
+    from zoo.export.contestant import PEERS
+
+    if asked is None:
+        return () if device else PEERS
+    return () if asked == "none" else [peer.strip() for peer in asked.split(",")]
 
 
 def _text(report: Bench) -> str:
