@@ -11,6 +11,8 @@ from typing import Any
 from zoo.errors import UsageError, ZooError
 from zoo.export.bundle import MANIFEST, SUMS, read_bundle
 from zoo.export.contestant import PEERS, Contestant
+from zoo.export.engines import backend
+from zoo.export.engines.options import reloading
 from zoo.export.exporter import export_model
 from zoo.export.manifest import Manifest
 from zoo.export.source import digest, load_source
@@ -70,7 +72,9 @@ def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) ->
         if names.count(name) > 1:
             raise UsageError(f"two subjects are {name} of {manifest.name}: time them one after the other")
         facts = {**_facts(manifest), "engine": name, "artifact_sha256": manifest.artifact.sha256}
-        job = {"kind": "engine", "engine": manifest.engine, "file": str(bundle / manifest.artifact.file)}
+        told = reloading(backend(manifest.engine), manifest.artifact.options, {})
+        file = str(bundle / manifest.artifact.file)
+        job = {"kind": "engine", "engine": manifest.engine, "file": file, "options": told}
         yield Contestant(facts, {**job, "image_size": manifest.spec.image_size, **terms})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from zoo.export.bundle import artifact_sha256, read_bundle, staged
 from zoo.export.calibration import Sampling, calibration_images
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.interface import Order
+from zoo.export.engines.options import loading, options_of
 from zoo.export.engines.twin import Twin
 from zoo.export.gate import sign_off
 from zoo.export.ladder import Progress, Terms, climb, random_images, silent
@@ -73,6 +74,7 @@ def export_model(
     seed: int = 0,
     queries: int | None = None,
     uint8: bool = False,
+    engine_options: Mapping[str, Any] | None = None,
     command: str | None = None,
     progress: Progress = silent,
     notify: Callable[[str], None] = warnings.warn,
@@ -93,6 +95,7 @@ def export_model(
         margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.Terms`; the
             tolerance and whether Square attacks the engine follow from the precision unless they are given.
         uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.uint8`.
+        engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
         command: recorded in the manifest; made up from the arguments if None.
         notify: is told in one sentence if robustness could not be verified.
 
@@ -108,6 +111,7 @@ def export_model(
     """
     engine = backend(format)
     batches = _checked_options(engine, precision, batches)
+    options_of(engine, engine_options or {})  # wrong ones are told before anything else is done
     terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
     sampling = _sampling(engine, precision, calibration)
     model, known = load_source(name, offline=offline)
@@ -127,6 +131,7 @@ def export_model(
         split=split,
         terms=terms,
         uint8=uint8,
+        engine_options=engine_options,
         command=command or f"zoo export {shlex.quote(name)} --format {format} --precision {precision} --verify {level}",
         keep_failed=keep_failed,
         force=force,
@@ -147,6 +152,7 @@ def write_bundle(
     batches: Sequence[int] = (1, 8, 64),
     terms: Terms | None = None,
     uint8: bool = False,
+    engine_options: Mapping[str, Any] | None = None,
     command: str = "zoo.export.write_bundle",
     keep_failed: bool = False,
     force: bool = False,
@@ -158,6 +164,7 @@ def write_bundle(
     if precision == "int8" and calibrated is None:
         raise UsageError("an int8 engine needs calibration images: see zoo.export.calibration")
     images, calibration = calibrated or (None, None)
+    options = options_of(engine, engine_options or {})
     model = model.eval()
     final = out / f"{known.title}--{engine.name}-{precision}"
     with staged(final, force=force, keep_failed=keep_failed) as scratch:
@@ -177,7 +184,9 @@ def write_bundle(
         elif lowered == "int8" and calibration:
             to_int8(graph, images, method=calibration.method, symmetric=engine.symmetric)
         built = engine.load_module().build(
-            Order(model=model, graph=graph, precision=precision, batches=tuple(batches), calibration=images), scratch
+            Order(model=model, graph=graph, precision=precision, batches=tuple(batches), calibration=images),
+            scratch,
+            **({} if options is None else {"options": options}),
         )
         if uint8:
             save_with_uint8_input(graph, scratch / UINT8)
@@ -195,7 +204,9 @@ def write_bundle(
             options=built.options,
         )
         progress("build", 1, 1)
-        runner = engine.load_module().load(scratch / artifact.file)
+        runner = engine.load_module().load(
+            scratch / artifact.file, **loading(engine, asdict(options) if options else {})
+        )
         report = climb(
             model,
             runner,

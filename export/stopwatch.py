@@ -96,7 +96,7 @@ def peak_mb() -> float | None:
 def _engine(job: dict[str, Any]) -> Any:
     from zoo.export.engines import backend
 
-    return backend(job["engine"]).load_module().load(Path(job["file"]), threads=job["threads"])
+    return backend(job["engine"]).load_module().load(Path(job["file"]), threads=job["threads"], **job["options"])
 
 
 def _peer(job: dict[str, Any]) -> Any:

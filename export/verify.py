@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo.data import Split, load_cifar10
 from zoo.errors import DataNotFound, IntegrityError, UsageError
 from zoo.export.bundle import files, read_bundle, staged
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
+from zoo.export.engines.options import reloading
 from zoo.export.ladder import Progress, Terms, climb, silent
-from zoo.export.manifest import LEVELS, Level, Report
+from zoo.export.manifest import LEVELS, Level, Manifest, Report
 from zoo.export.remote.engine import Remote, connect
 from zoo.export.report import write_reports
 from zoo.export.source import digest, load_source
@@ -61,6 +64,7 @@ def verify_bundle(
     seed: int = 0,
     queries: int | None = None,
     device: str | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     write: bool = False,
     model: Classifier | None = None,
     split: Split | None = None,
@@ -73,6 +77,7 @@ def verify_bundle(
         data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
         margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
         device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
+        engine_options: to load the engine with; others than those of its export, see :mod:`zoo.export.engines.options`.
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of CIFAR-10's test split.
@@ -107,11 +112,9 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
-    engine: Engine = (
-        connect(device, folder)
-        if device
-        else backend(manifest.engine).load_module().load(folder / manifest.artifact.file)
-    )
+    if device and engine_options:
+        raise UsageError("options of the engine are for this machine: leave them out with a device")
+    engine: Engine = connect(device, folder) if device else _loaded(folder, manifest, engine_options or {})
     try:
         report = climb(
             model.eval(),
@@ -132,3 +135,9 @@ def verify_bundle(
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
             write_reports(scratch, manifest, report)
     return report
+
+
+def _loaded(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -> Engine:
+    engine = backend(manifest.engine)
+    told = reloading(engine, manifest.artifact.options, options)
+    return engine.load_module().load(folder / manifest.artifact.file, **told)

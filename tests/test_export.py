@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from zoo.cli.app import run
 from zoo.errors import ExportFailed, IntegrityError, MissingDependency, ParityGateFailed, UnknownModel, UsageError
 from zoo.export import export_model, exporter, read_bundle, verify_bundle
 from zoo.export.calibration import Sampling
@@ -205,10 +207,21 @@ def test_an_engine_loads_only_what_is_a_classifier(tmp_path, small_onnx):
 
 
 def test_an_engine_is_not_loaded_on_terms_that_cannot_be_met(small_onnx):
-    with pytest.raises(MissingDependency, match="no 'TPUExecutionProvider'"):
-        onnxruntime.load(small_onnx, providers=["TPUExecutionProvider"])
+    with pytest.raises(MissingDependency, match=r"no 'TensorrtExecutionProvider' .* install onnxruntime-gpu"):
+        onnxruntime.load(small_onnx, provider="tensorrt")
+    with pytest.raises(UsageError, match="one of cpu, cuda, tensorrt, not 'tpu'"):
+        onnxruntime.load(small_onnx, provider="tpu")
     with pytest.raises(UsageError, match="not on 0"):
         onnxruntime.load(small_onnx, threads=0)
+
+
+def test_a_provider_that_was_asked_for_is_not_replaced_in_silence(small_onnx, monkeypatch):
+    import onnxruntime as runtime
+
+    listed = ["CUDAExecutionProvider", *runtime.get_available_providers()]  # as where its CUDA libraries are missing
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: listed)
+    with pytest.warns(UserWarning, match="CUDA"), pytest.raises(MissingDependency, match="could not start 'CUDA"):
+        onnxruntime.load(small_onnx, provider="cuda")
 
 
 @pytest.mark.parametrize("name", ["onnx", "ort", "onnxruntime"])
@@ -320,6 +333,30 @@ def test_the_command_in_the_readme_works(local_name, no_data, tmp_path, capsys, 
 def test_malformed_options_are_refused_and_leave_nothing(options, told, local_name, no_data, tmp_path):
     with pytest.raises(UsageError, match=told):
         export_model(local_name, out=tmp_path / "out", offline=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_an_engine_are_recorded_and_used_again(local_name, no_data, tmp_path):
+    bundle = export_model(local_name, out=tmp_path, engine_options={"provider": "cpu"}, verify="parity")
+    assert read_bundle(bundle).artifact.options == {"provider": "cpu"}
+    assert verify_bundle(bundle, level="parity").reached == "parity"
+    with pytest.raises(MissingDependency, match="CUDAExecutionProvider"):
+        verify_bundle(bundle, level="parity", engine_options={"provider": "cuda"})
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "told"),
+    [
+        ("onnx", ["provider"], "KEY=VALUE, such as provider=cuda, not 'provider'"),
+        ("onnx", ["providers=cpu"], "no option 'providers'; did you mean 'provider'"),
+        ("onnx", ["provider=tpu"], "onnxruntime: option 'provider': .*'tensorrt', not 'tpu'"),
+        ("openvino", ["provider=cpu"], r"openvino has no option 'provider' \(it has none\)"),
+    ],
+)
+def test_wrong_options_of_an_engine_are_told(format, options, told, local_name, no_data, tmp_path, capsys):
+    arguments = [part for option in options for part in ("-O", option)]
+    assert run(["export", local_name, "-f", format, *arguments, "-o", str(tmp_path / "out"), "--json"]) == 2
+    assert re.search(told, json.loads(capsys.readouterr().out)["error"]["message"])
     assert not (tmp_path / "out").exists()
 
 

@@ -307,8 +307,8 @@ def test_a_package_that_the_device_lacks_is_named(packages, told, bundle, tmp_pa
 
 
 def test_the_runtimes_are_set_as_the_engines_here():
-    assert tuple(runtimes.PROVIDERS) == onnxruntime.PREFERRED
-    assert {name: options for name, options in runtimes.PROVIDERS.items() if options} == onnxruntime.OPTIONS
+    assert tuple(runtimes.PROVIDERS) == onnxruntime.PROVIDERS["cuda"]
+    assert {name: options for name, options in runtimes.PROVIDERS.items() if options} == onnxruntime.SETTINGS
     openvino = importlib.import_module("zoo.export.engines.openvino")
     assert runtimes.PROPERTIES == openvino.PROPERTIES
 

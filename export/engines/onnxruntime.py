@@ -1,10 +1,13 @@
-"""ONNX Runtime: the default engine, on any CPU, and on CUDA where ``onnxruntime-gpu`` is installed."""
+"""ONNX Runtime: the default engine, on any CPU, and on CUDA or through TensorRT where ``onnxruntime-gpu`` is installed.
+
+The authors have run it on CPUs only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,24 +18,33 @@ from zoo.export.engines.interface import Built, Order, checked
 from zoo.export.onnx import with_weights_of
 from zoo.models import Classifier
 
-PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
-OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # TF32 keeps 10 bits of the mantissa: not an fp32 engine
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}  # each for what the first lacks
+LOADING = ("provider",)
+SETTINGS = {CUDA: {"use_tf32": "0"}}  # TF32 keeps 10 bits of the mantissa: not an fp32 engine
 
 
-def build(order: Order, folder: Path) -> Built:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which of ONNX Runtime's execution providers computes; None: CUDA where it is there, else the CPU."""
+
+    provider: Literal["cpu", "cuda", "tensorrt"] | None = None
+
+
+def build(order: Order, folder: Path, *, options: Options | None = None) -> Built:
     """Nothing is left to do: the graph is what ONNX Runtime runs."""
-    return Built(file=order.graph.name, format="onnx")
+    return Built(file=order.graph.name, format="onnx", options=asdict(options) if options else {})
 
 
-def load(path: Path | str, *, threads: int | None = None, providers: Sequence[str] | None = None) -> OnnxRuntime:
+def load(path: Path | str, *, threads: int | None = None, provider: str | None = None) -> OnnxRuntime:
     """An engine that runs the ONNX file at ``path``.
 
     Args:
         threads: CPU threads of one call; all cores if None.
-        providers: ONNX Runtime's execution providers, in order of preference; CUDA where it is there, then CPU.
+        provider: see :class:`Options`.
 
     Raises:
-        MissingDependency: ONNX Runtime is not installed, or not with such a provider.
+        MissingDependency: ONNX Runtime is not installed, or not with such a provider, or it cannot start it.
         IntegrityError: the file is not a classifier that ONNX Runtime can load.
     """
     try:
@@ -40,10 +52,14 @@ def load(path: Path | str, *, threads: int | None = None, providers: Sequence[st
     except ImportError:
         raise MissingDependency("ONNX Runtime is not installed: run 'pip install onnxruntime'") from None
     available = onnxruntime.get_available_providers()
-    chosen = [name for name in PREFERRED if name in available] if providers is None else list(providers)
-    for name in chosen:
-        if name not in available:
-            raise MissingDependency(f"this ONNX Runtime has no '{name}' (it has: {', '.join(available)})")
+    if provider is not None and provider not in PROVIDERS:
+        raise UsageError(f"a provider is one of {', '.join(PROVIDERS)}, not '{provider}'")
+    if provider is not None and PROVIDERS[provider][0] not in available:
+        raise MissingDependency(
+            f"this ONNX Runtime has no '{PROVIDERS[provider][0]}' (it has: {', '.join(available)}): "
+            f"install onnxruntime-gpu in place of onnxruntime"
+        )
+    chosen = [name for name in PROVIDERS[provider or "cuda"] if name in available]
     if threads is not None and threads < 1:
         raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
     options = onnxruntime.SessionOptions()
@@ -52,11 +68,13 @@ def load(path: Path | str, *, threads: int | None = None, providers: Sequence[st
     options.log_severity_level = 3  # errors only
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(name, OPTIONS.get(name, {})) for name in chosen]
+            str(path), options, providers=[(name, SETTINGS.get(name, {})) for name in chosen]
         )
     except Exception as error:  # its exceptions have no base class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(f"ONNX Runtime cannot load '{path}': {reason}") from None
+    if provider is not None and session.get_providers()[0] != chosen[0]:  # it only warns of that
+        raise MissingDependency(f"ONNX Runtime could not start '{chosen[0]}': are the libraries that it needs there?")
     return OnnxRuntime(session, Path(path))
 
 
@@ -93,5 +111,5 @@ class OnnxRuntime:
             "engine": "onnxruntime",
             "version": onnxruntime.__version__,
             "providers": providers,
-            "device": "cuda" if providers[0].startswith("CUDA") else "cpu",
+            "device": "cpu" if providers[0] == CPU else "cuda",
         }

@@ -27,6 +27,7 @@ from zoo.export.onnx import GRAPH, with_weights_of
 from zoo.models import Classifier
 
 ARTIFACT, FORMAT = "model.plan", "tensorrt-plan"
+LOADING = ("host_code",)
 # How TensorRT's own errors about foreign plans read.
 FOREIGN = ("incompatible device", "not compatible with this", "incompatible serialization", "old deserialization call")
 
@@ -44,7 +45,11 @@ def build(order: Order, folder: Path, *, options: Options = DEFAULTS) -> Built:
         file=ARTIFACT,
         format=FORMAT,
         built_for=bound_to(facts, options),
-        options={**asdict(options), "profile": list(profile_of(order.batches)), "built_on": facts},
+        options={
+            **{name: one for name, one in asdict(options).items() if name not in LOADING},
+            "profile": list(profile_of(order.batches)),
+            "built_on": facts,
+        },
     )
 
 
@@ -72,7 +77,7 @@ def rebuild(folder: Path | str) -> bytes:
     artifact = read_bundle(folder).artifact
     if artifact.format != FORMAT:
         raise UsageError(f"'{folder}' holds no TensorRT plan but {artifact.format}: export with '--format tensorrt'")
-    options = Options(**{name: artifact.options[name] for name in asdict(DEFAULTS)})
+    options = Options(**{name: artifact.options[name] for name in asdict(DEFAULTS) if name not in LOADING})
     return build_plan((Path(folder) / GRAPH).read_bytes(), batches=artifact.batches, options=options)
 
 
@@ -100,7 +105,9 @@ def load(path: Path | str, *, threads: int | None = None, host_code: bool = Fals
             built_for = told(manifest.artifact.built_for, off)
             raise WrongDevice(f"'{path}' is for {built_for}, and here is {told(facts, off)}: {_remedy(path, manifest)}")
         if manifest.artifact.options.get("version_compatible") and not host_code:
-            raise UsageError(f"'{path}' carries code for the CPU: if you trust it, load it with host_code=True")
+            raise UsageError(
+                f"'{path}' carries code for the CPU: if you trust it, load it with host_code=True ('-O host_code=true')"
+            )
     try:
         plan = path.read_bytes()
     except OSError as error:

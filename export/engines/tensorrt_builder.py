@@ -31,11 +31,13 @@ class Options:
         version_compatible: a plan for this and later versions; it carries code for the CPU, and may be slower.
         hardware: a plan for this GPU alone, for all of the same compute capability, or for Ampere and what came after;
             the wider, the slower.
+        host_code: let a version-compatible plan run the code that it carries when it is loaded, with your rights.
     """
 
     tf32: bool = False
     version_compatible: bool = False
     hardware: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
+    host_code: bool = False
 
 
 DEFAULTS = Options()

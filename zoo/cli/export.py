@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, Offline, Quiet, model_names
+from zoo.cli.options import AsJson, Data, EngineOptions, Offline, Quiet, model_names
 from zoo.cli.output import Output
 
 
@@ -47,6 +47,7 @@ def command(
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Add the engine to this Triton model repository too.")
     ] = None,
+    engine_options: EngineOptions = None,
     margin: Annotated[
         float, typer.Option(metavar="POINTS", help="Accuracy that the engine may lose at most, in points.")
     ] = 1.0,
@@ -77,6 +78,7 @@ def command(
       zoo export trades-s7 --verify robust --data cifar10 -n 2500 --margin 0.5
       zoo export trades-s7 -f openvino --precision int8 --adversarial 0.5
       zoo export trades-s7 --uint8 --triton models
+      zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
       zoo export "trades-*" -f onnx,openvino --precision fp32,int8
       zoo export local-dir:runs/mine/model --verify parity --json
     """
@@ -84,6 +86,7 @@ def command(
     from zoo.cli.pick import batch_sizes
     from zoo.export import export_model
     from zoo.export.calibration import Sampling
+    from zoo.export.engines.options import parse_pairs
     from zoo.export.triton import write_triton
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -103,6 +106,7 @@ def command(
         "seed": seed,
         "queries": square,
         "uint8": uint8,
+        "engine_options": parse_pairs(engine_options or ()),
         "command": shlex.join(["zoo", *sys.argv[1:]]),
         "notify": output.say,
     }

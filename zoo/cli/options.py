@@ -33,6 +33,10 @@ def protocol_names(incomplete: str) -> list[str]:
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as provider=cuda."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Data, Offline, Quiet
+from zoo.cli.options import AsJson, Data, EngineOptions, Offline, Quiet
 from zoo.cli.output import Output
 
 
@@ -35,6 +35,7 @@ def command(
             metavar="TARGET", help="Run the engine there: ssh://user@host:port, or ssh://host/path/to/python."
         ),
     ] = None,
+    engine_options: EngineOptions = None,
     write: Annotated[bool, typer.Option("--write", help="Replace the bundle's reports by what is found now.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -54,6 +55,7 @@ def command(
     """
     from zoo.cli.ladder import rungs_table
     from zoo.export import sign_off, verify_bundle
+    from zoo.export.engines.options import parse_pairs
     from zoo.export.report import UNVERIFIED, robustness
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -69,6 +71,7 @@ def command(
             seed=seed,
             queries=square,
             device=device,
+            engine_options=parse_pairs(engine_options or ()),
             write=write,
             progress=advance,
         )
