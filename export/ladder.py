@@ -198,7 +198,7 @@ def _rungs(
         for attack in attacks:
             bits = rungs.survivors(attack, twin, engine, images, labels, bits, terms.seed, tick(name))
         last = name == plan[-1][0]
-        facts = compared(name, bits, protocols, terms.margin)
+        facts = compared(name, bits, protocols, terms.margin, decides=last)
         if name == "surrogate":
             facts["measured"]["gradients"] = list(gradients)
         yield "robust" if last else "clean", facts

@@ -149,3 +149,15 @@ def test_statistics_load_no_numerical_library():
     code = "import sys, zoo.stats; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@given(
+    n=st.integers(1, 3000),
+    discordant=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)),
+    margin=st.floats(0.001, 0.2),
+)
+def test_no_engine_is_shown_to_be_both_worse_and_no_worse(n, discordant, margin):
+    b, c = (int(share * n) for share in discordant)
+    pair = Paired(n, b=b, c=c)
+    assert not (pair.inferior(margin) and pair.non_inferior(margin))
+    assert pair.inferior(margin) <= (pair.difference > margin)

@@ -222,9 +222,27 @@ def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_ro
     bits = clean(twin, sabotaged, split.images, split.labels, lambda done, total: None)
     assert compared("clean", bits, (), 0.01)["holds"]
     attacked = survivors(attack, twin, sabotaged, split.images, split.labels, bits, 0, lambda done, total: None)
-    found = compared(rung, attacked, (pgd,), 0.01)
+    found = compared(rung, attacked, (pgd,), 0.01, decides=rung == "black-box")
     assert not found["holds"]
     assert found["measured"]["difference"] >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("only_twin", "only_engine", "decides", "holds"),
+    [
+        (12, 5, False, True),  # 0.7 points, which could be 1.4: for the rungs above to decide
+        (12, 5, True, False),
+        (40, 5, False, False),  # shown to be more than a point
+        (5, 5, True, True),
+    ],
+)
+def test_a_rung_before_the_last_fails_only_where_the_engine_is_shown_to_be_worse(
+    only_twin, only_engine, decides, holds
+):
+    twin, engine = np.ones(1000, bool), np.ones(1000, bool)
+    engine[:only_twin] = False
+    twin[500 : 500 + only_engine] = False
+    assert compared("surrogate", (twin, engine), (), 0.01, decides=decides)["holds"] is holds
 
 
 def test_parity_catches_them_before(robust, sabotaged, split):

@@ -102,6 +102,10 @@ class Paired:
         """Is the engine shown to lose less than ``margin`` (a proportion: 0.01 is one point)?"""
         return self.upper(confidence) < margin
 
+    def inferior(self, margin: float = 0.01, confidence: float = 0.95) -> bool:
+        """Is the engine shown to lose more than ``margin``?"""
+        return -Paired(self.n, b=self.c, c=self.b).upper(confidence) > margin
+
 
 def images_needed(discordance: float, margin: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
     """Images at which an engine as good as its twin passes the gate with probability ``power``.

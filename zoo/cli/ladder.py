@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "right: images classified correctly (under every attack so far), %. lost: upper\n"
-    "95 % bound of twin - engine, points; for parity, the largest logit difference."
+    "95 % bound of twin - engine, points; for parity, the largest logit difference.\n"
+    "Under attack the last rung decides; one before it fails where the engine is shown\n"
+    "to lose more than is allowed."
 )
 
 
