@@ -229,7 +229,7 @@ def write_bundle(
             measured=known.measured,
             artifact=artifact,
             calibration=calibration,
-            toolchain=toolchain(),
+            toolchain=toolchain(*engine.tools),
             engine=engine.name,
             device=runner.describe()["device"],
             verified=report.reached,

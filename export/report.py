@@ -16,6 +16,12 @@ UNVERIFIED = (
 )
 
 
+RUN = """What {engine} runs is `{file}`; the graph above is the one that it was made from, or its float original.
+`examples/classify_{engine}.py` in Robust Zoo's repository is a program for it that needs no more than its runtime.
+
+"""
+
+
 def robustness(report: Report) -> str:
     """The sentence about the engine's robustness that a manifest carries."""
     if report.reached == "robust":
@@ -61,6 +67,7 @@ def readme(manifest: Manifest) -> str:
     """A page for those who are handed the folder and nothing else."""
     size = manifest.spec.image_size
     threat, artifact = manifest.threat_model, manifest.artifact
+    own = "" if artifact.format == "onnx" else RUN.format(file=artifact.file, engine=manifest.engine)
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 
@@ -81,7 +88,7 @@ probe = numpy.load("probe/clean.npz")
 print(abs(logits - probe["logits"]).max())  # {_expected(manifest)}
 ```
 
-## What was checked
+{own}## What was checked
 
 {manifest.robustness[0].upper()}{manifest.robustness[1:]}.
 

@@ -12,10 +12,14 @@ from zoo.version import __version__
 PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of what takes part in a measurement, the processor and its cores; nothing is imported."""
+def toolchain(*more: str) -> dict[str, str]:
+    """Versions of what takes part in a measurement, the processor and its cores; nothing is imported.
+
+    Args:
+        more: packages that take part besides :data:`PACKAGES`.
+    """
     found = {"robust-zoo": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -22,6 +22,7 @@ class Backend:
         package: what is imported for it; ``requires`` is what pip installs.
         from_onnx: whether it is built from the graph in the asked precision; the others start from the float model.
         symmetric: whether its int8 activations must be symmetric around 0.
+        tools: further packages that convert to it or run it, whose versions a manifest keeps.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backend:
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     from_onnx: bool = True
     symmetric: bool = False
+    tools: tuple[str, ...] = ()
 
     @property
     def calibrators(self) -> tuple[Method, ...]:
@@ -44,10 +46,24 @@ class Backend:
 
 ENGINES = (
     Backend("onnxruntime", ("onnx", "ort"), "onnxruntime", "onnxruntime"),
-    Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]"),
-    Backend("executorch", ("pte",), "executorch", "robust-zoo[executorch]", from_onnx=False),
-    Backend("litert", ("tflite",), "ai_edge_litert", "robust-zoo[litert]", from_onnx=False),
-    Backend("tensorrt", ("trt", "engine"), "tensorrt", "robust-zoo[trt]", symmetric=True),
+    Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]", tools=("openvino",)),
+    Backend(
+        "executorch",
+        ("pte",),
+        "executorch",
+        "robust-zoo[executorch]",
+        from_onnx=False,
+        tools=("executorch", "torchao"),
+    ),
+    Backend(
+        "litert",
+        ("tflite",),
+        "ai_edge_litert",
+        "robust-zoo[litert]",
+        from_onnx=False,
+        tools=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+    ),
+    Backend("tensorrt", ("trt", "engine"), "tensorrt", "robust-zoo[trt]", symmetric=True, tools=("tensorrt",)),
 )
 
 # Names that users of exported models know, and which this release has no engine for.
