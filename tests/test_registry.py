@@ -453,15 +453,6 @@ def test_globs_and_budgets_narrow_the_list(path):
         list_models(by="pgd2")
 
 
-def test_what_was_fine_tuned_for_int8_is_picked_for_int8_only(path):
-    data = registry_data({"plain": model(8, pgd20=4000), "rounded": {**model(8, pgd20=4100), "flags": ["int8"]}})
-    path.write_text(pretty(data))
-    assert pick().name == "plain"
-    assert pick(precision="int8").name == "rounded"
-    assert [entry.name for entry in pick(precision="int8", n=2)] == ["rounded", "plain"]
-    assert list_models() == ["plain", "rounded"]
-
-
 def test_pick_takes_the_most_robust_within_the_budget(path):
     with pytest.warns(UserWarning, match="unmeasured"):
         assert pick(flops=MACS["dull"]).name == "middle"

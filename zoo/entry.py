@@ -144,9 +144,6 @@ class Latency(_Record):
     measured_at: Text  # ISO 8601 with the time zone
 
 
-INT8 = "int8"  # a flag: the model was fine-tuned under int8 rounding
-
-
 @dataclass(frozen=True, kw_only=True)
 class Model(_Record):
     """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from zoo.atomic import write_atomic
-from zoo.entry import INT8
 from zoo.errors import UsageError
 from zoo.measure import Measurement
 from zoo.registry import info, load_registry, write_model
@@ -58,8 +57,7 @@ def candidate(name: str) -> Candidate:
         config = json.loads((folder / "config.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         train = dict(config["train"])
-        settings = train.pop("settings")
-        int8 = bool(settings.get("train", {}).get("int8"))
+        settings = json.dumps(train.pop("settings"), sort_keys=True)
         train.pop("history")
         identity = {key: config[key] for key in ("family", "description", "paper", "spec")}
         called = str(config["name"])
@@ -73,9 +71,8 @@ def candidate(name: str) -> Candidate:
         "params": params,
         "weights": {"file": f"{called}.safetensors", "size": len(weights), "sha256": sha256},
         "license": LICENSE,
-        "train": {**train, "recipe_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()},
+        "train": {**train, "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest()},
         "results": {},
-        "flags": [INT8] if int8 else [],
     }
     known = load_registry().models.get(called)
     if known is not None and known.weights.sha256 == sha256:  # measured before: more results for the same weights

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, overload
 
 from zoo.constraints import Budget, Constraint, constraints_of, known_protocol
-from zoo.entry import INT8, Entry, Registry
+from zoo.entry import Entry, Registry
 from zoo.errors import NothingMatches, UsageError
 from zoo.registry import load_registry
 
@@ -24,18 +24,8 @@ class Choice:
     left_out: list[str]
 
 
-def choose(
-    registry: Registry,
-    constraints: Iterable[Constraint],
-    *,
-    by: str,
-    family: str | None = None,
-    precision: str = "fp32",
-) -> Choice:
+def choose(registry: Registry, constraints: Iterable[Constraint], *, by: str, family: str | None = None) -> Choice:
     """Rank the entries within ``constraints`` by accuracy under protocol ``by``; ties go to fewer MACs.
-
-    Args:
-        precision: of the engine that is asked for: what was fine-tuned for int8 is for "int8" only.
 
     Raises:
         UsageError: no protocol is called ``by``.
@@ -43,9 +33,8 @@ def choose(
     """
     constraints = list(constraints)
     known_protocol(registry, by)
-    models = [entry for entry in registry.models.values() if INT8 not in entry.flags or precision == INT8]
-    entries = [entry for entry in models if family is None or fnmatchcase(entry.family, family)]
-    if not models:
+    entries = [entry for entry in registry.models.values() if family is None or fnmatchcase(entry.family, family)]
+    if not registry.models:
         raise NothingMatches("the registry holds no model yet")
     if not entries:
         families = ", ".join(sorted({entry.family for entry in registry.models.values()}))
@@ -114,11 +103,11 @@ def list_models(
 @overload
 def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
          min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
-         family: str | None = ..., precision: str = ..., n: None = ..., registry: Registry | None = ...) -> Entry: ...
+         family: str | None = ..., n: None = ..., registry: Registry | None = ...) -> Entry: ...
 @overload
 def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
          min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
-         family: str | None = ..., precision: str = ..., n: int, registry: Registry | None = ...) -> list[Entry]: ...
+         family: str | None = ..., n: int, registry: Registry | None = ...) -> list[Entry]: ...
 # fmt: on
 def pick(
     flops: Budget = None,
@@ -131,7 +120,6 @@ def pick(
     device: str | None = None,
     by: str = "pgd20",
     family: str | None = None,
-    precision: str = "fp32",
     n: int | None = None,
     registry: Registry | None = None,
 ) -> Entry | list[Entry]:
@@ -145,7 +133,6 @@ def pick(
         latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
             "this" is the present machine.
         family: a glob over families.
-        precision: of the engine that it is picked for: models that were fine-tuned for int8 are for "int8" only.
 
     Raises:
         NothingMatches: the message names the binding constraint and the nearest miss.
@@ -168,7 +155,7 @@ def pick(
         device=device,
         by=by,
     )
-    choice = choose(registry, limits, by=by, family=family, precision=precision)
+    choice = choose(registry, limits, by=by, family=family)
     if choice.left_out:
         warnings.warn(f"left out, for want of a measurement: {', '.join(choice.left_out)}", stacklevel=2)
     return choice.ranked[0] if n is None else choice.ranked[:n]
