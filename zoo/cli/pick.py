@@ -33,7 +33,7 @@ def command(
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
     export: Annotated[str | None, typer.Option(metavar="FORMAT", help="Export it too: onnx, ...")] = None,
-    precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, ...")] = "fp32",
+    precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, fp16 or int8.")] = "fp32",
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that the export is checked at.")] = "1,8,64",
     verify: Annotated[
         str | None, typer.Option(metavar="RUNG", help="none, parity, clean or robust; else as far as the data allow.")
@@ -59,6 +59,7 @@ def command(
       zoo pick --params 0.5M --pareto --json
       zoo pick --latency-ms 2 --device this
       zoo pick --flops 15M --export onnx --out bundles
+      zoo pick --flops 15M --export openvino --precision int8
     """
     from zoo.cli.tables import entries_table
     from zoo.constraints import constraints_of, timed_devices
