@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.errors import IntegrityError, MissingDependency, UsageError
 from zoo.export.engines.interface import Built, Order, checked
-from zoo.export.onnx import with_weights_of
+from zoo.export.straight_through import own_gradients
 from zoo.models import Classifier
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -101,7 +101,7 @@ class OnnxRuntime:
         return torch.from_numpy(np.array(logits, dtype=np.float32))  # np.array copies: attacks may write into it
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
-        return with_weights_of(self.path, model)
+        return own_gradients(self.path, model)
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

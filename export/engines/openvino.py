@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from zoo.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 from zoo.export.engines.interface import Built, Order, checked
-from zoo.export.onnx import GRAPH, with_weights_of
+from zoo.export.onnx import GRAPH
+from zoo.export.straight_through import own_gradients
 from zoo.models import Classifier
 
 ARTIFACT, WEIGHTS = "model.xml", "model.bin"
@@ -92,7 +93,7 @@ class OpenVino:
         return torch.from_numpy(np.array(self.request.get_output_tensor().data, dtype=np.float32))
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
-        return with_weights_of(self.path.with_name(GRAPH), model)
+        return own_gradients(self.path.with_name(GRAPH), model)
 
     def describe(self) -> dict[str, Any]:
         return {

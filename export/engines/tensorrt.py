@@ -23,7 +23,8 @@ from zoo.export.engines.interface import Built, Order, checked
 from zoo.export.engines.tensorrt_builder import DEFAULTS, Options, build_plan, profile_of
 from zoo.export.engines.tensorrt_device import device, here, log_of, misfits, opened, package, reason, told
 from zoo.export.manifest import Manifest, read_manifest
-from zoo.export.onnx import GRAPH, with_weights_of
+from zoo.export.onnx import GRAPH
+from zoo.export.straight_through import own_gradients
 from zoo.models import Classifier
 
 ARTIFACT, FORMAT = "model.plan", "tensorrt-plan"
@@ -188,7 +189,7 @@ class TensorRt:
             raise ZooError(f"TensorRT could not run '{self.path}' on a batch of {len(images)}: {reason(log)}")
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
-        return with_weights_of(self.path.with_name(GRAPH), model)
+        return own_gradients(self.path.with_name(GRAPH), model)
 
     def describe(self) -> dict[str, Any]:
         facts = here(self.trt)

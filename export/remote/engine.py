@@ -16,10 +16,11 @@ from zoo.errors import IntegrityError, MissingDependency, Unreachable, UsageErro
 from zoo.export.bundle import read_bundle, sha256
 from zoo.export.engines.interface import checked
 from zoo.export.manifest import Manifest
-from zoo.export.onnx import GRAPH, with_weights_of
+from zoo.export.onnx import GRAPH
 from zoo.export.remote import frame
 from zoo.export.remote.link import Dropped, Link, Target, target_of
 from zoo.export.remote.runtimes import RUNTIMES
+from zoo.export.straight_through import own_gradients
 from zoo.models import Classifier
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new connection
@@ -130,7 +131,7 @@ class Remote:
     def differentiable(self, model: Classifier) -> nn.Module | None:
         """``model`` with the weights of the bundle's graph, where the artifact was made from it."""
         graph = self.bundle / GRAPH
-        return with_weights_of(graph, model) if self.artifact.format in FROM_GRAPH and graph.is_file() else None
+        return own_gradients(graph, model) if self.artifact.format in FROM_GRAPH and graph.is_file() else None
 
     def describe(self) -> dict[str, Any]:
         """The runtime there, and the device as it describes itself; neither its address nor its user."""
