@@ -81,10 +81,11 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
 
 
 class _Reader:
-    """Batches of images in the shape that ONNX Runtime's calibrators want."""
+    """Batches of images in the shape that ONNX Runtime's calibrators want: all of one size, or histograms fail."""
 
     def __init__(self, images: Tensor) -> None:
-        self.batches = iter(images.split(BATCH))
+        size = max(size for size in range(1, BATCH + 1) if len(images) % size == 0)
+        self.batches = iter(images.split(size))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)

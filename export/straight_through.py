@@ -62,7 +62,10 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
     if not any(node.op_type == "QuantizeLinear" for node in onnx.load(str(path)).graph.node):
         return with_weights_of(path, model)
     try:
-        return StraightThrough(path)
+        net, size = StraightThrough(path), model.spec.image_size
+        with torch.no_grad():
+            net(torch.zeros(1, 3, size, size))  # forms of operators are told apart when they compute
+        return net
     except NotImplementedError:
         return None
 
@@ -118,6 +121,15 @@ def _mean(x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, **form: A
     return x.mean(list(range(x.ndim)) if axes is None else axes.tolist(), keepdim=bool(keepdims))
 
 
+def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, **form: Any) -> Tensor:
+    _plain(form, training_mode=0)
+    return F.batch_norm(x, mean, variance, scale, bias, eps=form.get("epsilon", 1e-5))
+
+
+def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(shape.tolist())])
+
+
 def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     return x.clamp(None if low is None else float(low), None if high is None else float(high))
 
@@ -142,6 +154,8 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": _gemm,
     "Pad": _pad,
     "ReduceMean": _mean,
+    "BatchNormalization": _batch_norm,
+    "Reshape": _reshape,
     "Clip": _clip,
     "MaxPool": _max_pool,
     "Add": torch.add,

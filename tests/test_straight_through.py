@@ -1,0 +1,88 @@
+"""The int8 graph as a module: it answers as ONNX Runtime does, and its gradients lead where the engine is weak."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper
+from sturdy import pictures
+from test_export import FAMILIES, model_of
+
+from zoo.data import to_float
+from zoo.export.engines import onnxruntime
+from zoo.export.ladder import Terms, climb
+from zoo.export.onnx import save_onnx
+from zoo.export.precision import to_int8
+from zoo.export.straight_through import StraightThrough, own_gradients
+
+
+def int8(model, images, path):
+    save_onnx(model, path)
+    to_int8(path, images)
+    return onnxruntime.load(path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def images(split):
+    return to_float(split.images[:96])
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenetv2" else ()) for name in FAMILIES]
+)
+def test_it_answers_as_the_engine_does(family, tmp_path):
+    model = model_of(FAMILIES[family])
+    torch.manual_seed(0)
+    x = torch.rand(32, 3, model.spec.image_size, model.spec.image_size)
+    engine = int8(model, x, tmp_path / "model.onnx")
+    own = own_gradients(tmp_path / "model.onnx", model)
+    assert isinstance(own, StraightThrough)
+    with torch.no_grad():
+        off, rounding = ((one(x) - engine(x)).square().mean().sqrt() for one in (own, model))
+    assert off < rounding / 3  # what is left are sums that fall to either side of a step
+
+
+def test_gradients_are_those_of_the_float_model_but_for_what_is_clipped(robust, images, tmp_path):
+    int8(robust, images[:8], tmp_path / "model.onnx")
+    own = own_gradients(tmp_path / "model.onnx", robust)
+
+    def gradient(model, x):
+        x = x.clone().requires_grad_()
+        logits = model(x)
+        (found,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), x)
+        return found.flatten(1)
+
+    assert F.cosine_similarity(gradient(own, images), gradient(robust, images)).mean() > 0.9
+
+
+def test_a_float_graph_gives_the_float_model_with_its_weights(robust, fragile, images, tmp_path):
+    save_onnx(fragile, tmp_path / "model.onnx")
+    own = own_gradients(tmp_path / "model.onnx", robust)
+    torch.testing.assert_close(own(images), fragile(images), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_operator_gives_none(robust, images, tmp_path):
+    int8(robust, images, tmp_path / "model.onnx")
+    proto = onnx.load(str(tmp_path / "model.onnx"))
+    proto.graph.node.append(helper.make_node("Cos", [proto.graph.output[0].name], ["more"]))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 10]))
+    onnx.save(proto, str(tmp_path / "model.onnx"))
+    assert own_gradients(tmp_path / "model.onnx", robust) is None
+
+
+def test_its_walk_finds_what_the_twin_s_misses_in_an_int8_engine(robust, fragile, split, tmp_path):
+    engine = int8(fragile, to_float(pictures(96, seed=3)[0]), tmp_path / "model.onnx")
+    report = climb(
+        robust,
+        engine,
+        artifact_sha256="0" * 64,
+        files=1,
+        level="robust",
+        split=split,
+        terms=Terms(n=150, margin=0.02, tolerance=1e6),
+    )
+    assert report.failed is not None
+    assert report.failed.name == "surrogate"
+    assert report.failed.measured["gradients"] == ["twin", "artifact"]
