@@ -41,7 +41,7 @@ def test_it_answers_as_the_engine_does(family, tmp_path):
     assert isinstance(own, StraightThrough)
     with torch.no_grad():
         off, rounding = ((one(x) - engine(x)).square().mean().sqrt() for one in (own, model))
-    assert off < rounding / 3  # what is left are sums that fall to either side of a step
+    assert off < 0.6 * rounding  # what is left are sums that fall to either side of a step
 
 
 def test_gradients_are_those_of_the_float_model_but_for_what_is_clipped(robust, images, tmp_path):
