@@ -1,4 +1,5 @@
-# Two commands do all set-up: `make quickstart` and `make test`. The virtual environment lives in the clone.
+# Two commands do all set-up: `make quickstart` and `make test`. The virtual environment lives in the clone. Nothing is
+# byte-compiled when it is installed: most of it is never imported, and compiling takes minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,12 +8,12 @@ BIN := .venv/bin
 .venv/quickstart: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Robust Zoo needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 .venv/dev: .venv/quickstart
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps 'litert-torch>=0.10' 'litert-converter>=0.5'  # they ask for torch < 2.15
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'litert-torch>=0.10' 'litert-converter>=0.5'  # they ask for torch < 2.15
 	touch $@
 
 quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and export it to ONNX
@@ -30,8 +31,8 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev  ## speed as ratios against peers, in one run
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5.1'  # its pins are years old
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'torchattacks>=3.5.1'  # its pins are years old
 	$(BIN)/python -m benchmarks
 
 clean:
