@@ -23,11 +23,15 @@ from zoo.models import Classifier
 Operator = Callable[..., Tensor]
 
 
+class Unsupported(Exception):
+    """An operator, or a form of it, that the quantised graphs of this package do not have."""
+
+
 class StraightThrough(nn.Module):
     """The graph in the ONNX file ``path``, in float arithmetic.
 
     Raises:
-        NotImplementedError: an operator, or a form of it, that the quantised graphs of this package do not have.
+        Unsupported: the graph is not one of this package's; some forms of operators are only told when it computes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +42,7 @@ class StraightThrough(nn.Module):
         self.steps: list[tuple[Operator, dict[str, Any], list[str], str]] = []
         for node in graph.node:
             if node.op_type not in OPERATORS:
-                raise NotImplementedError(f"operator '{node.op_type}'")
+                raise Unsupported(f"operator '{node.op_type}'")
             attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
             operator, inputs = OPERATORS[node.op_type], list(node.input)
             if node.op_type == "QuantizeLinear":
@@ -66,7 +70,7 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
         with torch.no_grad():
             net(torch.zeros(1, 3, size, size))  # forms of operators are told apart when they compute
         return net
-    except NotImplementedError:
+    except Unsupported:
         return None
 
 
@@ -144,7 +148,7 @@ def _max_pool(x: Tensor, **form: Any) -> Tensor:
 def _plain(form: dict[str, Any], **usual: Any) -> None:
     for name, value in usual.items():
         if form.get(name, value) != value:
-            raise NotImplementedError(f"{name}={form[name]}")
+            raise Unsupported(f"{name}={form[name]}")
 
 
 OPERATORS: dict[str, Operator] = {

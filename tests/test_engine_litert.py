@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_contract import EngineContract
 from test_export import FAMILIES, images, model_of
 from torch import nn
 
@@ -135,39 +136,8 @@ def test_the_file_tells_nothing_of_the_machine_that_wrote_it(bundle):
         assert str(place).encode() not in content
 
 
-@pytest.mark.parametrize(
-    ("bad", "told"),
-    [
-        (torch.rand(2, 3, 31, 32), r"shape \[N, 3, 32, 32\].*not \[2, 3, 31, 32\]"),
-        (torch.rand(0, 3, 32, 32), "N >= 1"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "divide by 255"),
-        (torch.full((1, 3, 32, 32), 1.5), "spans"),
-    ],
-)
-def test_a_batch_that_is_none_is_told_apart(bad, told, engine):
-    with pytest.raises(UsageError, match=told):
-        engine(bad)
-
-
-def test_arrays_strides_and_gradients_do_not_matter(engine):
-    x = images(3)
-    expected = engine(x)
-    assert torch.equal(engine(x.numpy()), expected)
-    assert torch.equal(engine(x.to(memory_format=torch.channels_last)), expected)
-    assert torch.equal(engine(x.clone().requires_grad_()), expected)
-    assert torch.equal(engine(np.asfortranarray(x.numpy())), expected)
-    with torch.inference_mode():
-        assert torch.equal(engine(x), expected)
-
-
-def test_logits_are_the_callers_own(engine):
-    x = images(2)
-    first = engine(x)
-    kept = first.clone()
-    engine(1 - x)
-    assert torch.equal(first, kept)
-    first.zero_()  # as some attacks do
-    assert torch.equal(engine(x), kept)
+class TestContract(EngineContract):
+    pass
 
 
 def test_the_engine_says_what_it_is(engine, small):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_contract import EngineContract
 from sturdy import SPEC, pictures
 
 from zoo.data import Split, to_float
@@ -61,6 +62,12 @@ def test_the_precision_is_in_the_file_and_in_the_logits(bundle, robust, split):
     floats = sum(4 * parameter.numel() for parameter in robust.parameters())
     weights = (bundle / "model.bin").stat().st_size
     assert {"fp32": weights > 0.9 * floats, "fp16": weights < 0.6 * floats, "int8": weights < 0.7 * floats}[precision]
+
+
+class TestContract(EngineContract):
+    @pytest.fixture
+    def engine(self, bundle):
+        return engine.load(bundle / "model.xml", threads=1)
 
 
 def test_any_batch_gives_new_logits(bundle, split):

@@ -115,8 +115,7 @@ def test_ranges_follow_the_activations_in_train_mode_only(rounded, images):
     assert not torch.equal(ranges(), before)
 
 
-def test_rounding_is_worth_its_bits(rounded, robust, images):
-    """8 bits change the decisions of few, and 2 bits would those of many."""
+def test_eight_bits_change_few_decisions(rounded, robust, images):
     agree = (rounded(images).argmax(1) == robust(images).argmax(1)).float().mean()
     assert agree > 0.97
 

@@ -1,8 +1,8 @@
 """Quantisation-aware training: a network that computes with the rounding of int8, gradients straight through.
 
 Weights are rounded per output channel, symmetrically, activations per tensor to 8 bits with a zero point, wherever
-int8 engines have a tensor in memory: after a convolution's BatchNorm and ReLU, after a sum, after pooling. The head
-stays in float. Rounding is the identity to the backward pass (Jacob et al. 2018, section 3), so that an attack on such
+int8 engines have a tensor in memory: after a convolution's BatchNorm and ReLU, and after a sum. The head stays in
+float. Rounding is the identity to the backward pass (Jacob et al. 2018, section 3), so that an attack on such
 a network is one on its int8 engine by BPDA, and adversarial training hardens the network that is deployed.
 """
 
@@ -21,7 +21,6 @@ MOMENTUM = 0.01
 FUSED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6)  # engines compute these in one go with the convolution or sum before
 ROUNDED = (nn.Conv2d, *FUSED, nn.SiLU, nn.AdaptiveAvgPool2d)
 FUNCTIONS = (operator.add, operator.truediv, operator.mul, torch.add, F.relu, F.silu)
-METHODS = ("mean",)
 
 
 def quantised(model: nn.Module, images: Iterable[Tensor]) -> fx.GraphModule:
@@ -68,21 +67,17 @@ class _Tracer(fx.Tracer):
 
 def _rounds(node: fx.Node, net: nn.Module) -> bool:
     """Whether engines keep what ``node`` computes: not if all that use it are fused into it."""
-    if not _computes(node, net, ROUNDED, FUNCTIONS, METHODS):
+    if not _computes(node, net, ROUNDED, FUNCTIONS):
         return False
-    return not all(_computes(user, net, (*FUSED, nn.Linear), (F.relu,), ()) for user in node.users)
+    return not all(_computes(user, net, (*FUSED, nn.Linear), (F.relu,)) for user in node.users)
 
 
-def _computes(
-    node: fx.Node, net: nn.Module, modules: tuple[type, ...], functions: tuple[object, ...], methods: tuple[str, ...]
-) -> bool:
+def _computes(node: fx.Node, net: nn.Module, modules: tuple[type, ...], functions: tuple[object, ...]) -> bool:
     match node.op:
         case "call_module":
             return isinstance(net.get_submodule(str(node.target)), modules)
         case "call_function":
             return node.target in functions
-        case "call_method":
-            return node.target in methods
     return False
 
 
