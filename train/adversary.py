@@ -52,14 +52,18 @@ def pgd(
     step: float,
     steps: int,
     kl: bool = False,
+    taught: Tensor | None = None,
 ) -> Tensor:
     """l-infinity PGD from ``x + eps * noise``, noise in [-1, 1] (Madry et al. 2018; TRADES' objective with ``kl``).
 
     Shapes: x and noise [N, C, H, W], y [N]; returns x' [N, C, H, W] within eps of x and in [0, 1].
+
+    Args:
+        taught: log-probabilities [N, K] to lead away from, a teacher's (RSLAD), in place of the model's own.
     """
     with frozen(model):
-        clean = None
-        if kl:
+        clean = taught
+        if kl and clean is None:
             with torch.no_grad():
                 clean = F.log_softmax(model(x).float(), 1)
         x_adv = (x + eps * noise).clamp_(0, 1)

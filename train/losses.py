@@ -47,3 +47,14 @@ def distilled(logits: Tensor, logits_teacher: Tensor) -> Tensor:
     """
     p, q = F.log_softmax(logits.float(), 1), F.log_softmax(logits_teacher.float(), 1)
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def taught(logits: Tensor, logits_teacher: Tensor) -> Tensor:
+    """KL(T || S) = sum_i t_i log(t_i / s_i), Hinton's direction: the teacher's soft labels. A mean over the batch."""
+    s, t = F.log_softmax(logits.float(), 1), F.log_softmax(logits_teacher.float(), 1)
+    return F.kl_div(s, t, reduction="batchmean", log_target=True)
+
+
+def rslad(logits: Tensor, logits_adv: Tensor, logits_teacher: Tensor) -> Tensor:
+    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)): RSLAD, Zi et al. 2021, eq. 5, with the weights of ProARD."""
+    return 5 / 6 * taught(logits_adv, logits_teacher) + 1 / 6 * taught(logits, logits_teacher)

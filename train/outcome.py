@@ -6,14 +6,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from zoo.train import teacher
-from zoo.train.qat import floating
 from zoo.train.start import origin
 from zoo.weights import save_weights
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.train.trainer import Trainer
 
 
-def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
+def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HELD_OUT).unlink(missing_ok=True)  # of other weights
@@ -53,7 +53,8 @@ def save_model(trainer: Trainer, averaged: nn.Module, folder: Path) -> None:
     }
     if distiller is not None:
         config["tutors"] = distiller.tutors
-    weights = floating(averaged)
+    if recipe.supernet is not None:
+        config["supernet"] = recipe.supernet.space
     if recipe.train.weights == "fp16":
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     save_weights(weights, folder / "model.safetensors")

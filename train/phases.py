@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UsageError, nearest
+from zoo.train.proard.spaces import space_called
 from zoo.train.recipe import ONLY, SEARCH, SEARCHED, Recipe, Section, parse_recipe
 from zoo.train.rnascl.space import search_space
 from zoo.train.start import spec_of
@@ -94,12 +95,18 @@ def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
-    """``data`` with the space's largest network as its architecture, and without [search] in all other phases."""
+    """``data`` with its space's largest network as its architecture, and without [search] in all other phases."""
     search = data.get("search")
     if isinstance(search, dict) and "space" in search:
         if "arch" in data:
             raise UsageError("a recipe has an [arch] or a [search], which finds one: take one of them out")
         data["arch"] = search_space(str(search["space"])).largest.to_dict()
+    supernet = data.get("supernet")
+    if isinstance(supernet, dict) and "space" in supernet:
+        if "arch" in data:
+            raise UsageError("a recipe has an [arch] or a [supernet], which has many: take one of them out")
+        space = space_called(str(supernet["space"]))
+        data["arch"] = space.spec(space.largest[0]).to_dict()
     if phase != SEARCH:
         data.pop("search", None)
     return data

@@ -13,6 +13,7 @@ from zoo.atomic import write_atomic
 from zoo.data import Dataset
 from zoo.train.loop import fit
 from zoo.train.outcome import HELD_OUT
+from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
@@ -58,7 +59,7 @@ def run(
             recipe if found is None else with_result(recipe, found),
             dataset,
             out / phase if len(phases) > 1 else out,
-            kind=Searcher if searching else Trainer,
+            kind=_kind(recipe),
             start=recipe.start if model is None else str(model),
             resume=resume,
             time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
@@ -78,6 +79,12 @@ def run(
                 _judge(model, dataset, recipe.guard.images)
             earlier = json.loads((model / "config.json").read_text())["train"]["phases"]
     return left
+
+
+def _kind(recipe: Recipe) -> type[Trainer]:
+    if recipe.search is not None:
+        return Searcher
+    return SupernetTrainer if recipe.supernet is not None else Trainer
 
 
 def passes(recipe: Recipe) -> int:

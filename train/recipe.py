@@ -10,6 +10,7 @@ from zoo.budget import format_count, parse_count
 from zoo.errors import UsageError, nearest
 from zoo.protocols import EPS
 from zoo.spec import ArchSpec, cost
+from zoo.train.proard.spaces import space_called
 from zoo.train.rnascl.space import search_space
 
 ONLY, SEARCH = "train", "search"  # names of phases
@@ -127,6 +128,58 @@ class Search(Section):
         return self
 
 
+class Supernet(Section):
+    """Training of a dynamic net (ProARD): which sub-nets a step trains, on whose adversarial images, taught by whom."""
+
+    space: str = Field(description="tiny, resnet or mbv3")
+    largest: bool = Field(True, description="every step trains the largest sub-net ...")
+    smallest: bool = Field(True, description="... and the smallest: the sandwich rule (Yu and Huang 2019)")
+    random: int = Field(2, ge=0, description="sub-nets drawn beside them")
+    redraw: Literal["step", "epoch"] = Field("step", description="how long the drawn ones stay; ProARD's code: epoch")
+    elastic: tuple[Literal["width", "depth", "kernel", "expand"], ...] = Field(
+        ("width", "depth", "kernel", "expand"), description="what varies; all else is as in the largest sub-net"
+    )
+    choices: int | None = Field(None, ge=1, description="only so many choices of the kind that elastic names last")
+    opening: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.0, 0.0), description="shares of the run between which smaller choices become available"
+    )
+    attacker: Literal["largest", "random", "each"] = Field(
+        "random", description="whose adversarial images all sub-nets of a step share; each: its own"
+    )
+    refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
+    teacher: Literal["largest", "start", "none"] = Field(
+        "largest", description="whose soft labels the others learn: the largest's as it is now, or as the phase began"
+    )
+    loss: Literal["adversarial", "rslad"] = Field(
+        "adversarial",
+        description="(1 - soft) CE(S(x'), y) + soft KL(T || S(x')), T on x' where it is the largest and on x where it "
+        "is frozen; or 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x))",
+    )
+    soft: float = Field(0.5, ge=0, le=1, description="share of the soft labels in the adversarial loss")
+    sort: bool = Field(False, description="sort channels by importance first: so before expand opens in ProARD")
+
+    @field_validator("space")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            space_called(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Supernet:
+        if not (self.largest or self.smallest or self.random):
+            raise ValueError("a step trains no sub-net: set largest, smallest or random")
+        if self.opening[0] > self.opening[1]:
+            raise ValueError("opening ends before it begins: give two shares in ascending order")
+        if self.teacher == "largest" and not self.largest and self.loss == "adversarial" and self.soft:
+            raise ValueError("teacher = 'largest' learns in every step: set largest = true, or teacher = 'start'")
+        if self.loss == "rslad" and self.teacher == "none":
+            raise ValueError("loss = 'rslad' needs a teacher")
+        return self
+
+
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     description: str
@@ -142,6 +195,7 @@ class Recipe(Section):
     guard: Guard = Guard()
     distill: Distill | None = None
     search: Search | None = None
+    supernet: Supernet | None = None
     reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
 
     @model_validator(mode="after")
@@ -159,6 +213,13 @@ class Recipe(Section):
         if self.train.int8 and (self.search or self.train.precision != "fp32"):
             raise ValueError(
                 "train.int8 = true wants train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
+            )
+        if self.supernet and (self.search or self.distill or self.train.int8):
+            raise ValueError("[supernet] goes with neither [search] nor [distill] nor train.int8")
+        if self.supernet and (self.train.compile or self.train.method not in ("n-fgsm", "pgd-at", "trades")):
+            raise ValueError(
+                "a [supernet] wants train.compile = false (its nets change with every step) "
+                "and method n-fgsm, pgd-at or trades"
             )
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from zoo.errors import UsageError
 from zoo.models import Classifier
 from zoo.spec import _Spec
 from zoo.train.teacher import address, title
-from zoo.weights import load, weights_sha256
+from zoo.weights import load, read_tensors, weights_file, weights_sha256
 
 
 def spec_of(name: str) -> _Spec:
@@ -32,3 +34,8 @@ def origin(name: str | None) -> dict[str, str] | None:
     if name is None:
         return None
     return {"name": title(name), "weights_sha256": weights_sha256(load(address(name), progress=False))}
+
+
+def stored(name: str) -> dict[str, Tensor]:
+    """All tensors in the weights file of the model ``name``; errors are those of :func:`zoo.weights.load`."""
+    return read_tensors(weights_file(address(name)))

@@ -22,7 +22,7 @@ from zoo.train.images import InMemory, source_of
 from zoo.train.lessons import LessonBook, Versions
 from zoo.train.objective import Batch, batch_loss
 from zoo.train.outcome import save_model
-from zoo.train.qat import quantised
+from zoo.train.qat import floating, quantised
 from zoo.train.recipe import ONLY, Distill, Recipe
 from zoo.train.start import started
 from zoo.train.teacher import Teacher
@@ -85,7 +85,7 @@ class Trainer:
 
         net = self.network()
         if start is not None:
-            net.load_state_dict(started(start, recipe.arch).state_dict())
+            self.begin(net, start)
         if recipe.train.int8:
             net = quantised(net, self.samples())
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,7 +98,7 @@ class Trainer:
             torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
             self.net.compile(dynamic=False)
             self.ema.module.compile(dynamic=False)
-        self.forward = self.accelerator.prepare_model(self.net) if processes > 1 else self.net
+        self.forward = self.parallel(self.net) if processes > 1 else self.net
         options = recipe.optimizer
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
@@ -116,6 +116,14 @@ class Trainer:
     def network(self) -> nn.Module:
         """What is trained, freshly initialised."""
         return build(self.recipe.arch)
+
+    def begin(self, net: nn.Module, start: str) -> None:
+        """Give ``net`` the weights of the model ``start``."""
+        net.load_state_dict(started(start, self.recipe.arch).state_dict())
+
+    def parallel(self, net: nn.Module) -> nn.Module:
+        """``net`` as several processes train it: with gradients that are means over all of them."""
+        return self.accelerator.prepare_model(net)
 
     def samples(self, n: int = 512) -> Iterator[Tensor]:
         """Batches of augmented training images, drawn by the recipe's seed."""
@@ -260,6 +268,10 @@ class Trainer:
             "wall_s": round(self.position.seconds, 1),
         }
 
+    def weights(self) -> dict[str, Tensor]:
+        """What a finished run leaves, by the names of the architecture."""
+        return floating(self.averaged())
+
     @classmethod
     def leaves(cls, out: Path) -> Path:
         """What a finished run has in its folder ``out``."""
@@ -267,9 +279,9 @@ class Trainer:
 
     def finish(self, out: Path) -> Path:
         """Leave the averaged network as a model folder in ``out``; the folder is returned."""
-        averaged = self.averaged()  # in every process: SyncBatchNorm waits for all of them
+        weights = self.weights()  # in every process: SyncBatchNorm waits for all of them
         if self.accelerator.is_main_process:
-            save_model(self, averaged, self.leaves(out))
+            save_model(self, weights, self.leaves(out))
         return self.leaves(out)
 
     # -- state -----------------------------------------------------------------------------------------------

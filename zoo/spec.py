@@ -56,9 +56,14 @@ class _Spec(BaseModel):
     mean: tuple[float, float, float] = CIFAR10_MEAN
     std: tuple[float, float, float] = CIFAR10_STD
 
+    def sections(self) -> Iterator[list[Conv]]:
+        """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""
+        raise TypeError(f"{type(self).__name__} is not cut into sections")
+
     def convs(self) -> Iterator[Conv]:
         """Every convolution and linear layer, in forward order."""
-        raise TypeError(f"{type(self).__name__} is not an architecture")
+        for section in self.sections():
+            yield from section
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready and complete: defaults are written out, so that they may change without changing old specs."""
@@ -97,14 +102,14 @@ class StagedSpec(_Spec):
             downsampling(before, after)
         return self
 
-    def convs(self) -> Iterator[Conv]:
-        yield Conv(3, self.stem, 3, self.stem_resolution or self.image_size)
+    def sections(self) -> Iterator[list[Conv]]:
+        yield [Conv(3, self.stem, 3, self.stem_resolution or self.image_size)]
         c_in = self.stem
         for stage, resolution in zip(self.widths, self.resolutions, strict=True):
             for c_out in stage:
-                yield Conv(c_in, c_out, 3, resolution)
+                yield [Conv(c_in, c_out, 3, resolution)]
                 c_in = c_out
-        yield _linear(c_in, self.classes)
+        yield [_linear(c_in, self.classes)]
 
 
 def downsampling(before: int, after: int) -> tuple[int, int]:

@@ -57,6 +57,30 @@ def load(
         WrongDevice: this torch has no such device.
     """
     hub = HubFiles(cache_dir=cache_dir, offline=local_files_only, progress=progress)
+    spec, path = _found(name, hub, revision=revision, pretrained=pretrained)
+
+    from zoo.models import build
+    from zoo.spec import parse_spec
+
+    where = _device(device)
+    model = build(parse_spec(spec))
+    if path is not None:
+        _fill(model, read_tensors(path), path)
+        vars(model)[_ORIGIN] = sha256_file(path)
+    return model.eval().to(where)
+
+
+def weights_file(name: str) -> Path:
+    """The file that :func:`load` fills the model ``name`` from, checked like there; errors are the same."""
+    path = _found(name, HubFiles(cache_dir=None, offline=False, progress=False))[1]
+    assert path is not None
+    return path
+
+
+def _found(
+    name: str, hub: HubFiles, *, revision: str | None = None, pretrained: bool = True
+) -> tuple[Any, Path | None]:
+    """The architecture spec of the model ``name``, as JSON has it, and its weights file, where one is wanted."""
     scheme, _, place = name.partition(":")
     if revision is not None and scheme != "hf-hub":
         raise UsageError(f"'{name}' has no revisions: only hf-hub: names take one")
@@ -76,16 +100,7 @@ def load(
         entry = info(name)
         spec = entry.spec
         path = _released(entry.name, entry.weights, hub) if pretrained else None
-
-    from zoo.models import build
-    from zoo.spec import parse_spec
-
-    where = _device(device)
-    model = build(parse_spec(spec))
-    if path is not None:
-        _fill(model, read_tensors(path), path)
-        vars(model)[_ORIGIN] = sha256_file(path)
-    return model.eval().to(where)
+    return spec, path
 
 
 def bundled(weights: Weights) -> Path:

@@ -1,0 +1,125 @@
+"""The dynamic net: the weights of its largest sub-net, from which all others are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from zoo.errors import UsageError
+from zoo.models import Classifier, build
+from zoo.spec import _Spec
+from zoo.subnet import STATISTICS, cut, skeleton
+from zoo.train.ema import recalibrate
+from zoo.train.proard.space import Space
+
+
+class Elastic(nn.Module):
+    """A space's dynamic net: ``full`` is its largest sub-net, ``transform`` holds the matrices for smaller kernels.
+
+    It has no BatchNorm statistics of its own: a live sub-net normalises by its batch, and a frozen one by statistics
+    that were computed for it, so that no sub-net ever sees those that another left.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self.full = build(space.spec(space.largest[0]))
+        self.transform = nn.ModuleDict(
+            {
+                name.replace(".", "_"): nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in smaller})
+                for name, smaller in _kernels(space, self.full).items()
+            }
+        )
+
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        """What :func:`zoo.subnet.cut` cuts from: the largest's parameters and the transforms, live."""
+        transforms = {f"transform.{name}": one for name, one in self.transform.named_parameters()}
+        return {**dict(self.full.named_parameters()), **transforms}
+
+    def weights(self, spec: _Spec) -> dict[str, Tensor]:
+        """The parameters of the sub-net ``spec``: views, through which gradients flow."""
+        return cut(self.parameters_by_name(), self.full.spec, spec)
+
+    def subnet(self, spec: _Spec, *, attacked: bool = False) -> Live:
+        """The live sub-net.
+
+        Args:
+            attacked: without gradients of the weights, a third of the backward pass.
+        """
+        weights = self.weights(spec)
+        if attacked:
+            weights = {name: tensor.detach() for name, tensor in weights.items()}
+        return Live(spec, {**weights, "mean": self.full.mean, "std": self.full.std})
+
+    def forward(self, x: Tensor, spec: _Spec | None = None) -> Tensor:
+        """Images [N, 3, H, W] to logits [N, K] of a live sub-net: the largest by default."""
+        return self.subnet(spec or self.full.spec)(x)
+
+    @torch.no_grad()
+    def freeze(self, spec: _Spec, images: Iterable[Tensor]) -> Classifier:
+        """The static sub-net in eval mode, its BatchNorm statistics those of ``images`` (batches [N, 3, H, W])."""
+        frozen = build(spec).to(self.full.mean.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state = frozen.state_dict()
+        for name, tensor in self.weights(spec).items():
+            state[name].copy_(tensor)
+        recalibrate(frozen, images)
+        return frozen.eval()
+
+    def released(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
+        """What is stored of a dynamic net: the state of its largest sub-net, frozen with ``images``; the transforms."""
+        largest = self.freeze(self.full.spec, images).state_dict()
+        return {**largest, **{f"transform.{name}": one.detach() for name, one in self.transform.named_parameters()}}
+
+    def load_released(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights that :meth:`released` gave.
+
+        Raises:
+            UsageError: they are of another space.
+        """
+        own = self.full.state_dict().keys() | {f"transform.{name}" for name, _ in self.transform.named_parameters()}
+        shapes = {name: one.shape for name, one in self.parameters_by_name().items()}
+        if tensors.keys() != own or any(tensors[name].shape != shape for name, shape in shapes.items()):
+            raise UsageError(f"the weights are not those of a dynamic net of space {self.space.name}: choose its own")
+        with torch.no_grad():
+            for name, parameter in self.parameters_by_name().items():
+                parameter.copy_(tensors[name])
+
+
+class Live(nn.Module):
+    """A sub-net of borrowed weights, normalised by batch statistics: images [N, 3, H, W] in [0, 1] to logits [N, K]."""
+
+    def __init__(self, spec: _Spec, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.borrowed = weights  # a plain dictionary: none of it is this module's own
+        self._net = (_by_batch(spec),)  # nor is the net, which all sub-nets of this architecture share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional_call(self._net[0], self.borrowed, (x,))
+
+
+@lru_cache(maxsize=512)
+def _by_batch(spec: _Spec) -> Classifier:
+    """The architecture on no device, its BatchNorms always by batch statistics."""
+    with torch.device("meta"):
+        net = build(spec)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            for name in STATISTICS:
+                setattr(module, name, None)
+    return net.train()
+
+
+def _kernels(space: Space, full: Classifier) -> dict[str, range]:
+    """For each convolution of the largest whose kernel may be smaller, the smaller sizes."""
+    narrow = {gene.name: gene.choices[-1 if gene.name.endswith(".depth") else 0] for gene in space.genes}
+    least = {name: one.shape for name, one in skeleton(space.architecture(narrow)).named_parameters()}
+    return {
+        name.removesuffix(".weight"): range(least[name][3], one.shape[3], 2)
+        for name, one in full.named_parameters()
+        if one.dim() == 4 and least[name][3] < one.shape[3]
+    }

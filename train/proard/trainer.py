@@ -1,0 +1,220 @@
+"""Training of a dynamic net: several sub-nets a step, on shared weights and shared adversarial images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.spec import _Spec
+from zoo.train import adversary, losses
+from zoo.train.objective import Batch
+from zoo.train.proard.elastic import Elastic
+from zoo.train.proard.space import Genes
+from zoo.train.proard.spaces import space_called
+from zoo.train.recipe import Supernet
+from zoo.train.start import stored
+from zoo.train.trainer import Trainer
+
+
+class SupernetTrainer(Trainer):
+    """A run that trains a dynamic net.
+
+    The largest sub-net learns by the recipe's method; the others by soft labels, its own or a frozen teacher's. A
+    step's gradient is the mean over its sub-nets.
+    """
+
+    net: Elastic
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.space = self.net.space
+        self.judged: dict[str, dict[str, float]] = {}
+        self.teacher: nn.Module | None = None
+        if self.supernet.teacher == "start":
+            spec = self.net.full.spec
+            self.teacher = self.net.freeze(spec, self.samples(self.recipe.ema.recalibrate)).requires_grad_(False)
+
+    @property
+    def supernet(self) -> Supernet:
+        assert self.recipe.supernet is not None
+        return self.recipe.supernet
+
+    def network(self) -> nn.Module:
+        return Elastic(space_called(self.supernet.space))
+
+    def begin(self, net: nn.Module, start: str) -> None:
+        assert isinstance(net, Elastic)
+        net.load_released(stored(start))
+        if self.supernet.sort:
+            from zoo.train.proard.sort import sort_hidden
+
+            sort_hidden(net)
+
+    def parallel(self, net: nn.Module) -> nn.Module:
+        return net  # gradients come from several backward passes: train_step reduces them once
+
+    # -- which sub-nets ----------------------------------------------------------------------------------------
+
+    def least(self) -> Genes:
+        """The smallest choice of every gene that is available now, [1, G]."""
+        settings, space = self.supernet, self.space
+        begin, end = settings.opening
+        progress = self.position.step / self.total_steps
+        share = 1.0 if progress >= end else max(0.0, (progress - begin) / (end - begin))
+        least = space.largest
+        for index, gene in enumerate(space.genes):
+            kind = gene.name.rpartition(".")[2]
+            if kind in settings.elastic:
+                last = len(gene.choices) - 1
+                limited = settings.choices is not None and kind == settings.elastic[-1]
+                floor = max(0, last + 1 - (settings.choices or 0)) if limited else 0
+                least[0, index] = last - round(share * (last - floor))
+        return least
+
+    def drawn(self, step: int) -> list[_Spec]:
+        """The sub-nets of a step, without the largest: the smallest, and those drawn at random."""
+        settings, space = self.supernet, self.space
+        least, most = self.least(), space.largest
+        key = step if settings.redraw == "step" else step // self.steps_per_epoch
+        rng = np.random.default_rng((self.recipe.train.seed, self.position.attempt, key))
+        rows = rng.integers(least, most + 1, size=(settings.random, most.shape[1]))
+        rows = np.concatenate([least, rows]) if settings.smallest else rows
+        return [space.spec(row) for row in space.canonical(rows)]
+
+    # -- a step ------------------------------------------------------------------------------------------------
+
+    def attack(self, spec: _Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
+        """Adversarial images by the recipe's attack on the sub-net ``spec``, with its batch statistics."""
+        live, options = self.net.subnet(spec, attacked=True), self.recipe.attack
+        x, y, noise, _ = batch
+        if self.recipe.train.method == "n-fgsm":
+            return adversary.n_fgsm(live, x, y, noise, eps=options.eps, step=options.step)
+        reach = {"eps": options.eps, "step": options.step}
+        return adversary.pgd(
+            live, x, y, noise, **reach, steps=options.steps, kl=options.objective == "kl", taught=taught
+        )
+
+    def refined(self, spec: _Spec, batch: Batch, shared: Tensor, taught: Tensor | None) -> Tensor:
+        """The shared adversarial images after a few steps of PGD on this sub-net."""
+        settings, options = self.supernet, self.recipe.attack
+        if settings.attacker == "each":
+            return self.attack(spec, batch, taught)
+        if not settings.refine:
+            return shared
+        live, x = self.net.subnet(spec, attacked=True), batch.x
+        start = ((shared - x) / options.eps).clamp_(-1, 1)
+        reach = {"eps": options.eps, "step": options.step}
+        return adversary.pgd(live, x, batch.y, start, **reach, steps=settings.refine, taught=taught)
+
+    def train_step(self) -> Tensor:
+        """One update of the shared weights; returns the mean loss of its sub-nets, without waiting for it."""
+        settings, net, full = self.supernet, self.net, self.net.full.spec
+        batch = self.batch(self.position.step)
+        others = self.drawn(self.position.step)
+        count = len(others) + settings.largest
+        with self.autocast():
+            soft = self.soft_labels(batch.x)
+            taught = None if soft is None else F.log_softmax(soft, 1)
+            attacker = full if settings.attacker == "largest" or not others else others[-1]
+            shared = batch.x if settings.attacker == "each" else self.attack(attacker, batch, taught)
+            total = torch.zeros((), device=self.device)
+            if settings.largest:
+                x_adv = self.attack(full, batch) if settings.attacker == "each" else shared
+                loss, logits = self.own_loss(full, batch, x_adv)
+                self.accelerator.backward(loss / count)
+                total += loss.detach()
+                if settings.teacher == "largest" and settings.loss == "adversarial":
+                    soft = logits.detach()
+            for spec in others:
+                loss = self.taught_loss(spec, batch, self.refined(spec, batch, shared, taught), soft)
+                self.accelerator.backward(loss / count)
+                total += loss.detach()
+        if self.accelerator.num_processes > 1:
+            for parameter in net.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(net)
+        self.position.step += 1
+        return total / count
+
+    @torch.no_grad()
+    def soft_labels(self, x: Tensor) -> Tensor | None:
+        """The teacher's logits [N, K] on clean images, where the loss or the attack asks for them."""
+        settings = self.supernet
+        if self.teacher is not None:
+            return self.teacher(x).float()
+        if settings.loss == "rslad":
+            return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
+        return None
+
+    def own_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """The recipe's loss of a sub-net that nobody teaches, and its logits on ``x_adv``."""
+        train, live = self.recipe.train, self.net.subnet(spec)
+        logits_adv = live(x_adv).float()
+        if train.method == "trades":
+            logits = live(batch.x).float()
+            smooth = {"beta": train.beta, "label_smoothing": train.label_smoothing}
+            return losses.trades(logits, logits_adv, batch.y, **smooth), logits_adv
+        return losses.pgd_at(logits_adv, batch.y, label_smoothing=train.label_smoothing), logits_adv
+
+    def taught_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor, soft: Tensor | None) -> Tensor:
+        """The loss of a sub-net that learns soft labels ``soft`` [N, K]; without any, the recipe's own."""
+        settings = self.supernet
+        if soft is None:
+            return self.own_loss(spec, batch, x_adv)[0]
+        live = self.net.subnet(spec)
+        if settings.loss == "rslad":
+            return losses.rslad(live(batch.x), live(x_adv), soft)
+        logits_adv = live(x_adv).float()
+        hard = losses.pgd_at(logits_adv, batch.y, label_smoothing=self.recipe.train.label_smoothing)
+        return (1 - settings.soft) * hard + settings.soft * losses.taught(logits_adv, soft)
+
+    # -- judging -----------------------------------------------------------------------------------------------
+
+    @property
+    def judges(self) -> dict[str, _Spec]:
+        """Three sub-nets by which a run is judged: the extremes, and the one in the middle of all choices."""
+        space = self.space
+        middle = space.canonical(space.choices[None] // 2)
+        return {
+            name: space.spec(genes[0])
+            for name, genes in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest))
+        }
+
+    def averaged(self) -> nn.Module:
+        """The averaged dynamic net: its sub-nets have statistics only once they are frozen."""
+        return self.ema.module
+
+    def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
+        """Clean and PGD accuracy of the middle sub-net; of the averaged net, the mean over three sub-nets."""
+        assert isinstance(net, Elastic)
+        judges = self.judges if net is not self.net else {"middle": self.judges["middle"]}
+        for name, spec in judges.items():
+            frozen = net.freeze(spec, self.samples(self.recipe.ema.recalibrate))
+            clean, pgd = super().guarded_accuracy(frozen)
+            self.judged[name] = {"clean": clean, "pgd": pgd}
+        told = [self.judged[name] for name in judges]
+        return sum(one["clean"] for one in told) / len(told), sum(one["pgd"] for one in told) / len(told)
+
+    def metrics(self) -> dict[str, Any]:
+        """Clean and PGD accuracy of three averaged sub-nets."""
+        return {f"{name}_{key}": value for name, one in self.judged.items() for key, value in one.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.ema.module.released(self.samples(self.recipe.ema.recalibrate))
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "teacher": None if self.teacher is None else self.teacher.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
