@@ -143,8 +143,8 @@ class Supernet(Section):
     opening: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
         (0.0, 0.0), description="shares of the run between which smaller choices become available"
     )
-    attacker: Literal["largest", "random", "each"] = Field(
-        "random", description="whose adversarial images all sub-nets of a step share; each: its own"
+    attacker: Literal["each", "largest", "random"] = Field(
+        "each", description="whose adversarial images a sub-net learns from: its own, or those a step shares"
     )
     refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
     teacher: Literal["largest", "start", "none"] = Field(
@@ -152,8 +152,7 @@ class Supernet(Section):
     )
     loss: Literal["adversarial", "rslad"] = Field(
         "adversarial",
-        description="(1 - soft) CE(S(x'), y) + soft KL(T || S(x')), T on x' where it is the largest and on x where it "
-        "is frozen; or 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x))",
+        description="(1 - soft) CE(S(x'), y) + soft KL(T(x) || S(x')); or 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x))",
     )
     soft: float = Field(0.5, ge=0, le=1, description="share of the soft labels in the adversarial loss")
     sort: bool = Field(False, description="sort channels by importance first: so before expand opens in ProARD")
@@ -173,8 +172,6 @@ class Supernet(Section):
             raise ValueError("a step trains no sub-net: set largest, smallest or random")
         if self.opening[0] > self.opening[1]:
             raise ValueError("opening ends before it begins: give two shares in ascending order")
-        if self.teacher == "largest" and not self.largest and self.loss == "adversarial" and self.soft:
-            raise ValueError("teacher = 'largest' learns in every step: set largest = true, or teacher = 'start'")
         if self.loss == "rslad" and self.teacher == "none":
             raise ValueError("loss = 'rslad' needs a teacher")
         return self

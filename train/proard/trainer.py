@@ -116,19 +116,18 @@ class SupernetTrainer(Trainer):
         batch = self.batch(self.position.step)
         others = self.drawn(self.position.step)
         count = len(others) + settings.largest
+        total = torch.zeros((), device=self.device)
         with self.autocast():
-            soft = self.soft_labels(batch.x)
-            taught = None if soft is None else F.log_softmax(soft, 1)
-            attacker = full if settings.attacker == "largest" or not others else others[-1]
-            shared = batch.x if settings.attacker == "each" else self.attack(attacker, batch, taught)
-            total = torch.zeros((), device=self.device)
+            soft = self.soft_labels(batch.x) if others else None
+            taught = None if soft is None or settings.loss != "rslad" else F.log_softmax(soft, 1)
+            shared = batch.x
+            if settings.attacker != "each":
+                attacker = full if settings.attacker == "largest" or not others else others[-1]
+                shared = self.attack(attacker, batch, taught)
             if settings.largest:
-                x_adv = self.attack(full, batch) if settings.attacker == "each" else shared
-                loss, logits = self.own_loss(full, batch, x_adv)
+                loss = self.own_loss(full, batch, self.refined(full, batch, shared, None))
                 self.accelerator.backward(loss / count)
                 total += loss.detach()
-                if settings.teacher == "largest" and settings.loss == "adversarial":
-                    soft = logits.detach()
             for spec in others:
                 loss = self.taught_loss(spec, batch, self.refined(spec, batch, shared, taught), soft)
                 self.accelerator.backward(loss / count)
@@ -145,29 +144,28 @@ class SupernetTrainer(Trainer):
 
     @torch.no_grad()
     def soft_labels(self, x: Tensor) -> Tensor | None:
-        """The teacher's logits [N, K] on clean images, where the loss or the attack asks for them."""
-        settings = self.supernet
+        """The teacher's logits [N, K] on clean images, if there is one."""
+        if self.supernet.teacher == "none":
+            return None
         if self.teacher is not None:
             return self.teacher(x).float()
-        if settings.loss == "rslad":
-            return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
-        return None
+        return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
 
-    def own_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """The recipe's loss of a sub-net that nobody teaches, and its logits on ``x_adv``."""
+    def own_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor) -> Tensor:
+        """The recipe's loss of a sub-net that nobody teaches."""
         train, live = self.recipe.train, self.net.subnet(spec)
         logits_adv = live(x_adv).float()
         if train.method == "trades":
             logits = live(batch.x).float()
             smooth = {"beta": train.beta, "label_smoothing": train.label_smoothing}
-            return losses.trades(logits, logits_adv, batch.y, **smooth), logits_adv
-        return losses.pgd_at(logits_adv, batch.y, label_smoothing=train.label_smoothing), logits_adv
+            return losses.trades(logits, logits_adv, batch.y, **smooth)
+        return losses.pgd_at(logits_adv, batch.y, label_smoothing=train.label_smoothing)
 
     def taught_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor, soft: Tensor | None) -> Tensor:
         """The loss of a sub-net that learns soft labels ``soft`` [N, K]; without any, the recipe's own."""
         settings = self.supernet
         if soft is None:
-            return self.own_loss(spec, batch, x_adv)[0]
+            return self.own_loss(spec, batch, x_adv)
         live = self.net.subnet(spec)
         if settings.loss == "rslad":
             return losses.rslad(live(batch.x), live(x_adv), soft)
