@@ -132,8 +132,8 @@ class Supernet(Section):
     """Training of a dynamic net (ProARD): which sub-nets a step trains, on whose adversarial images, taught by whom."""
 
     space: str = Field(description="tiny, resnet or mbv3")
-    largest: bool = Field(True, description="every step trains the largest sub-net ...")
-    smallest: bool = Field(True, description="... and the smallest: the sandwich rule (Yu and Huang 2019)")
+    largest: float = Field(1.0, ge=0, le=1, description="share of the steps that train the largest sub-net ...")
+    smallest: bool = Field(True, description="... and the smallest in all: the sandwich rule (Yu and Huang 2019)")
     random: int = Field(2, ge=0, description="sub-nets drawn beside them")
     redraw: Literal["step", "epoch"] = Field("step", description="how long the drawn ones stay; ProARD's code: epoch")
     elastic: tuple[Literal["width", "depth", "kernel", "expand"], ...] = Field(

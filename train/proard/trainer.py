@@ -115,7 +115,8 @@ class SupernetTrainer(Trainer):
         settings, net, full = self.supernet, self.net, self.net.full.spec
         batch = self.batch(self.position.step)
         others = self.drawn(self.position.step)
-        count = len(others) + settings.largest
+        largest = int((self.position.step + 1) * settings.largest) > int(self.position.step * settings.largest)
+        count = len(others) + largest
         total = torch.zeros((), device=self.device)
         with self.autocast():
             soft = self.soft_labels(batch.x) if others else None
@@ -124,7 +125,7 @@ class SupernetTrainer(Trainer):
             if settings.attacker != "each":
                 attacker = full if settings.attacker == "largest" or not others else others[-1]
                 shared = self.attack(attacker, batch, taught)
-            if settings.largest:
+            if largest:
                 loss = self.own_loss(full, batch, self.refined(full, batch, shared, None))
                 self.accelerator.backward(loss / count)
                 total += loss.detach()
