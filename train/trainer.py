@@ -47,6 +47,8 @@ class Trainer:
     depend on how many processes share it.
     """
 
+    fused = True  # the optimizer's steps
+
     def __init__(
         self,
         recipe: Recipe,
@@ -102,7 +104,7 @@ class Trainer:
         options = recipe.optimizer
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
-            fused=True,
+            fused=self.fused,
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,

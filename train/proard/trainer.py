@@ -28,6 +28,7 @@ class SupernetTrainer(Trainer):
     """
 
     net: Elastic
+    fused = False  # a step leaves blocks untouched, and fused SGD wants gradients of all parameters or none
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
