@@ -24,7 +24,7 @@ class SupernetTrainer(Trainer):
     """A run that trains a dynamic net.
 
     The largest sub-net learns by the recipe's method; the others by soft labels, its own or a frozen teacher's. A
-    step's gradient is the mean over its sub-nets.
+    step's gradient is the sum over its sub-nets: their mean learns more slowly.
     """
 
     net: Elastic
@@ -128,11 +128,11 @@ class SupernetTrainer(Trainer):
                 shared = self.attack(attacker, batch, taught)
             if largest:
                 loss = self.own_loss(full, batch, self.refined(full, batch, shared, None))
-                self.accelerator.backward(loss / count)
+                self.accelerator.backward(loss)
                 total += loss.detach()
             for spec in others:
                 loss = self.taught_loss(spec, batch, self.refined(spec, batch, shared, taught), soft)
-                self.accelerator.backward(loss / count)
+                self.accelerator.backward(loss)
                 total += loss.detach()
         if self.accelerator.num_processes > 1:
             for parameter in net.parameters():
