@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.spec import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec, _Spec, downsampling
+from zoo.ofa import bottleneck_features, mobilenetv3_features
+from zoo.spec import (
+    BottleneckSpec,
+    MobileNetV2Spec,
+    MobileNetV3Spec,
+    ResNetSpec,
+    StagedSpec,
+    WideResNetSpec,
+    _Spec,
+    downsampling,
+)
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -51,10 +61,15 @@ def build(spec: _Spec) -> Classifier:
             features, width = _wideresnet(spec)
         case MobileNetV2Spec():
             features, width = _mobilenetv2(spec)
+        case BottleneckSpec():
+            features, width = bottleneck_features(spec), spec.stages[-1].width
+        case MobileNetV3Spec():
+            features, width = mobilenetv3_features(spec), spec.mix
         case _:
             raise TypeError(f"build() wants an ArchSpec, not {type(spec).__name__}")
     model = Classifier(spec, features, nn.Linear(width, spec.classes))
-    _initialise(model)
+    if not model.mean.is_meta:  # there is nothing to initialise, and trying takes most of the time
+        _initialise(model)
     return model
 
 

@@ -10,68 +10,31 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from zoo.conv import CIFAR10_MEAN, CIFAR10_STD, Conv, Cost, _Spec, divisible, linear
 from zoo.errors import UsageError
+from zoo.spec_ofa import BottleneckSpec, MobileNetV3Spec
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-
-
-class Cost(NamedTuple):
-    """Multiply-accumulates of one forward pass of one image, and trainable parameters."""
-
-    macs: int
-    params: int
-
-
-class Conv(NamedTuple):
-    """One convolution (or, at resolution 1, one linear layer) as the cost model sees it."""
-
-    c_in: int
-    c_out: int
-    kernel: int
-    resolution: int  # of the output, H = W
-    groups: int = 1
-    bias: bool = False
-    norm: bool = True  # followed by BatchNorm: 2 parameters a channel, no MACs once folded
-
-    @property
-    def macs(self) -> int:
-        return self.c_out * (self.c_in // self.groups) * self.kernel**2 * self.resolution**2
-
-    @property
-    def params(self) -> int:
-        weights = self.c_out * (self.c_in // self.groups) * self.kernel**2
-        return weights + self.c_out * (self.bias + 2 * self.norm)
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    classes: int = Field(10, ge=2)
-    image_size: int = Field(32, ge=8)
-    mean: tuple[float, float, float] = CIFAR10_MEAN
-    std: tuple[float, float, float] = CIFAR10_STD
-
-    def sections(self) -> Iterator[list[Conv]]:
-        """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""
-        raise TypeError(f"{type(self).__name__} is not cut into sections")
-
-    def convs(self) -> Iterator[Conv]:
-        """Every convolution and linear layer, in forward order."""
-        for section in self.sections():
-            yield from section
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready and complete: defaults are written out, so that they may change without changing old specs."""
-        return self.model_dump(mode="json")
-
-
-def _linear(c_in: int, c_out: int) -> Conv:
-    return Conv(c_in, c_out, kernel=1, resolution=1, bias=True, norm=False)
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "ArchSpec",
+    "BottleneckSpec",
+    "Conv",
+    "Cost",
+    "MobileNetV2Spec",
+    "MobileNetV3Spec",
+    "ResNetSpec",
+    "StagedSpec",
+    "WideResNetSpec",
+    "_Spec",
+    "cost",
+    "downsampling",
+    "parse_spec",
+]
 
 
 class StagedSpec(_Spec):
@@ -109,7 +72,7 @@ class StagedSpec(_Spec):
             for c_out in stage:
                 yield [Conv(c_in, c_out, 3, resolution)]
                 c_in = c_out
-        yield [_linear(c_in, self.classes)]
+        yield [linear(c_in, self.classes)]
 
 
 def downsampling(before: int, after: int) -> tuple[int, int]:
@@ -150,7 +113,7 @@ class ResNetSpec(_Spec):
                 if c_in != width:
                     yield Conv(c_in, width, 1, resolution)
                 c_in = width
-        yield _linear(c_in, self.classes)
+        yield linear(c_in, self.classes)
 
 
 class WideResNetSpec(_Spec):
@@ -184,7 +147,7 @@ class WideResNetSpec(_Spec):
                 if c_in != width:
                     yield Conv(c_in, width, 1, resolution, norm=False)
                 c_in = width
-        yield _linear(c_in, self.classes)
+        yield linear(c_in, self.classes)
 
 
 class MobileNetV2Spec(_Spec):
@@ -206,10 +169,10 @@ class MobileNetV2Spec(_Spec):
         )
 
     def convs(self) -> Iterator[Conv]:
-        c_in, resolution = _divisible(32 * self.width_mult), self.image_size
+        c_in, resolution = divisible(32 * self.width_mult), self.image_size
         yield Conv(3, c_in, 3, resolution)
         for expansion, channels, blocks, stride in self.settings():
-            c_out = _divisible(channels * self.width_mult)
+            c_out = divisible(channels * self.width_mult)
             for block in range(blocks):
                 hidden = c_in * expansion
                 if expansion != 1:
@@ -219,18 +182,15 @@ class MobileNetV2Spec(_Spec):
                 yield Conv(hidden, hidden, 3, resolution, groups=hidden)
                 yield Conv(hidden, c_out, 1, resolution)
                 c_in = c_out
-        last = _divisible(1280 * max(1.0, self.width_mult))
+        last = divisible(1280 * max(1.0, self.width_mult))
         yield Conv(c_in, last, 1, resolution)
-        yield _linear(last, self.classes)
+        yield linear(last, self.classes)
 
 
-def _divisible(channels: float, divisor: int = 8) -> int:
-    """Round to a multiple of 8, never losing more than a tenth, as MobileNets do."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
-
-
-ArchSpec = Annotated[StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec, Field(discriminator="arch")]
+ArchSpec = Annotated[
+    StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec | BottleneckSpec | MobileNetV3Spec,
+    Field(discriminator="arch"),
+]
 
 
 @cache
@@ -238,7 +198,7 @@ def _adapter() -> TypeAdapter[Any]:
     return TypeAdapter(ArchSpec)
 
 
-def parse_spec(data: dict[str, Any] | str) -> StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec:
+def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
     """The spec that ``data`` (a dict, or its JSON text) describes.
 
     Raises:

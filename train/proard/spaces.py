@@ -7,6 +7,7 @@ from functools import cache
 
 from zoo.errors import UsageError, nearest
 from zoo.spec import StagedSpec
+from zoo.train.proard.published import mbv3, resnet
 from zoo.train.proard.space import Gene, Section, Space, Values
 
 
@@ -41,7 +42,7 @@ def tiny() -> Space:
     return Space("tiny", tuple(genes), tuple(sections), architecture)
 
 
-SPACES: dict[str, Callable[[], Space]] = {"tiny": tiny}
+SPACES: dict[str, Callable[[], Space]] = {"tiny": tiny, "resnet": resnet, "mbv3": mbv3}
 
 
 @cache
