@@ -1,0 +1,99 @@
+"""Sub-nets and what was measured of them: the material that a predictor learns from, and its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo.atomic import write_atomic
+from zoo.errors import IntegrityError, Unreachable, UsageError
+from zoo.train.proard.space import Genes, Space
+
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    genes: dict[str, float]
+    clean: _Share
+    robust: _Share
+
+
+class _LabelFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    space: str
+    images: Annotated[int, Field(ge=1)]
+    subnets: list[_Measured]
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Measured sub-nets: ``genes`` int64 [n, G], ``clean`` and ``robust`` accuracy [n], each on ``images`` images."""
+
+    genes: Genes
+    clean: np.ndarray
+    robust: np.ndarray
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.genes.ndim != 2 or not self.clean.shape == self.robust.shape == (len(self.genes),) or self.images < 1:
+            raise UsageError("labels are genes [n, G], two accuracies [n], and the number of images behind each")
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    def __getitem__(self, rows: np.ndarray) -> Labels:
+        return Labels(self.genes[rows], self.clean[rows], self.robust[rows], self.images)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Clean and robust, float64 [n, 2]."""
+        return np.stack([self.clean, self.robust], 1).astype(np.float64)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Of ``accuracy``: binomial, by the number of images, float64 [n, 2]."""
+        return self.accuracy * (1 - self.accuracy) / self.images
+
+    def save(self, path: Path, space: Space) -> None:
+        """Write them as JSON, genes by name and value; whole or not at all."""
+        rows = zip(self.genes, self.clean, self.robust, strict=True)
+        subnets = [{"genes": space.values(row), "clean": float(a), "robust": float(r)} for row, a, r in rows]
+        file = {"space": space.name, "images": self.images, "subnets": subnets}
+        write_atomic(path, (json.dumps(file, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path, space: Space) -> Labels:
+        """What :meth:`save` wrote.
+
+        Raises:
+            Unreachable: there is no such file.
+            UsageError: the labels are of another space.
+            IntegrityError: the file is damaged, or does not fit the space.
+        """
+        if not path.is_file():
+            raise Unreachable(f"there are no labels at '{path}'")
+        try:
+            file = _LabelFile.model_validate(json.loads(path.read_bytes()))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise IntegrityError(f"the labels '{path}' are damaged at '{where}': {first['msg']}") from None
+        except ValueError as error:
+            raise IntegrityError(f"the labels '{path}' are damaged: {error}") from None
+        if file.space != space.name:
+            raise UsageError(f"'{path}' has labels of space {file.space}, not {space.name}: measure its sub-nets anew")
+        try:
+            genes = [space.genes_of(one.genes) for one in file.subnets]
+        except UsageError as error:
+            raise IntegrityError(f"the labels '{path}' do not fit the space: {error}") from None
+        accuracy = np.array([(one.clean, one.robust) for one in file.subnets]).reshape(-1, 2)
+        stacked = np.array(genes, np.int64).reshape(-1, len(space.genes))
+        return cls(stacked, accuracy[:, 0], accuracy[:, 1], file.images)
