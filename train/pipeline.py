@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zoo.atomic import write_atomic
 from zoo.data import Dataset
 from zoo.train.loop import fit
 from zoo.train.outcome import HELD_OUT
+from zoo.train.passes import passes
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
@@ -56,7 +58,7 @@ def run(
     for phase, recipe in phases.items():
         searching = recipe.search is not None
         left[phase] = fit(
-            recipe if found is None else with_result(recipe, found),
+            taught_by(recipe, left) if found is None else with_result(recipe, found),
             dataset,
             out / phase if len(phases) > 1 else out,
             kind=_kind(recipe),
@@ -78,6 +80,8 @@ def run(
             if PartialState().is_main_process:
                 _judge(model, dataset, recipe.guard.images)
             earlier = json.loads((model / "config.json").read_text())["train"]["phases"]
+    if model is not None and recipe.supernet is not None and PartialState().is_main_process:
+        _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
     return left
 
 
@@ -87,15 +91,6 @@ def _kind(recipe: Recipe) -> type[Trainer]:
     return SupernetTrainer if recipe.supernet is not None else Trainer
 
 
-def passes(recipe: Recipe) -> int:
-    """Passes over the network for an image of a batch: a forward counts one, a backward two, one to the input one.
-
-    Of a search, whose logits see a fifth of the images, this is a little too much.
-    """
-    attack = 2 * recipe.attack.steps
-    return {"natural": 3, "n-fgsm": 3 + attack, "pgd-at": 3 + attack}.get(recipe.train.method, 6 + attack)
-
-
 def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
     """``recipe`` for the architecture and the tutors that a search found (the contents of its ``search.json``)."""
     data = recipe.model_dump()
@@ -103,6 +98,31 @@ def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
     if data["distill"] is not None and data["distill"]["tutors"] == SEARCHED:
         data["distill"]["tutors"] = found["tutors"]
     return Recipe.model_validate(data)
+
+
+def taught_by(recipe: Recipe, left: Mapping[str, Path]) -> Recipe:
+    """``recipe`` with the model of an earlier phase as its teacher, where it names one."""
+    if recipe.supernet is None or recipe.supernet.teacher not in left:
+        return recipe
+    teacher = {"teacher": str(left[recipe.supernet.teacher])}
+    return recipe.model_copy(update={"supernet": recipe.supernet.model_copy(update=teacher)})
+
+
+def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
+    """Fit the predictor of the dynamic net in the folder ``model``, and leave it there with what it was fitted to."""
+    from zoo.train.proard import measuring, predictor
+    from zoo.train.proard.dynamic import dynamic
+    from zoo.weights import PREDICTOR
+
+    if (model / PREDICTOR).exists():
+        return
+    settings, net = recipe.predictor, dynamic(str(model))
+    genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
+    reach = {"images": settings.images, "steps": settings.steps}
+    told = measuring.label(net, genes, dataset, model / "labels.json", **reach, progress=progress)
+    scores = predictor.cross_validated(net.space, told, seed=recipe.train.seed)
+    write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
+    predictor.fit(net.space, told, members=settings.members, seed=recipe.train.seed).save(model / PREDICTOR)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:

@@ -54,7 +54,7 @@ class Optimizer(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["onecycle", "step"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "step"] = "onecycle"
     warmup: float = Field(0.2, gt=0, lt=1, description="share of a onecycle schedule that rises")
     milestones: tuple[float, ...] = Field((0.5, 0.75), description="shares of the run at which a step falls")
     gamma: float = Field(0.1, gt=0)
@@ -147,8 +147,10 @@ class Supernet(Section):
         "each", description="whose adversarial images a sub-net learns from: its own, or those a step shares"
     )
     refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
-    teacher: Literal["largest", "start", "none"] = Field(
-        "largest", description="whose soft labels the others learn: the largest's as it is now, or as the phase began"
+    teacher: str = Field(
+        "largest",
+        description="whose soft labels the sub-nets learn: the largest's as it is now, 'none', or those of a frozen "
+        "model: of an earlier phase, by its name, of the registry, or of a folder",
     )
     loss: Literal["adversarial", "rslad"] = Field(
         "adversarial",
@@ -168,13 +170,22 @@ class Supernet(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Supernet:
-        if not (self.largest or self.smallest or self.random):
-            raise ValueError("a step trains no sub-net: set largest, smallest or random")
+        if self.largest < 1 and not (self.smallest or self.random):
+            raise ValueError("a step trains no sub-net: set largest = 1, smallest or random")
         if self.opening[0] > self.opening[1]:
             raise ValueError("opening ends before it begins: give two shares in ascending order")
         if self.loss == "rslad" and self.teacher == "none":
             raise ValueError("loss = 'rslad' needs a teacher")
         return self
+
+
+class Predictor(Section):
+    """The accuracy-robustness predictor of a dynamic net: fitted after its training to sub-nets measured then."""
+
+    subnets: int = Field(300, ge=20, description="sub-nets measured")
+    images: int = Field(1000, ge=10, le=1000, description="held-out training images that each is measured on")
+    steps: int = Field(10, ge=1, description="of PGD")
+    members: int = Field(5, ge=2, description="of the ensemble")
 
 
 class Recipe(Section):
@@ -193,6 +204,7 @@ class Recipe(Section):
     distill: Distill | None = None
     search: Search | None = None
     supernet: Supernet | None = None
+    predictor: Predictor = Predictor()
     reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
 
     @model_validator(mode="after")

@@ -186,6 +186,8 @@ class Trainer:
         options = self.recipe.optimizer
         if options.schedule == "onecycle":
             return options.lr * schedule.onecycle(progress, warmup=options.warmup)
+        if options.schedule == "cosine":
+            return options.lr * schedule.cosine(progress)
         return options.lr * schedule.step(progress, milestones=options.milestones, gamma=options.gamma)
 
     def generator(self, *key: int) -> torch.Generator:

@@ -9,15 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.data import check_fits
+from zoo.errors import UsageError
 from zoo.spec import _Spec
 from zoo.train import adversary, losses
 from zoo.train.objective import Batch
 from zoo.train.proard.elastic import Elastic
-from zoo.train.proard.space import Genes
+from zoo.train.proard.sampling import drawn
+from zoo.train.proard.sort import sort_hidden
 from zoo.train.proard.spaces import space_called
 from zoo.train.recipe import Supernet
 from zoo.train.start import stored
+from zoo.train.teacher import address
 from zoo.train.trainer import Trainer
+from zoo.weights import load
 
 
 class SupernetTrainer(Trainer):
@@ -35,9 +40,8 @@ class SupernetTrainer(Trainer):
         self.space = self.net.space
         self.judged: dict[str, dict[str, float]] = {}
         self.teacher: nn.Module | None = None
-        if self.supernet.teacher == "start":
-            spec = self.net.full.spec
-            self.teacher = self.net.freeze(spec, self.samples(self.recipe.ema.recalibrate)).requires_grad_(False)
+        if self.supernet.teacher not in ("largest", "none"):
+            self.teacher = self.hired(self.supernet.teacher)
 
     @property
     def supernet(self) -> Supernet:
@@ -51,42 +55,27 @@ class SupernetTrainer(Trainer):
         assert isinstance(net, Elastic)
         net.load_released(stored(start))
         if self.supernet.sort:
-            from zoo.train.proard.sort import sort_hidden
-
             sort_hidden(net)
+
+    def hired(self, name: str) -> nn.Module:
+        """The frozen teacher."""
+        model = load(address(name), progress=False).requires_grad_(False)
+        try:
+            check_fits(self.dataset, model.spec)
+        except UsageError as error:
+            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parallel(self, net: nn.Module) -> nn.Module:
         return net  # gradients come from several backward passes: train_step reduces them once
 
-    # -- which sub-nets ----------------------------------------------------------------------------------------
-
-    def least(self) -> Genes:
-        """The smallest choice of every gene that is available now, [1, G]."""
-        settings, space = self.supernet, self.space
-        begin, end = settings.opening
-        progress = self.position.step / self.total_steps
-        share = 1.0 if progress >= end else max(0.0, (progress - begin) / (end - begin))
-        least = space.largest
-        for index, gene in enumerate(space.genes):
-            kind = gene.name.rpartition(".")[2]
-            if kind in settings.elastic:
-                last = len(gene.choices) - 1
-                limited = settings.choices is not None and kind == settings.elastic[-1]
-                floor = max(0, last + 1 - (settings.choices or 0)) if limited else 0
-                least[0, index] = last - round(share * (last - floor))
-        return least
+    # -- a step ------------------------------------------------------------------------------------------------
 
     def drawn(self, step: int) -> list[_Spec]:
-        """The sub-nets of a step, without the largest: the smallest, and those drawn at random."""
-        settings, space = self.supernet, self.space
-        least, most = self.least(), space.largest
-        key = step if settings.redraw == "step" else step // self.steps_per_epoch
+        """The sub-nets of a step, without the largest."""
+        key = step if self.supernet.redraw == "step" else step // self.steps_per_epoch
         rng = np.random.default_rng((self.recipe.train.seed, self.position.attempt, key))
-        rows = rng.integers(least, most + 1, size=(settings.random, most.shape[1]))
-        rows = np.concatenate([least, rows]) if settings.smallest else rows
-        return [space.spec(row) for row in space.canonical(rows)]
-
-    # -- a step ------------------------------------------------------------------------------------------------
+        return [self.space.spec(row) for row in drawn(self.space, self.supernet, step / self.total_steps, rng)]
 
     def attack(self, spec: _Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
         """Adversarial images by the recipe's attack on the sub-net ``spec``, with its batch statistics."""
@@ -208,13 +197,3 @@ class SupernetTrainer(Trainer):
 
     def weights(self) -> dict[str, Tensor]:
         return self.ema.module.released(self.samples(self.recipe.ema.recalibrate))
-
-    # -- state -------------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "teacher": None if self.teacher is None else self.teacher.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])

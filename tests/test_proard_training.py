@@ -1,0 +1,271 @@
+"""The training of a dynamic net, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from micro import RECIPE, micro
+
+from zoo.errors import UsageError
+from zoo.train import adversary, losses
+from zoo.train.loop import Interrupted, fit
+from zoo.train.phases import load_phases
+from zoo.train.pipeline import run
+from zoo.train.proard import accounting, sampling
+from zoo.train.proard.spaces import SPACES
+from zoo.train.proard.trainer import SupernetTrainer
+from zoo.train.recipe import Supernet
+from zoo.weights import load, read_tensors
+
+PROGRESSIVE = """
+[phase.teacher]
+"train.method" = "trades"
+"supernet.random" = 0
+"supernet.smallest" = false
+"supernet.teacher" = "none"
+
+[phase.width]
+"supernet.elastic" = ["width"]
+"supernet.largest" = 0
+"supernet.smallest" = false
+"supernet.random" = 1
+"supernet.redraw" = "epoch"
+"supernet.teacher" = "teacher"
+"supernet.loss" = "rslad"
+"train.method" = "pgd-at"
+
+[phase.depth]
+"supernet.elastic" = ["width", "depth"]
+"supernet.choices" = 2
+"supernet.sort" = true
+"""
+
+
+@pytest.fixture(autouse=True)
+def space(monkeypatch):
+    monkeypatch.setitem(SPACES, "micro", micro)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A recipe file: the given text in place of its phases."""
+
+    def write(phases: str = "[phase.train]", text: str = RECIPE):
+        path = tmp_path / "proard-micro.toml"
+        path.write_text(text.replace("[phase.train]", phases))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe(written):
+    return load_phases(written())["train"]
+
+
+def trainer(recipe, toy, **supernet) -> SupernetTrainer:
+    changed = recipe.supernet.model_copy(update=supernet)
+    return SupernetTrainer(recipe.model_copy(update={"supernet": changed}), toy)
+
+
+# -- which sub-nets ----------------------------------------------------------------------------------------------
+
+
+@given(
+    elastic=st.sets(st.sampled_from(["width", "depth"])),
+    progress=st.floats(0, 1),
+    opening=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    choices=st.none() | st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_drawn_sub_nets_keep_to_what_is_open(elastic, progress, opening, choices, seed):
+    space = micro()
+    settings = Supernet.model_construct(
+        **{**Supernet.model_construct().__dict__, "space": "micro", "random": 5, "smallest": True},
+    ).model_copy(update={"elastic": tuple(sorted(elastic)), "opening": tuple(opening), "choices": choices})
+    rows = sampling.drawn(space, settings, progress, np.random.default_rng(seed))
+    least = sampling.least(space, settings, progress)
+    assert rows.shape == (6, 4)
+    assert (rows[0] == space.canonical(least)[0]).all()
+    assert (rows >= least).all()
+    for index, gene in enumerate(space.genes):
+        if gene.name.split(".")[1] not in elastic:
+            assert (rows[:, index] == len(gene.choices) - 1).all()
+    if elastic and choices:
+        last = sorted(elastic)[-1]
+        for index, gene in enumerate(space.genes):
+            if gene.name.endswith(last):
+                assert (rows[:, index] >= len(gene.choices) - choices).all()
+
+
+def test_choices_open_gradually():
+    space, settings = micro(), Supernet.model_construct(elastic=("width", "depth"), choices=None, opening=(0.2, 0.8))
+    sizes = [int(space.macs(sampling.least(space, settings, p))[0]) for p in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    assert sizes[0] == sizes[1] == space.macs(space.largest)[0]
+    assert sizes[3] == sizes[4] == space.macs(space.smallest)[0]
+    assert all(a >= b for a, b in pairwise(sizes))
+
+
+def test_sub_nets_change_with_every_step_or_with_every_epoch(recipe, toy):
+    by_step, by_epoch = trainer(recipe, toy, random=3), trainer(recipe, toy, random=3, redraw="epoch")
+    assert len({tuple(by_step.drawn(step)) for step in range(10)}) > 5
+    assert len({tuple(by_epoch.drawn(step)) for step in range(10)}) == 1  # ten steps make an epoch
+    assert by_epoch.drawn(0) != by_epoch.drawn(10)
+    assert by_step.drawn(3) == trainer(recipe, toy, random=3).drawn(3)
+
+
+# -- a step ------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
+    run = trainer(recipe, toy, random=1)
+    run.net.train()
+    net, batch, (smallest, other) = run.net, run.batch(0), run.drawn(0)
+    full, options = net.full.spec, recipe.attack
+    soft = net(batch.x).detach()
+
+    def attacked(spec):
+        reach = {"eps": options.eps, "step": options.step}
+        return adversary.n_fgsm(net.subnet(spec, attacked=True), batch.x, batch.y, batch.noise, **reach)
+
+    expected = losses.pgd_at(net(attacked(full)), batch.y)
+    for spec in (smallest, other):
+        logits = net(attacked(spec), spec)
+        expected = expected + 0.5 * losses.pgd_at(logits, batch.y) + 0.5 * losses.taught(logits, soft)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    taken = {}
+    run.optimizer.register_step_pre_hook(
+        lambda *_: taken.update({name: p.grad.clone() for name, p in net.named_parameters()})
+    )
+    loss = run.train_step()
+    torch.testing.assert_close(loss, expected.detach() / 3)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(taken[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_the_ball(recipe, toy):
+    shared = trainer(recipe, toy, attacker="largest", refine=2)
+    batch = shared.batch(0)
+    first = shared.attack(shared.net.full.spec, batch)
+    spec = shared.drawn(0)[0]
+    refined = shared.refined(spec, batch, first, None)
+    assert not torch.equal(refined, first)
+    assert (refined - batch.x).abs().max() <= recipe.attack.eps + 1e-6
+    assert torch.equal(trainer(recipe, toy, attacker="largest").refined(spec, batch, first, None), first)
+
+
+def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy):
+    run = trainer(recipe, toy, largest=0, random=0, teacher="none")
+    before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
+    for group in run.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    run.train_step()
+    after = dict(run.net.full.named_parameters())
+    width = 4  # of the smallest's first stage
+    name = "features.1.conv.weight"
+    assert not torch.equal(after[name][:width, :4], before[name][:width, :4])
+    assert torch.equal(after[name][width:], before[name][width:])
+    assert torch.equal(after["features.2.conv.weight"], before["features.2.conv.weight"])  # beyond its depth
+
+
+# -- runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path):
+    left = run(load_phases(written()), toy, tmp_path / "run")
+    folder = left["train"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["supernet"] == "micro"
+    assert load(f"local-dir:{folder}").spec == micro().spec(micro().largest[0])
+    assert {one.name for one in folder.iterdir()} >= {"labels.json", "predictor.json", "predictor.safetensors"}
+    history = config["train"]["history"]
+    assert len(history) == 2
+    assert {f"{who}_{what}" for who in ("smallest", "middle", "largest") for what in ("clean", "pgd")} <= {*history[0]}
+    tensors = read_tensors(folder / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, toy, tmp_path):
+    whole = fit(recipe, toy, tmp_path / "whole", kind=SupernetTrainer)
+    ticks = []
+
+    def stop(step, total, loss):
+        ticks.append(step)
+        if len(ticks) == 1:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(recipe, toy, tmp_path / "cut", kind=SupernetTrainer, tick=stop)
+    cut = fit(recipe, toy, tmp_path / "cut", kind=SupernetTrainer, resume=True)
+    one, other = (read_tensors(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(written, toy, tmp_path):
+    phases = load_phases(written(PROGRESSIVE), preset="phases")
+    left = run(phases, toy, tmp_path / "run")
+    assert list(left) == ["teacher", "width", "depth"]
+    config = json.loads((left["width"] / "config.json").read_text())
+    assert config["train"]["settings"]["supernet"]["teacher"] == str(left["teacher"])
+    assert [phase["name"] for phase in config["train"]["phases"]] == ["teacher", "width"]
+    assert not (left["width"] / "predictor.safetensors").exists()  # the last phase's only
+    assert (left["depth"] / "predictor.safetensors").exists()
+
+
+# -- recipes that make no sense ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("supernet.space=nano", "no space is called 'nano'"),
+        ("supernet.opening=[0.5, 0.2]", "opening ends before it begins"),
+        ("train.compile=true", "train.compile = false"),
+        ("train.method=natural", "method n-fgsm, pgd-at or trades"),
+        ("train.int8=true", "neither"),
+        ("supernet.rndom=3", "'random'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_refused(written, override, told):
+    with pytest.raises(UsageError, match=told.replace("(", r"\(")):
+        load_phases(written(), overrides=[override])
+
+
+def test_a_step_without_sub_nets_is_refused(written):
+    overrides = ["supernet.largest=0", "supernet.smallest=false", "supernet.random=0"]
+    with pytest.raises(UsageError, match="trains no sub-net"):
+        load_phases(written(), overrides=overrides)
+
+
+def test_weights_of_another_space_are_refused(written, toy, tmp_path, monkeypatch):
+    folder = fit(load_phases(written())["train"], toy, tmp_path / "run", kind=SupernetTrainer)
+    small = load_phases(written(), overrides=["supernet.space=tiny"])["train"]
+    with pytest.raises(UsageError, match="not those of a dynamic net of space tiny"):
+        fit(small, toy, tmp_path / "other", kind=SupernetTrainer, start=str(folder))
+    assert not (tmp_path / "other").exists()
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------
+
+
+def test_cost_of_a_step_is_that_of_its_passes(written):
+    space = micro()
+    largest, smallest = float(space.macs(space.largest)[0]), float(space.macs(space.smallest)[0])
+    phases = load_phases(written(PROGRESSIVE), preset="phases")
+    costs = {name: accounting.per_image(recipe) for name, recipe in phases.items()}
+    assert costs["teacher"] == pytest.approx(8 * largest)  # TRADES with one attack step
+    settings = load_phases(written(), overrides=["supernet.random=0"])["train"]
+    # Each: attack (2) and training (3) on the largest and the smallest, and the largest's soft labels.
+    assert accounting.per_image(settings) == pytest.approx(5 * largest + 5 * smallest + largest)
+    assert accounting.spent({"train": settings}, 100)["train"] == pytest.approx(2 * 100 * (6 * largest + 5 * smallest))

@@ -1,0 +1,64 @@
+"""What a training costs, in multiply-accumulates: one dynamic net against a separate training for every budget.
+
+A forward pass of an image counts its MACs once, the backward pass twice, and once where only the image's gradient is
+asked for: a PGD step is 2 passes, a training step 3 for each batch of images that it sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from zoo.spec import cost
+from zoo.train.passes import passes
+from zoo.train.proard.sampling import drawn
+from zoo.train.proard.space import Space
+from zoo.train.proard.spaces import space_called
+from zoo.train.recipe import Recipe
+
+DRAWS = 2000
+
+
+def spent(phases: Mapping[str, Recipe], images: int) -> dict[str, float]:
+    """Multiply-accumulates of the training of a dynamic net, by phase, on a training split of so many images."""
+    return {phase: recipe.train.epochs * images * per_image(recipe) for phase, recipe in phases.items()}
+
+
+def alone(recipe: Recipe, macs: float, images: int) -> float:
+    """Multiply-accumulates of ``recipe`` for one student of ``macs`` MACs, without a teacher."""
+    return recipe.train.epochs * images * passes(recipe) * macs
+
+
+def per_image(recipe: Recipe) -> float:
+    """Multiply-accumulates for an image that a step of the dynamic net sees, on average over steps."""
+    settings = recipe.supernet
+    assert settings is not None
+    space = space_called(settings.space)
+    largest = float(space.macs(space.largest)[0])
+    others, attacker = _drawn_macs(space, recipe)
+    attack = 2 * recipe.attack.steps
+    trades = recipe.train.method == "trades"
+    own = 6 if trades else 3  # clean and adversarial images, or adversarial only
+    taught = 6 if settings.loss == "rslad" else 3 if settings.teacher != "none" else own
+    total = settings.largest * own * largest + taught * others
+    if settings.attacker == "each":
+        total += attack * (others + settings.largest * largest)
+    else:
+        total += attack * (attacker if settings.attacker == "random" and others else largest)
+        total += 2 * settings.refine * others
+    if settings.teacher not in ("largest", "none"):
+        total += cost(recipe.arch).macs  # one clean forward pass of a frozen teacher, of the largest's size
+    elif settings.teacher == "largest" and others:
+        total += largest
+    return total
+
+
+def _drawn_macs(space: Space, recipe: Recipe) -> tuple[float, float]:
+    """Mean MACs of all sub-nets of a step but the largest together, and of the last of them."""
+    settings, rng = recipe.supernet, np.random.default_rng(0)
+    assert settings is not None
+    if not settings.smallest and not settings.random:
+        return 0.0, 0.0
+    steps = [space.macs(drawn(space, settings, (one + 0.5) / DRAWS, rng)) for one in range(DRAWS)]
+    return float(np.mean([step.sum() for step in steps])), float(np.mean([step[-1] for step in steps]))
