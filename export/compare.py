@@ -155,7 +155,7 @@ def _released(name: str) -> Subject:
         for batch in sorted({int(batch) for batches in engines.values() for batch in batches}):
             best = fastest(entry, [device], batch=batch)
             latency.setdefault(device, {}).update({batch: best[:2]} if best else {})
-    return Subject(name, "released weights", entry.macs, entry.params, entry.weights.size, measured, latency)
+    return Subject(name, "released weights", entry.macs, entry.params, entry.size, measured, latency)
 
 
 def _exported(given: str, folder: Path) -> Subject:

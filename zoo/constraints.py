@@ -71,7 +71,7 @@ def constraints_of(
         found.append(Constraint(lambda e: e.params, bound, True, "parameters", "the smallest is", format_count))
     if size is not None:
         bytes_ = parse_size(size)
-        found.append(Constraint(lambda e: e.weights.size, bytes_, True, "of weights", "the smallest is", format_size))
+        found.append(Constraint(lambda e: e.size, bytes_, True, "of weights", "the smallest is", format_size))
     robust = by if by != "clean" else "pgd20"
     for minimum, protocol in ((min_clean, "clean"), (min_robust, robust)):
         if minimum is not None:

@@ -145,8 +145,24 @@ class Latency(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subnet(_Record):
+    """A sub-net of a dynamic net, whose weights it shares: its own file holds BatchNorm statistics only.
+
+    ``values`` are the choices that make it up; ``size`` is what its weights would take by themselves, in bytes.
+    """
+
+    of: Text
+    weights_sha256: Sha256  # of the dynamic net's file
+    values: dict[str, float]
+    size: Annotated[int, Bounds(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model(_Record):
-    """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image."""
+    """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image.
+
+    A dynamic net tells the space of its sub-nets in ``supernet``; as a model it is the largest of them.
+    """
 
     family: Text
     description: str
@@ -161,6 +177,8 @@ class Model(_Record):
     reported: dict[str, Reported] = field(default_factory=dict)
     latency: dict[str, dict[str, dict[Batch, Latency]]] = field(default_factory=dict)  # by device, engine, batch
     flags: tuple[str, ...] = ()
+    supernet: Text | None = None
+    subnet: Subnet | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +191,11 @@ class Entry(Model):
         """The share of images classified correctly under ``protocol``, or None if it was not measured."""
         return self.results[protocol].accuracy.value if protocol in self.results else None
 
+    @property
+    def size(self) -> int:
+        """Bytes of its weights: of the file, or of a sub-net's share in it."""
+        return self.weights.size if self.subnet is None else self.subnet.size
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as the registry file has it: without the name, which is its key there."""
         data = asdict(self)
@@ -182,7 +205,7 @@ class Entry(Model):
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
         """The entry that checked JSON ``data`` describes."""
-        hub = data["weights"].get("hub")
+        hub, subnet = data["weights"].get("hub"), data.get("subnet")
         nested = {
             "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
             "train": _train(data["train"]),
@@ -196,6 +219,7 @@ class Entry(Model):
                 for device, engines in data.get("latency", {}).items()
             },
             "flags": tuple(data.get("flags", ())),
+            "subnet": Subnet(**subnet) if subnet else None,
         }
         return cls(name=name, **{**data, **nested})
 

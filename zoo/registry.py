@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic import locked, write_atomic
+from zoo.budget import format_count, parse_count
 from zoo.cache import cache_root
 from zoo.entry import Entry, Registry
-from zoo.errors import IntegrityError, UnknownModel, nearest
+from zoo.errors import IntegrityError, UnknownModel, UsageError, nearest
 from zoo.version import __version__
 
 PACKAGED = Path(__file__).with_name("registry.json")
@@ -39,16 +40,36 @@ def load_registry(path: Path | str | None = None) -> Registry:
 
 
 def info(name: str, *, registry: Registry | None = None) -> Entry:
-    """The registry's entry called ``name``.
+    """The registry's entry called ``name``; ``SUPERNET@BUDGET`` is its best released sub-net within so many MACs.
 
     Raises:
         UnknownModel: there is none; the message names the nearest.
+        UsageError: the budget is not one, or is above or below all sub-nets; the message tells their range.
     """
     models = (registry or load_registry()).models
     if name not in models:
+        supernet, at, budget = name.partition("@")
+        if at and supernet in models and models[supernet].supernet:
+            return _within(budget, supernet, models)
         hint = nearest(name, models) or ("" if models else ": the registry is empty")
         raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if models else ""))
     return models[name]
+
+
+def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
+    """The sub-net of ``supernet`` with the best PGD-20 accuracy among those within ``budget``."""
+    macs = parse_count(budget)
+    subnets = [entry for entry in models.values() if entry.subnet and entry.subnet.of == supernet]
+    if not subnets:
+        raise UnknownModel(f"no sub-net of '{supernet}' is released: `zoo search {supernet}` finds some")
+    low, high = min(entry.macs for entry in subnets), models[supernet].macs
+    if not low <= macs <= high:
+        raise UsageError(
+            f"'{supernet}' has no sub-net for {format_count(macs)} MACs: its own go from {format_count(low)} "
+            f"to {format_count(high)}"
+        )
+    within = [entry for entry in subnets if entry.macs <= macs]
+    return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
 
 
 def write_model(

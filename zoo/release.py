@@ -19,7 +19,7 @@ from zoo.measure import Measurement
 from zoo.registry import info, load_registry, write_model
 from zoo.schema import check_model
 from zoo.spec import cost, parse_spec
-from zoo.weights import BUNDLED
+from zoo.weights import BUNDLED, PREDICTOR
 
 LICENSE = "Apache-2.0"
 
@@ -57,8 +57,10 @@ def candidate(name: str) -> Candidate:
         config = json.loads((folder / "config.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         train = dict(config["train"])
-        settings = json.dumps(train.pop("settings"), sort_keys=True)
-        train.pop("history")
+        if "recipe_sha256" not in train:  # which a sub-net has from its dynamic net's entry
+            settings = json.dumps(train.pop("settings"), sort_keys=True)
+            train.pop("history")
+            train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
         identity = {key: config[key] for key in ("family", "description", "paper", "spec")}
         called = str(config["name"])
     except (OSError, KeyError, ValueError) as error:
@@ -71,8 +73,9 @@ def candidate(name: str) -> Candidate:
         "params": params,
         "weights": {"file": f"{called}.safetensors", "size": len(weights), "sha256": sha256},
         "license": LICENSE,
-        "train": {**train, "recipe_sha256": hashlib.sha256(settings.encode()).hexdigest()},
+        "train": train,
         "results": {},
+        **{key: config[key] for key in ("supernet", "subnet") if key in config},
     }
     known = load_registry().models.get(called)
     if known is not None and known.weights.sha256 == sha256:  # measured before: more results for the same weights
@@ -98,9 +101,10 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     BUNDLED.mkdir(exist_ok=True)
     target = BUNDLED / model.entry["weights"]["file"]
     if target.resolve() != model.weights.resolve():
-        scratch = target.with_suffix(".tmp")
-        shutil.copyfile(model.weights, scratch)
-        scratch.replace(target)
+        _copy(model.weights, target)
+        predictor = model.weights.with_name(PREDICTOR)
+        if predictor.exists():
+            _copy(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
     _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
     model.entry["results"] |= {one.protocol.name: one.result for one in measured}
     flags = set(model.entry.get("flags", ())) | {"unreliable" for one in measured if one.unreliable}
@@ -114,6 +118,13 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     if known is not None and known.weights.sha256 == model.sha256:  # timed, perhaps, since the evaluation began
         model.entry["latency"] = known.to_dict()["latency"]
     write_model(model.name, model.entry, datasets=datasets)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all."""
+    scratch = target.with_suffix(".tmp")
+    shutil.copyfile(source, scratch)
+    scratch.replace(target)
 
 
 def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> None:

@@ -116,6 +116,8 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
         for field, stored, true in (("macs", model.macs, macs), ("params", model.params, params)):
             if stored != true:
                 yield f"{where}.{field}", f"{stored} is stored, the spec has {true}"
+        if fault := _subnet_fault(file, model):
+            yield f"{where}.subnet", fault
         for protocol_name, accuracy in (model.train.teacher.accuracy if model.train.teacher else {}).items():
             for field, fault in _accuracy_faults(accuracy):
                 yield f"{where}.train.teacher.accuracy.{protocol_name}{field}", fault
@@ -127,6 +129,17 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
                 for batch, latency in batches.items():
                     for field, fault in _latency_faults(latency):
                         yield f"{where}.latency.{device}.{engine}.{batch}{field}", fault
+
+
+def _subnet_fault(file: RegistryFile, model: Model) -> str | None:
+    if model.subnet is None:
+        return None
+    of = file.models.get(model.subnet.of)
+    if of is None or of.supernet is None:
+        return f"no dynamic net is called '{model.subnet.of}'"
+    if of.weights.sha256 != model.subnet.weights_sha256:
+        return f"cut from other weights than those of '{model.subnet.of}'"
+    return None
 
 
 def _accuracy_faults(accuracy: Accuracy) -> Iterator[tuple[str, str]]:

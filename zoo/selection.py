@@ -177,4 +177,4 @@ def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd2
 
 def cost_of(entry: Entry, cost: CostName) -> int:
     """MACs, parameters, or bytes of weights of ``entry``."""
-    return {"macs": entry.macs, "params": entry.params, "size": entry.weights.size}[cost]
+    return {"macs": entry.macs, "params": entry.params, "size": entry.size}[cost]

@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.models import Classifier, build
 from zoo.spec import StagedSpec, _Spec
 
+TRANSFORM = "transform."
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's: each sub-net needs its own
 
 
@@ -69,7 +70,7 @@ def _smaller_kernel(full: Mapping[str, Tensor], name: str, kernel: int) -> Tenso
     module = name.removesuffix(".weight").replace(".", "_")
     for size in range(tensor.shape[3] - 2, kernel - 1, -2):
         centre = tensor[:, :, 1:-1, 1:-1]  # [C_out, C_in, size, size]
-        tensor = (centre.flatten(2) @ full[f"transform.{module}.{size}"]).view(centre.shape)
+        tensor = (centre.flatten(2) @ full[f"{TRANSFORM}{module}.{size}"]).view(centre.shape)
     return tensor
 
 

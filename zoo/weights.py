@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.atomic import write_atomic
 from zoo.entry import Weights
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).with_name("bundled")
 CONFIG, TENSORS = "config.json", "model.safetensors"
+PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net, in the package after their name
+CUT_FROM = "cut_from"  # in the metadata of a sub-net's file: the hash of the dynamic net's
 _ORIGIN = "_weights_sha256"  # where a loaded model keeps the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save
 
@@ -57,50 +59,78 @@ def load(
         WrongDevice: this torch has no such device.
     """
     hub = HubFiles(cache_dir=cache_dir, offline=local_files_only, progress=progress)
-    spec, path = _found(name, hub, revision=revision, pretrained=pretrained)
+    found = _found(name, hub, revision=revision, pretrained=pretrained)
 
     from zoo.models import build
     from zoo.spec import parse_spec
 
     where = _device(device)
-    model = build(parse_spec(spec))
-    if path is not None:
-        _fill(model, read_tensors(path), path)
-        vars(model)[_ORIGIN] = sha256_file(path)
+    model = build(parse_spec(found.spec))
+    if found.path is not None:
+        _fill(model, _tensors(found, hub), found.path)
+        vars(model)[_ORIGIN] = sha256_file(found.path)
     return model.eval().to(where)
+
+
+class _Found(NamedTuple):
+    """A model: its architecture, as JSON has it; its weights file, where one is wanted; and the dynamic net that it is
+    a part of, or the space of those that are parts of it."""
+
+    spec: Any
+    path: Path | None
+    subnet: Mapping[str, Any] | None = None
+    supernet: str | None = None
 
 
 def weights_file(name: str) -> Path:
     """The file that :func:`load` fills the model ``name`` from, checked like there; errors are the same."""
-    path = _found(name, HubFiles(cache_dir=None, offline=False, progress=False))[1]
+    path = _found(name, HubFiles(cache_dir=None, offline=False, progress=False)).path
     assert path is not None
     return path
 
 
-def _found(
-    name: str, hub: HubFiles, *, revision: str | None = None, pretrained: bool = True
-) -> tuple[Any, Path | None]:
-    """The architecture spec of the model ``name``, as JSON has it, and its weights file, where one is wanted."""
+def _found(name: str, hub: HubFiles, *, revision: str | None = None, pretrained: bool = True) -> _Found:
     scheme, _, place = name.partition(":")
     if revision is not None and scheme != "hf-hub":
         raise UsageError(f"'{name}' has no revisions: only hf-hub: names take one")
     if scheme == "local-dir":
         folder = Path(place).expanduser()
-        spec = _spec_of(_local(folder / CONFIG))
+        config = _config(_local(folder / CONFIG))
         path = _local(folder / TENSORS) if pretrained else None
     elif scheme == "hf-hub":
         repo_id, _, tag = place.partition("@")
         if revision and tag:
             raise UsageError(f"'{name}' names a revision, and revision={revision!r} another: leave one of them out")
-        spec = _spec_of(hub.fetch(repo_id, CONFIG, revision or tag or None))
+        config = _config(hub.fetch(repo_id, CONFIG, revision or tag or None))
         path = hub.fetch(repo_id, TENSORS, revision or tag or None) if pretrained else None
     else:
         from zoo.registry import info
 
         entry = info(name)
-        spec = entry.spec
         path = _released(entry.name, entry.weights, hub) if pretrained else None
-    return spec, path
+        return _Found(entry.spec, path, vars(entry.subnet) if entry.subnet else None, entry.supernet)
+    return _Found(config["spec"], path, config.get("subnet"), config.get("supernet"))
+
+
+def _tensors(found: _Found, hub: HubFiles) -> dict[str, Tensor]:
+    """All weights of the model, those of a sub-net cut from its dynamic net's."""
+    from zoo.spec import parse_spec
+    from zoo.subnet import TRANSFORM, cut
+
+    assert found.path is not None
+    tensors = read_tensors(found.path)
+    if found.supernet:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(TRANSFORM)}
+    if not found.subnet:
+        return tensors
+    of = found.subnet["of"]
+    whole = _found(of, hub)
+    assert whole.path is not None
+    if {sha256_file(whole.path), read_metadata(found.path).get(CUT_FROM)} != {found.subnet["weights_sha256"]}:
+        raise IntegrityError(
+            f"'{found.path}' belongs to other weights than '{of}' has now: cut the sub-net again with zoo search"
+        )
+    return {**cut(read_tensors(whole.path), parse_spec(whole.spec), parse_spec(found.spec)), **tensors}
 
 
 def bundled(weights: Weights) -> Path:
@@ -139,6 +169,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def weights_sha256(model: nn.Module) -> str:
     """The SHA-256 of the file that :func:`load` filled ``model`` from; results are bound to it.
 
@@ -151,8 +189,8 @@ def weights_sha256(model: nn.Module) -> str:
     return found
 
 
-def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as a safetensors file, whole or not at all.
+def save_weights(state_dict: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
+    """Write tensors and metadata as a safetensors file, whole or not at all.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -160,7 +198,7 @@ def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    write_atomic(path, save(tensors, metadata={"format": "pt"}))
+    write_atomic(path, save(tensors, metadata={"format": "pt", **metadata}))
 
 
 def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
@@ -186,15 +224,15 @@ def _local(path: Path) -> Path:
     raise Unreachable(f"'{path.parent}' holds no {path.name}: a model folder has {CONFIG} and {TENSORS}")
 
 
-def _spec_of(path: Path) -> Any:
-    """The "spec" of a config.json."""
+def _config(path: Path) -> dict[str, Any]:
+    """The contents of a config.json, which has a "spec" at least."""
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise IntegrityError(f"'{path}' is not JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("spec"), dict):
         raise IntegrityError(f"'{path}' has no architecture in it: a model's {CONFIG} holds an object under 'spec'")
-    return config["spec"]
+    return config
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 from zoo.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
 
-VERBS = ("list", "show", "pick", "export", "verify", "bench", "compare", "eval", "sweep", "train", "doctor")
+VERBS = ("list", "show", "pick", "export", "verify", "bench", "compare", "eval", "sweep", "train", "search", "doctor")
 INTERRUPTED = 130
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from zoo.cli.options import AsJson, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.entry import Entry, Latency, Phase, Registry, Teacher
+from zoo.entry import Entry, Latency, Phase, Registry, Subnet, Teacher
 
 
 def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
@@ -37,6 +37,8 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "architecture": in_words(entry.spec),
         "cost": f"{entry.macs:,} MACs (multiply-accumulates) an image, {format_count(entry.params)} parameters",
         "weights": f"{entry.weights.file}, {format_size(entry.weights.size)}, sha256 {entry.weights.sha256[:16]}...",
+        "dynamic net": f"sub-nets of space {entry.supernet}: zoo search {entry.name}" if entry.supernet else None,
+        "sub-net": _subnet(entry.subnet) if entry.subnet else None,
         "license": entry.license,
         "paper": entry.paper,
         "training": f"recipe {entry.train.recipe}, seed {entry.train.seed}, {entry.train.epochs:g} epochs, "
@@ -102,6 +104,13 @@ def _latencies(engines: Mapping[str, Mapping[str, Latency]]) -> str:
 
 def _phase(phase: Phase) -> str:
     return f"{phase.name} {phase.epochs:g} epochs, {phase.wall_s / 60:.0f} min"
+
+
+def _subnet(subnet: Subnet) -> str:
+    from zoo.budget import format_size
+
+    chosen = ", ".join(f"{name} {value:g}" for name, value in subnet.values.items())
+    return f"of {subnet.of} ({chosen}); by itself {format_size(subnet.size)}"
 
 
 def _teacher(teacher: Teacher) -> str:

@@ -1,0 +1,138 @@
+"""``zoo search``: what a user types, and what comes out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from micro import micro
+from test_subnet import left
+
+from zoo.cli.app import run
+from zoo.train.proard import measuring, predictor
+from zoo.train.proard.labelled import Labels
+from zoo.train.proard.spaces import SPACES
+from zoo.weights import PREDICTOR, load
+
+
+@pytest.fixture(autouse=True)
+def space(monkeypatch):
+    monkeypatch.setitem(SPACES, "micro", micro)
+    monkeypatch.setenv("COLUMNS", "100")
+    return micro()
+
+
+@pytest.fixture
+def net(tmp_path, space):
+    """A dynamic net's folder, with a predictor that takes larger for better."""
+    folder = left(tmp_path / "model", seed=0)
+    genes = measuring.drawn(space, 40, 0)
+    share = space.macs(genes) / space.macs(space.largest)[0]
+    labels = Labels(genes, 0.3 + 0.5 * share, 0.2 + 0.3 * share, 1000)
+    predictor.fit(space, labels, members=2).save(folder / PREDICTOR)
+    return str(folder)
+
+
+@pytest.fixture
+def call(capsys):
+    def called(*arguments: str):
+        capsys.readouterr()
+        code = run(["search", *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return called
+
+
+def test_a_front_within_the_budget_and_its_best(net, call, space):
+    code, out, _ = call(net, "--flops", "150k", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["space"] == "micro"
+    assert told["sub_nets"] == space.size()
+    macs = [one["macs"] for one in told["front"]]
+    assert macs == sorted(macs)
+    assert macs[-1] <= 150_000
+    assert told["best"] == max(told["front"], key=lambda one: one["robust"]["predicted"])
+    for one in told["front"]:
+        assert space.macs(space.genes_of(one["values"])[None])[0] == one["macs"]
+
+
+def test_one_seed_gives_one_answer(net, call):
+    assert call(net, "--flops", "150k", "--json", "--seed", "3") == call(
+        net, "--flops", "150k", "--json", "--seed", "3"
+    )
+
+
+def test_a_table_for_people(net, call):
+    code, out, err = call(net, "-n", "3")
+    assert code == 0, err
+    assert "M MACs" in out
+    assert out.count("<- best") == 1
+    assert len([line for line in out.splitlines() if "x" in line and "±" in line]) >= 3
+
+
+def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    code, out, _ = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"), "--json")
+    assert code == 0
+    told = json.loads(out)
+    model = load(f"local-dir:{told['cut']}")
+    assert model.spec == space.spec(space.genes_of(told["best"]["values"]))
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["name"] == "proard-micro@150k"
+    again = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"))
+    assert again[0] == 2
+    assert "already holds a model" in again[2]
+
+
+def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, monkeypatch):
+    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    told = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
+    monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(told))
+    code, out, _ = call(net, "--measure", "3", "--json")
+    assert code == 0
+    best = json.loads(out)["best"]
+    assert (best["clean"]["measured"], best["robust"]["measured"]) == (0.4, 0.35)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--flops", "1k"], 3, "its own go from"),
+        (["--flops", "1G"], 2, "its own go from"),
+        (["--flops", "much"], 2, "is not a count"),
+        (["--min-robust", "90%"], 3, "robust accuracy"),
+        (["--latency-ms", "-1"], 2, "positive"),
+    ],
+)
+def test_bad_budgets(net, call, arguments, code, told):
+    got, out, err = call(net, *arguments)
+    assert got == code
+    assert told in err
+    assert not out
+
+
+def test_a_model_that_is_no_dynamic_net(call):
+    code, _, err = call("nfgsm-w15")
+    assert code == 2
+    assert "no dynamic net" in err
+
+
+def test_a_predictor_of_another_space(net, call, monkeypatch, tmp_path, space):
+    from zoo.train.proard.spaces import space_called
+
+    tiny = space_called("tiny")
+    genes = tiny.sample(30, np.random.default_rng(0))
+    share = tiny.macs(genes) / 5e7
+    predictor.fit(tiny, Labels(genes, share, share, 100), members=2).save(tmp_path / "model" / PREDICTOR)
+    code, _, err = call(net)
+    assert code == 2
+    assert "fitted to space tiny, not micro" in err
+
+
+def test_a_dynamic_net_without_a_predictor(net, call, tmp_path):
+    (tmp_path / "model" / PREDICTOR).unlink()
+    code, _, err = call(net)
+    assert code == 4
+    assert "has no predictor" in err

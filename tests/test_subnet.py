@@ -1,0 +1,205 @@
+"""Sub-nets of a dynamic net: cut, saved, released, loaded by a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from micro import micro
+from test_registry import registry_data
+
+import zoo.release
+import zoo.weights
+from zoo import info, load, pick
+from zoo.errors import IntegrityError, UnknownModel, UsageError
+from zoo.measure import measure
+from zoo.protocols import PROTOCOLS
+from zoo.registry import load_registry, pretty
+from zoo.release import candidate, release
+from zoo.schema import check
+from zoo.spec import cost
+from zoo.train.proard.dynamic import Dynamic, dynamic
+from zoo.train.proard.elastic import Elastic
+from zoo.train.proard.spaces import SPACES
+from zoo.weights import save_weights, weights_sha256
+
+TRAIN = {
+    "recipe": "proard-micro",
+    "recipe_sha256": "b" * 64,
+    "seed": 0,
+    "epochs": 2.0,
+    "images_seen": 1000,
+    "wall_s": 3.0,
+    "device": "2 CPU cores",
+    "torch": "2.11.0",
+}
+
+
+@pytest.fixture(autouse=True)
+def space(monkeypatch):
+    monkeypatch.setitem(SPACES, "micro", micro)
+    return micro()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A dynamic net with random weights, as training leaves it."""
+    return left(tmp_path / "model", seed=0)
+
+
+def left(place: Path, *, seed: int) -> Path:
+    torch.manual_seed(seed)
+    net, space = Elastic(micro()), micro()
+    torch.nn.init.normal_(net.full.head.weight)
+    place.mkdir()
+    images = [torch.rand(8, 3, 32, 32)]
+    save_weights({k: v.half() for k, v in net.released(images).items()}, place / "model.safetensors")
+    identity = {"name": "proard-micro", "family": "proard", "description": "for tests", "paper": None}
+    spec = space.spec(space.largest[0]).to_dict()
+    config = {**identity, "spec": spec, "supernet": "micro", "train": TRAIN}
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "registry.json"
+    path.write_text(pretty(registry_data({})))
+    monkeypatch.setenv("ZOO_REGISTRY", str(path))
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    for module in (zoo.weights, zoo.release):
+        monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    data = json.loads(path.read_text())
+    data["datasets"] = {}
+    path.write_text(pretty(data))
+    return path
+
+
+@pytest.fixture
+def released(folder, registry, toy, tmp_path):
+    """A dynamic net and three of its sub-nets in a registry of their own."""
+    put(f"local-dir:{folder}", toy)
+    net, space = dynamic("proard-micro"), micro()
+    for place, genes in (("small", space.smallest[0]), ("middle", space.choices // 2), ("large", space.largest[0])):
+        macs = int(space.macs(genes[None])[0])
+        put(f"local-dir:{net.save(genes, toy, tmp_path / place, name=f'proard-micro@{macs}')}", toy)
+    return net
+
+
+def put(name: str, toy) -> None:
+    model = load(name)
+    protocols = [PROTOCOLS[key].model_copy(update={"n": 50}) for key in ("clean", "pgd20")]
+    results = list(measure(model, weights_sha256(model), toy, protocols))
+    release(candidate(name), [type(one)(PROTOCOLS[one.protocol.name], *rest(one)) for one in results])
+
+
+def rest(one):
+    return one.result, one.bits, one.split_size
+
+
+def test_a_saved_sub_net_is_the_frozen_one_and_its_file_holds_statistics_only(folder, toy, tmp_path):
+    net = dynamic(str(folder))
+    genes = net.space.choices // 2
+    cut = net.save(genes, toy, tmp_path / "cut", name="proard-micro@small")
+    model, frozen = load(f"local-dir:{cut}").to(memory_format=torch.channels_last), net.cut(genes, toy)
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), frozen(x))
+    assert all("running" in key or "num_batches" in key for key in zoo.weights.read_tensors(cut / "model.safetensors"))
+    assert model.spec == net.space.spec(genes)
+
+
+def test_a_registry_keeps_sub_nets_beside_their_dynamic_net(released, toy):
+    names = [*load_registry().models]
+    assert names[0] == "proard-micro"
+    assert len(names) == 4
+    entry = info(names[1])
+    assert entry.subnet.of == "proard-micro"
+    assert released.space.spec(released.space.genes_of(entry.subnet.values)).to_dict() == entry.spec
+    assert entry.size == 2 * entry.params > entry.weights.size or entry.size == 2 * entry.params
+    assert pick(family="proard", n=9)
+    assert load("proard-micro").spec == released.net.full.spec
+
+
+def test_a_budget_names_the_most_robust_sub_net_within_it(released):
+    entries = sorted((e for e in load_registry().models.values() if e.subnet), key=lambda e: e.macs)
+    assert [info(f"proard-micro@{entry.macs}").name for entry in entries] == [entry.name for entry in entries]
+    between = (entries[1].macs + entries[2].macs) // 2
+    best = max(entries[:2], key=lambda e: (e.accuracy("pgd20"), -e.macs))
+    assert info(f"proard-micro@{between}") == best
+    assert load(f"proard-micro@{between}").spec.to_dict() == best.spec
+
+
+@pytest.mark.parametrize("budget", ["1", "10M"])
+def test_a_budget_outside_the_range_is_refused_with_it(released, budget):
+    with pytest.raises(UsageError, match=r"has no sub-net for .* MACs: its own go from \d+\.\dk to \d+\.\dk"):
+        load(f"proard-micro@{budget}")
+
+
+@pytest.mark.parametrize("name", ["proard-micro@", "proard-micro@much"])
+def test_a_budget_that_is_none_is_refused(released, name):
+    with pytest.raises(UsageError, match="is not a count"):
+        load(name)
+
+
+def test_only_dynamic_nets_have_budgets(released):
+    entry = next(e for e in load_registry().models.values() if e.subnet)
+    with pytest.raises(UsageError, match="is not a count"):
+        load(f"{entry.name}@15M")
+    with pytest.raises(UnknownModel, match="no model is called"):
+        load("nobody@15M")
+    with pytest.raises(UsageError, match="no dynamic net"):
+        dynamic(entry.name)
+
+
+def test_a_sub_net_of_other_weights_is_refused(folder, toy, tmp_path):
+    net = dynamic(str(folder))
+    cut = net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+    again = left(tmp_path / "other", seed=1)
+    (folder / "model.safetensors").write_bytes((again / "model.safetensors").read_bytes())
+    with pytest.raises(IntegrityError, match="belongs to other weights"):
+        load(f"local-dir:{cut}")
+
+
+def test_statistics_cut_from_other_weights_are_refused(folder, toy, tmp_path):
+    """Though the config names the right ones."""
+    net, other = dynamic(str(folder)), dynamic(str(left(tmp_path / "other", seed=1)))
+    cut = net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+    foreign = other.save(net.space.smallest[0], toy, tmp_path / "foreign", name="small")
+    (cut / "model.safetensors").write_bytes((foreign / "model.safetensors").read_bytes())
+    with pytest.raises(IntegrityError, match="belongs to other weights"):
+        load(f"local-dir:{cut}")
+
+
+def test_a_registry_with_a_sub_net_of_replaced_weights_is_refused(released, registry):
+    data = json.loads(registry.read_text())
+    name = next(name for name, model in data["models"].items() if model.get("subnet"))
+    data["models"][name]["subnet"]["weights_sha256"] = "e" * 64
+    with pytest.raises(IntegrityError, match=f"{name}.subnet.*cut from other weights than those of 'proard-micro'"):
+        check(json.dumps(data).encode(), registry)
+    data["models"][name]["subnet"]["of"] = "nobody"
+    with pytest.raises(IntegrityError, match="no dynamic net is called 'nobody'"):
+        check(json.dumps(data).encode(), registry)
+
+
+def test_nothing_is_overwritten(folder, toy, tmp_path):
+    net = dynamic(str(folder))
+    net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+    with pytest.raises(UsageError, match="already holds a model"):
+        net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+
+
+def test_genes_out_of_range_leave_nothing_behind(folder, toy, tmp_path):
+    net = dynamic(str(folder))
+    with pytest.raises(UsageError, match="it takes 0 to 2"):
+        net.save(net.space.largest[0] + 1, toy, tmp_path / "cut", name="small")
+    assert not (tmp_path / "cut").exists()
+
+
+def test_the_cut_costs_what_the_spec_says(folder, toy):
+    net: Dynamic = dynamic(str(folder))
+    for genes in (net.space.smallest[0], net.space.largest[0]):
+        model = net.cut(genes, toy, images=100)
+        assert sum(p.numel() for p in model.parameters()) == cost(net.space.spec(genes)).params

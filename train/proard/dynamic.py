@@ -1,0 +1,125 @@
+"""A trained dynamic net, found by its name, and what is cut out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.atomic import write_atomic
+from zoo.data import Dataset, check_fits
+from zoo.errors import Unreachable, UsageError
+from zoo.hashing import sha256_file
+from zoo.models import Classifier
+from zoo.spec import cost
+from zoo.subnet import STATISTICS
+from zoo.train.images import source_of
+from zoo.train.proard.elastic import Elastic
+from zoo.train.proard.predictor import Predictor
+from zoo.train.proard.space import Genes, Space
+from zoo.train.proard.spaces import space_called
+from zoo.train.teacher import address
+from zoo.weights import CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
+
+CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of a sub-net
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """A dynamic net: its weights file, and what is known of its training, as a registry entry has it."""
+
+    name: str
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def space(self) -> Space:
+        return space_called(self.facts["supernet"])
+
+    @cached_property
+    def net(self) -> Elastic:
+        net = Elastic(self.space).requires_grad_(False)
+        net.load_released(read_tensors(self.path))
+        return net
+
+    def predictor(self) -> Predictor:
+        """The accuracy-robustness predictor that was fitted to this net.
+
+        Raises:
+            UsageError: it was fitted to another net, or to another space.
+            Unreachable: there is none.
+        """
+        released = self.path.with_name(f"{self.path.stem}.{PREDICTOR}")
+        path = released if released.exists() else self.path.with_name(PREDICTOR)
+        if not path.exists():
+            raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
+        return Predictor.load(path, self.space)
+
+    def cut(self, genes: Genes, dataset: Dataset, *, images: int = CALIBRATION) -> Classifier:
+        """The sub-net of ``genes`` [G] in eval mode, its statistics those of augmented training images."""
+        spec = self.space.spec(genes)
+        check_fits(dataset, spec)
+        return self.net.freeze(spec, calibration(dataset, images))
+
+    def save(self, genes: Genes, dataset: Dataset, folder: Path, *, name: str) -> Path:
+        """Cut a sub-net and leave it as a model folder, for ``load("local-dir:...")``: statistics only, since the
+        weights are this net's.
+
+        Raises:
+            UsageError: there is a model in ``folder`` already; the genes are not of this space.
+        """
+        if (folder / "config.json").exists():
+            raise UsageError(f"'{folder}' already holds a model: choose another folder")
+        values = self.space.values(genes)
+        state = self.cut(genes, dataset).state_dict()
+        statistics = {key: tensor for key, tensor in state.items() if key.endswith(STATISTICS)}
+        sha256 = sha256_file(self.path)
+        spec = self.space.spec(genes)
+        of = {"of": self.name, "weights_sha256": sha256, "values": values, "size": 2 * cost(spec).params}
+        config = {
+            "name": name,
+            "family": self.facts["family"],
+            "description": f"Sub-net of {self.facts['name']}, cut without retraining",
+            "paper": self.facts["paper"],
+            "spec": spec.to_dict(),
+            "subnet": of,
+            "train": self.facts["train"],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(statistics, folder / "model.safetensors", **{CUT_FROM: sha256})
+        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        return folder
+
+
+def dynamic(name: str) -> Dynamic:
+    """The dynamic net ``name``: of the registry, or the model folder that its training left.
+
+    Raises:
+        UsageError: it is no dynamic net.
+        UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load`.
+    """
+    where = address(name)
+    scheme, _, place = where.partition(":")
+    path = weights_file(where)
+    if scheme == "local-dir":
+        facts = json.loads((Path(place) / "config.json").read_text())
+    else:
+        from zoo.registry import info
+
+        facts = {"name": where, **info(where).to_dict()}
+    if not facts.get("supernet"):
+        raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
+    return Dynamic(where, path, facts)
+
+
+def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:
+    """Batches of augmented training images, always the same."""
+    device = torch.device("cpu")
+    source, generator = source_of(dataset.split("train"), device, n), torch.Generator(device).manual_seed(0)
+    return (source.augmented(part, generator)[0] for part in torch.arange(len(source)).split(128))

@@ -1,0 +1,77 @@
+"""Measured sub-nets, from which the predictor learns: on held-out training images, never on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data import Dataset
+from zoo.evaluate import evaluate_split
+from zoo.protocols import PROTOCOLS
+from zoo.train.proard.dynamic import Dynamic
+from zoo.train.proard.labelled import Labels
+from zoo.train.proard.space import Genes, Space
+
+CALIBRATION = 1024  # images for the statistics of a sub-net that is measured once; a released one gets more
+
+
+def drawn(space: Space, n: int, seed: int) -> Genes:
+    """The extremes of the space and ``n - 2`` different sub-nets drawn at random, [n, G] or fewer in a small space."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([space.smallest, space.largest, space.sample(4 * n, rng)])
+    _, first = np.unique(space.canonical(rows), axis=0, return_index=True)
+    return space.canonical(rows)[np.sort(first)][:n]
+
+
+def measured(
+    net: Dynamic,
+    genes: Genes,
+    dataset: Dataset,
+    *,
+    images: int = 1000,
+    steps: int = 10,
+    calibrated_on: int = CALIBRATION,
+) -> tuple[float, float]:
+    """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first held-out training images."""
+    model = net.cut(genes, dataset, images=calibrated_on)
+    split = dataset.split("validation")
+    clean, pgd = (
+        PROTOCOLS[key].model_copy(update={"split": "validation", "n": images, **more})
+        for key, more in (("clean", {}), ("pgd20", {"steps": steps}))
+    )
+    return tuple(float(evaluate_split(model, split, one).mean()) for one in (clean, pgd))  # type: ignore[return-value]
+
+
+def label(
+    net: Dynamic,
+    genes: Genes,
+    dataset: Dataset,
+    path: Path,
+    *,
+    images: int = 1000,
+    steps: int = 10,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Labels:
+    """Measure all of ``genes`` [n, G]; ``path`` keeps what is done, and a second call goes on from there."""
+    space = net.space
+    known: dict[tuple[int, ...], tuple[float, float]] = {}
+    if path.exists():
+        before = Labels.load(path, space)
+        if before.images == images:
+            told = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
+            known = dict(zip(map(tuple, before.genes.tolist()), told, strict=True))
+    for row in genes:
+        key = tuple(row.tolist())
+        if key not in known:
+            known[key] = measured(net, row, dataset, images=images, steps=steps)
+            _labels(genes, known, images).save(path, space)
+        progress(len(known), len(genes))
+    return _labels(genes, known, images)
+
+
+def _labels(genes: Genes, known: dict[tuple[int, ...], tuple[float, float]], images: int) -> Labels:
+    rows = [row for row in genes if tuple(row.tolist()) in known]
+    told = np.array([known[tuple(row.tolist())] for row in rows])
+    return Labels(genes=np.stack(rows), clean=told[:, 0], robust=told[:, 1], images=images)
