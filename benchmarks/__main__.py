@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.toolchain import toolchain
 
-NAMES = ("startup", "engines", "evaluation", "training", "rnascl")
+NAMES = ("startup", "engines", "evaluation", "training", "rnascl", "proard", "supernet")
 RESULTS = Path(__file__).parent / "results"
 
 

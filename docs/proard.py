@@ -1,0 +1,245 @@
+"""Refresh docs/proard.md: ``python docs/proard.py`` writes its tables and its plot, from the registry and proard.json.
+
+``python docs/proard.py ablate ARM ...`` trains train/recipes/ablation-proard-ARM.toml (runs/ablation-proard-ARM,
+resumable) and measures 30 sub-nets of each; ``python docs/proard.py take RUN`` takes over the predictor's scores and
+the effort of a finished run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import info, list_models
+from zoo.data import load_cifar10
+from zoo.entry import Entry
+from zoo.train.phases import load_phases
+from zoo.train.pipeline import run
+from zoo.train.proard import accounting, measuring
+from zoo.train.proard.dynamic import dynamic
+from zoo.train.proard.spaces import space_called
+
+DOCS = Path(__file__).parent
+PAGE, STORE, PLOT = DOCS / "proard.md", DOCS / "proard.json", DOCS / "proard.png"
+COLUMNS = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "mifgsm20": "MI-FGSM-20",
+    "cw20": "CW-20",
+    "apgd50": "APGD-50",
+    "autoattack": "AutoAttack",
+}
+ARMS = {
+    "random": "random, from scratch, hard labels",
+    "taught": "the largest first, then random with it as teacher",
+    "progressive": "the published order: largest, widths, depths",
+    "sandwich": "sandwich rule, taught in place",
+}
+IMAGES, SUBNETS = 1000, 30
+
+
+# -- the ablation ------------------------------------------------------------------------------------------------
+
+
+def ablate(arm: str) -> dict[str, Any]:
+    """Train an arm, and measure the same 30 sub-nets of it as of the others, on held-out training images."""
+    dataset, phases = load_cifar10(), load_phases(f"ablation-proard-{arm}")
+    folder = Path("runs") / f"ablation-proard-{arm}"
+    left = run(
+        phases,
+        dataset,
+        folder,
+        resume=True,
+        report=lambda phase, epoch: print(arm, phase, epoch["epoch"], epoch["clean"], epoch["pgd"], flush=True),
+    )
+    model = list(left.values())[-1]
+    net = dynamic(str(model))
+    told = measuring.label(
+        net, measuring.drawn(net.space, SUBNETS, 1), dataset, folder / "measured.json", images=IMAGES
+    )
+    return {
+        "macs": net.space.macs(told.genes).tolist(),
+        "clean": told.clean.tolist(),
+        "robust": told.robust.tolist(),
+        "spent": sum(accounting.spent(phases, 49_000).values()),
+        "wall_s": json.loads((model / "config.json").read_text())["train"]["wall_s"],
+    }
+
+
+def ablation(arms: dict[str, dict[str, Any]]) -> str:
+    """Means over the sub-nets, and how far each arm is from the sandwich, with 95 % intervals over sub-nets."""
+    lines = [
+        "| sampling | 10^12 MACs | minutes | clean | PGD-10 | clean, against sandwich | PGD-10, against sandwich |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for arm, words in ARMS.items():
+        if arm not in arms:
+            continue
+        one, best = arms[arm], arms.get("sandwich")
+        cells = [f"{one['spent'] / 1e12:.0f}", f"{one['wall_s'] / 60:.0f}"]
+        cells += [f"{100 * np.mean(one[key]):.1f}" for key in ("clean", "robust")]
+        for key in ("clean", "robust"):
+            apart = 100 * (np.array(one[key]) - np.array(best[key])) if best and arm != "sandwich" else None
+            half = 0.0 if apart is None else 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
+            cells.append("" if apart is None else f"{apart.mean():+.1f} ±{half:.1f}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# -- what is released --------------------------------------------------------------------------------------------
+
+
+def subnets() -> list[Entry]:
+    """The released sub-nets of proard-tiny, the cheapest first."""
+    entries = [entry for name in list_models() if (entry := info(name)).subnet and entry.subnet.of == "proard-tiny"]
+    return sorted(entries, key=lambda entry: entry.macs)
+
+
+def row(entry: Entry, words: str) -> str:
+    cells = []
+    for key in COLUMNS:
+        result = entry.results.get(key)
+        half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
+        cells.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
+    return f"| {words} | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells)} |"
+
+
+def results() -> str:
+    """Each sub-net, and below it the student of the same architecture that was trained alone, if there is one."""
+    alone = {json.dumps(info(name).spec): info(name) for name in list_models("nfgsm-p*")}
+    lines = [
+        f"| sub-net | M MACs | M params | {' | '.join(COLUMNS.values())} |",
+        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
+    ]
+    for entry in subnets():
+        lines.append(row(entry, f"`{entry.name}` ({shape(entry)})"))
+        control = alone.get(json.dumps(entry.spec))
+        if control:
+            lines.append(row(control, f"trained alone: `{control.name}`"))
+    return "\n".join(lines)
+
+
+def shape(entry: Entry) -> str:
+    """Blocks and width of each stage: ``3x24 3x56 3x136``."""
+    return " ".join(f"{len(stage)}x{stage[0]}" for stage in entry.spec["widths"])
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------
+
+
+def costs() -> str:
+    """One training of a dynamic net against N separate ones by RSLAD, as the published recipes have them."""
+    lines = [
+        "| space | dynamic net, 10^15 MACs | one student alone | breaks even at N | N = 10 | N = 60 | N = 600 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in ("resnet", "mbv3"):
+        once, alone, teacher = bill(name)
+        ratios = [f"{(teacher + n * alone) / once:.1f}x" for n in (10, 60, 600)]
+        even = (once - teacher) / alone
+        lines.append(f"| {name} | {once / 1e15:.0f} | {alone / 1e15:.1f} | {even:.1f} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def bill(name: str) -> tuple[float, float, float]:
+    """Multiply-accumulates of the dynamic net, of one RSLAD student of average size, and of the teacher both need."""
+    phases, space = load_phases(f"proard-{name}"), space_called(name)
+    spent = accounting.spent(phases, 50_000)
+    largest = float(space.macs(space.largest)[0])
+    average = float(space.macs(space.sample(5000, np.random.default_rng(0))).mean())
+    width = phases["width"]
+    passes = 6 + 2 * width.attack.steps
+    return sum(spent.values()), width.train.epochs * 50_000 * (passes * average + largest), spent["teacher"]
+
+
+# -- the predictor -----------------------------------------------------------------------------------------------
+
+
+def take(folder: str) -> dict[str, Any]:
+    """Scores and effort of a finished run."""
+    model = Path(folder) / "model"
+    config = json.loads((model / "config.json").read_text())
+    return {"predictor": json.loads((model / "predictor.json").read_text()), "wall_s": config["train"]["wall_s"]}
+
+
+def draw() -> None:
+    """The front that the search finds, and what was measured of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from zoo.train.proard.search import Limits, search
+
+    net = dynamic("proard-tiny")
+    found = search(net.space, net.predictor(), Limits())
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9), dpi=150, sharex=True)
+    others = [info(name) for name in list_models() if not info(name).subnet and info(name).macs < 50e6]
+    for axes, key, predicted in zip(panels, ("clean", "pgd20"), (found.clean, found.robust), strict=True):
+        axes.plot(found.macs / 1e6, 100 * predicted, ".", color="#c9d6df", markersize=4, label="front, as predicted")
+        released = [entry for entry in subnets() if key in entry.results]
+        points(axes, released, key, "o", "#0b6e99", "sub-nets, measured")
+        robust = [e for e in others if key in e.results and "pgd20" in e.results and e.accuracy("pgd20") > 0.2]
+        alone = [e for e in robust if e.name.startswith("nfgsm-p")]
+        points(axes, alone, key, "D", "#c2571a", "the same, trained alone")
+        points(axes, [e for e in robust if e not in alone and not e.supernet], key, "s", "#8a8a8a", "other models")
+        axes.set_xscale("log")
+        axes.set_xticks([2, 4, 8, 15, 30], ["2", "4", "8", "15", "30"])
+        axes.minorticks_off()
+        axes.set_xlabel("M MACs")
+        axes.set_title("clean accuracy, %" if key == "clean" else "accuracy under PGD, %", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(PLOT)
+
+
+def points(axes, entries: list[Entry], key: str, marker: str, colour: str, label: str) -> None:
+    x = [entry.macs / 1e6 for entry in entries]
+    told = [entry.results[key].accuracy for entry in entries]
+    y = [100 * one.value for one in told]
+    spread = [[100 * (one.value - one.ci95[0]) for one in told], [100 * (one.ci95[1] - one.value) for one in told]]
+    axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, markersize=5, capsize=2, label=label)
+
+
+def predictor(told: dict[str, Any]) -> str:
+    """Scores on sub-nets of folds that were not fitted to."""
+    lines = ["| | Kendall's tau | mean absolute error, points | bias | within two deviations |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for key, words in (("clean", "clean"), ("robust", "PGD-10")):
+        one = told["predictor"][key]
+        cells = [f"{one['tau']:.3f}", f"{100 * one['mae']:.2f}", f"{100 * one['bias']:+.2f}", f"{one['coverage']:.0%}"]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    store = json.loads(STORE.read_text()) if STORE.exists() else {"ablation": {}}
+    verb, *rest = sys.argv[1:] or [""]
+    for one in rest:
+        if verb == "ablate":
+            store["ablation"][one] = ablate(one)
+        elif verb == "take":
+            store["run"] = take(one)
+        STORE.write_text(json.dumps(store, indent=1) + "\n")
+    draw()
+    tables = {"results": results(), "ablation": ablation(store["ablation"]), "costs": costs()}
+    if "run" in store:
+        tables["predictor"] = predictor(store["run"])
+    page = PAGE.read_text()
+    for name, text in tables.items():
+        page = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda found, text=text: f"{found[1]}{text}\n{found[2]}",
+            page,
+            flags=re.DOTALL,
+        )
+    PAGE.write_text(page)
