@@ -10,6 +10,7 @@ from micro import micro
 from test_subnet import left
 
 from zoo.cli.app import run
+from zoo.hashing import sha256_file
 from zoo.train.proard import measuring, predictor
 from zoo.train.proard.labelled import Labels
 from zoo.train.proard.spaces import SPACES
@@ -29,7 +30,8 @@ def net(tmp_path, space):
     folder = left(tmp_path / "model", seed=0)
     genes = measuring.drawn(space, 40, 0)
     share = space.macs(genes) / space.macs(space.largest)[0]
-    labels = Labels(genes, 0.3 + 0.5 * share, 0.2 + 0.3 * share, 1000)
+    sha256 = sha256_file(folder / "model.safetensors")
+    labels = Labels(genes, 0.3 + 0.5 * share, 0.2 + 0.3 * share, 1000, sha256)
     predictor.fit(space, labels, members=2).save(folder / PREDICTOR)
     return str(folder)
 
@@ -129,6 +131,14 @@ def test_a_predictor_of_another_space(net, call, monkeypatch, tmp_path, space):
     code, _, err = call(net)
     assert code == 2
     assert "fitted to space tiny, not micro" in err
+
+
+def test_a_predictor_of_other_weights(net, call, tmp_path):
+    other = left(tmp_path / "other", seed=1)
+    (tmp_path / "model" / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    code, _, err = call(net)
+    assert code == 2
+    assert "fitted to other weights" in err
 
 
 def test_a_dynamic_net_without_a_predictor(net, call, tmp_path):

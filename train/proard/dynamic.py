@@ -59,7 +59,10 @@ class Dynamic:
         path = released if released.exists() else self.path.with_name(PREDICTOR)
         if not path.exists():
             raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
-        return Predictor.load(path, self.space)
+        predictor = Predictor.load(path, self.space)
+        if predictor.weights_sha256 != sha256_file(self.path):
+            raise UsageError(f"'{path}' was fitted to other weights than '{self.path}': fit it anew")
+        return predictor
 
     def cut(self, genes: Genes, dataset: Dataset, *, images: int = CALIBRATION) -> Classifier:
         """The sub-net of ``genes`` [G] in eval mode, its statistics those of augmented training images."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import Dataset
+from zoo.errors import UsageError
 from zoo.evaluate import evaluate_split
+from zoo.hashing import sha256_file
 from zoo.protocols import PROTOCOLS
 from zoo.train.proard.dynamic import Dynamic
 from zoo.train.proard.labelled import Labels
@@ -54,24 +56,29 @@ def label(
     steps: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Labels:
-    """Measure all of ``genes`` [n, G]; ``path`` keeps what is done, and a second call goes on from there."""
-    space = net.space
+    """Measure all of ``genes`` [n, G]; ``path`` keeps what is done, and a second call goes on from there.
+
+    Raises:
+        UsageError: ``path`` holds labels of other weights, or of another number of images.
+    """
+    space, sha256 = net.space, sha256_file(net.path)
     known: dict[tuple[int, ...], tuple[float, float]] = {}
     if path.exists():
         before = Labels.load(path, space)
-        if before.images == images:
-            told = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
-            known = dict(zip(map(tuple, before.genes.tolist()), told, strict=True))
-    for row in genes:
+        if (before.weights_sha256, before.images) != (sha256, images):
+            raise UsageError(f"'{path}' has labels of other weights or of {before.images} images: remove it")
+        told = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
+        known = dict(zip(map(tuple, before.genes.tolist()), told, strict=True))
+    for done, row in enumerate(genes, 1):
         key = tuple(row.tolist())
         if key not in known:
             known[key] = measured(net, row, dataset, images=images, steps=steps)
-            _labels(genes, known, images).save(path, space)
-        progress(len(known), len(genes))
-    return _labels(genes, known, images)
+            _labels(genes, known, images, sha256).save(path, space)
+        progress(done, len(genes))
+    return _labels(genes, known, images, sha256)
 
 
-def _labels(genes: Genes, known: dict[tuple[int, ...], tuple[float, float]], images: int) -> Labels:
+def _labels(genes: Genes, known: dict[tuple[int, ...], tuple[float, float]], images: int, sha256: str) -> Labels:
     rows = [row for row in genes if tuple(row.tolist()) in known]
     told = np.array([known[tuple(row.tolist())] for row in rows])
-    return Labels(genes=np.stack(rows), clean=told[:, 0], robust=told[:, 1], images=images)
+    return Labels(genes=np.stack(rows), clean=told[:, 0], robust=told[:, 1], images=images, weights_sha256=sha256)

@@ -1,7 +1,7 @@
 """The accuracy-robustness predictor: an ensemble of small MLPs from genes to a sub-net's clean and robust accuracy.
 
-On 300 sub-nets of the tiny space with the noise of 1,000 images, one-hot genes alone overfit (Kendall's tau 0.75 on
-unseen ones); their levels, with the one-hot encoding scaled down, reach 0.9.
+A few hundred noisy labels are easily learned by heart. With 300 of the tiny space on 1,000 images each (made-up truth),
+Kendall's tau on unseen sub-nets is 0.9; it is 0.88 with the one-hot genes at full size, 0.75 with hardly any decay too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ Layers = list[tuple[Tensor, Tensor]]  # weights [M, in, out] and biases [M, 1, o
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """``layers`` of all members, from features to standardised accuracies; ``centre`` and ``scale`` [2] undo that."""
+    """``layers`` of all members, from features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
+    ``weights_sha256`` is the hash of the dynamic net's file, as the labels have it."""
 
     space: Space
     layers: Layers
     centre: Tensor
     scale: Tensor
+    weights_sha256: str = ""
 
     def predict(self, genes: Genes) -> tuple[np.ndarray, np.ndarray]:
         """Clean and robust accuracy of sub-nets [n, G]: the members' mean and standard deviation, float64 [n, 2]."""
@@ -52,7 +54,8 @@ class Predictor:
         tensors = {"centre": self.centre, "scale": self.scale}
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{place}.weight": weight, f"{place}.bias": bias}
-        save_weights(tensors, path, kind=KIND, space=self.space.name, space_sha256=fingerprint(self.space))
+        of = {"space": self.space.name, "space_sha256": fingerprint(self.space), "weights_sha256": self.weights_sha256}
+        save_weights(tensors, path, kind=KIND, **of)
 
     @classmethod
     def load(cls, path: Path, space: Space) -> Predictor:
@@ -157,7 +160,7 @@ def fit(
         (members * loss).backward()  # the gradients of each member's own mean
         optimizer.step()
         schedule.step()
-    return Predictor(space, [(w.detach(), b.detach()) for w, b in layers], centre, scale)
+    return Predictor(space, [(w.detach(), b.detach()) for w, b in layers], centre, scale, labels.weights_sha256)
 
 
 # -- how good it is ----------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def _children(space: Space, parents: Genes, n: int, seen: set[bytes], rng: np.ra
 def _new(genes: Genes, seen: set[bytes], most: int | None = None) -> Genes:
     """Of canonical ``genes``, ``most`` that were not seen before, each once; from now on they were."""
     fresh: list[int] = []
-    for place, row in enumerate(genes.astype(np.uint8)):
+    for place, row in enumerate(genes):
         if len(fresh) == most:
             break
         key = row.tobytes()
