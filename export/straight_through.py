@@ -145,6 +145,11 @@ def _max_pool(x: Tensor, **form: Any) -> Tensor:
     return F.max_pool2d(padded, form["kernel_shape"], form.get("strides", 1))
 
 
+def _average_pool(x: Tensor, **form: Any) -> Tensor:
+    _plain(form, auto_pad=b"NOTSET", ceil_mode=0, dilations=[1, 1], pads=[0, 0, 0, 0])
+    return F.avg_pool2d(x, form["kernel_shape"], form.get("strides", 1))
+
+
 def _plain(form: dict[str, Any], **usual: Any) -> None:
     for name, value in usual.items():
         if form.get(name, value) != value:
@@ -162,6 +167,9 @@ OPERATORS: dict[str, Operator] = {
     "Reshape": _reshape,
     "Clip": _clip,
     "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "HardSwish": F.hardswish,
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
     "Add": torch.add,
     "Sub": torch.sub,
     "Mul": torch.mul,

@@ -16,6 +16,14 @@ from zoo.export.ladder import Terms, climb
 from zoo.export.onnx import save_onnx
 from zoo.export.precision import to_int8
 from zoo.export.straight_through import StraightThrough, own_gradients
+from zoo.train.proard.published import mbv3, resnet
+from zoo.train.proard.space import Space
+
+SPECS = {
+    **FAMILIES,
+    "bottleneck": resnet((64, 96), (1, 1), (0.25, 0.5)),
+    "mobilenetv3": mbv3((16, 24, 32), (1, 2), last=(64, 80)),
+}
 
 
 def int8(model, images, path):
@@ -30,10 +38,11 @@ def images(split):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenetv2" else ()) for name in FAMILIES]
+    "family", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenetv2" else ()) for name in SPECS]
 )
 def test_it_answers_as_the_engine_does(family, tmp_path):
-    model = model_of(FAMILIES[family])
+    spec = SPECS[family]
+    model = model_of(spec.spec(spec.largest[0]) if isinstance(spec, Space) else spec)
     torch.manual_seed(0)
     x = torch.rand(32, 3, model.spec.image_size, model.spec.image_size)
     engine = int8(model, x, tmp_path / "model.onnx")

@@ -74,7 +74,7 @@ def _smaller_kernel(full: Mapping[str, Tensor], name: str, kernel: int) -> Tenso
     return tensor
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def skeleton(spec: _Spec) -> Classifier:
     """The architecture without memory for its parameters."""
     with torch.device("meta"):

@@ -101,7 +101,7 @@ class Live(nn.Module):
         return functional_call(self._net[0], self.borrowed, (x,))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _by_batch(spec: _Spec) -> Classifier:
     """The architecture on no device, its BatchNorms always by batch statistics."""
     with torch.device("meta"):

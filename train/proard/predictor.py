@@ -77,7 +77,7 @@ class Predictor:
             raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it anew")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]
-            found = cls(space, layers, tensors["centre"], tensors["scale"])
+            found = cls(space, layers, tensors["centre"], tensors["scale"], told["weights_sha256"])
             found.predict(space.smallest)
         except (KeyError, IndexError, RuntimeError):
             raise IntegrityError(f"the tensors in '{path}' do not make a predictor: fit it anew") from None
