@@ -187,7 +187,8 @@ def draw() -> None:
         points(axes, released, key, "o", "#0b6e99", "sub-nets, measured")
         robust = [e for e in others if key in e.results and "pgd20" in e.results and e.accuracy("pgd20") > 0.2]
         alone = [e for e in robust if e.name.startswith("nfgsm-p")]
-        points(axes, alone, key, "D", "#c2571a", "the same, trained alone")
+        if alone:
+            points(axes, alone, key, "D", "#c2571a", "the same, trained alone")
         points(axes, [e for e in robust if e not in alone and not e.supernet], key, "s", "#8a8a8a", "other models")
         axes.set_xscale("log")
         axes.set_xticks([2, 4, 8, 15, 30], ["2", "4", "8", "15", "30"])
