@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from micro import RECIPE, micro
 
+from zoo.cli.app import run as cli
 from zoo.errors import UsageError
 from zoo.train import adversary, losses
 from zoo.train.loop import Interrupted, fit
@@ -191,6 +192,14 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path
     assert {f"{who}_{what}" for who in ("smallest", "middle", "largest") for what in ("clean", "pgd")} <= {*history[0]}
     tensors = read_tensors(folder / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_from_the_command_line_to_a_search(written, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert cli(["search", told["model"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["space"] == "micro"
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, toy, tmp_path):

@@ -82,6 +82,11 @@ def command(
         )
 
     with output.progress() as advance:
+
+        def tick(phase: str, step: int, total: int, loss: float) -> None:
+            images = phases[phase].train.batch_size if phase in phases else 1  # the predictor's sub-nets come singly
+            advance(phase, step * images, total * images)
+
         left = run(
             phases,
             dataset,
@@ -89,9 +94,7 @@ def command(
             resume=resume,
             time_budget=budget,
             report=report,
-            tick=lambda phase, step, total, loss: advance(
-                phase, step * phases[phase].train.batch_size, total * phases[phase].train.batch_size
-            ),
+            tick=tick,
         )
     model = list(left.values())[-1]
     output.result(
