@@ -7,9 +7,10 @@ is written. All students are measured on the same 1,000 held-out training images
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
+
+from results import put
 
 from zoo.data import load_cifar10
 from zoo.measure import measure
@@ -73,10 +74,4 @@ if __name__ == "__main__":
     for preset in sys.argv[1:]:
         results[preset] = ablate(preset)
         STORE.write_text(json.dumps(results, indent=1) + "\n")
-    replaced = re.sub(
-        r"(<!-- ablations -->\n).*?(<!-- /ablations -->)",
-        lambda found: f"{found[1]}{table(results)}\n{found[2]}",
-        PAGE.read_text(),
-        flags=re.DOTALL,
-    )
-    PAGE.write_text(replaced)
+    put(PAGE, {"ablations": table(results)})

@@ -8,12 +8,12 @@ the effort of a finished run.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import COLUMNS, cells, put
 
 from zoo import info, list_models
 from zoo.data import load_cifar10
@@ -26,15 +26,6 @@ from zoo.train.proard.spaces import space_called
 
 DOCS = Path(__file__).parent
 PAGE, STORE, PLOT = DOCS / "proard.md", DOCS / "proard.json", DOCS / "proard.png"
-COLUMNS = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "mifgsm20": "MI-FGSM-20",
-    "cw20": "CW-20",
-    "apgd50": "APGD-50",
-    "autoattack": "AutoAttack",
-}
 ARMS = {
     "random": "random, from scratch, hard labels",
     "taught": "the largest first, then random with it as teacher",
@@ -102,12 +93,7 @@ def subnets() -> list[Entry]:
 
 
 def row(entry: Entry, words: str) -> str:
-    cells = []
-    for key in COLUMNS:
-        result = entry.results.get(key)
-        half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
-        cells.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
-    return f"| {words} | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells)} |"
+    return f"| {words} | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells(entry))} |"
 
 
 def results() -> str:
@@ -235,12 +221,4 @@ if __name__ == "__main__":
     tables = {"results": results(), "ablation": ablation(store["ablation"]), "costs": costs()}
     if "run" in store:
         tables["predictor"] = predictor(store["run"])
-    page = PAGE.read_text()
-    for name, text in tables.items():
-        page = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-            lambda found, text=text: f"{found[1]}{text}\n{found[2]}",
-            page,
-            flags=re.DOTALL,
-        )
-    PAGE.write_text(page)
+    put(PAGE, tables)

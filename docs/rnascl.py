@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
+
+from results import COLUMNS, cells, put
 
 from zoo import info, list_models
 from zoo.train.rnascl.plot import draw
@@ -14,15 +15,6 @@ from zoo.train.rnascl.plot import draw
 DOCS = Path(__file__).parent
 PAGE = DOCS / "rnascl.md"
 SPACES = ("s7", "s5", "s3")
-COLUMNS = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "mifgsm20": "MI-FGSM-20",
-    "cw20": "CW-20",
-    "apgd50": "APGD-50",
-    "autoattack": "AutoAttack",
-}
 
 
 def take_over(runs: list[str]) -> None:
@@ -40,13 +32,8 @@ def table() -> str:
     for space in SPACES:
         for name in (*sorted(list_models(f"rnascl-{space}-*")), *list_models(f"trades-{space}")):
             entry = info(name)
-            cells = []
-            for key in COLUMNS:
-                result = entry.results.get(key)
-                half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
-                cells.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
             minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases or (entry.train,))
-            lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {' | '.join(cells)} | {minutes} |")
+            lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {' | '.join(cells(entry))} | {minutes} |")
             if entry.reported:
                 told = [f"{100 * entry.reported[key].value:.1f}" if key in entry.reported else "" for key in COLUMNS]
                 lines.append(f"| the paper's | | {' | '.join(told)} | |")
@@ -57,11 +44,4 @@ if __name__ == "__main__":
     take_over(sys.argv[1:])
     for stored in DOCS.glob("search-*.json"):
         draw(json.loads(stored.read_text()), stored.with_suffix(".png"))
-    PAGE.write_text(
-        re.sub(
-            r"(<!-- results -->\n).*?(<!-- /results -->)",
-            lambda found: f"{found[1]}{table()}\n{found[2]}",
-            PAGE.read_text(),
-            flags=re.DOTALL,
-        )
-    )
+    put(PAGE, {"results": table()})

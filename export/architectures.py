@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from zoo.errors import UsageError
-from zoo.export.bench import ROUNDS, _processors
+from zoo.export.bench import ROUNDS, processors_of
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine, Order
 from zoo.export.manifest import now
 from zoo.export.onnx import GRAPH, save_onnx
 from zoo.export.quiet import Watch, warnings_of
-from zoo.export.stopwatch import FIRST_CALLS, _described, timed
+from zoo.export.stopwatch import FIRST_CALLS, facts_of, timed
 from zoo.models import build
 from zoo.spec import _Spec
 from zoo.toolchain import toolchain
@@ -54,7 +54,7 @@ def time_architectures(
     """
     if not specs or batch < 1 or not seconds > 0:
         raise UsageError("timing takes one architecture at least, batches of 1 or more, and seconds above 0")
-    processors, engine = _processors(threads), backend(format)
+    processors, engine = processors_of(threads), backend(format)
     with tempfile.TemporaryDirectory(prefix="zoo-time-") as scratch, torch.inference_mode():
         engines: list[Engine] = []
         for place, spec in enumerate(specs):
@@ -75,7 +75,7 @@ def time_architectures(
                 for call, ms in zip(calls, found, strict=True):
                     ms += timed(call, seconds / ROUNDS)["ms"]
         warnings = warnings_of(watch.told(0.0))
-        described = _described(engines[0], {"kind": "engine", "threads": threads})
+        described = facts_of(engines[0], {"kind": "engine", "threads": threads})
     terms = {"engine": engine.name, **described, "threads": threads, "batch": batch}
     return (
         [round(float(np.median(ms)), 5) for ms in found],

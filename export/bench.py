@@ -57,7 +57,7 @@ def bench(
     _check(subjects, batches, seconds, peers)
     if device and peers:
         raise UsageError("peers need PyTorch and this package where they run: with a device, ask for none of them")
-    sizes, cpus = sorted(set(batches)), None if device else _processors(threads)
+    sizes, cpus = sorted(set(batches)), None if device else processors_of(threads)
     terms = {"threads": threads, "cpus": cpus, "batches": sizes}
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -115,7 +115,7 @@ def _check(subjects: Sequence[Path | str], batches: Sequence[int], seconds: floa
         raise UsageError(f"a bench takes a number of seconds above 0, not {seconds:g}")
 
 
-def _processors(threads: int) -> tuple[int, ...] | None:
+def processors_of(threads: int) -> tuple[int, ...] | None:
     """Those that all contestants stay on: the last, because the first has most of the system's own work; None where the
     system does not let them be chosen."""
     free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

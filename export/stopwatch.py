@@ -54,7 +54,7 @@ def main() -> None:
                 for _ in range(FIRST_CALLS):
                     engine(x)
                 peaks.append(peak_mb())
-            reply(**_described(engine, job), base_mb=base, ready_s=round(ready, 3), peaks_mb=peaks)
+            reply(**facts_of(engine, job), base_mb=base, ready_s=round(ready, 3), peaks_mb=peaks)
             for line in sys.stdin:
                 order = json.loads(line)
                 reply(**timed(partial(engine, images[order["batch"]]), order["seconds"]))
@@ -153,7 +153,7 @@ def _packaged(job: dict[str, Any], batch: int) -> Path:
     return Path(job["folder"]) / f"batch-{batch}.pt2"
 
 
-def _described(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
+def facts_of(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
     """The runtime with its version, and the id of the device."""
     from zoo.device import cpu_id, gpu_id
 

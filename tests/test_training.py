@@ -115,6 +115,8 @@ def test_schedules_peak_and_end_where_they_should():
     assert max(rates) == rates[30] == 1
     assert rates[100] == 0
     assert rates == sorted(rates[:31]) + sorted(rates[31:], reverse=True)
+    cosine = [schedule.cosine(p) for p in (0.0, 0.5, 1.0, 1.1)]
+    assert cosine == pytest.approx([1, 0.5, 0, 0])
     steps = [schedule.step(p, milestones=(0.5, 0.75), gamma=0.1) for p in (0.0, 0.49, 0.5, 0.8)]
     assert steps == pytest.approx([1, 1, 0.1, 0.01])
 

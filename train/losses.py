@@ -56,5 +56,5 @@ def taught(logits: Tensor, logits_teacher: Tensor) -> Tensor:
 
 
 def rslad(logits: Tensor, logits_adv: Tensor, logits_teacher: Tensor) -> Tensor:
-    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)): RSLAD, Zi et al. 2021, eq. 5, with the weights of ProARD."""
+    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)): RSLAD, Zi et al. 2021, with the weights of ProARD."""
     return 5 / 6 * taught(logits_adv, logits_teacher) + 1 / 6 * taught(logits, logits_teacher)

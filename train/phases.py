@@ -73,6 +73,9 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
+        teacher = recipe.supernet.teacher if recipe.supernet else "none"
+        if teacher not in ("largest", "none", *list(phases)[:-1]):
+            spec_of(teacher)  # or it would be missed after the phases before
         if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
                 f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "

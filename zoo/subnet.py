@@ -27,7 +27,7 @@ def cut(full: Mapping[str, Tensor], largest: _Spec, spec: _Spec) -> dict[str, Te
             convolution (with underscores for dots).
 
     A tensor has the leading channels of the dynamic net's. A smaller kernel is the centre of the next larger one,
-    flattened, times a learned matrix (OFA, Cai et al. 2020, section 3.3).
+    flattened, times a learned matrix (OFA, Cai et al. 2020).
     """
     return {name: _leading(full, source, shape) for name, (source, shape) in _sources(largest, spec).items()}
 

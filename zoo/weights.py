@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).with_name("bundled")
 CONFIG, TENSORS = "config.json", "model.safetensors"
 PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net, in the package after their name
+LABELS = "labels.json"  # what it was fitted to
 CUT_FROM = "cut_from"  # in the metadata of a sub-net's file: the hash of the dynamic net's
 _ORIGIN = "_weights_sha256"  # where a loaded model keeps the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from zoo.atomic import write_atomic
@@ -48,6 +49,12 @@ class Dynamic:
         net.load_released(read_tensors(self.path))
         return net
 
+    @property
+    def width(self) -> int:
+        """Bytes of a stored weight."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor("head.weight").element_size()
+
     def predictor(self) -> Predictor:
         """The accuracy-robustness predictor that was fitted to this net.
 
@@ -77,14 +84,13 @@ class Dynamic:
         Raises:
             UsageError: there is a model in ``folder`` already; the genes are not of this space.
         """
-        if (folder / "config.json").exists():
-            raise UsageError(f"'{folder}' already holds a model: choose another folder")
+        check_free(folder)
         values = self.space.values(genes)
         state = self.cut(genes, dataset).state_dict()
         statistics = {key: tensor for key, tensor in state.items() if key.endswith(STATISTICS)}
         sha256 = sha256_file(self.path)
         spec = self.space.spec(genes)
-        of = {"of": self.name, "weights_sha256": sha256, "values": values, "size": 2 * cost(spec).params}
+        of = {"of": self.name, "weights_sha256": sha256, "values": values, "size": self.width * cost(spec).params}
         config = {
             "name": name,
             "family": self.facts["family"],
@@ -111,6 +117,7 @@ def dynamic(name: str) -> Dynamic:
     scheme, _, place = where.partition(":")
     path = weights_file(where)
     if scheme == "local-dir":
+        where = f"local-dir:{Path(place).resolve()}"  # sub-nets refer to it, from wherever they are loaded
         facts = json.loads((Path(place) / "config.json").read_text())
     else:
         from zoo.registry import info
@@ -119,6 +126,12 @@ def dynamic(name: str) -> Dynamic:
     if not facts.get("supernet"):
         raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
     return Dynamic(where, path, facts)
+
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError if ``folder`` holds a model."""
+    if (folder / "config.json").exists():
+        raise UsageError(f"'{folder}' already holds a model: choose another folder")
 
 
 def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from zoo.errors import UsageError
 from zoo.models import Classifier, build
 from zoo.spec import _Spec
-from zoo.subnet import STATISTICS, cut, skeleton
+from zoo.subnet import STATISTICS, TRANSFORM, cut, skeleton
 from zoo.train.ema import recalibrate
 from zoo.train.proard.space import Space
 
@@ -37,7 +37,7 @@ class Elastic(nn.Module):
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """What :func:`zoo.subnet.cut` cuts from: the largest's parameters and the transforms, live."""
-        transforms = {f"transform.{name}": one for name, one in self.transform.named_parameters()}
+        transforms = {f"{TRANSFORM}{name}": one for name, one in self.transform.named_parameters()}
         return {**dict(self.full.named_parameters()), **transforms}
 
     def weights(self, spec: _Spec) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class Elastic(nn.Module):
     def released(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
         """What is stored of a dynamic net: the state of its largest sub-net, frozen with ``images``; the transforms."""
         largest = self.freeze(self.full.spec, images).state_dict()
-        return {**largest, **{f"transform.{name}": one.detach() for name, one in self.transform.named_parameters()}}
+        return {**largest, **{f"{TRANSFORM}{name}": one.detach() for name, one in self.transform.named_parameters()}}
 
     def load_released(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights that :meth:`released` gave.
@@ -80,7 +80,7 @@ class Elastic(nn.Module):
         Raises:
             UsageError: they are of another space.
         """
-        own = self.full.state_dict().keys() | {f"transform.{name}" for name, _ in self.transform.named_parameters()}
+        own = self.full.state_dict().keys() | {f"{TRANSFORM}{name}" for name, _ in self.transform.named_parameters()}
         shapes = {name: one.shape for name, one in self.parameters_by_name().items()}
         if tensors.keys() != own or any(tensors[name].shape != shape for name, shape in shapes.items()):
             raise UsageError(f"the weights are not those of a dynamic net of space {self.space.name}: choose its own")

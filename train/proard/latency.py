@@ -25,7 +25,7 @@ from zoo.errors import IntegrityError, Unreachable, UsageError, ZooError
 from zoo.toolchain import toolchain
 from zoo.train.proard.measuring import drawn
 from zoo.train.proard.predictor import fingerprint
-from zoo.train.proard.space import Genes, Space
+from zoo.train.proard.space import Genes, Space, Tables
 
 LANES = (1, 4, 8, 16)  # the best of them is taken
 FOLDS = 5
@@ -71,25 +71,14 @@ class LatencyTable:
     facts: Fitted
 
     def __call__(self, genes: Genes) -> np.ndarray:
-        there = self.space._within_depth(genes, [(section.stage, section.block) for section in self.space.sections])
-        total = np.full(len(genes), self.facts.prices[ALWAYS])
-        for column, (indices, table) in enumerate(self._tables):
-            total += np.where(there[:, column], table[tuple(genes[:, index] for index in indices)], 0)
-        return total
+        return self.facts.prices[ALWAYS] + self.space.summed(self._tables, genes)
 
     @cached_property
-    def _tables(self) -> list[tuple[list[int], np.ndarray]]:
-        """For each section the genes that it depends on, and its milliseconds for all their choices."""
-        genes, prices = {gene.name: gene for gene in self.space.genes}, self.facts.prices
-        names, deepest, tables = list(genes), {name: gene.choices[-1] for name, gene in genes.items()}, []
-        for place, section in enumerate(self.space.sections):
-            table = np.zeros([len(genes[name].choices) for name in section.genes])
-            for choice in np.ndindex(table.shape):
-                own = {name: genes[name].choices[k] for name, k in zip(section.genes, choice, strict=True)}
-                convs = list(self.space.architecture({**deepest, **own}).sections())[place]
-                table[choice] = sum(prices[kind] * much for kind, much in costs(convs, self.facts.lanes).items())
-            tables.append(([names.index(name) for name in section.genes], table))
-        return tables
+    def _tables(self) -> Tables:
+        prices, lanes = self.facts.prices, self.facts.lanes
+        return self.space.tables(
+            lambda convs: float(sum(prices[kind] * much for kind, much in costs(convs, lanes).items()))
+        )
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""

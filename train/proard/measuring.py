@@ -34,10 +34,9 @@ def measured(
     *,
     images: int = 1000,
     steps: int = 10,
-    calibrated_on: int = CALIBRATION,
 ) -> tuple[float, float]:
     """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first held-out training images."""
-    model = net.cut(genes, dataset, images=calibrated_on)
+    model = net.cut(genes, dataset, images=CALIBRATION)
     split = dataset.split("validation")
     clean, pgd = (
         PROTOCOLS[key].model_copy(update={"split": "validation", "n": images, **more})

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
+from zoo.conv import Conv
 from zoo.errors import UsageError, nearest
 from zoo.spec import _Spec
 
 Genes = np.ndarray  # int64 [n, G]
 Values = Mapping[str, float]
+Tables = list[tuple[list[int], np.ndarray]]  # for each section the genes that count, and a value for all their choices
 
 
 @dataclass(frozen=True)
@@ -174,29 +175,36 @@ class Space:
 
     def macs(self, genes: Genes) -> np.ndarray:
         """Multiply-accumulates an image of each sub-net, int64 [n]: looked up, section by section."""
-        there = self._within_depth(genes, [(section.stage, section.block) for section in self.sections])
-        total = np.zeros(len(genes), np.int64)
-        for column, (indices, table) in enumerate(self._tables):
-            total += np.where(there[:, column], table[tuple(genes[:, index] for index in indices)], 0)
-        return total
+        return self.summed(self._macs, genes)
 
-    @cached_property
-    def _tables(self) -> list[tuple[list[int], np.ndarray]]:
-        """For each section the genes that it depends on, and its MACs for all their choices."""
+    def summed(self, tables: Tables, genes: Genes) -> np.ndarray:
+        """The sum of ``tables`` over the sections that each sub-net has, [n]."""
+        there = self._within_depth(genes, [(section.stage, section.block) for section in self.sections])
+        parts = np.zeros(there.shape, tables[0][1].dtype)
+        for column, (indices, table) in enumerate(tables):
+            parts[:, column] = table[tuple(genes[:, index] for index in indices)]
+        return (parts * there).sum(1)
+
+    def tables(self, price: Callable[[Sequence[Conv]], float]) -> Tables:
+        """For each section the genes that it depends on, and the price of its convolutions for all their choices."""
         deepest = {gene.name: gene.choices[-1] for gene in self.genes}
         tables = []
         for place, section in enumerate(self.sections):
             indices = [self._index[name] for name in section.genes]
-            table = np.zeros([len(self.genes[index].choices) for index in indices], np.int64)
-            for choice in product(*(range(n) for n in table.shape)):
+            shape = [len(self.genes[index].choices) for index in indices]
+            prices = []
+            for choice in np.ndindex(*shape):
                 own = {
                     self.genes[index].name: self.genes[index].choices[k]
                     for index, k in zip(indices, choice, strict=True)
                 }
-                convs = list(self.architecture({**deepest, **own}).sections())[place]
-                table[choice] = sum(conv.macs for conv in convs)
-            tables.append((indices, table))
+                prices.append(price(list(self.architecture({**deepest, **own}).sections())[place]))
+            tables.append((indices, np.array(prices).reshape(shape)))
         return tables
+
+    @cached_property
+    def _macs(self) -> Tables:
+        return self.tables(lambda convs: sum(conv.macs for conv in convs))
 
     @cached_property
     def _index(self) -> dict[str, int]:

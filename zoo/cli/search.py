@@ -27,7 +27,9 @@ def command(
     min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Predicted clean accuracy.")] = None,
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Predicted accuracy under PGD.")] = None,
     by: Annotated[Literal["robust", "clean"], typer.Option(help="What the best sub-net is best at.")] = "robust",
-    n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="Tell the best K and not the whole front.")] = 0,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, metavar="K", help="Tell the best K and not the whole front.")
+    ] = None,
     measure: Annotated[
         int, typer.Option(min=0, metavar="K", help="Measure the best K on held-out training images, and rank by that.")
     ] = 0,
@@ -55,7 +57,7 @@ def command(
     """
     from zoo.budget import format_count, parse_count, parse_share
     from zoo.errors import UsageError
-    from zoo.train.proard.dynamic import dynamic
+    from zoo.train.proard.dynamic import check_free, dynamic
     from zoo.train.proard.search import Limits, best, search
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -67,12 +69,14 @@ def command(
         min_clean=None if min_clean is None else parse_share(min_clean),
         min_robust=None if min_robust is None else parse_share(min_robust),
     )
+    if out is not None:
+        check_free(out)
     net = dynamic(name)
     space, predictor = net.space, net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
     front = [_told(space, found, index) for index in range(len(found.genes))]
-    ranked = sorted(range(len(front)), key=lambda index: (-front[index][by]["predicted"], front[index]["macs"]))
+    ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
     if measure:
         chosen = _measured(net, found, front, ranked[:measure], by, data, offline, output)
@@ -88,10 +92,10 @@ def command(
         "best": front[chosen],
     }
     if out is not None:
-        from zoo.data import load_dataset
+        from zoo.data import load_dataset, source_for
 
         budget = flops or format_count(int(found.macs[chosen]))
-        dataset = load_dataset("cifar10", data, offline=offline)
+        dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)
         report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.facts['name']}@{budget}"))
     told = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
     if front[chosen] not in told:
@@ -127,10 +131,10 @@ def _measured(
     output: Output,
 ) -> int:
     """Measure the sub-nets at ``indices``, tell it in ``front``, and return the best of them."""
-    from zoo.data import load_dataset
+    from zoo.data import load_dataset, source_for
     from zoo.train.proard.measuring import measured
 
-    dataset = load_dataset("cifar10", data, offline=offline)
+    dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))

@@ -1,0 +1,38 @@
+"""What the pages here share: the columns of a table of results, and the places in a page where tables go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from zoo.entry import Entry
+
+COLUMNS = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "mifgsm20": "MI-FGSM-20",
+    "cw20": "CW-20",
+    "apgd50": "APGD-50",
+    "autoattack": "AutoAttack",
+}
+
+
+def cells(entry: Entry) -> list[str]:
+    """Accuracy in % with the half-width of its interval under each protocol; a dash where it was not measured."""
+    found = []
+    for key in COLUMNS:
+        result = entry.results.get(key)
+        half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
+        found.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
+    return found
+
+
+def put(page: Path, tables: Mapping[str, str]) -> None:
+    """Write each table between its marks, ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+    text = page.read_text()
+    for name, table in tables.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(marks, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+    page.write_text(text)
