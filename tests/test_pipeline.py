@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from zoo.entry import Registry
 from zoo.errors import UsageError
 from zoo.models import build
 from zoo.spec import parse_spec
-from zoo.train import pipeline, teacher
+from zoo.train import adversary, losses, pipeline, teacher
 from zoo.train.loop import Interrupted, fit
+from zoo.train.objective import batch_loss
 from zoo.train.phases import load_phases, load_recipe
 from zoo.train.rnascl.search import Searcher
 from zoo.train.rnascl.space import SPACES, SearchSpace
@@ -131,7 +133,8 @@ def test_a_recipe_without_phases_is_one_phase_and_one_with_phases_is_no_single_r
         ("search.budget=many", "search.budget"),
         ("search.tau=[0, 1]", "search.tau"),
         ("search.latensy=1", "did you mean 'latency'"),
-        ("train.method=n-fgsm", "n-fgsm does not have"),
+        ("train.method=n-fgsm", "set distill.gamma = 0"),
+        ("train.method=mart", r"takes no \[distill\]"),
         ("train.method=trades", r"needs \[distill\] and train.method = 'natural'"),
         ("distill.tutors=deep", "distill.tutors"),
         ("distill.gama=1", "did you mean 'gamma'"),
@@ -301,6 +304,25 @@ def test_tutors_of_equal_depth_rise_with_the_layer_and_random_ones_follow_the_se
     ]
     one, again, other = (trainer.distiller.tutors for trainer in drawn)
     assert one == again != other
+
+
+@pytest.mark.parametrize("method", ["n-fgsm", "pgd-at"])
+def test_where_no_clean_logits_are_the_teacher_labels_adversarial_images(phased, toy, method):
+    overrides = ["phase.train.distill.gamma=0", "phase.train.distill.kl=0.7", f"phase.train.train.method={method}"]
+    trainer = Trainer(load_phases(phased, overrides=[*overrides, "distill.tutors=depth"])["train"], toy)
+    batch, net, attack = trainer.batch(0), trainer.net.train(), trainer.recipe.attack
+    twin = copy.deepcopy(net)  # whose statistics no attack has seen
+    loss = batch_loss(trainer.recipe, twin, twin, batch, trainer.distiller)
+    reach = {"eps": attack.eps, "step": attack.step}
+    if method == "n-fgsm":
+        x_adv = adversary.n_fgsm(net, batch.x, batch.y, batch.noise, **reach)
+    else:
+        x_adv = adversary.pgd(net, batch.x, batch.y, batch.noise, **reach, steps=attack.steps)
+    logits = net(x_adv)
+    soft = trainer.distiller.teacher(batch.x).logits
+    expected = losses.pgd_at(logits, batch.y) + 0.7 * losses.taught(logits, soft)
+    torch.testing.assert_close(loss, expected)
+    assert trainer.taught_by == trainer.recipe.distill.teacher
 
 
 def test_without_an_attention_loss_nothing_is_tapped(phased, toy):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from micro import RECIPE, micro
 
 from zoo.cli.app import run as cli
-from zoo.errors import UsageError
+from zoo.errors import UnknownModel, UsageError
 from zoo.train import adversary, losses
 from zoo.train.loop import Interrupted, fit
 from zoo.train.phases import load_phases
@@ -177,6 +177,64 @@ def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy
     assert torch.equal(after["features.2.conv.weight"], before["features.2.conv.weight"])  # beyond its depth
 
 
+def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
+    run = trainer(recipe, toy, random=0, smallest=False, teacher="trades-s3")
+    run.net.train()
+    net, batch = run.net, run.batch(0)
+    x_adv = run.attack(net.full.spec, batch)
+    soft = run.teacher(batch.x).logits
+    logits = net(x_adv)
+    expected = 0.5 * losses.pgd_at(logits, batch.y) + 0.5 * losses.taught(logits, soft)
+    torch.testing.assert_close(run.train_step(), expected.detach())
+    assert run.taught_by == "trades-s3"
+    assert trainer(recipe, toy).taught_by is None
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from micro import RECIPE, micro
+from zoo.data import Dataset
+from zoo.train.objective import Batch
+from zoo.train.phases import load_phases
+from zoo.train.proard.spaces import SPACES
+from zoo.train.proard.trainer import SupernetTrainer
+
+SPACES["micro"] = micro
+path = Path({out!r}).with_suffix(".toml")
+path.write_text(RECIPE)
+recipe, taken = load_phases(path)["train"], []
+
+def step(halves):
+    trainer = SupernetTrainer(recipe, Dataset(Path({root!r})))
+    for half in halves:
+        x, y, noise, _ = trainer.batch(0)
+        trainer.batch = lambda step: Batch(x[half::2], y[half::2], noise[half::2], None)
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: taken.append([value for p in trainer.net.parameters() for value in p.grad.flatten().tolist()])
+    )
+    trainer.net.train()
+    trainer.train_step()
+    return trainer.accelerator
+
+accelerator = step([])
+if accelerator.num_processes == 1:  # batch statistics are each process's own, so: what each half of the batch gives
+    taken.clear()
+    step([0]), step([1])
+    taken = [[(a + b) / 2 for a, b in zip(*taken)]]
+if accelerator.is_main_process:
+    Path({out!r}).write_text(json.dumps([accelerator.num_processes, taken[0]]))
+accelerator.end_training()
+"""
+
+
+def test_two_processes_descend_the_mean_of_their_gradients(toy, told_by_processes):
+    one, two = (told_by_processes(TWO_PROCESSES, processes, root=str(toy.root)) for processes in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
+    assert np.abs(one).max() > 0.01
+
+
 # -- runs --------------------------------------------------------------------------------------------------------
 
 
@@ -244,11 +302,17 @@ def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(writ
         ("train.method=natural", "method n-fgsm, pgd-at or trades"),
         ("train.int8=true", "neither"),
         ("supernet.rndom=3", "'random'"),
+        ("supernet.refine=2", "refine goes on from shared images"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(written, override, told):
     with pytest.raises(UsageError, match=told.replace("(", r"\(")):
         load_phases(written(), overrides=[override])
+
+
+def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(written):
+    with pytest.raises(UnknownModel, match="no model is called 'techer'"):
+        load_phases(written(PROGRESSIVE), overrides=["phase.depth.supernet.teacher=techer"])
 
 
 def test_a_step_without_sub_nets_is_refused(written):
@@ -272,7 +336,7 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
     space = micro()
     largest, smallest = float(space.macs(space.largest)[0]), float(space.macs(space.smallest)[0])
     phases = load_phases(written(PROGRESSIVE), preset="phases")
-    costs = {name: accounting.per_image(recipe) for name, recipe in phases.items()}
+    costs = {name: accounting.per_image(recipe, phases) for name, recipe in phases.items()}
     assert costs["teacher"] == pytest.approx(8 * largest)  # TRADES with one attack step
     settings = load_phases(written(), overrides=["supernet.random=0"])["train"]
     # Each: attack (2) and training (3) on the largest and the smallest, and the largest's soft labels.

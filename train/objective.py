@@ -30,7 +30,9 @@ def batch_loss(
     distiller: Distiller | None = None,
 ) -> Tensor:
     """The recipe's loss on one batch: attack ``net``, then score what ``forward`` (``net``, or its data-parallel
-    wrapper) makes of it. A distiller adds its share on the clean images. The loss is a mean over the batch.
+    wrapper) makes of it. A distiller adds its share on the clean images; to a loss that has adversarial ones only, it
+    adds kl * KL(T(x) || S(x')), the teacher's soft labels for clean images (ARD, Goldblum et al. 2020). The loss is a
+    mean over the batch.
     """
     x, y, noise, rows = batch
     train, attack = recipe.train, recipe.attack
@@ -56,4 +58,7 @@ def batch_loss(
         return with_lesson(losses.trades(logits, logits_adv, y, beta=train.beta, label_smoothing=smoothing), logits)
     if method == "mart":
         return losses.mart(clean(), logits_adv, y, beta=train.beta)
-    return losses.pgd_at(logits_adv, y, label_smoothing=smoothing)
+    loss = losses.pgd_at(logits_adv, y, label_smoothing=smoothing)
+    if distiller is None:
+        return loss
+    return loss + distiller.settings.kl * losses.taught(logits_adv, distiller.teacher(x, rows).logits)

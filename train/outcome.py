@@ -15,9 +15,8 @@ from torch import Tensor
 
 from zoo.train import teacher
 from zoo.train.start import origin
-from zoo.weights import save_weights
-
-HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
+from zoo.train.teacher import HELD_OUT
+from zoo.weights import LABELS, PREDICTOR, save_weights
 
 if TYPE_CHECKING:
     from zoo.train.trainer import Trainer
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HELD_OUT).unlink(missing_ok=True)  # of other weights
+    for name in (HELD_OUT, PREDICTOR, LABELS):
+        (folder / name).unlink(missing_ok=True)  # of other weights
     recipe, position = trainer.recipe, trainer.position
     phases = [*trainer.earlier, trainer.effort()]
     distiller = trainer.distiller
@@ -42,7 +42,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
             "start": origin(recipe.start),
-            "teacher": None if distiller is None else teacher.record(distiller.settings.teacher, trainer.dataset),
+            "teacher": None if trainer.taught_by is None else teacher.record(trainer.taught_by, trainer.dataset),
             **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
             "device": device_name(trainer.device),

@@ -13,13 +13,12 @@ from accelerate import PartialState
 from zoo.atomic import write_atomic
 from zoo.data import Dataset
 from zoo.train.loop import fit
-from zoo.train.outcome import HELD_OUT
 from zoo.train.passes import passes
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
-from zoo.train.teacher import held_out_accuracy
+from zoo.train.teacher import HELD_OUT, held_out_accuracy
 from zoo.train.trainer import Trainer
 from zoo.weights import load
 
@@ -112,14 +111,14 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     """Fit the predictor of the dynamic net in the folder ``model``, and leave it there with what it was fitted to."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
-    from zoo.weights import PREDICTOR
+    from zoo.weights import LABELS, PREDICTOR
 
     if (model / PREDICTOR).exists():
         return
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
     reach = {"images": settings.images, "steps": settings.steps}
-    told = measuring.label(net, genes, dataset, model / "labels.json", **reach, progress=progress)
+    told = measuring.label(net, genes, dataset, model / LABELS, **reach, progress=progress)
     scores = predictor.cross_validated(net.space, told, seed=recipe.train.seed)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
     predictor.fit(net.space, told, members=settings.members, seed=recipe.train.seed).save(model / PREDICTOR)

@@ -75,7 +75,8 @@ class Guard(Section):
 
 
 class Distill(Section):
-    """What a teacher adds to the loss: kl * KL(p, q) + gamma * L_attn (RNAS-CL, eq. 3)."""
+    """What a teacher adds to the loss: kl * KL(p, q) + gamma * L_attn (RNAS-CL, eq. 3); to that of n-fgsm or pgd-at
+    kl * KL(T(x) || S(x')) (ARD)."""
 
     teacher: str = Field(description="a name of the registry, or the path of a model folder")
     kl: float = Field(1.0, ge=0)
@@ -172,6 +173,10 @@ class Supernet(Section):
     def _makes_sense(self) -> Supernet:
         if self.largest < 1 and not (self.smallest or self.random):
             raise ValueError("a step trains no sub-net: set largest = 1, smallest or random")
+        if self.attacker == "random" and not self.random:
+            raise ValueError("attacker = 'random' wants a sub-net drawn at random: set random = 1 or more")
+        if self.attacker == "each" and self.refine:
+            raise ValueError("refine goes on from shared images: set attacker = 'largest' or 'random', or refine = 0")
         if self.opening[0] > self.opening[1]:
             raise ValueError("opening ends before it begins: give two shares in ascending order")
         if self.loss == "rslad" and self.teacher == "none":
@@ -213,9 +218,14 @@ class Recipe(Section):
             raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
         if self.train.method == "n-fgsm" and self.attack.objective != "ce":
             raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
-        if self.distill and self.train.method not in ("natural", "trades"):
+        if self.distill and self.train.method == "mart":
             raise ValueError(
-                f"distillation compares clean logits, which {self.train.method} does not have: choose natural or trades"
+                "mart weighs images by the student's own mistakes, and takes no [distill]: choose another method"
+            )
+        if self.distill and self.distill.gamma and self.train.method in ("n-fgsm", "pgd-at"):
+            raise ValueError(
+                f"attention maps are compared on clean images, which {self.train.method} does not have: "
+                "set distill.gamma = 0, or choose natural or trades"
             )
         if self.search and (self.train.method != "natural" or not self.distill):
             raise ValueError("a search needs [distill] and train.method = 'natural'")

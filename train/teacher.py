@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from zoo.train.lessons import LessonBook
 
 
+HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What a teacher says of a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
@@ -98,8 +101,8 @@ def title(name: str) -> str:
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
     """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
 
-    A registry name brings its measured accuracy along; a model without both is measured here, on the held-out training
-    images (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
+    A registry name brings its measured accuracy along. Another model's is that on held-out training images, measured
+    here if not after its training (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
     """
     from zoo.registry import load_registry
     from zoo.weights import load, weights_sha256
@@ -113,7 +116,9 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         return {"name": name, "weights_sha256": entry.weights.sha256, "accuracy": accuracy}
     model = load(address(name), progress=False)
     sha256 = weights_sha256(model)
-    accuracy = {f"validation-{key}": one for key, one in held_out_accuracy(model, dataset).items()}
+    kept = Path(name) / HELD_OUT
+    told = json.loads(kept.read_text()) if kept.is_file() else held_out_accuracy(model, dataset)
+    accuracy = {f"validation-{key}": one for key, one in told.items()}
     return {"name": title(name), "weights_sha256": sha256, "accuracy": accuracy}
 
 

@@ -140,11 +140,7 @@ class Trainer:
 
     def hire(self, settings: Distill) -> Teacher:
         """The teacher; where its lessons are kept, they are at hand now, and batches come from the kept versions."""
-        teacher = Teacher(settings.teacher, self.device, size=settings.map_size, compile=self.recipe.train.compile)
-        try:
-            check_fits(self.dataset, teacher.model.spec)
-        except UsageError as error:
-            raise UsageError(f"the teacher '{settings.teacher}' does not fit: {error}") from None
+        teacher = self.find_teacher(settings.teacher, size=settings.map_size)
         if settings.versions:
             if not isinstance(self.source, InMemory):
                 raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
@@ -152,6 +148,20 @@ class Trainer:
             with self.accelerator.main_process_first():
                 precision = self.recipe.train.precision
                 teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=precision)
+        return teacher
+
+    @property
+    def taught_by(self) -> str | None:
+        """The name or the folder of the frozen model that teaches, if one does."""
+        return self.recipe.distill.teacher if self.recipe.distill and self.distiller else None
+
+    def find_teacher(self, name: str, **options: Any) -> Teacher:
+        """The model ``name`` as a teacher for these images and classes; options are those of :class:`Teacher`."""
+        teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **options)
+        try:
+            check_fits(self.dataset, teacher.model.spec)
+        except UsageError as error:
+            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
         return teacher
 
     # -- what a run is made of -------------------------------------------------------------------------------

@@ -6,32 +6,31 @@ asked for: a PGD step is 2 passes, a training step 3 for each batch of images th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
 from zoo.spec import cost
-from zoo.train.passes import passes
 from zoo.train.proard.sampling import drawn
 from zoo.train.proard.space import Space
 from zoo.train.proard.spaces import space_called
 from zoo.train.recipe import Recipe
+from zoo.train.start import spec_of
 
 DRAWS = 2000
 
 
 def spent(phases: Mapping[str, Recipe], images: int) -> dict[str, float]:
     """Multiply-accumulates of the training of a dynamic net, by phase, on a training split of so many images."""
-    return {phase: recipe.train.epochs * images * per_image(recipe) for phase, recipe in phases.items()}
+    return {phase: recipe.train.epochs * images * per_image(recipe, phases) for phase, recipe in phases.items()}
 
 
-def alone(recipe: Recipe, macs: float, images: int) -> float:
-    """Multiply-accumulates of ``recipe`` for one student of ``macs`` MACs, without a teacher."""
-    return recipe.train.epochs * images * passes(recipe) * macs
+def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
+    """Multiply-accumulates for an image that a step of the dynamic net sees, on average over steps.
 
-
-def per_image(recipe: Recipe) -> float:
-    """Multiply-accumulates for an image that a step of the dynamic net sees, on average over steps."""
+    Args:
+        phases: names by which the recipe may call the largest sub-net of an earlier phase its teacher.
+    """
     settings = recipe.supernet
     assert settings is not None
     space = space_called(settings.space)
@@ -41,14 +40,15 @@ def per_image(recipe: Recipe) -> float:
     trades = recipe.train.method == "trades"
     own = 6 if trades else 3  # clean and adversarial images, or adversarial only
     taught = 6 if settings.loss == "rslad" else 3 if settings.teacher != "none" else own
-    total = settings.largest * own * largest + taught * others
+    frozen = settings.teacher not in ("largest", "none")
+    total = settings.largest * (taught if frozen else own) * largest + taught * others
     if settings.attacker == "each":
         total += attack * (others + settings.largest * largest)
     else:
-        total += attack * (attacker if settings.attacker == "random" and others else largest)
+        total += attack * (attacker if settings.attacker == "random" else largest)
         total += 2 * settings.refine * others
-    if settings.teacher not in ("largest", "none"):
-        total += cost(recipe.arch).macs  # one clean forward pass of a frozen teacher, of the largest's size
+    if frozen:  # one forward pass of clean images
+        total += largest if settings.teacher in phases else cost(spec_of(settings.teacher)).macs
     elif settings.teacher == "largest" and others:
         total += largest
     return total

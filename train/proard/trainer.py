@@ -1,4 +1,4 @@
-"""Training of a dynamic net: several sub-nets a step, on shared weights and shared adversarial images."""
+"""Training of a dynamic net: several sub-nets a step, on shared weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.data import check_fits
-from zoo.errors import UsageError
 from zoo.spec import _Spec
 from zoo.train import adversary, losses
 from zoo.train.objective import Batch
@@ -20,16 +18,15 @@ from zoo.train.proard.sort import sort_hidden
 from zoo.train.proard.spaces import space_called
 from zoo.train.recipe import Supernet
 from zoo.train.start import stored
-from zoo.train.teacher import address
+from zoo.train.teacher import Teacher
 from zoo.train.trainer import Trainer
-from zoo.weights import load
 
 
 class SupernetTrainer(Trainer):
     """A run that trains a dynamic net.
 
-    The largest sub-net learns by the recipe's method; the others by soft labels, its own or a frozen teacher's. A
-    step's gradient is the sum over its sub-nets: their mean learns more slowly.
+    A frozen teacher gives all sub-nets soft labels; without one the largest learns by the recipe's method and gives
+    them to the others. A step's gradient is the sum over its sub-nets: their mean learns more slowly.
     """
 
     net: Elastic
@@ -39,14 +36,18 @@ class SupernetTrainer(Trainer):
         super().__init__(*args, **options)
         self.space = self.net.space
         self.judged: dict[str, dict[str, float]] = {}
-        self.teacher: nn.Module | None = None
+        self.teacher: Teacher | None = None
         if self.supernet.teacher not in ("largest", "none"):
-            self.teacher = self.hired(self.supernet.teacher)
+            self.teacher = self.find_teacher(self.supernet.teacher)
 
     @property
     def supernet(self) -> Supernet:
         assert self.recipe.supernet is not None
         return self.recipe.supernet
+
+    @property
+    def taught_by(self) -> str | None:
+        return self.supernet.teacher if self.teacher else None
 
     def network(self) -> nn.Module:
         return Elastic(space_called(self.supernet.space))
@@ -56,15 +57,6 @@ class SupernetTrainer(Trainer):
         net.load_released(stored(start))
         if self.supernet.sort:
             sort_hidden(net)
-
-    def hired(self, name: str) -> nn.Module:
-        """The frozen teacher."""
-        model = load(address(name), progress=False).requires_grad_(False)
-        try:
-            check_fits(self.dataset, model.spec)
-        except UsageError as error:
-            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parallel(self, net: nn.Module) -> nn.Module:
         return net  # gradients come from several backward passes: train_step reduces them once
@@ -109,14 +101,15 @@ class SupernetTrainer(Trainer):
         count = len(others) + largest
         total = torch.zeros((), device=self.device)
         with self.autocast():
-            soft = self.soft_labels(batch.x) if others else None
+            soft = self.soft_labels(batch.x) if others or self.teacher else None
             taught = None if soft is None or settings.loss != "rslad" else F.log_softmax(soft, 1)
             shared = batch.x
             if settings.attacker != "each":
-                attacker = full if settings.attacker == "largest" or not others else others[-1]
+                attacker = full if settings.attacker == "largest" else others[-1]
                 shared = self.attack(attacker, batch, taught)
             if largest:
-                loss = self.own_loss(full, batch, self.refined(full, batch, shared, None))
+                lesson, aim = (None, None) if self.teacher is None else (soft, taught)
+                loss = self.taught_loss(full, batch, self.refined(full, batch, shared, aim), lesson)
                 self.accelerator.backward(loss)
                 total += loss.detach()
             for spec in others:
@@ -139,7 +132,7 @@ class SupernetTrainer(Trainer):
         if self.supernet.teacher == "none":
             return None
         if self.teacher is not None:
-            return self.teacher(x).float()
+            return self.teacher(x).logits
         return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
 
     def own_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor) -> Tensor:
