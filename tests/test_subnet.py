@@ -154,6 +154,16 @@ def test_only_dynamic_nets_have_budgets(released):
         dynamic(entry.name)
 
 
+def test_other_weights_of_a_dynamic_net_replace_its_sub_nets_too(released, toy, tmp_path):
+    bundled = tmp_path / "bundled"
+    assert len([*bundled.glob("proard-micro@*")]) == 6
+    put("proard-micro", toy)  # more results for the same weights
+    assert len(load_registry().models) == 4
+    put(f"local-dir:{left(tmp_path / 'longer', seed=1)}", toy)
+    assert [*load_registry().models] == ["proard-micro"]
+    assert {one.name for one in bundled.iterdir()} == {"proard-micro.safetensors", "proard-micro.bits.npz"}
+
+
 def test_a_sub_net_of_other_weights_is_refused(folder, toy, tmp_path):
     net = dynamic(str(folder))
     cut = net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")

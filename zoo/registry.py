@@ -81,6 +81,8 @@ def write_model(
 ) -> None:
     """Add ``model`` to the registry as ``name``, or replace it. All or nothing, one writer at a time.
 
+    With the weights of a dynamic net that are replaced by others go the sub-nets that were cut from them.
+
     Args:
         model: the entry's JSON form, as :meth:`zoo.entry.Entry.to_dict` gives it.
         datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for splits that the results refer to; those that
@@ -105,7 +107,16 @@ def write_model(
                     raise IntegrityError(
                         f"the registry '{path}' defines protocol '{protocol}' differently: give the new one a new name"
                     )
-        data["models"] = dict(sorted({**data["models"], name: dict(model)}.items()))
+        models = {**data["models"], name: dict(model)}
+        sha256 = model["weights"]["sha256"]
+        stale = [key for key, one in models.items() if _cut_from(one, name) not in (None, sha256)]
+        data["models"] = {key: models[key] for key in sorted(models) if key not in stale}
+
+
+def _cut_from(model: Mapping[str, Any], supernet: str) -> str | None:
+    """The hash of the weights of ``supernet`` that the entry ``model`` was cut from, if it was."""
+    subnet = model.get("subnet") or {}
+    return subnet["weights_sha256"] if subnet.get("of") == supernet else None
 
 
 def write_latency(

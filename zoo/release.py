@@ -114,10 +114,14 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
         one.protocol.dataset: {"splits": {split: {"n": one.split_size, "sha256": one.result["dataset_sha256"]}}}
         for split, one in splits.items()
     }
-    known = load_registry().models.get(model.name)
+    before = load_registry().models
+    known = before.get(model.name)
     if known is not None and known.weights.sha256 == model.sha256:  # timed, perhaps, since the evaluation began
         model.entry["latency"] = known.to_dict()["latency"]
     write_model(model.name, model.entry, datasets=datasets)
+    for gone in before.keys() - load_registry().models.keys():  # sub-nets of the weights that these replace
+        for file in (before[gone].weights.file, f"{gone}.bits.npz"):
+            (BUNDLED / file).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
