@@ -26,8 +26,8 @@ def test_what_a_15m_budget_finds_was_measured_with_the_whole_protocol():
 @pytest.mark.parametrize("name", list_models())
 def test_every_released_model_has_its_protocols_and_their_bits(name):
     entry, bits = info(name), stored_bits(name)
-    whole = entry.macs < 100e6  # a teacher costs too much to be attacked in every way
-    assert set(entry.results) >= (set(RELEASED) - {"autoattack"} if whole else {"clean", "pgd20"})
+    student = entry.macs < 100e6  # a teacher costs too much to be attacked in every way
+    assert set(entry.results) >= (set(RELEASED) - {"autoattack"} if student else {"clean", "pgd20"})
     for key, result in entry.results.items():
         assert result.accuracy.n == PROTOCOLS[key].n == len(bits[key])
         assert result.accuracy.value == bits[key].mean()
