@@ -15,6 +15,7 @@ from zoo.train.augment import PAD, crop_and_flip, padded
 from zoo.train.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.ema import ema_of
 from zoo.train.loop import Interrupted, fit
+from zoo.train.precision import precision_on
 from zoo.train.recipe import parse_recipe
 from zoo.train.trainer import Trainer
 
@@ -273,3 +274,29 @@ def test_a_signal_handler_is_put_back_after_the_run():
         assert stopped.is_set()
     assert signal.getsignal(signal.SIGTERM) is before
     assert isinstance(stopped, threading.Event)
+
+
+# -- precision -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capabilities", "found"),
+    [
+        ("auto", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ("auto", {"avx2": True, "avx512_bf16": True}, "bf16"),
+        ("auto", {"avx2": True, "amx_bf16": True}, "bf16"),
+        ("auto", {"neon": True, "bf16": True}, "bf16"),
+        ("auto", {"neon": True, "bf16": False}, "fp32"),
+        ("bf16", {"avx2": True}, "bf16"),
+        ("fp32", {"avx512_bf16": True}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_has_instructions_for_it(monkeypatch, wanted, capabilities, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision_on(torch.device("cpu"), wanted) == found
+
+
+def test_a_model_tells_in_what_precision_it_was_trained(toy, tmp_path):
+    one = recipe(train={"epochs": 1, "images": 200, "precision": "auto"})
+    config = json.loads((fit(one, toy, tmp_path / "run") / "config.json").read_text())
+    assert config["train"]["precision"] == precision_on(torch.device("cpu"), "auto")

@@ -46,6 +46,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
             "device": device_name(trainer.device),
+            "precision": trainer.precision,
             "commit": commit(),
             "torch": torch.__version__,
             "history": position.history,

@@ -117,7 +117,7 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
         return
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
-    reach = {"images": settings.images, "steps": settings.steps}
+    reach = {"images": settings.images, "steps": settings.steps, "calibration": recipe.ema.recalibrate}
     told = measuring.label(net, genes, dataset, model / LABELS, **reach, progress=progress)
     scores = predictor.cross_validated(net.space, told, seed=recipe.train.seed)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())

@@ -27,7 +27,9 @@ class Train(Section):
     batch_size: int = Field(128, ge=1, description="of all processes together")
     beta: float = Field(6.0, ge=0, description="weight of the divergence in TRADES and MART")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device has instructions for it, else fp32"
+    )
     compile: bool = True
     weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
     seed: int = 0

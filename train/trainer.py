@@ -22,6 +22,7 @@ from zoo.train.images import InMemory, source_of
 from zoo.train.lessons import LessonBook, Versions
 from zoo.train.objective import Batch, batch_loss
 from zoo.train.outcome import save_model
+from zoo.train.precision import precision_on
 from zoo.train.qat import floating, quantised
 from zoo.train.recipe import ONLY, Distill, Recipe
 from zoo.train.start import started
@@ -64,6 +65,7 @@ class Trainer:
         self.phase, self.earlier = phase, list(earlier)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
+        self.precision = precision_on(self.device, recipe.train.precision)
         processes = self.accelerator.num_processes
         if recipe.train.batch_size % processes:
             raise UsageError(
@@ -146,8 +148,7 @@ class Trainer:
                 raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
             self.versions = Versions(self.source, settings.versions)
             with self.accelerator.main_process_first():
-                precision = self.recipe.train.precision
-                teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=precision)
+                teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=self.precision)
         return teacher
 
     @property
@@ -206,8 +207,7 @@ class Trainer:
         return torch.Generator(self.device).manual_seed(seed)
 
     def autocast(self) -> torch.autocast:
-        bf16 = self.recipe.train.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def batch(self, step: int) -> Batch:
         """This process's share of batch ``step``."""

@@ -116,6 +116,7 @@ class Train(_Record):
     images_seen: Count
     wall_s: Amount
     device: Text
+    precision: Text | None = None  # of its arithmetic; None in older entries
     commit: Commit | None = None
     torch: Text
     phases: tuple[Phase, ...] = ()

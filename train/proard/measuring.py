@@ -34,9 +34,11 @@ def measured(
     *,
     images: int = 1000,
     steps: int = 10,
+    calibration: int = CALIBRATION,
 ) -> tuple[float, float]:
-    """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first held-out training images."""
-    model = net.cut(genes, dataset, images=CALIBRATION)
+    """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first ``images`` held-out training images, with
+    BatchNorm statistics of ``calibration`` augmented training images."""
+    model = net.cut(genes, dataset, images=calibration)
     split = dataset.split("validation")
     clean, pgd = (
         PROTOCOLS[key].model_copy(update={"split": "validation", "n": images, **more})
@@ -53,9 +55,11 @@ def label(
     *,
     images: int = 1000,
     steps: int = 10,
+    calibration: int = CALIBRATION,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Labels:
-    """Measure all of ``genes`` [n, G]; ``path`` keeps what is done, and a second call goes on from there.
+    """Measure all of ``genes`` [n, G], as :func:`measured` has it; ``path`` keeps what is done, and a second call goes
+    on from there.
 
     Raises:
         UsageError: ``path`` holds labels of other weights, or of another number of images.
@@ -71,7 +75,7 @@ def label(
     for done, row in enumerate(genes, 1):
         key = tuple(row.tolist())
         if key not in known:
-            known[key] = measured(net, row, dataset, images=images, steps=steps)
+            known[key] = measured(net, row, dataset, images=images, steps=steps, calibration=calibration)
             _labels(genes, known, images, sha256).save(path, space)
         progress(done, len(genes))
     return _labels(genes, known, images, sha256)

@@ -42,7 +42,8 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "license": entry.license,
         "paper": entry.paper,
         "training": f"recipe {entry.train.recipe}, seed {entry.train.seed}, {entry.train.epochs:g} epochs, "
-        f"{entry.train.wall_s / 60:.0f} min on {entry.train.device}",
+        f"{entry.train.wall_s / 60:.0f} min on {entry.train.device}"
+        + (f" in {entry.train.precision}" if entry.train.precision else ""),
         "phases": "; ".join(map(_phase, entry.train.phases)),
         "start": entry.train.start.name if entry.train.start else "random weights",
         "teacher": _teacher(entry.train.teacher) if entry.train.teacher else "none",
