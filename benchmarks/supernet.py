@@ -1,4 +1,5 @@
-"""A training step of a dynamic net (four sub-nets, PGD-10, RSLAD), against the plain loop; and cutting one sub-net."""
+"""A training step of a dynamic net (four sub-nets, PGD-10, RSLAD), against the plain loop; against students
+trained alone; and cutting one sub-net."""
 
 from __future__ import annotations
 
@@ -7,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
-from zoo.data import load_cifar10
+from zoo import info, list_models
+from zoo.data import Dataset, load_cifar10
+from zoo.spec import parse_spec
 from zoo.train import losses
 from zoo.train.phases import load_recipe
 from zoo.train.proard.dynamic import calibration
 from zoo.train.proard.trainer import SupernetTrainer
+from zoo.train.trainer import Trainer
 
 STEPS = 10
 SETTINGS = [
@@ -42,7 +46,7 @@ def run() -> list[dict]:
     seconds = interleaved(contestants, rounds=7, warmup=3)
     what = f"ProARD step, 4 sub-nets of tiny, PGD-{STEPS}, batch of {trainer.recipe.train.batch_size}"
     rows = [row(what, next(iter(contestants)), seconds, goal={"plain": 2.0})]
-    return [*rows, cutting(trainer)]
+    return [*rows, sharing(dataset), cutting(trainer)]
 
 
 class Plain:
@@ -76,6 +80,22 @@ class Plain:
             x_adv = x_adv + options.step * gradient.sign()
             x_adv = torch.min(torch.max(x_adv, x - options.eps), x + options.eps).clamp(0, 1)
         return x_adv.detach()
+
+
+def sharing(dataset: Dataset) -> dict:
+    """A step of proard-tiny as it was trained, against a step of each of nine students of its budgets trained alone."""
+    settings = ["train.compile=false", "train.images=12800"]
+    control = load_recipe("nfgsm-p4", overrides=settings)
+    specs = [info(name).spec for name in list_models("proard-tiny@*")]
+    alone = [Trainer(control.model_copy(update={"arch": parse_spec(spec)}), dataset) for spec in specs]
+    contestants = {
+        "zoo, the dynamic net": SupernetTrainer(load_recipe("proard-tiny", overrides=settings), dataset).train_step,
+        f"{len(alone)} students alone": lambda: [one.train_step() for one in alone],
+    }
+    what = f"ProARD, a step for all budgets of proard-tiny, batch of {control.train.batch_size}"
+    # Two steps a round: every other one trains the largest.
+    twice = {name: lambda step=step: (step(), step()) for name, step in contestants.items()}
+    return row(what + ", twice", "zoo, the dynamic net", interleaved(twice, rounds=7, warmup=2))
 
 
 def cutting(trainer: SupernetTrainer) -> dict:

@@ -12,17 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from micro import RECIPE, micro
 
+from zoo import info
 from zoo.cli.app import run as cli
 from zoo.errors import UnknownModel, UsageError
+from zoo.spec import cost
 from zoo.train import adversary, losses
 from zoo.train.loop import Interrupted, fit
-from zoo.train.phases import load_phases
+from zoo.train.phases import load_phases, load_recipe
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, sampling
 from zoo.train.proard.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import Supernet
 from zoo.weights import load, read_tensors
+
+TRAIN = 49_000  # images of CIFAR-10 that are trained on
 
 PROGRESSIVE = """
 [phase.teacher]
@@ -197,7 +201,7 @@ sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
 from zoo.data import Dataset
 from zoo.train.objective import Batch
-from zoo.train.phases import load_phases
+from zoo.train.phases import load_phases, load_recipe
 from zoo.train.proard.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
 
@@ -342,3 +346,18 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
     # Each: attack (2) and training (3) on the largest and the smallest, and the largest's soft labels.
     assert accounting.per_image(settings) == pytest.approx(5 * largest + 5 * smallest + largest)
     assert accounting.spent({"train": settings}, 100)["train"] == pytest.approx(2 * 100 * (6 * largest + 5 * smallest))
+
+
+def test_cost_of_a_student_alone_is_that_of_its_passes_and_of_its_teachers():
+    control, teacher = load_recipe("nfgsm-p4"), cost(load_recipe("nfgsm-w15").arch).macs
+    assert accounting.per_image_alone(control) == 5 * cost(control.arch).macs + teacher
+    assert accounting.per_image_alone(control.model_copy(update={"distill": None})) == 5 * cost(control.arch).macs
+
+
+@pytest.mark.parametrize("budget", ["4", "12", "30"])
+def test_a_control_has_a_sub_nets_architecture_and_a_ninth_of_the_dynamic_nets_cost(budget):
+    control, whole = load_recipe(f"nfgsm-p{budget}"), info("proard-tiny")
+    assert control.arch.to_dict() == info(f"proard-tiny@{budget}M").spec
+    ninth = whole.train.images_seen * accounting.per_image(load_recipe("proard-tiny")) / 9
+    spent = control.train.epochs * TRAIN * accounting.per_image_alone(control)
+    assert abs(spent - ninth) < TRAIN * accounting.per_image_alone(control) / 2  # to the nearest epoch

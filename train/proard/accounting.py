@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 import numpy as np
 
 from zoo.spec import cost
+from zoo.train.passes import passes
 from zoo.train.proard.sampling import drawn
 from zoo.train.proard.space import Space
 from zoo.train.proard.spaces import space_called
@@ -52,6 +53,12 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
     elif settings.teacher == "largest" and others:
         total += largest
     return total
+
+
+def per_image_alone(recipe: Recipe) -> float:
+    """Multiply-accumulates for an image that a step of a net trained by itself sees, its teacher's pass included."""
+    teacher = cost(spec_of(recipe.distill.teacher)).macs if recipe.distill else 0
+    return passes(recipe) * cost(recipe.arch).macs + teacher
 
 
 def _drawn_macs(space: Space, recipe: Recipe) -> tuple[float, float]:
