@@ -16,6 +16,7 @@ import numpy as np
 from results import COLUMNS, cells, put
 
 from zoo import info, list_models
+from zoo.atomic import write_atomic
 from zoo.data import load_cifar10
 from zoo.entry import Entry
 from zoo.spec import parse_spec
@@ -82,6 +83,14 @@ def ablation(arms: dict[str, dict[str, Any]]) -> str:
             cells.append("" if apart is None else f"{apart.mean():+.1f} ±{half:.1f}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def keep(found: dict[str, dict[str, Any]]) -> None:
+    """Add to what is stored, as it is now: arms may be trained side by side."""
+    store = json.loads(STORE.read_text())
+    for key, values in found.items():
+        store[key] = {**store.get(key, {}), **values}
+    write_atomic(STORE, (json.dumps(store, indent=1) + "\n").encode())
 
 
 # -- what is released --------------------------------------------------------------------------------------------
@@ -222,14 +231,11 @@ def predictor(told: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    store = json.loads(STORE.read_text()) if STORE.exists() else {"ablation": {}}
     verb, *rest = sys.argv[1:] or [""]
     for one in rest:
-        if verb == "ablate":
-            store["ablation"][one] = ablate(one)
-        elif verb == "take":
-            store["run"] = take(one)
-        STORE.write_text(json.dumps(store, indent=1) + "\n")
+        found = {"run": take(one)} if verb == "take" else {"ablation": {one: ablate(one)}}
+        keep(found)
+    store = json.loads(STORE.read_text())
     draw()
     tables = {"results": results(), "ablation": ablation(store["ablation"]), "costs": costs()}
     if "run" in store:

@@ -22,8 +22,12 @@ DRAWS = 2000
 
 
 def spent(phases: Mapping[str, Recipe], images: int) -> dict[str, float]:
-    """Multiply-accumulates of the training of a dynamic net, by phase, on a training split of so many images."""
-    return {phase: recipe.train.epochs * images * per_image(recipe, phases) for phase, recipe in phases.items()}
+    """Multiply-accumulates of the training of a dynamic net, by phase, on a training split of so many images, or on
+    the leading ones that a recipe wants."""
+    return {
+        phase: recipe.train.epochs * (recipe.train.images or images) * per_image(recipe, phases)
+        for phase, recipe in phases.items()
+    }
 
 
 def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
