@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +14,10 @@ from sturdy import pictures
 from test_export import FAMILIES, model_of
 
 from zoo.data import to_float
+from zoo.device import cpu_id
 from zoo.export.engines import onnxruntime
 from zoo.export.ladder import Terms, climb
-from zoo.export.onnx import save_onnx
+from zoo.export.onnx import INPUT, save_onnx
 from zoo.export.precision import to_int8
 from zoo.export.straight_through import StraightThrough, own_gradients
 from zoo.train.proard.published import mbv3, resnet
@@ -29,7 +33,6 @@ SPECS = {
 def int8(model, images, path):
     save_onnx(model, path)
     to_int8(path, images)
-    return onnxruntime.load(path, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +40,54 @@ def images(split):
     return to_float(split.images[:96])
 
 
-@pytest.mark.parametrize(
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """Of a family: the float model, images, and the int8 graph of it."""
+
+    @cache
+    def made(family):
+        spec = SPECS[family]
+        model = model_of(spec.spec(spec.largest[0]) if isinstance(spec, Space) else spec)
+        torch.manual_seed(0)
+        x = torch.rand(32, 3, model.spec.image_size, model.spec.image_size)
+        path = tmp_path_factory.mktemp(family) / "model.onnx"
+        int8(model, x, path)
+        return model, x, path
+
+    return made
+
+
+def apart(a, b):
+    return (a - b).square().mean().sqrt()
+
+
+families = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenetv2" else ()) for name in SPECS]
 )
-def test_it_answers_as_the_engine_does(family, tmp_path):
-    spec = SPECS[family]
-    model = model_of(spec.spec(spec.largest[0]) if isinstance(spec, Space) else spec)
-    torch.manual_seed(0)
-    x = torch.rand(32, 3, model.spec.image_size, model.spec.image_size)
-    engine = int8(model, x, tmp_path / "model.onnx")
-    own = own_gradients(tmp_path / "model.onnx", model)
+
+
+@families
+def test_it_computes_the_graph_as_it_is_written(family, quantised):
+    model, x, path = quantised(family)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # Q/DQ nodes are not fused
+    (written,) = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(None, {INPUT: x.numpy()})
+    own = own_gradients(path, model)
     assert isinstance(own, StraightThrough)
     with torch.no_grad():
-        off, rounding = ((one(x) - engine(x)).square().mean().sqrt() for one in (own, model))
-    assert off < 0.6 * rounding  # what is left are sums that fall to either side of a step
+        logits = torch.from_numpy(written)
+        assert apart(own(x), logits) < 0.6 * apart(model(x), logits)  # sums that fall to either side of a step
+
+
+@pytest.mark.skipif(
+    not {"vnni", "neon"} & set(cpu_id(1).split("-")), reason="16-bit sums of int8 kernels saturate on this processor"
+)
+@families
+def test_it_answers_as_the_engine_does(family, quantised):
+    model, x, path = quantised(family)
+    engine, own = onnxruntime.load(path, threads=1), own_gradients(path, model)
+    with torch.no_grad():
+        assert apart(own(x), engine(x)) < 0.6 * apart(model(x), engine(x))
 
 
 def test_gradients_are_those_of_the_float_model_but_for_what_is_clipped(robust, images, tmp_path):
@@ -82,7 +119,8 @@ def test_an_unknown_operator_gives_none(robust, images, tmp_path):
 
 
 def test_its_walk_finds_what_the_twin_s_misses_in_an_int8_engine(robust, fragile, split, tmp_path):
-    engine = int8(fragile, to_float(pictures(96, seed=3)[0]), tmp_path / "model.onnx")
+    int8(fragile, to_float(pictures(96, seed=3)[0]), tmp_path / "model.onnx")
+    engine = onnxruntime.load(tmp_path / "model.onnx", threads=1)
     report = climb(
         robust,
         engine,
