@@ -13,7 +13,7 @@ from test_registry import registry_data
 import zoo.release
 import zoo.weights
 from zoo import info, load, pick
-from zoo.errors import IntegrityError, UnknownModel, UsageError
+from zoo.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.measure import measure
 from zoo.protocols import PROTOCOLS
 from zoo.registry import load_registry, pretty
@@ -132,9 +132,9 @@ def test_a_budget_names_the_most_robust_sub_net_within_it(released):
     assert load(f"proard-micro@{between}").spec.to_dict() == best.spec
 
 
-@pytest.mark.parametrize("budget", ["1", "10M"])
-def test_a_budget_outside_the_range_is_refused_with_it(released, budget):
-    with pytest.raises(UsageError, match=r"has no sub-net for .* MACs: its own go from \d+\.\dk to \d+\.\dk"):
+@pytest.mark.parametrize(("budget", "error"), [("1", NothingMatches), ("10M", UsageError)])
+def test_a_budget_outside_the_range_is_refused_with_it(released, budget, error):
+    with pytest.raises(error, match=r"no sub-net .* is released: those that are go from [\d,]+ to [\d,]+; `zoo search"):
         load(f"proard-micro@{budget}")
 
 
@@ -192,6 +192,36 @@ def test_a_registry_with_a_sub_net_of_replaced_weights_is_refused(released, regi
     data["models"][name]["subnet"]["of"] = "nobody"
     with pytest.raises(IntegrityError, match="no dynamic net is called 'nobody'"):
         check(json.dumps(data).encode(), registry)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["spec"].update(widths=[[4]], resolutions=[8]),
+        lambda config: config["spec"].update(widths=[[4] * 9, [6]]),
+        lambda config: config["subnet"].pop("weights_sha256"),
+        lambda config: config.update(subnet=["proard-micro"]),
+        lambda config: config.update(supernet=["micro"]),
+    ],
+)
+def test_a_damaged_config_of_a_sub_net_is_refused(folder, toy, tmp_path, change):
+    net = dynamic(str(folder))
+    cut = net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+    config = json.loads((cut / "config.json").read_text())
+    change(config)
+    (cut / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=r"config\.json|no part of"):
+        load(f"local-dir:{cut}")
+
+
+def test_a_dynamic_net_is_found_in_the_home_folder_and_not_on_the_hub(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert dynamic("local-dir:~/model").name == f"local-dir:{folder.resolve()}"
+    with pytest.raises(UsageError, match="download 'org/net' to a folder"):
+        dynamic("hf-hub:org/net")
+    (folder / "config.json").write_text(json.dumps({"spec": {}, "supernet": "micro"}))
+    with pytest.raises(IntegrityError, match="has no 'family'"):
+        dynamic(str(folder))
 
 
 def test_nothing_is_overwritten(folder, toy, tmp_path):

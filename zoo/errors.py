@@ -25,7 +25,7 @@ class UnknownModel(ZooError):
 
 
 class NothingMatches(ZooError):
-    """No registry entry satisfies the constraints."""
+    """No registry entry, or no sub-net, satisfies the constraints."""
 
     exit_code = 3
 

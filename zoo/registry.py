@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic import locked, write_atomic
-from zoo.budget import format_count, parse_count
+from zoo.budget import parse_count
 from zoo.cache import cache_root
 from zoo.entry import Entry, Registry
-from zoo.errors import IntegrityError, UnknownModel, UsageError, nearest
+from zoo.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.version import __version__
 
 PACKAGED = Path(__file__).with_name("registry.json")
@@ -44,7 +44,7 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
 
     Raises:
         UnknownModel: there is none; the message names the nearest.
-        UsageError: the budget is not one, or is above or below all sub-nets; the message tells their range.
+        UsageError, NothingMatches: the budget is not one or is above all sub-nets, or is below; tells their range.
     """
     models = (registry or load_registry()).models
     if name not in models:
@@ -64,9 +64,9 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
         raise UnknownModel(f"no sub-net of '{supernet}' is released: `zoo search {supernet}` finds some")
     low, high = min(entry.macs for entry in subnets), models[supernet].macs
     if not low <= macs <= high:
-        raise UsageError(
-            f"'{supernet}' has no sub-net for {format_count(macs)} MACs: its own go from {format_count(low)} "
-            f"to {format_count(high)}"
+        raise (NothingMatches if macs < low else UsageError)(
+            f"no sub-net of '{supernet}' for {macs:,} MACs is released: those that are go from {low:,} to {high:,}; "
+            f"`zoo search {supernet} --flops {budget}` looks for others"
         )
     within = [entry for entry in subnets if entry.macs <= macs]
     return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))

@@ -54,6 +54,7 @@ def load(
 
     Raises:
         UnknownModel: the registry has no such name.
+        NothingMatches: no released sub-net of the dynamic net is as small as the budget.
         Unreachable: a file is neither here nor, as far as the network may be used, on the Hub.
         IntegrityError: a file is damaged, has another hash than the registry says, or does not fit the architecture.
         UsageError: the name or the config is malformed.
@@ -83,9 +84,9 @@ class _Found(NamedTuple):
     supernet: str | None = None
 
 
-def weights_file(name: str) -> Path:
+def weights_file(name: str, *, offline: bool = False) -> Path:
     """The file that :func:`load` fills the model ``name`` from, checked like there; errors are the same."""
-    path = _found(name, HubFiles(cache_dir=None, offline=False, progress=False)).path
+    path = _found(name, HubFiles(cache_dir=None, offline=offline, progress=False)).path
     assert path is not None
     return path
 
@@ -131,7 +132,11 @@ def _tensors(found: _Found, hub: HubFiles) -> dict[str, Tensor]:
         raise IntegrityError(
             f"'{found.path}' belongs to other weights than '{of}' has now: cut the sub-net again with zoo search"
         )
-    return {**cut(read_tensors(whole.path), parse_spec(whole.spec), parse_spec(found.spec)), **tensors}
+    try:
+        parts = cut(read_tensors(whole.path), parse_spec(whole.spec), parse_spec(found.spec))
+    except (KeyError, ValueError):
+        raise IntegrityError(f"the architecture beside '{found.path}' is no part of '{of}': cut it again") from None
+    return {**parts, **tensors}
 
 
 def bundled(weights: Weights) -> Path:
@@ -233,6 +238,13 @@ def _config(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"'{path}' is not JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("spec"), dict):
         raise IntegrityError(f"'{path}' has no architecture in it: a model's {CONFIG} holds an object under 'spec'")
+    subnet, supernet = config.get("subnet"), config.get("supernet")
+    if subnet is not None and not (
+        isinstance(subnet, dict) and all(isinstance(subnet.get(key), str) for key in ("of", "weights_sha256"))
+    ):
+        raise IntegrityError(f"'{path}' does not tell under 'subnet' of which net, and of which weights, it is a part")
+    if supernet is not None and not isinstance(supernet, str):
+        raise IntegrityError(f"'{path}' does not name a space under 'supernet'")
     return config
 
 

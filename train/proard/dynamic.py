@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.atomic import write_atomic
 from zoo.data import Dataset, check_fits
-from zoo.errors import Unreachable, UsageError
+from zoo.errors import IntegrityError, Unreachable, UsageError
 from zoo.hashing import sha256_file
 from zoo.models import Classifier
 from zoo.spec import cost
@@ -26,7 +26,7 @@ from zoo.train.proard.predictor import Predictor
 from zoo.train.proard.space import Genes, Space
 from zoo.train.proard.spaces import space_called
 from zoo.train.teacher import address
-from zoo.weights import CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
+from zoo.weights import CONFIG, CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
 
 CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of a sub-net
 
@@ -106,25 +106,30 @@ class Dynamic:
         return folder
 
 
-def dynamic(name: str) -> Dynamic:
+def dynamic(name: str, *, offline: bool = False) -> Dynamic:
     """The dynamic net ``name``: of the registry, or the model folder that its training left.
 
     Raises:
-        UsageError: it is no dynamic net.
+        UsageError: it is no dynamic net, or a Hub repository that is not in the registry.
         UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load`.
     """
     where = address(name)
     scheme, _, place = where.partition(":")
-    path = weights_file(where)
+    if scheme == "hf-hub":
+        raise UsageError(f"sub-nets are cut from a net of the registry or of a folder: download '{place}' to a folder")
+    path = weights_file(where, offline=offline)
     if scheme == "local-dir":
-        where = f"local-dir:{Path(place).resolve()}"  # sub-nets refer to it, from wherever they are loaded
-        facts = json.loads((Path(place) / "config.json").read_text())
+        where = f"local-dir:{path.parent.resolve()}"  # sub-nets refer to it, from wherever they are loaded
+        facts = json.loads(path.with_name(CONFIG).read_text())
     else:
         from zoo.registry import info
 
         facts = {"name": where, **info(where).to_dict()}
     if not facts.get("supernet"):
         raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
+    missing = sorted({"name", "family", "paper", "train"} - facts.keys())
+    if missing:
+        raise IntegrityError(f"'{path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
     return Dynamic(where, path, facts)
 
 

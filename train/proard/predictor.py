@@ -71,9 +71,11 @@ class Predictor:
         tensors, told = read_tensors(path), read_metadata(path)
         if told.get("kind") != KIND:
             raise IntegrityError(f"'{path}' is no {KIND}")
-        if told["space"] != space.name:
-            raise UsageError(f"'{path}' is fitted to space {told['space']}, not {space.name}: fit one to labels of it")
-        if told["space_sha256"] != fingerprint(space):
+        if told.get("space") != space.name:
+            raise UsageError(
+                f"'{path}' is fitted to space {told.get('space')}, not {space.name}: fit one to labels of it"
+            )
+        if told.get("space_sha256") != fingerprint(space):
             raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it anew")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]

@@ -71,7 +71,7 @@ def command(
     )
     if out is not None:
         check_free(out)
-    net = dynamic(name)
+    net = dynamic(name, offline=offline)
     space, predictor = net.space, net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
