@@ -15,12 +15,14 @@ from micro import RECIPE, micro
 from zoo import info
 from zoo.cli.app import run as cli
 from zoo.errors import UnknownModel, UsageError
+from zoo.hashing import sha256_file
 from zoo.spec import cost
 from zoo.train import adversary, losses
 from zoo.train.loop import Interrupted, fit
 from zoo.train.phases import load_phases, load_recipe
 from zoo.train.pipeline import run
-from zoo.train.proard import accounting, sampling
+from zoo.train.proard import accounting, measuring, sampling
+from zoo.train.proard.dynamic import dynamic
 from zoo.train.proard.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import Supernet
@@ -181,6 +183,29 @@ def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy
     assert torch.equal(after["features.2.conv.weight"], before["features.2.conv.weight"])  # beyond its depth
 
 
+@pytest.mark.parametrize(
+    ("settings", "judges", "floor"),
+    [
+        ({}, ["smallest", "middle", "largest"], {"width": 0, "depth": 0}),
+        ({"smallest": False, "random": 0}, ["largest"], {"width": 2, "depth": 1}),
+        ({"smallest": False, "elastic": ("width",)}, ["smallest", "middle", "largest"], {"width": 0, "depth": 1}),
+    ],
+)
+def test_a_run_is_judged_by_sub_nets_that_it_trains(recipe, toy, settings, judges, floor):
+    run, space = trainer(recipe, toy, **settings), micro()
+    assert list(run.judges) == judges
+    assert run.judges["largest"] == run.net.full.spec
+    for widths in (spec.widths for spec in run.judges.values()):
+        for stage, own in zip(("stage1", "stage2"), widths, strict=True):
+            choices = {gene.name: gene.choices for gene in space.genes}
+            assert len(own) >= choices[f"{stage}.depth"][floor["depth"]]
+            assert own[0] >= choices[f"{stage}.width"][floor["width"]]
+    run.guarded_accuracy(run.net)
+    assert list(run.judged) == [judges[len(judges) // 2]]  # the raw weights by the one in the middle
+    run.guarded_accuracy(run.ema.module)
+    assert set(run.judged) == set(judges)
+
+
 def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
     run = trainer(recipe, toy, random=0, smallest=False, teacher="trades-s3")
     run.net.train()
@@ -201,7 +226,7 @@ sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
 from zoo.data import Dataset
 from zoo.train.objective import Batch
-from zoo.train.phases import load_phases, load_recipe
+from zoo.train.phases import load_phases
 from zoo.train.proard.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
 
@@ -288,10 +313,27 @@ def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(writ
     left = run(phases, toy, tmp_path / "run")
     assert list(left) == ["teacher", "width", "depth"]
     config = json.loads((left["width"] / "config.json").read_text())
-    assert config["train"]["settings"]["supernet"]["teacher"] == str(left["teacher"])
+    assert config["train"]["settings"]["supernet"]["teacher"] == "teacher"  # wherever the folder is
+    assert config["train"]["teacher"]["weights_sha256"] == sha256_file(left["teacher"] / "model.safetensors")
     assert [phase["name"] for phase in config["train"]["phases"]] == ["teacher", "width"]
     assert not (left["width"] / "predictor.safetensors").exists()  # the last phase's only
     assert (left["depth"] / "predictor.safetensors").exists()
+
+
+def test_a_phased_run_goes_on_in_a_folder_that_was_moved(written, toy, tmp_path):
+    phases = load_phases(written(PROGRESSIVE), preset="phases")
+    before = run(phases, toy, tmp_path / "run")
+    trained = {phase: (folder / "model.safetensors").stat().st_mtime_ns for phase, folder in before.items()}
+    (tmp_path / "run").rename(tmp_path / "moved")
+    after = run(phases, toy, tmp_path / "moved", resume=True)
+    assert {phase: (folder / "model.safetensors").stat().st_mtime_ns for phase, folder in after.items()} == trained
+
+
+def test_labels_measured_in_another_way_are_not_mixed_in(written, toy, tmp_path):
+    folder = run(load_phases(written()), toy, tmp_path / "run")["train"]
+    net = dynamic(str(folder))
+    with pytest.raises(UsageError, match="measured in another way"):
+        measuring.label(net, net.space.smallest, toy, folder / "labels.json", images=50, steps=3, calibration=100)
 
 
 # -- recipes that make no sense ----------------------------------------------------------------------------------
@@ -345,7 +387,13 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
     settings = load_phases(written(), overrides=["supernet.random=0"])["train"]
     # Each: attack (2) and training (3) on the largest and the smallest, and the largest's soft labels.
     assert accounting.per_image(settings) == pytest.approx(5 * largest + 5 * smallest + largest)
-    assert accounting.spent({"train": settings}, 100)["train"] == pytest.approx(2 * 100 * (6 * largest + 5 * smallest))
+    shared = load_phases(written(), overrides=["supernet.random=0", "supernet.attacker=largest", "supernet.refine=2"])
+    # The largest is attacked, and both refine by two steps of their own.
+    assert accounting.per_image(shared["train"]) == pytest.approx(2 * largest + 7 * (largest + smallest) + largest)
+    step = 6 * largest + 5 * smallest
+    assert accounting.spent({"train": settings}, 50_000)["train"] == pytest.approx(2 * 500 * step)  # it wants 500
+    every = settings.model_copy(update={"train": settings.train.model_copy(update={"images": None})})
+    assert accounting.spent({"train": every}, 50_000)["train"] == pytest.approx(2 * 50_000 * step)
 
 
 def test_cost_of_a_student_alone_is_that_of_its_passes_and_of_its_teachers():

@@ -38,6 +38,7 @@ def fit(
     time_budget: float | None = None,
     phase: str = ONLY,
     earlier: Sequence[Mapping[str, Any]] = (),
+    teacher: str | None = None,
     report: Report = lambda metrics: None,
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Path:
@@ -53,6 +54,7 @@ def fit(
             forward to end by then.
         phase: what this run is called among the phases of a training, and ``earlier`` the efforts of those before
             it (``Trainer.effort()``): they go into the facts of the model.
+        teacher: the folder of the model that the recipe's teacher is, where that is the name of an earlier phase.
         report: called with the metrics of every epoch; ``tick`` with step, total and loss as the run goes.
 
     Raises:
@@ -69,7 +71,7 @@ def fit(
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
         if state["position"].get("done") and kind.leaves(out).exists():
             return kind.leaves(out)
-    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier)
+    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier, teacher=teacher)
     accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     if state is not None:
         trainer.restore(state)

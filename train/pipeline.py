@@ -14,6 +14,7 @@ from zoo.atomic import write_atomic
 from zoo.data import Dataset
 from zoo.train.loop import fit
 from zoo.train.passes import passes
+from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipe import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
@@ -44,12 +45,13 @@ def run(
     ``out`` itself. A finished phase is not trained again when a run is resumed.
 
     Args:
-        time_budget: seconds for all phases, shared out by their forward and backward passes.
+        time_budget: seconds for all phases, shared out by their forward and backward passes; those of dynamic nets
+            by the multiply-accumulates of these.
 
     Raises:
         UsageError, TrainingDiverged, Interrupted: as :func:`zoo.train.loop.fit`.
     """
-    work = {phase: recipe.train.epochs * passes(recipe) for phase, recipe in phases.items()}
+    work = {phase: recipe.train.epochs * _per_image(recipe, phases) for phase, recipe in phases.items()}
     left: dict[str, Path] = {}
     earlier: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
@@ -57,7 +59,7 @@ def run(
     for phase, recipe in phases.items():
         searching = recipe.search is not None
         left[phase] = fit(
-            taught_by(recipe, left) if found is None else with_result(recipe, found),
+            recipe if found is None else with_result(recipe, found),
             dataset,
             out / phase if len(phases) > 1 else out,
             kind=_kind(recipe),
@@ -66,6 +68,7 @@ def run(
             time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
             phase=phase,
             earlier=earlier,
+            teacher=_earlier_teacher(recipe, left),
             report=lambda metrics, phase=phase: report(phase, metrics),
             tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
         )
@@ -84,6 +87,11 @@ def run(
     return left
 
 
+def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:
+    """What an image costs a phase, in a unit that all phases of a training share."""
+    return accounting.per_image(recipe, phases) if recipe.supernet else passes(recipe)
+
+
 def _kind(recipe: Recipe) -> type[Trainer]:
     if recipe.search is not None:
         return Searcher
@@ -99,12 +107,11 @@ def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def taught_by(recipe: Recipe, left: Mapping[str, Path]) -> Recipe:
-    """``recipe`` with the model of an earlier phase as its teacher, where it names one."""
+def _earlier_teacher(recipe: Recipe, left: Mapping[str, Path]) -> str | None:
+    """The model of the earlier phase that the recipe calls its teacher, if it does."""
     if recipe.supernet is None or recipe.supernet.teacher not in left:
-        return recipe
-    teacher = {"teacher": str(left[recipe.supernet.teacher])}
-    return recipe.model_copy(update={"supernet": recipe.supernet.model_copy(update=teacher)})
+        return None
+    return str(left[recipe.supernet.teacher])
 
 
 def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
@@ -119,9 +126,10 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
     reach = {"images": settings.images, "steps": settings.steps, "calibration": recipe.ema.recalibrate}
     told = measuring.label(net, genes, dataset, model / LABELS, **reach, progress=progress)
-    scores = predictor.cross_validated(net.space, told, seed=recipe.train.seed)
+    how = {"members": settings.members, "seed": recipe.train.seed}
+    scores = predictor.cross_validated(net.space, told, **how)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
-    predictor.fit(net.space, told, members=settings.members, seed=recipe.train.seed).save(model / PREDICTOR)
+    predictor.fit(net.space, told, **how).save(model / PREDICTOR)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:

@@ -59,10 +59,11 @@ class Trainer:
         time_budget: float | None = None,
         phase: str = ONLY,
         earlier: Sequence[Mapping[str, Any]] = (),
+        teacher: str | None = None,
     ) -> None:
         """Arguments as in :func:`zoo.train.loop.fit`."""
         self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
-        self.phase, self.earlier = phase, list(earlier)
+        self.phase, self.earlier, self.earlier_model = phase, list(earlier), teacher
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         self.precision = precision_on(self.device, recipe.train.precision)

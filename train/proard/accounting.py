@@ -51,7 +51,7 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
         total += attack * (others + settings.largest * largest)
     else:
         total += attack * (attacker if settings.attacker == "random" else largest)
-        total += 2 * settings.refine * others
+        total += 2 * settings.refine * (others + settings.largest * largest)
     if frozen:  # one forward pass of clean images
         total += largest if settings.teacher in phases else cost(spec_of(settings.teacher)).macs
     elif settings.teacher == "largest" and others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,19 +31,22 @@ class _LabelFile(BaseModel):
     space: str
     weights_sha256: str
     images: Annotated[int, Field(ge=1)]
+    how: str = ""
     subnets: list[_Measured]
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
     """Measured sub-nets: ``genes`` int64 [n, G], ``clean`` and ``robust`` accuracy [n], each on ``images`` images;
-    ``weights_sha256`` is the hash of the dynamic net's file, where it has one."""
+    ``weights_sha256`` is the hash of the dynamic net's file, and ``how`` tells attack and statistics, where they have
+    any."""
 
     genes: Genes
     clean: np.ndarray
     robust: np.ndarray
     images: int
     weights_sha256: str = ""
+    how: str = ""
 
     def __post_init__(self) -> None:
         if self.genes.ndim != 2 or not self.clean.shape == self.robust.shape == (len(self.genes),) or self.images < 1:
@@ -53,7 +56,7 @@ class Labels:
         return len(self.genes)
 
     def __getitem__(self, rows: np.ndarray) -> Labels:
-        return Labels(self.genes[rows], self.clean[rows], self.robust[rows], self.images, self.weights_sha256)
+        return replace(self, genes=self.genes[rows], clean=self.clean[rows], robust=self.robust[rows])
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -69,7 +72,7 @@ class Labels:
         """Write them as JSON, genes by name and value; whole or not at all."""
         rows = zip(self.genes, self.clean, self.robust, strict=True)
         subnets = [{"genes": space.values(row), "clean": float(a), "robust": float(r)} for row, a, r in rows]
-        of = {"space": space.name, "weights_sha256": self.weights_sha256, "images": self.images}
+        of = {"space": space.name, "weights_sha256": self.weights_sha256, "images": self.images, "how": self.how}
         file = {**of, "subnets": subnets}
         write_atomic(path, (json.dumps(file, indent=1) + "\n").encode())
 
@@ -100,4 +103,4 @@ class Labels:
             raise IntegrityError(f"the labels '{path}' do not fit the space: {error}") from None
         accuracy = np.array([(one.clean, one.robust) for one in file.subnets]).reshape(-1, 2)
         stacked = np.array(genes, np.int64).reshape(-1, len(space.genes))
-        return cls(stacked, accuracy[:, 0], accuracy[:, 1], file.images, file.weights_sha256)
+        return cls(stacked, accuracy[:, 0], accuracy[:, 1], file.images, file.weights_sha256, file.how)

@@ -62,26 +62,27 @@ def label(
     on from there.
 
     Raises:
-        UsageError: ``path`` holds labels of other weights, or of another number of images.
+        UsageError: ``path`` holds labels of other weights, or measured in another way.
     """
     space, sha256 = net.space, sha256_file(net.path)
+    how = f"PGD-{steps}, statistics of {calibration} images"
     known: dict[tuple[int, ...], tuple[float, float]] = {}
     if path.exists():
         before = Labels.load(path, space)
-        if (before.weights_sha256, before.images) != (sha256, images):
-            raise UsageError(f"'{path}' has labels of other weights or of {before.images} images: remove it")
-        told = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
-        known = dict(zip(map(tuple, before.genes.tolist()), told, strict=True))
+        if (before.weights_sha256, before.images, before.how) != (sha256, images, how):
+            raise UsageError(f"'{path}' has labels of other weights, or measured in another way: remove it")
+        accuracies = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
+        known = dict(zip(map(tuple, before.genes.tolist()), accuracies, strict=True))
+
+    def told() -> Labels:
+        rows = [row for row in genes if tuple(row.tolist()) in known]
+        clean, robust = np.array([known[tuple(row.tolist())] for row in rows]).T
+        return Labels(np.stack(rows), clean, robust, images, sha256, how)
+
     for done, row in enumerate(genes, 1):
         key = tuple(row.tolist())
         if key not in known:
             known[key] = measured(net, row, dataset, images=images, steps=steps, calibration=calibration)
-            _labels(genes, known, images, sha256).save(path, space)
+            told().save(path, space)
         progress(done, len(genes))
-    return _labels(genes, known, images, sha256)
-
-
-def _labels(genes: Genes, known: dict[tuple[int, ...], tuple[float, float]], images: int, sha256: str) -> Labels:
-    rows = [row for row in genes if tuple(row.tolist()) in known]
-    told = np.array([known[tuple(row.tolist())] for row in rows])
-    return Labels(genes=np.stack(rows), clean=told[:, 0], robust=told[:, 1], images=images, weights_sha256=sha256)
+    return told()

@@ -13,7 +13,7 @@ from zoo.spec import _Spec
 from zoo.train import adversary, losses
 from zoo.train.objective import Batch
 from zoo.train.proard.elastic import Elastic
-from zoo.train.proard.sampling import drawn
+from zoo.train.proard.sampling import drawn, least
 from zoo.train.proard.sort import sort_hidden
 from zoo.train.proard.spaces import space_called
 from zoo.train.recipe import Supernet
@@ -37,8 +37,8 @@ class SupernetTrainer(Trainer):
         self.space = self.net.space
         self.judged: dict[str, dict[str, float]] = {}
         self.teacher: Teacher | None = None
-        if self.supernet.teacher not in ("largest", "none"):
-            self.teacher = self.find_teacher(self.supernet.teacher)
+        if self.taught_by is not None:
+            self.teacher = self.find_teacher(self.taught_by)
 
     @property
     def supernet(self) -> Supernet:
@@ -47,7 +47,9 @@ class SupernetTrainer(Trainer):
 
     @property
     def taught_by(self) -> str | None:
-        return self.supernet.teacher if self.teacher else None
+        if self.supernet.teacher in ("largest", "none"):
+            return None
+        return self.earlier_model or self.supernet.teacher
 
     def network(self) -> nn.Module:
         return Elastic(space_called(self.supernet.space))
@@ -67,7 +69,8 @@ class SupernetTrainer(Trainer):
         """The sub-nets of a step, without the largest."""
         key = step if self.supernet.redraw == "step" else step // self.steps_per_epoch
         rng = np.random.default_rng((self.recipe.train.seed, self.position.attempt, key))
-        return [self.space.spec(row) for row in drawn(self.space, self.supernet, step / self.total_steps, rng)]
+        progress = self.progress(self.position.seconds)
+        return [self.space.spec(row) for row in drawn(self.space, self.supernet, progress, rng)]
 
     def attack(self, spec: _Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
         """Adversarial images by the recipe's attack on the sub-net ``spec``, with its batch statistics."""
@@ -90,7 +93,9 @@ class SupernetTrainer(Trainer):
         live, x = self.net.subnet(spec, attacked=True), batch.x
         start = ((shared - x) / options.eps).clamp_(-1, 1)
         reach = {"eps": options.eps, "step": options.step}
-        return adversary.pgd(live, x, batch.y, start, **reach, steps=settings.refine, taught=taught)
+        return adversary.pgd(
+            live, x, batch.y, start, **reach, steps=settings.refine, kl=options.objective == "kl", taught=taught
+        )
 
     def train_step(self) -> Tensor:
         """One update of the shared weights; returns the mean loss of its sub-nets, without waiting for it."""
@@ -161,22 +166,25 @@ class SupernetTrainer(Trainer):
 
     @property
     def judges(self) -> dict[str, _Spec]:
-        """Three sub-nets by which a run is judged: the extremes, and the one in the middle of all choices."""
-        space = self.space
-        middle = space.canonical(space.choices[None] // 2)
-        return {
-            name: space.spec(genes[0])
-            for name, genes in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest))
-        }
+        """The sub-nets by which a run is judged, of those that it trains by its end: the smallest, the one in the
+        middle of all choices, the largest; where it trains the largest alone, that one."""
+        space, settings, judges = self.space, self.supernet, {"largest": self.space.largest}
+        if settings.smallest or settings.random:
+            low = least(space, settings, 1.0)
+            judges = {"smallest": low, "middle": (low + space.largest + 1) // 2, **judges}
+        return {name: space.spec(space.canonical(genes)[0]) for name, genes in judges.items()}
 
     def averaged(self) -> nn.Module:
         """The averaged dynamic net: its sub-nets have statistics only once they are frozen."""
         return self.ema.module
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
-        """Clean and PGD accuracy of the middle sub-net; of the averaged net, the mean over three sub-nets."""
+        """Clean and PGD accuracy of the middle sub-net; of the averaged net, the mean over all that judge it."""
         assert isinstance(net, Elastic)
-        judges = self.judges if net is not self.net else {"middle": self.judges["middle"]}
+        judges = self.judges
+        if net is self.net:
+            central = "middle" if "middle" in judges else "largest"
+            judges = {central: judges[central]}
         for name, spec in judges.items():
             frozen = net.freeze(spec, self.samples(self.recipe.ema.recalibrate))
             clean, pgd = super().guarded_accuracy(frozen)
@@ -185,7 +193,7 @@ class SupernetTrainer(Trainer):
         return sum(one["clean"] for one in told) / len(told), sum(one["pgd"] for one in told) / len(told)
 
     def metrics(self) -> dict[str, Any]:
-        """Clean and PGD accuracy of three averaged sub-nets."""
+        """Clean and PGD accuracy of the averaged sub-nets by which the run is judged."""
         return {f"{name}_{key}": value for name, one in self.judged.items() for key, value in one.items()}
 
     def weights(self) -> dict[str, Tensor]:
