@@ -16,7 +16,7 @@ import numpy as np
 from results import COLUMNS, cells, put
 
 from zoo import info, list_models
-from zoo.atomic import write_atomic
+from zoo.atomic import locked, write_atomic
 from zoo.data import load_cifar10
 from zoo.entry import Entry
 from zoo.spec import parse_spec
@@ -87,10 +87,11 @@ def ablation(arms: dict[str, dict[str, Any]]) -> str:
 
 def keep(found: dict[str, dict[str, Any]]) -> None:
     """Add to what is stored, as it is now: arms may be trained side by side."""
-    store = json.loads(STORE.read_text())
-    for key, values in found.items():
-        store[key] = {**store.get(key, {}), **values}
-    write_atomic(STORE, (json.dumps(store, indent=1) + "\n").encode())
+    with locked(DOCS):
+        store = json.loads(STORE.read_text())
+        for key, values in found.items():
+            store[key] = {**store.get(key, {}), **values}
+        write_atomic(STORE, (json.dumps(store, indent=1) + "\n").encode())
 
 
 # -- what is released --------------------------------------------------------------------------------------------
@@ -231,10 +232,14 @@ def predictor(told: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    verb, *rest = sys.argv[1:] or [""]
-    for one in rest:
-        found = {"run": take(one)} if verb == "take" else {"ablation": {one: ablate(one)}}
-        keep(found)
+    match sys.argv[1:]:
+        case ["ablate", *arms] if arms:
+            for arm in arms:
+                keep({"ablation": {arm: ablate(arm)}})
+        case ["take", folder]:
+            keep({"run": take(folder)})
+        case [_, *_]:
+            sys.exit(__doc__)
     store = json.loads(STORE.read_text())
     draw()
     tables = {"results": results(), "ablation": ablation(store["ablation"]), "costs": costs()}
