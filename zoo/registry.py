@@ -64,10 +64,10 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
         raise UnknownModel(f"no sub-net of '{supernet}' is released: `zoo search {supernet}` finds some")
     low, high = min(entry.macs for entry in subnets), models[supernet].macs
     if not low <= macs <= high:
-        raise (NothingMatches if macs < low else UsageError)(
-            f"no sub-net of '{supernet}' for {macs:,} MACs is released: those that are go from {low:,} to {high:,}; "
-            f"`zoo search {supernet} --flops {budget}` looks for others"
-        )
+        told = f"no sub-net of '{supernet}' for {macs:,} MACs is released: those that are go from {low:,} to {high:,}"
+        if macs > high:
+            raise UsageError(told)
+        raise NothingMatches(f"{told}; `zoo search {supernet} --flops {budget}` looks for others")
     within = [entry for entry in subnets if entry.macs <= macs]
     return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
 
