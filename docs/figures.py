@@ -74,7 +74,7 @@ def accuracy() -> None:
 
 
 def learning_curves() -> None:
-    """PGD-10 accuracy of the averaged weights on held-out training images, over images seen."""
+    """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over time."""
     curves = json.loads((DOCS / "learning-curves.json").read_text())
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
     for (name, history), colour in zip(sorted(curves.items()), COLOURS, strict=False):
@@ -83,10 +83,10 @@ def learning_curves() -> None:
         robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], color=colour, label=name)
     for axes, title in ((clean, "clean"), (robust, "PGD-10")):
         axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
-        axes.set_xlabel("minutes of training on a two-core machine")
+        axes.set_xlabel("minutes of training, one or two busy cores")
         style(axes)
     clean.set_ylabel("accuracy, %")
-    robust.legend(frameon=False, loc="lower right", fontsize=8)
+    robust.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.savefig(DOCS / "learning-curves.png", bbox_inches="tight")
 
 
