@@ -32,6 +32,7 @@ ARMS = {
     "random": "random, from scratch, hard labels",
     "taught": "the largest first, then random with it as teacher",
     "progressive": "the published order: largest, widths, depths",
+    "hard": "sandwich rule, hard labels",
     "sandwich": "sandwich rule, taught in place",
 }
 IMAGES, SUBNETS = 1000, 30
