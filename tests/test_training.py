@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,10 +196,13 @@ def test_a_run_is_never_overwritten_nor_continued_with_another_recipe(toy, tmp_p
         fit(recipe(train={"epochs": 2}), toy, tmp_path, resume=True)
 
 
-def test_a_time_budget_ends_the_run_with_the_rate_annealed(toy, tmp_path):
+def test_a_time_budget_ends_the_run_with_the_rate_annealed(toy, tmp_path, monkeypatch):
+    ticks = itertools.count(step=0.1)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # a step takes 0.1 s
     folder = fit(recipe(train={"epochs": 10_000}), toy, tmp_path, time_budget=3.0)
     facts = json.loads((folder / "config.json").read_text())["train"]
     assert facts["epochs"] < 10_000
+    assert facts["wall_s"] == pytest.approx(3.0, abs=0.3)
     assert facts["history"][-1]["lr"] < 0.02
 
 
