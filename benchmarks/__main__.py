@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from zoo.toolchain import toolchain
+from zoo.system.toolchain import toolchain
 
 NAMES = ("startup", "engines", "evaluation", "training", "rnascl", "proard", "supernet")
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import interleaved, row
 from zoo.export import export_model
 from zoo.export.engines.onnxruntime import load as load_engine
-from zoo.weights import load
+from zoo.weights.load import load
 
 MODEL = "trades-s7"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.timing import interleaved, row
-from zoo.data import load_cifar10, to_float
-from zoo.evaluate import evaluate
-from zoo.protocols import EPS, STEP, protocol
-from zoo.weights import load
+from zoo.datasets.cifar10 import load_cifar10, to_float
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.protocols import EPS, STEP, protocol
+from zoo.weights.load import load
 
 MODEL, N, BATCH = "trades-s7", 1000, 250
 

@@ -19,12 +19,12 @@ from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 
 from benchmarks.timing import interleaved, row
-from zoo.spec import cost
+from zoo.specs import cost
 from zoo.train.proard.labelled import Labels
 from zoo.train.proard.predictor import Predictor, fit
 from zoo.train.proard.search import search
-from zoo.train.proard.space import Genes, Space
-from zoo.train.proard.spaces import space_called
+from zoo.train.spaces import space_called
+from zoo.train.spaces.dynamic import Genes, Space
 
 OURS, TEXTBOOK = "zoo", "pymoo, one by one"
 GENERATIONS = POPULATION = 100

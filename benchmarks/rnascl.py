@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
-from zoo.data import Dataset
-from zoo.models import ConvBlock, build
-from zoo.spec import WideResNetSpec
-from zoo.train.phases import load_phases
-from zoo.train.recipe import Recipe
+from zoo.datasets.cifar10 import Dataset
+from zoo.models import build
+from zoo.models.staged import ConvBlock
+from zoo.specs import WideResNetSpec
+from zoo.train.recipes.phases import load_phases
+from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.search import Searcher
-from zoo.train.trainer import Trainer
-from zoo.weights import load, save_weights
+from zoo.train.run.trainer import Trainer
+from zoo.weights.load import load, save_weights
 
 STEPS_A_ROUND = 2
 OURS, ALGORITHM = "zoo (bf16, compiled)", "zoo (fp32, eager)"  # the latter shows what the algorithm alone is worth

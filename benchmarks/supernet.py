@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
 from zoo import info, list_models
-from zoo.data import Dataset, load_cifar10
-from zoo.spec import parse_spec
-from zoo.train import losses
-from zoo.train.phases import load_recipe
+from zoo.datasets.cifar10 import Dataset, load_cifar10
+from zoo.specs import parse_spec
+from zoo.train.methods import losses
 from zoo.train.proard.dynamic import calibration
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.trainer import Trainer
+from zoo.train.recipes.phases import load_recipe
+from zoo.train.run.trainer import Trainer
 
 STEPS = 10
 SETTINGS = [

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.timing import interleaved, row
-from zoo.data import load_cifar10
+from zoo.datasets.cifar10 import load_cifar10
 from zoo.models import build
-from zoo.train.phases import load_recipe
-from zoo.train.trainer import Trainer
+from zoo.train.recipes.phases import load_recipe
+from zoo.train.run.trainer import Trainer
 
 STEPS_A_ROUND = 5
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from results import put
 
-from zoo.data import load_cifar10
-from zoo.measure import measure
-from zoo.protocols import PROTOCOLS
-from zoo.train.phases import load_phases
+from zoo.datasets.cifar10 import load_cifar10
+from zoo.evaluation.measure import measure
+from zoo.evaluation.protocols import PROTOCOLS
 from zoo.train.pipeline import run
-from zoo.weights import load, weights_sha256
+from zoo.train.recipes.phases import load_phases
+from zoo.weights.load import load, weights_sha256
 
 DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "ablations.json", DOCS / "rnascl.md"

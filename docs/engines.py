@@ -15,12 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ZooError
+from zoo.evaluation.statistics import Paired
 from zoo.export import export_model, read_bundle
+from zoo.export.bench.times import REPORT, Bench
 from zoo.export.engines import ENGINES, backend
-from zoo.export.times import REPORT, Bench
-from zoo.registry import pretty
-from zoo.stats import Paired
+from zoo.registry.file import pretty
+from zoo.system.errors import ZooError
 
 DOCS = Path(__file__).parent
 STORE, PAGE, PLOT = DOCS / "engines.json", DOCS / "engines.md", DOCS / "engines.png"

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from zoo import info, list_models
-from zoo.registry import pretty
+from zoo.registry.file import pretty
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

@@ -16,15 +16,15 @@ import numpy as np
 from results import COLUMNS, cells, put
 
 from zoo import info, list_models
-from zoo.atomic import locked, write_atomic
-from zoo.data import load_cifar10
-from zoo.entry import Entry
-from zoo.spec import parse_spec
-from zoo.train.phases import load_phases, load_recipe
+from zoo.datasets.cifar10 import load_cifar10
+from zoo.registry.entry import Entry
+from zoo.specs import parse_spec
+from zoo.system.files import locked, write_atomic
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring
 from zoo.train.proard.dynamic import dynamic
-from zoo.train.proard.spaces import space_called
+from zoo.train.recipes.phases import load_phases, load_recipe
+from zoo.train.spaces import space_called
 
 DOCS = Path(__file__).parent
 PAGE, STORE, PLOT = DOCS / "proard.md", DOCS / "proard.json", DOCS / "proard.png"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.entry import Entry
+from zoo.registry.entry import Entry
 
 COLUMNS = {
     "clean": "clean",

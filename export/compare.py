@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from zoo.constraints import fastest
-from zoo.errors import IntegrityError, UsageError
-from zoo.export.bundle import read_bundle
-from zoo.export.entrants import as_bundle
-from zoo.export.manifest import Report
-from zoo.export.times import REPORT, Bench
-from zoo.registry import load_registry
-from zoo.stats import Paired, wilson
+from zoo.evaluation.statistics import Accuracy, Paired
+from zoo.export.bench.entrants import as_bundle
+from zoo.export.bench.times import REPORT, Bench
+from zoo.export.bundle.folder import read_bundle
+from zoo.export.bundle.manifest import Report
+from zoo.registry.constraints import fastest
+from zoo.registry.file import load_registry
+from zoo.system.errors import IntegrityError, UsageError
 
 CLEAN = "no attack"
 Record = TypeVar("Record", Report, Bench)
@@ -116,7 +116,7 @@ def _paired(a: Any, b: Any) -> dict[str, Any]:
     return {
         "n": pair.n,
         **{
-            who: {"accuracy": float(bits.mean()), "ci95": list(wilson(int(bits.sum()), pair.n))}
+            who: {"accuracy": (found := Accuracy.of(bits)).value, "ci95": list(found.ci95)}
             for who, bits in (("a", a), ("b", b))
         },
         "difference": pair.difference,
@@ -133,8 +133,8 @@ def _subject(given: str) -> Subject:
 
 
 def _released(name: str) -> Subject:
-    from zoo.registry import info
-    from zoo.release import stored_bits
+    from zoo.registry.file import info
+    from zoo.weights.release import stored_bits
 
     registry = load_registry()
     entry = info(name, registry=registry)

@@ -14,19 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import zoo.attacks
-from zoo.data import Dataset, Split, load_cifar10, to_float
-from zoo.errors import DataNotFound, UsageError
-from zoo.evaluate import prepare
-from zoo.export.bundle import artifact_sha256, read_bundle, staged
-from zoo.export.calibration import Sampling, calibration_images
-from zoo.export.engines import Backend, backend
-from zoo.export.engines.interface import Order
-from zoo.export.engines.options import loading, options_of
-from zoo.export.engines.twin import Twin
-from zoo.export.gate import sign_off
-from zoo.export.ladder import Progress, Terms, climb, random_images, silent
-from zoo.export.manifest import (
+from zoo.datasets.cifar10 import Dataset, Split, load_cifar10, to_float
+from zoo.evaluation.evaluate import prepare
+from zoo.evaluation.perturb import perturb
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.export.bundle.folder import artifact_sha256, read_bundle, staged
+from zoo.export.bundle.manifest import (
     IO,
     PRECISIONS,
     Artifact,
@@ -40,16 +33,24 @@ from zoo.export.manifest import (
     ThreatModel,
     now,
 )
-from zoo.export.onnx import GRAPH, save_onnx
-from zoo.export.precision import to_fp16, to_int8
-from zoo.export.report import UNVERIFIED, write_reports
-from zoo.export.source import Known, digest, labels_of, load_source
-from zoo.export.uint8 import save_with_uint8_input
+from zoo.export.bundle.source import Known, digest, labels_of, load_source
+from zoo.export.engines import Backend, backend
+from zoo.export.engines.interface import Order
+from zoo.export.engines.options import loading, options_of
+from zoo.export.engines.twin import Twin
+from zoo.export.ladder.climb import Progress, Terms, climb, random_images, silent
+from zoo.export.ladder.gate import sign_off
+from zoo.export.ladder.report import UNVERIFIED, write_reports
+from zoo.export.onnx.calibration import Sampling, calibration_images
+from zoo.export.onnx.graph import GRAPH, save_onnx
+from zoo.export.onnx.graph.fp16 import to_fp16
+from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.uint8 import save_with_uint8_input
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
-from zoo.protocols import PROTOCOLS
-from zoo.spec import cost
-from zoo.toolchain import toolchain
+from zoo.specs import cost
+from zoo.system.errors import DataNotFound, UsageError
+from zoo.system.toolchain import toolchain
 
 PROBES = 8
 UINT8 = "model-uint8.onnx"
@@ -89,12 +90,12 @@ def export_model(
         batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
         verify: how high to climb: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data
             at hand allow.
-        data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
+        data: where CIFAR-10 is, see :func:`zoo.datasets.cifar10.load_cifar10`.
         keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
         force: replace a bundle that is there.
-        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.Terms`; the
+        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.climb.Terms`; the
             tolerance and whether Square attacks the engine follow from the precision unless they are given.
-        uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.uint8`.
+        uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
         engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
         command: recorded in the manifest; made up from the arguments if None.
         notify: is told in one sentence if robustness could not be verified.
@@ -162,7 +163,7 @@ def write_bundle(
     engine = engine or backend("onnxruntime")
     terms = terms or Terms.of(precision)
     if precision == "int8" and calibrated is None:
-        raise UsageError("an int8 engine needs calibration images: see zoo.export.calibration")
+        raise UsageError("an int8 engine needs calibration images: see zoo.export.onnx.calibration")
     images, calibration = calibrated or (None, None)
     options = options_of(engine, engine_options or {})
     model = model.eval()
@@ -311,7 +312,7 @@ def _write_probe(folder: Path, model: Classifier, split: Split | None) -> None:
     x = to_float((split or random_images(model.spec, PROBES, seed=0)).images[:PROBES])
     twin = Twin(prepare(model), shape=(x.shape[1], x.shape[2], x.shape[3]))
     y = torch.from_numpy(split.labels[:PROBES].astype(np.int64)) if split else twin(x).argmax(1)
-    x_adv = zoo.attacks.run(PROTOCOLS["pgd20"], twin.model, x, y, early_stop=False)
+    x_adv = perturb(PROTOCOLS["pgd20"], twin.model, x, y, early_stop=False)
     folder.mkdir()
     for kind, images in (("clean", x), ("adversarial", x_adv)):
         arrays: dict[str, Any] = {"images": images.numpy(), "logits": twin(images).numpy(), "labels": y.numpy()}

@@ -8,23 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.data import Split, load_cifar10
-from zoo.errors import DataNotFound, IntegrityError, UsageError
-from zoo.export.bundle import files, read_bundle, staged
+from zoo.datasets.cifar10 import Split, load_cifar10
+from zoo.export.bundle.folder import files, read_bundle, staged
+from zoo.export.bundle.manifest import LEVELS, Level, Manifest, Report
+from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
-from zoo.export.ladder import Progress, Terms, climb, silent
-from zoo.export.manifest import LEVELS, Level, Manifest, Report
+from zoo.export.ladder.climb import Progress, Terms, climb, silent
+from zoo.export.ladder.report import write_reports
 from zoo.export.remote.engine import Remote, connect
-from zoo.export.report import write_reports
-from zoo.export.source import digest, load_source
 from zoo.models import Classifier
-from zoo.spec import _Spec
+from zoo.specs import Spec
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 
 
 def choose_level(
-    asked: Level | None, spec: _Spec, data: Path | str | None, *, offline: bool
+    asked: Level | None, spec: Spec, data: Path | str | None, *, offline: bool
 ) -> tuple[Level, Split | None]:
     """How high to climb, and the test images for it: as asked, else as high as the data at hand allows.
 
@@ -74,7 +74,7 @@ def verify_bundle(
 
     Args:
         level: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data at hand allow.
-        data: where CIFAR-10 is, see :func:`zoo.data.load_cifar10`.
+        data: where CIFAR-10 is, see :func:`zoo.datasets.cifar10.load_cifar10`.
         margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
         device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
         engine_options: to load the engine with; others than those of its export, see :mod:`zoo.export.engines.options`.

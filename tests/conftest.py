@@ -15,11 +15,11 @@ import pytest
 import torch
 from sturdy import TEST, pictures, trained
 
-from zoo.cache import cache_root
-from zoo.data import Dataset, Split, load_cifar10
+from zoo.datasets.cifar10 import Dataset, Split, load_cifar10
 from zoo.models import Classifier, build
-from zoo.spec import StagedSpec
-from zoo.weights import save_weights
+from zoo.specs import StagedSpec
+from zoo.system.files import cache_root
+from zoo.weights.load import save_weights
 
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 
 def some(n: int) -> torch.Tensor:

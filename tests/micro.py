@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zoo.spec import StagedSpec
-from zoo.train.proard.space import Gene, Section, Space
+from zoo.specs import StagedSpec
+from zoo.train.spaces.dynamic import Gene, Section, Space
 
 GENES = (
     Gene("stage1.depth", (1, 2, 3), "stage1"),

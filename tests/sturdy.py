@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from zoo.data import to_float
+from zoo.datasets.cifar10 import to_float
 from zoo.models import Classifier, build
-from zoo.spec import StagedSpec
-from zoo.train.adversary import pgd
+from zoo.specs import StagedSpec
+from zoo.train.methods.adversary import pgd
 
 SPEC = StagedSpec(widths=((8,), (16,), (16,)), resolutions=(16, 8, 4), stem=6)
 TEST = 500

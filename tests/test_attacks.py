@@ -19,8 +19,9 @@ from zoo.attacks.apgd import checkpoints
 from zoo.attacks.ball import Ball
 from zoo.attacks.fab import project
 from zoo.attacks.square import pattern, side_at
-from zoo.errors import UsageError
-from zoo.protocols import PROTOCOLS, Protocol
+from zoo.evaluation.perturb import perturb
+from zoo.evaluation.protocols import PROTOCOLS, Protocol
+from zoo.system.errors import UsageError
 
 CLASSES, SIZE = 10, 16
 NORMS = ("linf", "l2")
@@ -511,39 +512,39 @@ def test_every_released_protocol_runs(net, images, protocol):
     x, y = images[0][:8], images[1][:8]
     if protocol.attack == "autoattack":
         protocol = protocol.model_copy(update={"queries": 20, "steps": 5})
-    x_adv = attacks.run(protocol, net, x, y)
+    x_adv = perturb(protocol, net, x, y)
     assert (size_of(x_adv - x, protocol.norm) <= protocol.eps + 1e-6).all()
-    assert torch.equal(attacks.run(protocol, net, x, y), x_adv)
+    assert torch.equal(perturb(protocol, net, x, y), x_adv)
 
 
 def test_a_protocols_options_reach_its_attack(net, images):
     x, y = images
     fields = {"eps": 0.05, "step": 0.02, "steps": 3, "restarts": 2, "loss": "cw", "seed": 9}
     expected = attacks.pgd(net, x, y, **fields)
-    assert torch.equal(attacks.run(Protocol(name="p", attack="pgd", **fields), net, x, y), expected)
+    assert torch.equal(perturb(Protocol(name="p", attack="pgd", **fields), net, x, y), expected)
     l2 = Protocol(name="s", attack="square", norm="l2", eps=1.0, queries=40, seed=9)
     expected = attacks.square(net, x, y, eps=1.0, norm="l2", queries=40, seed=9)
-    assert torch.equal(attacks.run(l2, net, x, y), expected)
-    assert attacks.run(PROTOCOLS["clean"], net, x, y) is x
+    assert torch.equal(perturb(l2, net, x, y), expected)
+    assert perturb(PROTOCOLS["clean"], net, x, y) is x
 
 
 def test_a_protocol_can_be_run_to_the_end_for_examples_to_replay(net, images):
     x, y = images
     protocol = PROTOCOLS["pgd20"].model_copy(update={"eps": 14 / 255})
-    full = attacks.run(protocol, net, x, y, early_stop=False)
+    full = perturb(protocol, net, x, y, early_stop=False)
     assert torch.equal(full, attacks.pgd(net, x, y, eps=14 / 255, step=2 / 255, early_stop=False))
 
 
 def test_an_option_that_the_attack_does_not_have_is_refused(net, images):
     protocol = Protocol(name="odd", attack="square", step=0.01, restarts=2)
     with pytest.raises(UsageError, match="'odd' sets restarts, step, which the attack 'square' does not take"):
-        attacks.run(protocol, net, *images)
+        perturb(protocol, net, *images)
 
 
 def test_autoattacks_counts_are_handed_out(net, images):
     counts: dict[str, float] = {"square": 100}
     protocol = PROTOCOLS["autoattack"].model_copy(update={"eps": 0.5, "steps": 5, "queries": 10})
-    attacks.run(protocol, net, *images, counts=counts)
+    perturb(protocol, net, *images, counts=counts)
     assert counts == {"square": 100, "apgd-ce": 60, "apgd-t": 0, "fab-t": 0}
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.train.attention import attention_loss, attention_map, distances, tutored_loss, unit_maps
+from zoo.train.teachers.attention import attention_loss, attention_map, distances, tutored_loss, unit_maps
 
 
 def units(n: int, layers: int, pixels: int, seed: int = 0) -> torch.Tensor:

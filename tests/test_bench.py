@@ -19,19 +19,19 @@ from test_registry import model, registry_data, result, timed
 from zoo import device
 from zoo.cli.app import run
 from zoo.cli.bench import _text
-from zoo.device import cpu_id, gpu_id, is_this, remote_id
-from zoo.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
-from zoo.export import export_model, quiet, read_bundle, stopwatch, verify_bundle
-from zoo.export.bench import bench, time_batch
-from zoo.export.contestant import PEERS, Contestant
-from zoo.export.entrants import as_bundle, entrants
-from zoo.export.times import Bench, Timed, write_to_bundle, write_to_registry
-from zoo.hashing import sha256_file
+from zoo.export import export_model, read_bundle, verify_bundle
+from zoo.export.bench.bench import bench, quiet, stopwatch, time_batch
+from zoo.export.bench.contestant import PEERS, Contestant
+from zoo.export.bench.entrants import as_bundle, entrants
+from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_registry
 from zoo.models import build
-from zoo.registry import info, pretty, write_latency
-from zoo.release import candidate, release
-from zoo.spec import parse_spec
-from zoo.weights import save_weights
+from zoo.registry.file import info, pretty, write_latency
+from zoo.specs import parse_spec
+from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
+from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
+from zoo.system.files import sha256_file
+from zoo.weights.load import save_weights
+from zoo.weights.release import candidate, release
 
 TERMS = {"threads": 1, "cpus": None, "batches": [1, 2]}
 
@@ -61,8 +61,8 @@ def place(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("ZOO_REGISTRY", str(home / "registry.json"))
         patch.setenv("ZOO_CACHE", str(home / "cache"))
         patch.setenv("COLUMNS", "80")
-        patch.setattr("zoo.weights.BUNDLED", home)
-        patch.setattr("zoo.release.BUNDLED", home)
+        patch.setattr("zoo.weights.load.BUNDLED", home)
+        patch.setattr("zoo.weights.release.BUNDLED", home)
         yield home
 
 
@@ -235,7 +235,7 @@ def scripted(monkeypatch, tmp_path):
     made = []
 
     def contestant(kind: str, script: str) -> Contestant:
-        monkeypatch.setattr("zoo.export.contestant.COMMAND", (sys.executable, "-c", script))
+        monkeypatch.setattr("zoo.export.bench.contestant.COMMAND", (sys.executable, "-c", script))
         made.append(Contestant({"engine": f"{kind}-fp32", "model": "small"}, {"kind": kind, **TERMS}))
         return made[-1]
 

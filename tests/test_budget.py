@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.budget import format_count, format_share, format_size, parse_count, parse_share, parse_size
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
+from zoo.system.units import format_count, format_share, format_size, parse_count, parse_share, parse_size
 
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

@@ -13,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoo.errors import ExportFailed, IntegrityError, UsageError
-from zoo.export.bundle import MANIFEST, SUMS, files, read_bundle, staged, write_sums
+from zoo.export.bundle.folder import MANIFEST, SUMS, files, read_bundle, staged, write_sums
+from zoo.export.bundle.manifest import to_json
+from zoo.export.bundle.source import Known
 from zoo.export.exporter import write_bundle
-from zoo.export.manifest import to_json
-from zoo.export.source import Known
 from zoo.models import build
-from zoo.spec import StagedSpec
+from zoo.specs import StagedSpec
+from zoo.system.errors import ExportFailed, IntegrityError, UsageError
 
 
 def left_in(folder: Path) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_place_that_cannot_be_written_is_an_export_failure(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from zoo.export.bundle import staged
+from zoo.export.bundle.folder import staged
 with staged(Path(sys.argv[1])) as scratch:
     (scratch / "model.onnx").write_bytes(b"half")
     print(scratch.name, flush=True)

@@ -13,8 +13,8 @@ from test_registry import MODELS, REPORTED, model, registry_data, result, taught
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
 from zoo.cli.output import Output, table
-from zoo.errors import ParityGateFailed
-from zoo.registry import pretty, write_model
+from zoo.registry.file import pretty, write_model
+from zoo.system.errors import ParityGateFailed
 
 LONGEST = "a-name-of-forty-characters-is-the-longes"  # what the schema allows
 
@@ -110,7 +110,7 @@ def test_list_of_nothing_says_so_on_stderr(call):
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--by", "mifgsm20"], ["show", LONGEST], ["pick", "-n", "9"]])
 def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, arguments):
-    from zoo.protocols import PROTOCOLS
+    from zoo.evaluation.protocols import PROTOCOLS
 
     everything = model(8, family="a-family-of-a-long-name", **dict.fromkeys(PROTOCOLS, 100))
     everything |= {
@@ -371,9 +371,9 @@ def test_doctor_reports_packages_engines_data_and_weights(call, registry, monkey
 
 
 def test_doctor_exits_with_5_when_weights_are_missing_or_altered(call, monkeypatch, tmp_path):
-    import zoo.weights
+    import zoo.weights.load
 
-    monkeypatch.setattr(zoo.weights, "BUNDLED", tmp_path)
+    monkeypatch.setattr(zoo.weights.load, "BUNDLED", tmp_path)
     (tmp_path / "w8.safetensors").write_bytes(b"x" * MODELS["small"]["weights"]["size"])
     code, out, _ = call("doctor", "--json", "-q")
     state = json.loads(out)["registry"]

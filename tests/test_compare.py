@@ -11,18 +11,18 @@ import pytest
 from test_registry import TOOLCHAIN, model, registry_data, result, timed
 
 from zoo.cli.app import run
-from zoo.errors import IntegrityError
-from zoo.export.bundle import MANIFEST, sha256, write_sums
+from zoo.evaluation.measure import Measurement
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.statistics import Paired
+from zoo.export.bench.times import REPORT, Bench, Timed, Times
+from zoo.export.bundle.folder import MANIFEST, sha256, write_sums
+from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Report, Rung, Source, now, to_json
 from zoo.export.compare import compare
-from zoo.export.gate import compared
-from zoo.export.manifest import IO, Artifact, Compute, Manifest, Port, Report, Rung, Source, now, to_json
-from zoo.export.report import write_reports
-from zoo.export.times import REPORT, Bench, Timed, Times
-from zoo.measure import Measurement
-from zoo.protocols import PROTOCOLS
-from zoo.registry import pretty
-from zoo.release import _store_bits
-from zoo.stats import Paired
+from zoo.export.ladder.gate import compared
+from zoo.export.ladder.report import write_reports
+from zoo.registry.file import pretty
+from zoo.system.errors import IntegrityError
+from zoo.weights.release import _store_bits
 
 N = 400
 DEVICE = "laptop-4c-avx2-linux-1t"
@@ -60,7 +60,7 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("zoo.release.BUNDLED", tmp_path)
+    monkeypatch.setattr("zoo.weights.release.BUNDLED", tmp_path)
     return tmp_path
 
 

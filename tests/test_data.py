@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import zoo.data
-from zoo.cache import cache_root
-from zoo.data import Dataset, load_cifar10, to_float
-from zoo.errors import DataNotFound, IntegrityError, UsageError
+import zoo.datasets.cifar10
+from zoo.datasets.cifar10 import Dataset, load_cifar10, to_float
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.files import cache_root
 
 
 def encoded(image: np.ndarray, kind: str) -> bytes:
@@ -31,8 +31,8 @@ def tiny(tmp_path, monkeypatch):
     """A dataset folder of 30 + 10 images in two train shards, and an empty cache."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ZOO_DATA", raising=False)
-    monkeypatch.setattr(zoo.data, "COUNTS", {"train": 30, "test": 10})
-    monkeypatch.setattr(zoo.data, "VALIDATION", 4)
+    monkeypatch.setattr(zoo.datasets.cifar10, "COUNTS", {"train": 30, "test": 10})
+    monkeypatch.setattr(zoo.datasets.cifar10, "VALIDATION", 4)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, 40)
     folder = tmp_path / "data" / "plain_text"
@@ -71,7 +71,7 @@ def test_the_fingerprint_depends_on_pixels_and_on_labels(tiny):
     test = load_cifar10(tiny[0]).split("test")
     prints = {test.fingerprint}
     for images_of, labels_of in ((255 - test.images, test.labels), (test.images, (test.labels + 1) % 10)):
-        prints.add(zoo.data.Split("test", images_of, labels_of).fingerprint)
+        prints.add(zoo.datasets.cifar10.Split("test", images_of, labels_of).fingerprint)
     assert len(prints) == 3
 
 
@@ -84,7 +84,7 @@ def test_a_decode_that_fails_leaves_no_cache(tiny, monkeypatch):
 
 
 def test_too_few_images_are_not_cifar(tiny, monkeypatch):
-    monkeypatch.setattr(zoo.data, "COUNTS", {"train": 31, "test": 10})
+    monkeypatch.setattr(zoo.datasets.cifar10, "COUNTS", {"train": 31, "test": 10})
     with pytest.raises(IntegrityError, match=r"\(30, 32, 32, 3\)"):
         load_cifar10(tiny[0])
 
@@ -116,7 +116,7 @@ def test_an_unknown_split_is_refused(toy: Dataset):
 
 
 def test_real_cifar10_is_decoded_once(cifar, monkeypatch):
-    monkeypatch.setattr(zoo.data, "_read_parquet", lambda paths: pytest.fail("decoded again"))
+    monkeypatch.setattr(zoo.datasets.cifar10, "_read_parquet", lambda paths: pytest.fail("decoded again"))
     test = load_cifar10(offline=True).split("test")
     assert test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(test.labels).tolist() == [1000] * 10

@@ -12,15 +12,15 @@ from engine_contract import EngineContract
 from test_export import FAMILIES, images, model_of
 from torch import nn
 
-from zoo.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 from zoo.export import read_bundle
+from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, litert
 from zoo.export.engines.interface import Order
 from zoo.export.engines.litert import ARTIFACT
 from zoo.export.exporter import write_bundle
-from zoo.export.source import Known
 from zoo.models import Classifier
-from zoo.spec import StagedSpec
+from zoo.specs import StagedSpec
+from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 
 BACKEND = backend("litert")
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some

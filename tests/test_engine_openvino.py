@@ -5,14 +5,14 @@ import torch
 from engine_contract import EngineContract
 from sturdy import SPEC, pictures
 
-from zoo.data import Split, to_float
-from zoo.errors import IntegrityError, MissingDependency, UsageError
+from zoo.datasets.cifar10 import Split, to_float
 from zoo.export import read_bundle, sign_off, verify_bundle
-from zoo.export.calibration import Sampling, calibration_images
+from zoo.export.bundle.source import Known
 from zoo.export.engines import backend
 from zoo.export.exporter import write_bundle
-from zoo.export.ladder import Terms
-from zoo.export.source import Known
+from zoo.export.ladder.climb import Terms
+from zoo.export.onnx.calibration import Sampling, calibration_images
+from zoo.system.errors import IntegrityError, MissingDependency, UsageError
 
 pytest.importorskip("openvino")
 from zoo.export.engines import openvino as engine

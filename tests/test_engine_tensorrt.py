@@ -25,7 +25,21 @@ from fake_tensorrt import FakeTensorRt, install
 from safetensors.torch import save_file
 from test_export import SMALL, images, model_of
 
-from zoo.errors import (
+from zoo.export import engines, read_bundle, verify_bundle
+from zoo.export.bundle.folder import write_sums
+from zoo.export.bundle.manifest import Calibration, read_manifest, to_json
+from zoo.export.bundle.source import Known
+from zoo.export.engines import tensorrt, tensorrt_builder, tensorrt_device, tensorrt_report
+from zoo.export.engines.interface import Order
+from zoo.export.engines.tensorrt import bound_to
+from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
+from zoo.export.engines.tensorrt_device import misfits
+from zoo.export.exporter import write_bundle
+from zoo.export.onnx.graph import GRAPH, OPSET, save_onnx
+from zoo.export.onnx.graph.fp16 import to_fp16
+from zoo.export.onnx.graph.int8 import to_int8
+from zoo.models import Classifier
+from zoo.system.errors import (
     ExportFailed,
     IntegrityError,
     MissingDependency,
@@ -34,19 +48,6 @@ from zoo.errors import (
     WrongDevice,
     ZooError,
 )
-from zoo.export import engines, read_bundle, verify_bundle
-from zoo.export.bundle import write_sums
-from zoo.export.engines import tensorrt, tensorrt_builder, tensorrt_device, tensorrt_report
-from zoo.export.engines.interface import Order
-from zoo.export.engines.tensorrt import bound_to
-from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
-from zoo.export.engines.tensorrt_device import misfits
-from zoo.export.exporter import write_bundle
-from zoo.export.manifest import Calibration, read_manifest, to_json
-from zoo.export.onnx import GRAPH, OPSET, save_onnx
-from zoo.export.precision import to_fp16, to_int8
-from zoo.export.source import Known
-from zoo.models import Classifier
 
 BACKEND = engines.backend("trt")
 HERE = {

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import zoo.attacks
-from zoo.errors import IntegrityError, UsageError
-from zoo.evaluate import evaluate, evaluate_split, worst_case
+from zoo.evaluation.evaluate import evaluate, evaluate_split, worst_case
+from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.models import build
-from zoo.protocols import PROTOCOLS, Protocol, protocol
-from zoo.spec import StagedSpec
-from zoo.train.loop import fit
+from zoo.specs import StagedSpec
+from zoo.system.errors import IntegrityError, UsageError
+from zoo.train.run.loop import fit
 
 N = 200
 
@@ -20,7 +20,7 @@ def net(toy, tmp_path_factory):
     """A small net, trained for some seconds so that there is robustness to lose."""
     from test_training import recipe
 
-    from zoo.weights import load
+    from zoo.weights.load import load
 
     folder = tmp_path_factory.mktemp("net")
     return load(f"local-dir:{fit(recipe(train={'epochs': 8}), toy, folder / 'run')}")

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from test_export import SMALL, model_of
 
-from zoo.data import CLASSES, to_float
+from zoo.datasets.cifar10 import CLASSES, to_float
+from zoo.export.bundle.source import Known
 from zoo.export.engines import Backend, backend
 from zoo.export.exporter import write_bundle
-from zoo.export.source import Known
 from zoo.models import Classifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

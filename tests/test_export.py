@@ -16,17 +16,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.cli.app import run
-from zoo.errors import ExportFailed, IntegrityError, MissingDependency, ParityGateFailed, UnknownModel, UsageError
 from zoo.export import export_model, exporter, read_bundle, verify_bundle
-from zoo.export.calibration import Sampling
+from zoo.export.bundle.manifest import to_json
+from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.exporter import write_bundle
-from zoo.export.manifest import to_json
-from zoo.export.onnx import OPSET, metadata_of, save_onnx
-from zoo.export.source import Known
+from zoo.export.onnx.calibration import Sampling
+from zoo.export.onnx.graph import OPSET, metadata_of, save_onnx
 from zoo.models import Classifier, build
-from zoo.spec import CIFAR10_MEAN, CIFAR10_STD, MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.specs.base import CIFAR10_MEAN, CIFAR10_STD
+from zoo.system.errors import (
+    ExportFailed,
+    IntegrityError,
+    MissingDependency,
+    ParityGateFailed,
+    UnknownModel,
+    UsageError,
+)
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
 FAMILIES = {

@@ -9,7 +9,7 @@ import pytest
 
 from zoo.cli.app import run
 from zoo.export import read_bundle
-from zoo.selection import list_models
+from zoo.registry.pick import list_models
 
 
 @pytest.fixture

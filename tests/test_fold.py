@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.fold import fold_batchnorm
 from zoo.models import build
-from zoo.spec import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.models.fold import fold_batchnorm
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 
 SPECS = {
     "staged": StagedSpec(widths=((8, 12), (16,), (16,)), resolutions=(16, 8, 4), stem=8),

@@ -11,22 +11,22 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-import zoo.data
-import zoo.imagefolder
-from zoo.cache import cache_root
+import zoo.datasets.cifar10
+import zoo.datasets.imagefolder
 from zoo.cli.app import run as command_line
-from zoo.data import check_fits, load_dataset
-from zoo.errors import DataNotFound, IntegrityError, UsageError
-from zoo.imagefolder import Files, load_imagefolder
+from zoo.datasets.cifar10 import check_fits, load_dataset
+from zoo.datasets.imagefolder import Files, load_imagefolder
 from zoo.models import build
-from zoo.spec import StagedSpec, cost
-from zoo.train.crop import crop_box, random_crop
-from zoo.train.images import InMemory, Streamed, source_of
-from zoo.train.phases import load_phases
+from zoo.specs import StagedSpec, cost
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.files import cache_root
+from zoo.train.data.crop import crop_box, random_crop
+from zoo.train.data.images import InMemory, Streamed, source_of
 from zoo.train.pipeline import run
-from zoo.train.rnascl.space import search_space
-from zoo.train.trainer import Trainer
-from zoo.weights import save_weights
+from zoo.train.recipes.phases import load_phases
+from zoo.train.run.trainer import Trainer
+from zoo.train.spaces.rnascl import search_space
+from zoo.weights.load import save_weights
 
 CPU = torch.device("cpu")
 IMAGENET = ("is", "im", "i")
@@ -104,7 +104,7 @@ def test_evaluation_images_are_the_centres_of_torchvision_and_decoded_once(folde
     for k, path in enumerate(load_imagefolder(folder).files["test"].paths):
         image = Image.open(path).convert("RGB")
         assert np.array_equal(test.images[k], functional.center_crop(functional.resize(image, 256), [224, 224]))
-    monkeypatch.setattr(zoo.imagefolder, "opened", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(zoo.datasets.imagefolder, "opened", lambda path: pytest.fail("decoded again"))
     assert load_imagefolder(folder).split("test").fingerprint == test.fingerprint
 
 
@@ -168,7 +168,7 @@ def test_the_data_set_is_the_one_named_and_is_found_by_argument_or_variable(fold
     assert load_dataset("imagefolder", folder).classes == ("n000", "n001", "n002")
     monkeypatch.setenv("ZOO_IMAGENET", str(folder))
     assert load_dataset("imagefolder").root == folder
-    monkeypatch.setattr(zoo.data, "load_cifar10", lambda data, offline: (data, offline))
+    monkeypatch.setattr(zoo.datasets.cifar10, "load_cifar10", lambda data, offline: (data, offline))
     assert load_dataset("cifar10", "there", offline=True) == ("there", True)
 
 
@@ -249,7 +249,7 @@ def test_what_was_expected_is_decoded_once_and_is_no_other_than_it_would_be(fold
     source = Streamed(files, CPU)
     source.expect(index, seeded(1))
     assert not torch.equal(source.augmented(index, seeded(2))[0], plain)  # another batch came between
-    monkeypatch.setattr("zoo.train.images.random_crop", lambda path, seed: pytest.fail("decoded again"))
+    monkeypatch.setattr("zoo.train.data.images.random_crop", lambda path, seed: pytest.fail("decoded again"))
     assert torch.equal(source.augmented(index, seeded(1))[0], plain)
 
 
@@ -313,7 +313,7 @@ def check_phases(space: str, out: Path) -> None:
 
 @pytest.mark.parametrize("space", ["m", pytest.param("l", marks=pytest.mark.slow)])
 def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo.data, "VALIDATION", 16)
+    monkeypatch.setattr(zoo.datasets.cifar10, "VALIDATION", 16)
     name = f"rnascl-{space}-wrt34-10"
     overrides = [*BRIEF, f"distill.teacher={teacher(32, 10)}"]
     run(load_phases(name, preset="smoke", overrides=overrides), toy, tmp_path / name)

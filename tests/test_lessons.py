@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from zoo.models import build
-from zoo.spec import StagedSpec
-from zoo.train.images import InMemory
-from zoo.train.lessons import LessonBook, Versions
-from zoo.train.teacher import Teacher
-from zoo.weights import save_weights
+from zoo.specs import StagedSpec
+from zoo.train.data.images import InMemory
+from zoo.train.teachers.cache import LessonBook, Versions
+from zoo.train.teachers.teacher import Teacher
+from zoo.weights.load import save_weights
 
 CPU = torch.device("cpu")
 

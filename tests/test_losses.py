@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.train import losses
+from zoo.train.methods import losses
 
 K = 5
 

@@ -12,19 +12,21 @@ import pytest
 import torch
 
 from zoo import info
-from zoo.entry import Registry
-from zoo.errors import UsageError
 from zoo.models import build
-from zoo.spec import parse_spec
-from zoo.train import adversary, losses, pipeline, teacher
-from zoo.train.loop import Interrupted, fit
-from zoo.train.objective import batch_loss
-from zoo.train.phases import load_phases, load_recipe
+from zoo.registry.entry import Registry
+from zoo.specs import parse_spec
+from zoo.system.errors import UsageError
+from zoo.train import pipeline
+from zoo.train.methods import adversary, losses
+from zoo.train.methods.objective import batch_loss
+from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.rnascl.search import Searcher
-from zoo.train.rnascl.space import SPACES, SearchSpace
-from zoo.train.taps import conv_names
-from zoo.train.trainer import Trainer
-from zoo.weights import load, save_weights, weights_sha256
+from zoo.train.run.loop import Interrupted, fit
+from zoo.train.run.trainer import Trainer
+from zoo.train.spaces.rnascl import SPACES, SearchSpace
+from zoo.train.teachers import teacher
+from zoo.train.teachers.hooks import conv_names
+from zoo.weights.load import load, save_weights, weights_sha256
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
 
@@ -218,7 +220,9 @@ def test_every_phase_trains_what_the_search_found_from_where_the_one_before_left
 def test_a_run_that_was_stopped_in_its_second_phase_resumes_there_to_the_same_weights(
     phased, toy, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("zoo.train.teacher.record", lambda name, dataset: {"name": name})  # PGD-20 of 1,000 images
+    monkeypatch.setattr(
+        "zoo.train.teachers.teacher.record", lambda name, dataset: {"name": name}
+    )  # PGD-20 of 1,000 images
     phases = {name: one for name, one in load_phases(phased).items() if name != "longer"}
     whole = pipeline.run(phases, toy, tmp_path / "whole")
 
@@ -246,7 +250,7 @@ def test_a_run_that_was_stopped_in_its_second_phase_resumes_there_to_the_same_we
 
 
 def test_what_a_time_budget_ended_stays_ended_when_the_run_is_resumed_without_one(phased, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.train.teacher.record", lambda name, dataset: {"name": name})
+    monkeypatch.setattr("zoo.train.teachers.teacher.record", lambda name, dataset: {"name": name})
     phases = {name: one for name, one in load_phases(phased).items() if name in ("search", "train")}
     epochs: list[float] = []
     left = pipeline.run(phases, toy, tmp_path, time_budget=1e-3, report=lambda phase, m: epochs.append(m["epoch"]))
@@ -371,7 +375,7 @@ def test_what_is_recorded_of_a_teacher_is_of_the_weights_that_are_loaded(toy, te
 
     (tmp_path / "trades-s7").unlink()
     partly = replace(entry, results={"clean": entry.results["clean"]})
-    monkeypatch.setattr("zoo.registry.load_registry", lambda: Registry({}, {}, {"trades-s7": partly}))
+    monkeypatch.setattr("zoo.registry.file.load_registry", lambda: Registry({}, {}, {"trades-s7": partly}))
     assert set(teacher.record("trades-s7", toy)["accuracy"]) == {"validation-clean"}
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from sturdy import TEST, pictures
 
-from zoo.data import Dataset, to_float
-from zoo.errors import DataNotFound, ExportFailed, UsageError
+from zoo.datasets.cifar10 import Dataset, to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
-from zoo.export.calibration import METHODS, Sampling, calibration_images
+from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
 from zoo.export.exporter import write_bundle
-from zoo.export.ladder import Terms
-from zoo.export.onnx import metadata_of, save_onnx
-from zoo.export.precision import to_fp16, to_int8
-from zoo.export.source import Known
+from zoo.export.ladder.climb import Terms
+from zoo.export.onnx.calibration import METHODS, Sampling, calibration_images
+from zoo.export.onnx.graph import metadata_of, save_onnx
+from zoo.export.onnx.graph.fp16 import to_fp16
+from zoo.export.onnx.graph.int8 import to_int8
+from zoo.system.errors import DataNotFound, ExportFailed, UsageError
 
 TERMS = {"n": 150, "margin": 0.03}
 KNOWN = Known("sturdy", "sturdy")

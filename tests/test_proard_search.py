@@ -16,17 +16,17 @@ from micro import micro
 from pymoo.indicators.hv import HV
 
 from benchmarks.proard import Textbook
-from zoo.device import cpu_id
-from zoo.errors import IntegrityError, NothingMatches, Unreachable, UsageError
-from zoo.export.architectures import time_architectures
-from zoo.spec import cost
-from zoo.toolchain import toolchain
+from zoo.export.bench.nets import time_architectures
+from zoo.specs import cost
+from zoo.system.device import cpu_id
+from zoo.system.errors import IntegrityError, NothingMatches, Unreachable, UsageError
+from zoo.system.toolchain import toolchain
 from zoo.train.proard.labelled import Labels
 from zoo.train.proard.latency import ALWAYS, LatencyTable, costs, fit_latency, latency_table
 from zoo.train.proard.predictor import Predictor, cross_validated, fit, score
 from zoo.train.proard.search import Limits, best, search
-from zoo.train.proard.spaces import space_called
-from zoo.weights import save_weights
+from zoo.train.spaces import space_called
+from zoo.weights.load import save_weights
 
 IMAGES, SEEDS = 1000, st.integers(0, 2**32 - 1)
 TINY = space_called("tiny")

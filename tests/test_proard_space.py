@@ -15,17 +15,18 @@ from test_fold import lived_in, norms
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.errors import UsageError
-from zoo.evaluate import prepare
-from zoo.fold import fold_batchnorm
-from zoo.models import ConvBlock, build
-from zoo.spec import BottleneckSpec, StagedSpec, cost, parse_spec
-from zoo.subnet import skeleton
+from zoo.evaluation.evaluate import prepare
+from zoo.models import build
+from zoo.models.fold import fold_batchnorm
+from zoo.models.staged import ConvBlock
+from zoo.models.subnet import skeleton
+from zoo.specs import BottleneckSpec, StagedSpec, cost, parse_spec
+from zoo.system.errors import UsageError
 from zoo.train.proard.elastic import Elastic
-from zoo.train.proard.published import mbv3, resnet
 from zoo.train.proard.sort import sort_hidden
-from zoo.train.proard.space import Space
-from zoo.train.proard.spaces import space_called
+from zoo.train.spaces import space_called
+from zoo.train.spaces.dynamic import Space
+from zoo.train.spaces.published import mbv3, resnet
 
 PUBLISHED = {name: space_called(name) for name in ("tiny", "resnet", "mbv3")}
 SMALL = {

@@ -14,19 +14,19 @@ from micro import RECIPE, micro
 
 from zoo import info
 from zoo.cli.app import run as cli
-from zoo.errors import UnknownModel, UsageError
-from zoo.hashing import sha256_file
-from zoo.spec import cost
-from zoo.train import adversary, losses
-from zoo.train.loop import Interrupted, fit
-from zoo.train.phases import load_phases, load_recipe
+from zoo.specs import cost
+from zoo.system.errors import UnknownModel, UsageError
+from zoo.system.files import sha256_file
+from zoo.train.methods import adversary, losses
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
-from zoo.train.proard.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.recipe import Supernet
-from zoo.weights import load, read_tensors
+from zoo.train.recipes.phases import load_phases, load_recipe
+from zoo.train.recipes.schema import Supernet
+from zoo.train.run.loop import Interrupted, fit
+from zoo.train.spaces import SPACES
+from zoo.weights.load import load, read_tensors
 
 TRAIN = 49_000  # images of CIFAR-10 that are trained on
 
@@ -224,10 +224,10 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
-from zoo.data import Dataset
-from zoo.train.objective import Batch
-from zoo.train.phases import load_phases
-from zoo.train.proard.spaces import SPACES
+from zoo.datasets.cifar10 import Dataset
+from zoo.train.methods.objective import Batch
+from zoo.train.recipes.phases import load_phases
+from zoo.train.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
 
 SPACES["micro"] = micro
@@ -282,7 +282,7 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path
 
 
 def test_from_the_command_line_to_a_search(written, toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
     assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert cli(["search", told["model"], "--json"]) == 0

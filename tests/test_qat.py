@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from sturdy import TEST, pictures
 from test_export import FAMILIES
 
-from zoo.data import Dataset, to_float
-from zoo.errors import UsageError
-from zoo.export.onnx import save_onnx
-from zoo.export.precision import to_int8
+from zoo.datasets.cifar10 import Dataset, to_float
+from zoo.export.onnx.graph import save_onnx
+from zoo.export.onnx.graph.int8 import to_int8
 from zoo.models import build
-from zoo.train.loop import fit
-from zoo.train.phases import load_phases
+from zoo.system.errors import UsageError
 from zoo.train.pipeline import run
-from zoo.train.qat import LEVELS, RoundedConv2d, Rounding, floating, quantised
-from zoo.weights import load
+from zoo.train.recipes.phases import load_phases
+from zoo.train.run.loop import fit
+from zoo.train.run.qat import LEVELS, RoundedConv2d, Rounding, floating, quantised
+from zoo.weights.load import load
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def recipe(local_robust, tmp_path):
 @pytest.fixture
 def local_robust(robust, tmp_path):
     """The robust net as a folder that training could have left."""
-    from zoo.weights import save_weights
+    from zoo.weights.load import save_weights
 
     folder = tmp_path / "robust"
     folder.mkdir()
@@ -223,7 +223,7 @@ def test_a_start_of_another_architecture_is_refused(recipe, robust, world, tmp_p
 
 @pytest.mark.parametrize(("change", "told"), [("train.precision=bf16", "fp32"), ("start=nowhere", "nowhere")])
 def test_bad_recipes_are_told(recipe, change, told):
-    from zoo.errors import ZooError
+    from zoo.system.errors import ZooError
 
     with pytest.raises(ZooError, match=told):
         load_phases(recipe, overrides=[change])

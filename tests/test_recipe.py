@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.errors import UsageError
-from zoo.spec import cost
-from zoo.train.phases import load_phases, load_recipe, published_recipes
+from zoo.specs import cost
+from zoo.system.errors import UsageError
+from zoo.train.recipes.phases import load_phases, load_recipe, published_recipes
 
 MINIMAL = """
 name = "at-tiny"

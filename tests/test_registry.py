@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.entry import Entry, Registry
-from zoo.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
-from zoo.protocols import PROTOCOLS
-from zoo.registry import info, load_registry, pretty, write_model
-from zoo.release import candidate
-from zoo.schema import check, json_schema
-from zoo.selection import list_models, pareto, pick
-from zoo.spec import StagedSpec, cost
-from zoo.stats import wilson
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.statistics import wilson
+from zoo.registry.entry import Entry, Registry
+from zoo.registry.file import info, load_registry, pretty, write_model
+from zoo.registry.pick import list_models, pareto, pick
+from zoo.registry.schema import check, json_schema
+from zoo.specs import StagedSpec, cost
+from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.weights.release import candidate
 
 ROOT = Path(__file__).parent.parent
 FINGERPRINT = "d" * 64
@@ -338,9 +338,9 @@ def test_a_registry_that_is_not_there_is_told_by_its_path(tmp_path):
 
 def test_a_registry_is_checked_once_and_again_after_any_edit(path, monkeypatch):
     load_registry()
-    import zoo.schema
+    import zoo.registry.schema
 
-    monkeypatch.setattr(zoo.schema, "check", lambda *arguments: pytest.fail("checked again"))
+    monkeypatch.setattr(zoo.registry.schema, "check", lambda *arguments: pytest.fail("checked again"))
     load_registry()
     monkeypatch.undo()
     monkeypatch.setenv("ZOO_CACHE", str(path.parent / "cache"))
@@ -358,7 +358,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(path, monkeypatch):
 def test_the_published_json_schema_is_current_and_agrees_with_the_checks(path):
     jsonschema = pytest.importorskip("jsonschema")
     published = json.loads((ROOT / "docs" / "registry.schema.json").read_text())
-    assert published == json_schema(), "python -m zoo.schema > docs/registry.schema.json"
+    assert published == json_schema(), "python -m zoo.registry.schema > docs/registry.schema.json"
     jsonschema.validate(json.loads(path.read_text()), published)
     broken = registry_data(copy.deepcopy(MODELS))
     broken["models"]["small"]["spec"]["arch"] = "transformer"
@@ -432,7 +432,7 @@ def test_a_write_that_would_be_invalid_or_is_cut_short_leaves_the_file_as_it_was
 def test_writers_at_the_same_time_lose_nothing(path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_registry import model; "
-        "from zoo.registry import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
+        "from zoo.registry.file import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
         " for i in range(8)]"
     )
     writers = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from zoo import info, list_models, load, pick
-from zoo.evaluate import evaluate
-from zoo.protocols import EPS, PROTOCOLS, RELEASED, protocol
-from zoo.release import stored_bits
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.protocols import EPS, PROTOCOLS, RELEASED, protocol
+from zoo.weights.release import stored_bits
 
 
 @pytest.fixture(scope="module")

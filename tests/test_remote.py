@@ -24,20 +24,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo.data import Split
-from zoo.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
-from zoo.export.bundle import artifact_sha256, sha256, write_sums
+from zoo.datasets.cifar10 import Split
+from zoo.export.bundle.folder import artifact_sha256, sha256, write_sums
+from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Source, now, to_json
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder import Terms, climb
-from zoo.export.manifest import IO, Artifact, Compute, Manifest, Port, Source, now, to_json
-from zoo.export.onnx import save_onnx
+from zoo.export.ladder.climb import Terms, climb
+from zoo.export.onnx.graph import save_onnx
 from zoo.export.remote import engine as remote_engine
 from zoo.export.remote import frame, link, runtimes
 from zoo.export.remote.engine import connect
 from zoo.export.remote.frame import BadFrame, encode, read_frame
 from zoo.export.remote.link import BOOT, TRAVELLING, Target, target_of
 from zoo.models import Classifier, build
-from zoo.spec import StagedSpec
+from zoo.specs import StagedSpec
+from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
 SSHD = os.environ.get("ZOO_TEST_SSHD") or "/usr/sbin/sshd"

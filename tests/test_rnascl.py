@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.errors import UsageError
 from zoo.models import build
-from zoo.spec import cost
-from zoo.train.attention import attention_loss, unit_maps
-from zoo.train.loop import Interrupted, fit
-from zoo.train.recipe import parse_recipe
+from zoo.specs import cost
+from zoo.system.errors import UsageError
+from zoo.train.recipes.schema import parse_recipe
 from zoo.train.rnascl.gumbel import gumbel_softmax, temperature
 from zoo.train.rnascl.search import CHOICES, WEIGHTS, Searcher
-from zoo.train.rnascl.space import SPACES, SearchSpace, search_space
 from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
-from zoo.train.taps import Taps
+from zoo.train.run.loop import Interrupted, fit
+from zoo.train.spaces.rnascl import SPACES, SearchSpace, search_space
+from zoo.train.teachers.attention import attention_loss, unit_maps
+from zoo.train.teachers.hooks import Taps
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
 BUDGET = 180_000  # of 59,944 to 304,248
@@ -498,7 +498,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_rnascl import SPACES, TINY, recipe
 from test_training import without_norm
-from zoo.data import Dataset
+from zoo.datasets.cifar10 import Dataset
 from zoo.train.rnascl.search import Searcher
 
 SPACES["tiny"] = TINY

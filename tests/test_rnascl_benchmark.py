@@ -7,10 +7,10 @@ import torch
 from test_rnascl import BUDGET, TINY, recipe, seeded
 
 from benchmarks.rnascl import TextbookSearch, TextbookTraining
-from zoo.train.objective import batch_loss
+from zoo.train.methods.objective import batch_loss
 from zoo.train.rnascl.search import CHOICES, Searcher
-from zoo.train.rnascl.space import SPACES
-from zoo.train.trainer import Trainer
+from zoo.train.run.trainer import Trainer
+from zoo.train.spaces.rnascl import SPACES
 
 
 @pytest.fixture(autouse=True)

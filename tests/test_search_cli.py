@@ -10,11 +10,11 @@ from micro import micro
 from test_subnet import left
 
 from zoo.cli.app import run
-from zoo.hashing import sha256_file
+from zoo.system.files import sha256_file
 from zoo.train.proard import measuring, predictor
 from zoo.train.proard.labelled import Labels
-from zoo.train.proard.spaces import SPACES
-from zoo.weights import PREDICTOR, load
+from zoo.train.spaces import SPACES
+from zoo.weights.load import PREDICTOR, load
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_a_table_for_people(net, call):
 
 
 def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
     code, out, _ = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"), "--json")
     assert code == 0
     told = json.loads(out)
@@ -89,7 +89,7 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, mon
 
 
 def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, monkeypatch):
-    monkeypatch.setattr("zoo.data.load_dataset", lambda *args, **options: toy)
+    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
     told = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
     monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(told))
     code, out, _ = call(net, "--measure", "3", "--json")
@@ -122,7 +122,7 @@ def test_a_model_that_is_no_dynamic_net(call):
 
 
 def test_a_predictor_of_another_space(net, call, monkeypatch, tmp_path, space):
-    from zoo.train.proard.spaces import space_called
+    from zoo.train.spaces import space_called
 
     tiny = space_called("tiny")
     genes = tiny.sample(30, np.random.default_rng(0))

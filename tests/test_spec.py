@@ -6,17 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.errors import UsageError
 from zoo.models import build
-from zoo.spec import (
-    MobileNetV2Spec,
-    ResNetSpec,
-    StagedSpec,
-    WideResNetSpec,
-    cost,
-    downsampling,
-    parse_spec,
-)
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec, cost, parse_spec
+from zoo.specs.staged import downsampling
+from zoo.system.errors import UsageError
 
 RESOLUTIONS = {32: (32, 17, 16), 17: (17, 9), 16: (16, 8), 9: (9, 5), 8: (8, 4)}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from zoo.errors import UsageError
-from zoo.stats import Paired, images_needed, wilson
+from zoo.evaluation.statistics import Paired, images_needed, wilson
+from zoo.system.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_engine_as_good_as_its_twin_passes_with_that_many_images(margin, n):
 
 
 def test_statistics_load_no_numerical_library():
-    code = "import sys, zoo.stats; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
+    code = "import sys, zoo.evaluation.statistics; print(sorted({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -13,15 +13,15 @@ from onnx import TensorProto, helper
 from sturdy import pictures
 from test_export import FAMILIES, model_of
 
-from zoo.data import to_float
-from zoo.device import cpu_id
+from zoo.datasets.cifar10 import to_float
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder import Terms, climb
-from zoo.export.onnx import INPUT, save_onnx
-from zoo.export.precision import to_int8
-from zoo.export.straight_through import StraightThrough, own_gradients
-from zoo.train.proard.published import mbv3, resnet
-from zoo.train.proard.space import Space
+from zoo.export.ladder.climb import Terms, climb
+from zoo.export.onnx.gradients import StraightThrough, own_gradients
+from zoo.export.onnx.graph import INPUT, save_onnx
+from zoo.export.onnx.graph.int8 import to_int8
+from zoo.system.device import cpu_id
+from zoo.train.spaces.dynamic import Space
+from zoo.train.spaces.published import mbv3, resnet
 
 SPECS = {
     **FAMILIES,

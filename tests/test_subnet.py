@@ -10,20 +10,20 @@ import torch
 from micro import micro
 from test_registry import registry_data
 
-import zoo.release
-import zoo.weights
+import zoo.weights.load
+import zoo.weights.release
 from zoo import info, load, pick
-from zoo.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
-from zoo.measure import measure
-from zoo.protocols import PROTOCOLS
-from zoo.registry import load_registry, pretty
-from zoo.release import candidate, release
-from zoo.schema import check
-from zoo.spec import cost
+from zoo.evaluation.measure import measure
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.registry.file import load_registry, pretty
+from zoo.registry.schema import check
+from zoo.specs import cost
+from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.train.proard.dynamic import Dynamic, dynamic
 from zoo.train.proard.elastic import Elastic
-from zoo.train.proard.spaces import SPACES
-from zoo.weights import save_weights, weights_sha256
+from zoo.train.spaces import SPACES
+from zoo.weights.load import save_weights, weights_sha256
+from zoo.weights.release import candidate, release
 
 TRAIN = {
     "recipe": "proard-micro",
@@ -69,7 +69,7 @@ def registry(tmp_path, monkeypatch) -> Path:
     path.write_text(pretty(registry_data({})))
     monkeypatch.setenv("ZOO_REGISTRY", str(path))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    for module in (zoo.weights, zoo.release):
+    for module in (zoo.weights.load, zoo.weights.release):
         monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
     data = json.loads(path.read_text())
     data["datasets"] = {}
@@ -107,7 +107,9 @@ def test_a_saved_sub_net_is_the_frozen_one_and_its_file_holds_statistics_only(fo
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), frozen(x))
-    assert all("running" in key or "num_batches" in key for key in zoo.weights.read_tensors(cut / "model.safetensors"))
+    assert all(
+        "running" in key or "num_batches" in key for key in zoo.weights.load.read_tensors(cut / "model.safetensors")
+    )
     assert model.spec == net.space.spec(genes)
 
 

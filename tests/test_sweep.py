@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import zoo.data
+import zoo.datasets.cifar10
 from zoo.cli.app import run
 from zoo.cli.sweep import levels
-from zoo.data import Split
-from zoo.errors import UsageError
-from zoo.evaluate import evaluate
+from zoo.datasets.cifar10 import Split
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.protocols import EPS, PROTOCOLS
+from zoo.evaluation.statistics import wilson
+from zoo.evaluation.sweep import GRID, at, sweep
 from zoo.models import build
-from zoo.protocols import EPS, PROTOCOLS
-from zoo.spec import StagedSpec
-from zoo.stats import wilson
-from zoo.sweep import GRID, at, sweep
-from zoo.weights import save_weights
+from zoo.specs import StagedSpec
+from zoo.system.errors import UsageError
+from zoo.weights.load import save_weights
 
 PIXEL = 1 / 255
 
@@ -145,7 +145,7 @@ def test_eps_that_are_no_shares_of_the_range_are_refused(text):
 @pytest.fixture
 def folder(tmp_path, toy, monkeypatch):
     """A model's folder; CIFAR-10 is the toy data."""
-    monkeypatch.setattr(zoo.data, "load_cifar10", lambda data, offline: toy)
+    monkeypatch.setattr(zoo.datasets.cifar10, "load_cifar10", lambda data, offline: toy)
     spec = StagedSpec(stem=4, widths=((4,),), resolutions=(16,))
     (tmp_path / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
     save_weights(build(spec).state_dict(), tmp_path / "model.safetensors")
@@ -176,6 +176,6 @@ def test_the_command_prints_and_writes_the_same_with_its_provenance(folder, toy,
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_work(folder, capsys, monkeypatch):
-    monkeypatch.setattr("zoo.sweep.sweep", lambda *arguments, **options: pytest.fail("worked"))
+    monkeypatch.setattr("zoo.evaluation.sweep.sweep", lambda *arguments, **options: pytest.fail("worked"))
     assert run(["sweep", f"local-dir:{folder}", "--out", str(folder)]) == 2
     assert "--out takes a file in a folder that is there" in capsys.readouterr().err

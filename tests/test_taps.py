@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.errors import UsageError
 from zoo.models import build
-from zoo.spec import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
-from zoo.train.attention import attention_map, unit_maps
-from zoo.train.taps import Taps, conv_names
-from zoo.train.teacher import Lesson, Teacher, address
-from zoo.weights import load
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.system.errors import UsageError
+from zoo.train.teachers.attention import attention_map, unit_maps
+from zoo.train.teachers.hooks import Taps, conv_names
+from zoo.train.teachers.teacher import Lesson, Teacher, address
+from zoo.weights.load import load
 
 STAGED = StagedSpec(widths=((4, 6), (8,)), resolutions=(16, 8), stem=4)
 CPU = torch.device("cpu")

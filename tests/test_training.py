@@ -11,15 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zoo.errors import IntegrityError, TrainingDiverged, UsageError
-from zoo.train import adversary, loop, schedule
-from zoo.train.augment import PAD, crop_and_flip, padded
-from zoo.train.checkpoint import load_checkpoint, save_checkpoint
-from zoo.train.ema import ema_of
-from zoo.train.loop import Interrupted, fit
-from zoo.train.precision import precision_on
-from zoo.train.recipe import parse_recipe
-from zoo.train.trainer import Trainer
+from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError
+from zoo.train.data.augment import PAD, crop_and_flip, padded
+from zoo.train.methods import adversary
+from zoo.train.recipes.schema import parse_recipe
+from zoo.train.run import loop, schedule
+from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
+from zoo.train.run.ema import ema_of
+from zoo.train.run.loop import Interrupted, fit
+from zoo.train.run.precision import precision_on
+from zoo.train.run.trainer import Trainer
 
 
 def recipe(**sections):
@@ -163,7 +164,7 @@ def test_every_method_learns_the_toy_data_robustly(toy, tmp_path, method, object
 
 
 def test_a_finished_run_leaves_a_loadable_model_and_its_history(toy, tmp_path):
-    from zoo.weights import load
+    from zoo.weights.load import load
 
     folder = fit(recipe(), toy, tmp_path / "run")
     model = load(f"local-dir:{folder}")
@@ -240,8 +241,8 @@ def test_the_held_out_images_are_never_trained_on(toy):
 TWO_PROCESSES = """
 import json, sys, torch
 from pathlib import Path
-from zoo.data import Dataset
-from zoo.train.trainer import Trainer
+from zoo.datasets.cifar10 import Dataset
+from zoo.train.run.trainer import Trainer
 sys.path.insert(0, {tests!r})
 from test_training import recipe, without_norm
 

@@ -16,24 +16,24 @@ from torch import nn
 
 from zoo.attacks import pgd as attack
 from zoo.cli.app import run
-from zoo.data import Dataset, Split, to_float
-from zoo.errors import DataNotFound, IntegrityError, ParityGateFailed, RobustnessGateFailed, UsageError
-from zoo.evaluate import prepare
+from zoo.datasets.cifar10 import Dataset, Split, to_float
+from zoo.evaluation.evaluate import prepare
+from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
-from zoo.export.bundle import MANIFEST, SUMS, files, sha256, write_sums
+from zoo.export.bundle.folder import MANIFEST, SUMS, files, sha256, write_sums
+from zoo.export.bundle.manifest import Report
+from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.exporter import write_bundle
-from zoo.export.gate import compared, verdict
-from zoo.export.ladder import SQUARE, Terms, climb
-from zoo.export.manifest import Report
-from zoo.export.onnx import save_onnx, with_weights_of
-from zoo.export.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
-from zoo.export.source import Known
+from zoo.export.ladder.climb import SQUARE, Terms, climb
+from zoo.export.ladder.gate import compared, verdict
+from zoo.export.ladder.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
+from zoo.export.onnx.graph import save_onnx, with_weights_of
 from zoo.export.verify import choose_level
-from zoo.fold import fold_batchnorm
-from zoo.protocols import PROTOCOLS
-from zoo.spec import StagedSpec
+from zoo.models.fold import fold_batchnorm
+from zoo.specs import StagedSpec
+from zoo.system.errors import DataNotFound, IntegrityError, ParityGateFailed, RobustnessGateFailed, UsageError
 
 ATTACKED = 150
 TERMS = Terms(n=ATTACKED, margin=0.02)  # equal answers on 133 images show 2 points

@@ -11,14 +11,14 @@ import pytest
 import torch
 from test_registry import registry_data
 
-import zoo.weights
+import zoo.weights.load
 from zoo import load
-from zoo.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
-from zoo.hashing import sha256_file
 from zoo.models import Classifier, build
-from zoo.registry import pretty
-from zoo.spec import StagedSpec, cost
-from zoo.weights import read_tensors, save_weights, weights_sha256
+from zoo.registry.file import pretty
+from zoo.specs import StagedSpec, cost
+from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
+from zoo.system.files import sha256_file
+from zoo.weights.load import read_tensors, save_weights, weights_sha256
 
 SPEC = StagedSpec(widths=((8,), (12,)), resolutions=(16, 8), stem=4)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -43,7 +43,7 @@ def folder(net, tmp_path) -> Path:
 @pytest.fixture
 def bundled(folder, tmp_path, monkeypatch) -> Path:
     """The model 'tiny' in a registry of its own, with its bundled weights file, which is returned."""
-    monkeypatch.setattr(zoo.weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(zoo.weights.load, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     file = tmp_path / "bundled" / "tiny.safetensors"
     file.write_bytes((folder / "model.safetensors").read_bytes())
@@ -127,7 +127,7 @@ def bare_pickle(path: Path) -> None:
 )
 def test_a_released_file_that_is_not_the_registrys_is_refused_before_it_is_parsed(bundled, monkeypatch, damage, told):
     damage(bundled)
-    monkeypatch.setattr(zoo.weights, "read_tensors", lambda path: pytest.fail("it was parsed"))
+    monkeypatch.setattr(zoo.weights.load, "read_tensors", lambda path: pytest.fail("it was parsed"))
     with pytest.raises(IntegrityError, match=told):
         load("tiny")
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from accelerate import PartialState
 
-from zoo.atomic import write_atomic
-from zoo.data import Dataset
-from zoo.train.loop import fit
-from zoo.train.passes import passes
+from zoo.datasets.cifar10 import Dataset
+from zoo.system.files import write_atomic
+from zoo.train.methods.passes import passes
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.recipe import SEARCHED, Recipe
+from zoo.train.recipes.schema import SEARCHED, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
-from zoo.train.teacher import HELD_OUT, held_out_accuracy
-from zoo.train.trainer import Trainer
-from zoo.weights import load
+from zoo.train.run.loop import fit
+from zoo.train.run.trainer import Trainer
+from zoo.train.teachers.teacher import HELD_OUT, held_out_accuracy
+from zoo.weights.load import load
 
 Report = Callable[[str, dict[str, Any]], None]
 Tick = Callable[[str, int, int, float], None]
@@ -37,7 +37,7 @@ def run(
     report: Report = lambda phase, metrics: None,
     tick: Tick = lambda phase, step, total, loss: None,
 ) -> dict[str, Path]:
-    """Run ``phases`` (of :func:`zoo.train.recipe.load_phases`) in order; returns what each left.
+    """Run ``phases`` (of :func:`zoo.train.recipes.schema.load_phases`) in order; returns what each left.
 
     A search leaves ``out/search/search.json``: the phases after it train the architecture that it found, with its
     tutors. Every other phase leaves a model folder ``out/PHASE/model``, and starts from the model of the one before,
@@ -49,7 +49,7 @@ def run(
             by the multiply-accumulates of these.
 
     Raises:
-        UsageError, TrainingDiverged, Interrupted: as :func:`zoo.train.loop.fit`.
+        UsageError, TrainingDiverged, Interrupted: as :func:`zoo.train.run.loop.fit`.
     """
     work = {phase: recipe.train.epochs * _per_image(recipe, phases) for phase, recipe in phases.items()}
     left: dict[str, Path] = {}
@@ -118,7 +118,7 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     """Fit the predictor of the dynamic net in the folder ``model``, and leave it there with what it was fitted to."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
-    from zoo.weights import LABELS, PREDICTOR
+    from zoo.weights.load import LABELS, PREDICTOR
 
     if (model / PREDICTOR).exists():
         return

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from zoo.errors import (
+    from zoo.models import build
+    from zoo.registry.file import info
+    from zoo.registry.pick import list_models, pareto, pick
+    from zoo.specs import cost, parse_spec
+    from zoo.system.errors import (
         DataNotFound,
         ExportFailed,
         IntegrityError,
@@ -27,11 +31,7 @@ if TYPE_CHECKING:
         WrongDevice,
         ZooError,
     )
-    from zoo.models import build
-    from zoo.registry import info
-    from zoo.selection import list_models, pareto, pick
-    from zoo.spec import cost, parse_spec
-    from zoo.weights import load
+    from zoo.weights.load import load
 
 __all__ = [
     "DataNotFound",
@@ -60,20 +60,20 @@ __all__ = [
 
 _HOMES = {
     "build": "zoo.models",
-    "cost": "zoo.spec",
-    "info": "zoo.registry",
-    "list_models": "zoo.selection",
-    "load": "zoo.weights",
-    "pareto": "zoo.selection",
-    "parse_spec": "zoo.spec",
-    "pick": "zoo.selection",
+    "cost": "zoo.specs",
+    "info": "zoo.registry.file",
+    "list_models": "zoo.registry.pick",
+    "load": "zoo.weights.load",
+    "pareto": "zoo.registry.pick",
+    "parse_spec": "zoo.specs",
+    "pick": "zoo.registry.pick",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'zoo' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES.get(name, "zoo.errors")), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, "zoo.system.errors")), name)
     globals()[name] = value
     return value
 

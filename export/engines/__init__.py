@@ -7,11 +7,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from zoo.errors import MissingDependency, UsageError, nearest
-from zoo.export.manifest import Precision
+from zoo.export.bundle.manifest import Precision
+from zoo.system.errors import MissingDependency, UsageError, nearest
 
 if TYPE_CHECKING:
-    from zoo.export.calibration import Method
+    from zoo.export.onnx.calibration import Method
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UsageError
-from zoo.export.manifest import Precision
+from zoo.export.bundle.manifest import Precision
 from zoo.models import Classifier
+from zoo.system.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

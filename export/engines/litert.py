@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
-from zoo.export.depthwise import without_batchnorm
+from zoo.export.engines.batchnorm import without_batchnorm
 from zoo.export.engines.interface import Built, Order, checked
 from zoo.models import Classifier
+from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 
 ARTIFACT = "model.tflite"
 SIGNATURE, INPUT = "serving_default", "args_0"  # as the converter calls them

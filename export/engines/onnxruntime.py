@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import IntegrityError, MissingDependency, UsageError
 from zoo.export.engines.interface import Built, Order, checked
-from zoo.export.straight_through import own_gradients
+from zoo.export.onnx.gradients import own_gradients
 from zoo.models import Classifier
+from zoo.system.errors import IntegrityError, MissingDependency, UsageError
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}  # each for what the first lacks

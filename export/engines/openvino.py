@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 from zoo.export.engines.interface import Built, Order, checked
-from zoo.export.onnx import GRAPH
-from zoo.export.straight_through import own_gradients
+from zoo.export.onnx.gradients import own_gradients
+from zoo.export.onnx.graph import GRAPH
 from zoo.models import Classifier
+from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
 
 ARTIFACT, WEIGHTS = "model.xml", "model.bin"
 PROPERTIES = {

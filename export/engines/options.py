@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.errors import UsageError, nearest
 from zoo.export.engines import Backend
+from zoo.system.errors import UsageError, nearest
 
 TRUSTED = ("host_code",)
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import IntegrityError, UsageError, WrongDevice, ZooError
-from zoo.export.bundle import MANIFEST, read_bundle
+from zoo.export.bundle.folder import MANIFEST, read_bundle
+from zoo.export.bundle.manifest import Manifest, read_manifest
 from zoo.export.engines.interface import Built, Order, checked
 from zoo.export.engines.tensorrt_builder import DEFAULTS, Options, build_plan, profile_of
 from zoo.export.engines.tensorrt_device import device, here, log_of, misfits, opened, package, reason, told
-from zoo.export.manifest import Manifest, read_manifest
-from zoo.export.onnx import GRAPH
-from zoo.export.straight_through import own_gradients
+from zoo.export.onnx.gradients import own_gradients
+from zoo.export.onnx.graph import GRAPH
 from zoo.models import Classifier
+from zoo.system.errors import IntegrityError, UsageError, WrongDevice, ZooError
 
 ARTIFACT, FORMAT = "model.plan", "tensorrt-plan"
 LOADING = ("host_code",)

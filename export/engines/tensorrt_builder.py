@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.atomic import write_atomic
-from zoo.cache import cache_root
-from zoo.errors import ExportFailed
 from zoo.export.engines.tensorrt_device import here, log_of, opened, package, reason
+from zoo.system.errors import ExportFailed
+from zoo.system.files import cache_root, write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import MissingDependency
+from zoo.system.errors import MissingDependency
 
 MAJORS = (10, 11)
 INSTALL = "run 'pip install \"robust-zoo[trt]\"'"

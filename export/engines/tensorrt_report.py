@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from zoo.errors import ZooError
 from zoo.export import export_model
-from zoo.export.bundle import MANIFEST
+from zoo.export.bundle.folder import MANIFEST
+from zoo.export.bundle.manifest import LEVELS, PRECISIONS, Precision, Report, now, read_manifest
+from zoo.export.bundle.source import load_source
 from zoo.export.engines.tensorrt import TensorRt, load
 from zoo.export.engines.tensorrt_device import here, package
-from zoo.export.manifest import LEVELS, PRECISIONS, Precision, Report, now, read_manifest
-from zoo.export.source import load_source
-from zoo.toolchain import toolchain
+from zoo.system.errors import ZooError
+from zoo.system.toolchain import toolchain
 
 BATCHES = (1, 8, 64)
 WARMUP, ROUNDS = 20, 200

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
-from zoo.export.bundle import read_bundle, sha256
+from zoo.export.bundle.folder import read_bundle, sha256
+from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines.interface import checked
-from zoo.export.manifest import Manifest
-from zoo.export.onnx import GRAPH
+from zoo.export.onnx.gradients import own_gradients
+from zoo.export.onnx.graph import GRAPH
 from zoo.export.remote import frame
 from zoo.export.remote.link import Dropped, Link, Target, target_of
 from zoo.export.remote.runtimes import RUNTIMES
-from zoo.export.straight_through import own_gradients
 from zoo.models import Classifier
+from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new connection
 FROM_GRAPH = ("onnx", "openvino-ir")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice, ZooError
 from zoo.export.remote import frame
 from zoo.export.remote.frame import BadFrame, Frame
+from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice, ZooError
 
 TOO_OLD = 90  # exit status of a Python that is
 # No quotes, dollars or backslashes: between double quotes every shell leaves it alone.

@@ -10,13 +10,13 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 
-from zoo.spec import cost
-from zoo.train.passes import passes
+from zoo.specs import cost
+from zoo.train.methods.passes import passes
 from zoo.train.proard.sampling import drawn
-from zoo.train.proard.space import Space
-from zoo.train.proard.spaces import space_called
-from zoo.train.recipe import Recipe
-from zoo.train.start import spec_of
+from zoo.train.recipes.schema import Recipe
+from zoo.train.spaces import space_called
+from zoo.train.spaces.dynamic import Space
+from zoo.train.teachers.start import spec_of
 
 DRAWS = 2000
 

@@ -13,20 +13,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo.atomic import write_atomic
-from zoo.data import Dataset, check_fits
-from zoo.errors import IntegrityError, Unreachable, UsageError
-from zoo.hashing import sha256_file
+from zoo.datasets.cifar10 import Dataset, check_fits
 from zoo.models import Classifier
-from zoo.spec import cost
-from zoo.subnet import STATISTICS
-from zoo.train.images import source_of
+from zoo.models.subnet import STATISTICS
+from zoo.specs import cost
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.files import sha256_file, write_atomic
+from zoo.train.data.images import source_of
 from zoo.train.proard.elastic import Elastic
 from zoo.train.proard.predictor import Predictor
-from zoo.train.proard.space import Genes, Space
-from zoo.train.proard.spaces import space_called
-from zoo.train.teacher import address
-from zoo.weights import CONFIG, CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
+from zoo.train.spaces import space_called
+from zoo.train.spaces.dynamic import Genes, Space
+from zoo.train.teachers.teacher import address
+from zoo.weights.load import CONFIG, CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
 
 CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of a sub-net
 
@@ -111,7 +110,7 @@ def dynamic(name: str, *, offline: bool = False) -> Dynamic:
 
     Raises:
         UsageError: it is no dynamic net, or a Hub repository that is not in the registry.
-        UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load`.
+        UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load.load`.
     """
     where = address(name)
     scheme, _, place = where.partition(":")
@@ -122,7 +121,7 @@ def dynamic(name: str, *, offline: bool = False) -> Dynamic:
         where = f"local-dir:{path.parent.resolve()}"  # sub-nets refer to it, from wherever they are loaded
         facts = json.loads(path.with_name(CONFIG).read_text())
     else:
-        from zoo.registry import info
+        from zoo.registry.file import info
 
         facts = {"name": where, **info(where).to_dict()}
     if not facts.get("supernet"):

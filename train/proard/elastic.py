@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.errors import UsageError
 from zoo.models import Classifier, build
-from zoo.spec import _Spec
-from zoo.subnet import STATISTICS, TRANSFORM, cut, skeleton
-from zoo.train.ema import recalibrate
-from zoo.train.proard.space import Space
+from zoo.models.subnet import STATISTICS, TRANSFORM, cut, skeleton
+from zoo.specs import Spec
+from zoo.system.errors import UsageError
+from zoo.train.run.ema import recalibrate
+from zoo.train.spaces.dynamic import Space
 
 
 class Elastic(nn.Module):
@@ -36,15 +36,15 @@ class Elastic(nn.Module):
         )
 
     def parameters_by_name(self) -> dict[str, Tensor]:
-        """What :func:`zoo.subnet.cut` cuts from: the largest's parameters and the transforms, live."""
+        """What :func:`zoo.models.subnet.cut` cuts from: the largest's parameters and the transforms, live."""
         transforms = {f"{TRANSFORM}{name}": one for name, one in self.transform.named_parameters()}
         return {**dict(self.full.named_parameters()), **transforms}
 
-    def weights(self, spec: _Spec) -> dict[str, Tensor]:
+    def weights(self, spec: Spec) -> dict[str, Tensor]:
         """The parameters of the sub-net ``spec``: views, through which gradients flow."""
         return cut(self.parameters_by_name(), self.full.spec, spec)
 
-    def subnet(self, spec: _Spec, *, attacked: bool = False) -> Live:
+    def subnet(self, spec: Spec, *, attacked: bool = False) -> Live:
         """The live sub-net.
 
         Args:
@@ -55,12 +55,12 @@ class Elastic(nn.Module):
             weights = {name: tensor.detach() for name, tensor in weights.items()}
         return Live(spec, {**weights, "mean": self.full.mean, "std": self.full.std})
 
-    def forward(self, x: Tensor, spec: _Spec | None = None) -> Tensor:
+    def forward(self, x: Tensor, spec: Spec | None = None) -> Tensor:
         """Images [N, 3, H, W] to logits [N, K] of a live sub-net: the largest by default."""
         return self.subnet(spec or self.full.spec)(x)
 
     @torch.no_grad()
-    def freeze(self, spec: _Spec, images: Iterable[Tensor]) -> Classifier:
+    def freeze(self, spec: Spec, images: Iterable[Tensor]) -> Classifier:
         """The static sub-net in eval mode, its BatchNorm statistics those of ``images`` (batches [N, 3, H, W])."""
         frozen = build(spec).to(self.full.mean.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = frozen.state_dict()
@@ -92,7 +92,7 @@ class Elastic(nn.Module):
 class Live(nn.Module):
     """A sub-net of borrowed weights, normalised by batch statistics: images [N, 3, H, W] in [0, 1] to logits [N, K]."""
 
-    def __init__(self, spec: _Spec, weights: dict[str, Tensor]) -> None:
+    def __init__(self, spec: Spec, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.borrowed = weights  # a plain dictionary: none of it is this module's own
         self._net = (_by_batch(spec),)  # nor is the net, which all sub-nets of this architecture share
@@ -102,7 +102,7 @@ class Live(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _by_batch(spec: _Spec) -> Classifier:
+def _by_batch(spec: Spec) -> Classifier:
     """The architecture on no device, its BatchNorms always by batch statistics."""
     with torch.device("meta"):
         net = build(spec)

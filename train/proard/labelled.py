@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zoo.atomic import write_atomic
-from zoo.errors import IntegrityError, Unreachable, UsageError
-from zoo.train.proard.space import Genes, Space
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.files import write_atomic
+from zoo.train.spaces.dynamic import Genes, Space
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

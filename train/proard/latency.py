@@ -17,22 +17,21 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zoo.atomic import write_atomic
-from zoo.cache import cache_root
-from zoo.conv import Conv
-from zoo.device import cpu_id
-from zoo.errors import IntegrityError, Unreachable, UsageError, ZooError
-from zoo.toolchain import toolchain
+from zoo.specs.base import Conv
+from zoo.system.device import cpu_id
+from zoo.system.errors import IntegrityError, Unreachable, UsageError, ZooError
+from zoo.system.files import cache_root, write_atomic
+from zoo.system.toolchain import toolchain
 from zoo.train.proard.measuring import drawn
 from zoo.train.proard.predictor import fingerprint
-from zoo.train.proard.space import Genes, Space, Tables
+from zoo.train.spaces.dynamic import Genes, Space, Tables
 
 LANES = (1, 4, 8, 16)  # the best of them is taken
 FOLDS = 5
 LEAST = 2 * FOLDS  # sub-nets to fit to
 ALWAYS = "every net"  # the kind of cost that a net has once
 # From specs, and the keywords format (an engine) and threads, to the milliseconds of each and what ran them:
-# zoo.export.architectures.time_architectures. Nothing of that room is imported here.
+# zoo.export.bench.nets.time_architectures. Nothing of that room is imported here.
 Stopwatch = Callable[..., tuple[Sequence[float], Mapping[str, Any]]]
 Costs = Counter[str]  # how much there is of each kind, such as "MACs, dense 16", at resolution 16
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import Dataset
-from zoo.errors import UsageError
-from zoo.evaluate import evaluate_split
-from zoo.hashing import sha256_file
-from zoo.protocols import PROTOCOLS
+from zoo.datasets.cifar10 import Dataset
+from zoo.evaluation.evaluate import evaluate_split
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.system.errors import UsageError
+from zoo.system.files import sha256_file
 from zoo.train.proard.dynamic import Dynamic
 from zoo.train.proard.labelled import Labels
-from zoo.train.proard.space import Genes, Space
+from zoo.train.spaces.dynamic import Genes, Space
 
 CALIBRATION = 1024  # images for the statistics of a sub-net that is measured once; a released one gets more
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.train.proard.labelled import Labels
-from zoo.train.proard.space import Genes, Space
-from zoo.weights import read_metadata, read_tensors, save_weights
+from zoo.train.spaces.dynamic import Genes, Space
+from zoo.weights.load import read_metadata, read_tensors, save_weights
 
 KIND = "accuracy-robustness predictor"
 LEAST = 10  # labels

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from zoo.train.proard.space import Genes, Space
-from zoo.train.recipe import Supernet
+from zoo.train.recipes.schema import Supernet
+from zoo.train.spaces.dynamic import Genes, Space
 
 
 def least(space: Space, settings: Supernet, progress: float) -> Genes:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from zoo.budget import format_count, format_ms, format_share
-from zoo.errors import NothingMatches, UsageError, nearest
+from zoo.system.errors import NothingMatches, UsageError, nearest
+from zoo.system.units import format_count, format_ms, format_share
 from zoo.train.proard.predictor import Predictor
-from zoo.train.proard.space import Genes, Space
+from zoo.train.spaces.dynamic import Genes, Space
 
 POPULATION = 200
 MUTATION = 0.1  # of each gene, but of no more than one of a sub-net on average

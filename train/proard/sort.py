@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from zoo.errors import UsageError
-from zoo.models import Classifier, ConvBlock
-from zoo.ofa import Bottleneck, InvertedResidual, SqueezeExcitation
+from zoo.models import Classifier
+from zoo.models.bottleneck import Bottleneck
+from zoo.models.mobilenetv3 import InvertedResidual, SqueezeExcitation
+from zoo.models.staged import ConvBlock
+from zoo.system.errors import UsageError
 from zoo.train.proard.elastic import Elastic
 
 

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.spec import _Spec
-from zoo.train import adversary, losses
-from zoo.train.objective import Batch
+from zoo.specs import Spec
+from zoo.train.methods import adversary, losses
+from zoo.train.methods.objective import Batch
 from zoo.train.proard.elastic import Elastic
 from zoo.train.proard.sampling import drawn, least
 from zoo.train.proard.sort import sort_hidden
-from zoo.train.proard.spaces import space_called
-from zoo.train.recipe import Supernet
-from zoo.train.start import stored
-from zoo.train.teacher import Teacher
-from zoo.train.trainer import Trainer
+from zoo.train.recipes.schema import Supernet
+from zoo.train.run.trainer import Trainer
+from zoo.train.spaces import space_called
+from zoo.train.teachers.start import stored
+from zoo.train.teachers.teacher import Teacher
 
 
 class SupernetTrainer(Trainer):
@@ -65,14 +65,14 @@ class SupernetTrainer(Trainer):
 
     # -- a step ------------------------------------------------------------------------------------------------
 
-    def drawn(self, step: int) -> list[_Spec]:
+    def drawn(self, step: int) -> list[Spec]:
         """The sub-nets of a step, without the largest."""
         key = step if self.supernet.redraw == "step" else step // self.steps_per_epoch
         rng = np.random.default_rng((self.recipe.train.seed, self.position.attempt, key))
         progress = self.progress(self.position.seconds)
         return [self.space.spec(row) for row in drawn(self.space, self.supernet, progress, rng)]
 
-    def attack(self, spec: _Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
+    def attack(self, spec: Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
         """Adversarial images by the recipe's attack on the sub-net ``spec``, with its batch statistics."""
         live, options = self.net.subnet(spec, attacked=True), self.recipe.attack
         x, y, noise, _ = batch
@@ -83,7 +83,7 @@ class SupernetTrainer(Trainer):
             live, x, y, noise, **reach, steps=options.steps, kl=options.objective == "kl", taught=taught
         )
 
-    def refined(self, spec: _Spec, batch: Batch, shared: Tensor, taught: Tensor | None) -> Tensor:
+    def refined(self, spec: Spec, batch: Batch, shared: Tensor, taught: Tensor | None) -> Tensor:
         """The shared adversarial images after a few steps of PGD on this sub-net."""
         settings, options = self.supernet, self.recipe.attack
         if settings.attacker == "each":
@@ -140,7 +140,7 @@ class SupernetTrainer(Trainer):
             return self.teacher(x).logits
         return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
 
-    def own_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor) -> Tensor:
+    def own_loss(self, spec: Spec, batch: Batch, x_adv: Tensor) -> Tensor:
         """The recipe's loss of a sub-net that nobody teaches."""
         train, live = self.recipe.train, self.net.subnet(spec)
         logits_adv = live(x_adv).float()
@@ -150,7 +150,7 @@ class SupernetTrainer(Trainer):
             return losses.trades(logits, logits_adv, batch.y, **smooth)
         return losses.pgd_at(logits_adv, batch.y, label_smoothing=train.label_smoothing)
 
-    def taught_loss(self, spec: _Spec, batch: Batch, x_adv: Tensor, soft: Tensor | None) -> Tensor:
+    def taught_loss(self, spec: Spec, batch: Batch, x_adv: Tensor, soft: Tensor | None) -> Tensor:
         """The loss of a sub-net that learns soft labels ``soft`` [N, K]; without any, the recipe's own."""
         settings = self.supernet
         if soft is None:
@@ -165,7 +165,7 @@ class SupernetTrainer(Trainer):
     # -- judging -----------------------------------------------------------------------------------------------
 
     @property
-    def judges(self) -> dict[str, _Spec]:
+    def judges(self) -> dict[str, Spec]:
         """The sub-nets by which a run is judged, of those that it trains by its end: the smallest, the one in the
         middle of all choices, the largest; where it trains the largest alone, that one."""
         space, settings, judges = self.space, self.supernet, {"largest": self.space.largest}

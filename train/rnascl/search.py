@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.atomic import write_atomic
-from zoo.spec import StagedSpec, cost
-from zoo.train.adversary import frozen
-from zoo.train.attention import attention_loss, unit_maps
-from zoo.train.distill import Distiller
-from zoo.train.losses import distilled
-from zoo.train.recipe import Distill, Search
+from zoo.specs import StagedSpec, cost
+from zoo.system.files import write_atomic
+from zoo.train.methods.adversary import frozen
+from zoo.train.methods.distill import Distiller
+from zoo.train.methods.losses import distilled
+from zoo.train.recipes.schema import Distill, Search
 from zoo.train.rnascl.gumbel import gumbel_softmax, temperature
-from zoo.train.rnascl.space import search_space
 from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
-from zoo.train.taps import Taps
-from zoo.train.teacher import Lesson
-from zoo.train.trainer import Trainer
+from zoo.train.run.trainer import Trainer
+from zoo.train.spaces.rnascl import search_space
+from zoo.train.teachers.attention import attention_loss, unit_maps
+from zoo.train.teachers.hooks import Taps
+from zoo.train.teachers.teacher import Lesson
 
 WEIGHTS, CHOICES = 0, 1  # what an update is for
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from zoo.models import Classifier, build
-from zoo.spec import StagedSpec
-from zoo.train.rnascl.space import SearchSpace
+from zoo.specs import StagedSpec
+from zoo.train.spaces.rnascl import SearchSpace
 
 
 class SuperNet(Classifier):

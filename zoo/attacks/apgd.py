@@ -19,7 +19,7 @@ ALPHA = 0.75  # weight of the new step against the momentum
 RHO = 0.75  # the step is halved if fewer than this fraction of the steps since the last checkpoint ascended
 
 
-@attack
+@attack("apgd")
 def apgd(
     model: Model,
     x: Tensor,
@@ -50,7 +50,7 @@ def apgd(
     return _tries(model, x, y, tries, eps, norm, steps, chosen, early_stop, seed)
 
 
-@attack
+@attack("apgd-t")
 def apgd_targeted(
     model: Model,
     x: Tensor,

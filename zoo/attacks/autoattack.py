@@ -18,7 +18,7 @@ from zoo.attacks.square import square
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-@attack
+@attack("autoattack")
 def autoattack(
     model: Model,
     x: Tensor,

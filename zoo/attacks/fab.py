@@ -18,7 +18,7 @@ BETA = 0.9  # where on the way from the image to a misclassified point the searc
 NEWTON_STEPS = 50
 
 
-@attack
+@attack("fab-t")
 def fab_targeted(
     model: Model,
     x: Tensor,

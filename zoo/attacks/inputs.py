@@ -1,6 +1,6 @@
 """What every attack promises, in one place: checked inputs, an untouched model, a result of its own.
 
-``@attack`` turns a function that crafts adversarial images into a public attack. The crafting function may
+``@attack(name)`` turns a function that crafts adversarial images into a public attack. The crafting function may
 then rely on it: the model is in eval mode and frozen, no gradient is recorded unless asked for, logits have
 the right shape and the images' type, and there are images.
 """
@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 Model = Callable[[Tensor], Tensor]  # float images [N, C, H, W] in [0, 1] to logits [N, K]
 Norm = Literal["linf", "l2"]
@@ -26,10 +26,15 @@ P = ParamSpec("P")
 COUNTS = ("steps", "restarts", "targets", "queries")
 
 
+ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; what each takes is told by its signature
+
+
 def attack(
-    craft: Callable[Concatenate[Model, Tensor, Tensor, P], Tensor],
-) -> Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]:
-    """Make ``craft(model, x, y, *, eps, ...)`` an attack.
+    name: str,
+) -> Callable[
+    [Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]], Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]
+]:
+    """Make ``craft(model, x, y, *, eps, ...)`` the attack that protocols call ``name``.
 
     The attack returns adversarial images of the shape, type and device of ``x``, contiguous and detached, within
     ``eps`` of ``x`` and in [0, 1]. It leaves the model's mode, its parameters' flags and the global random
@@ -39,20 +44,26 @@ def attack(
         UsageError: an option, the images, the labels, the logits or the model's mode is not as it must be.
     """
 
-    @functools.wraps(craft)
-    def checked(model: Model, x: Tensor, y: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
-        _check_options(options)
-        _check_images(x)
-        y = _checked_labels(y, x)
-        _check_eval(model)
-        x = x.detach()
-        if not len(x) or not options.get("eps", 1.0):
-            return x.clone(memory_format=torch.contiguous_format)
-        with _frozen(model), torch.no_grad():
-            x_adv = craft(guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
-        return x_adv.contiguous()
+    def decorate(
+        craft: Callable[Concatenate[Model, Tensor, Tensor, P], Tensor],
+    ) -> Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]:
+        @functools.wraps(craft)
+        def checked(model: Model, x: Tensor, y: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
+            _check_options(options)
+            _check_images(x)
+            y = _checked_labels(y, x)
+            _check_eval(model)
+            x = x.detach()
+            if not len(x) or not options.get("eps", 1.0):
+                return x.clone(memory_format=torch.contiguous_format)
+            with _frozen(model), torch.no_grad():
+                x_adv = craft(guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
+            return x_adv.contiguous()
 
-    return checked
+        ATTACKS[name] = checked
+        return checked
+
+    return decorate
 
 
 def guarded(model: Model, *, classes: int) -> Model:

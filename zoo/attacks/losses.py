@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.attacks.inputs import Model
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
 

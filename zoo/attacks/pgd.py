@@ -15,13 +15,13 @@ from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import Loss, ascend, broken, loss_called
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 Start = Callable[[Ball, torch.Generator], Tensor]
 
 
-@attack
+@attack("fgsm")
 def fgsm(
     model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", loss: str = "ce", seed: int = 0
 ) -> Tensor:
@@ -35,7 +35,7 @@ def fgsm(
     return gradient_attack(model, x, y, eps=eps, norm=norm, step=eps, steps=1, loss=loss_called(loss), seed=seed)
 
 
-@attack
+@attack("pgd")
 def pgd(
     model: Model,
     x: Tensor,
@@ -82,7 +82,7 @@ def pgd(
     )
 
 
-@attack
+@attack("mifgsm")
 def mifgsm(
     model: Model,
     x: Tensor,
@@ -127,7 +127,7 @@ def mifgsm(
     )
 
 
-@attack
+@attack("uniform")
 def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", seed: int = 0) -> Tensor:
     """Noise drawn uniformly from the ball, whatever the model: it should hurt almost nothing."""
     return Ball(x, eps, norm).random(generator(seed, "uniform", x.device))

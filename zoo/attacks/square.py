@@ -23,7 +23,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # the l2 attack starts from a grid of 5 x 5 tiles
 
 
-@attack
+@attack("square")
 def square(
     model: Model,
     x: Tensor,

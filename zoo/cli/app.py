@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo.errors import UsageError, ZooError, nearest
+from zoo.system.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
 
 VERBS = ("list", "show", "pick", "export", "verify", "bench", "compare", "eval", "sweep", "train", "search", "doctor")

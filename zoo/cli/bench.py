@@ -11,7 +11,7 @@ from zoo.cli.options import AsJson, Offline, Quiet, model_names
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
-    from zoo.export.times import Bench, Timed
+    from zoo.export.bench.times import Bench, Timed
 
 
 def command(
@@ -59,10 +59,10 @@ def command(
       zoo bench bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen --write
     """
     from zoo.cli.pick import batch_sizes
-    from zoo.errors import UsageError
-    from zoo.export.bench import bench
-    from zoo.export.entrants import as_bundle
-    from zoo.export.times import write_to_bundle, write_to_registry
+    from zoo.export.bench.bench import bench
+    from zoo.export.bench.entrants import as_bundle
+    from zoo.export.bench.times import write_to_bundle, write_to_registry
+    from zoo.system.errors import UsageError
 
     output = Output(as_json=as_json, quiet=quiet)
     bundles = [folder for subject in subjects if (folder := as_bundle(subject)) is not None]
@@ -91,7 +91,7 @@ def command(
 
 
 def _peers(asked: str | None, device: str | None) -> Sequence[str]:
-    from zoo.export.contestant import PEERS
+    from zoo.export.bench.contestant import PEERS
 
     if asked is None:
         return () if device else PEERS
@@ -125,7 +125,7 @@ def _text(report: Bench) -> str:
 
 
 def _rows(engine: Timed) -> list[list[str]]:
-    from zoo.budget import format_ms
+    from zoo.system.units import format_ms
 
     return [
         [

@@ -69,7 +69,7 @@ def _text(found: Comparison) -> str:
 
 
 def _costs(a: Subject, b: Subject) -> str:
-    from zoo.budget import format_count, format_ms, format_size
+    from zoo.system.units import format_count, format_ms, format_size
 
     rows = [
         ["MACs", format_count(a.macs), format_count(b.macs)],

@@ -45,7 +45,7 @@ def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = Fa
       zoo doctor
       zoo doctor --json
     """
-    from zoo.errors import IntegrityError
+    from zoo.system.errors import IntegrityError
 
     out = Output(as_json=as_json, quiet=quiet)
     out.say("looking ...")
@@ -90,7 +90,7 @@ def _engine(name: str) -> dict[str, Any]:
 
 
 def _devices() -> dict[str, Any]:
-    from zoo.toolchain import cpu_model
+    from zoo.system.toolchain import cpu_model
 
     found: dict[str, Any] = {"cpu": cpu_model(), "cores": os.cpu_count(), "cuda": []}
     if _version("torch"):
@@ -103,7 +103,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from zoo.cache import cache_root
+    from zoo.system.files import cache_root
 
     root = cache_root()
     files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
@@ -121,7 +121,7 @@ def _existing(path: Path) -> Path:
 
 
 def _data() -> dict[str, Any]:
-    from zoo.cache import cache_root
+    from zoo.system.files import cache_root
 
     given = os.environ.get("ZOO_DATA")
     return {
@@ -133,10 +133,10 @@ def _data() -> dict[str, Any]:
 
 def _registry() -> dict[str, Any]:
     """The registry checked afresh, and every bundled weights file hashed."""
-    from zoo.errors import ZooError
-    from zoo.registry import load_registry, registry_path
-    from zoo.schema import check
-    from zoo.weights import bundled, check_file
+    from zoo.registry.file import load_registry, registry_path
+    from zoo.registry.schema import check
+    from zoo.system.errors import ZooError
+    from zoo.weights.load import bundled, check_file
 
     path = registry_path()
     state: dict[str, Any] = {"place": str(path), "models": 0, "weights": {}, "faults": []}
@@ -164,9 +164,9 @@ def _registry() -> dict[str, Any]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    from zoo.budget import format_size
     from zoo.cli.output import table
     from zoo.cli.tables import wrapped
+    from zoo.system.units import format_size
 
     packages = [[name, found or "-", PACKAGES[name]] for name, found in report["packages"].items()]
     engines = [

@@ -8,7 +8,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 
 def command(
@@ -38,14 +38,14 @@ def command(
       zoo eval trades-s7 -p clean -p autoattack -n 200 --json
       zoo eval local-dir:runs/trades-s7/model -p released --write
     """
-    from zoo.cache import cache_root
-    from zoo.data import check_fits, load_dataset, source_for
-    from zoo.evaluate import worst_case
-    from zoo.measure import Measurement, measure
-    from zoo.protocols import RELEASED, protocol
-    from zoo.release import candidate, release
-    from zoo.stats import wilson
-    from zoo.weights import load, weights_sha256
+    from zoo.datasets.cifar10 import check_fits, load_dataset, source_for
+    from zoo.evaluation.evaluate import worst_case
+    from zoo.evaluation.measure import Measurement, measure
+    from zoo.evaluation.protocols import RELEASED, protocol
+    from zoo.evaluation.statistics import Accuracy
+    from zoo.system.files import cache_root
+    from zoo.weights.load import load, weights_sha256
+    from zoo.weights.release import candidate, release
 
     output = Output(as_json=as_json, quiet=quiet)
     asked = protocols or ["clean", "pgd20"]
@@ -85,8 +85,7 @@ def command(
     attacked = {one.protocol.name: one.bits for one in done if one.protocol.attack not in ("none", "uniform")}
     if len(attacked) > 1:
         bits = worst_case(attacked)
-        right, total = int(bits.sum()), len(bits)
-        worst = {"value": right / total, "n": total, "ci95": list(wilson(right, total))}
+        worst = Accuracy.of(bits).to_dict()
         results["worst-case"] = {"accuracy": worst, "over": sorted(attacked)}
         rows.append(_row("worst case of the attacks", worst))
     flags = ["unreliable"] if any(one.unreliable for one in done) else []

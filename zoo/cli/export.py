@@ -85,9 +85,9 @@ def command(
     from zoo.cli.ladder import outcome
     from zoo.cli.pick import batch_sizes
     from zoo.export import export_model
-    from zoo.export.calibration import Sampling
+    from zoo.export.bundle.triton import write_triton
     from zoo.export.engines.options import parse_pairs
-    from zoo.export.triton import write_triton
+    from zoo.export.onnx.calibration import Sampling
 
     output = Output(as_json=as_json, quiet=quiet)
     chosen = {"n": calibration, "method": calibrator, "adversarial": adversarial}
@@ -136,8 +136,8 @@ def _parts(text: str) -> list[str]:
 
 def _names(pattern: str) -> list[str]:
     """The models that a pattern of the shell's kind stands for; any other name as it is."""
-    from zoo.errors import UnknownModel
-    from zoo.selection import list_models
+    from zoo.registry.pick import list_models
+    from zoo.system.errors import UnknownModel
 
     if ":" in pattern or not set(pattern) & set("*?["):
         return [pattern]
@@ -150,9 +150,9 @@ def _names(pattern: str) -> list[str]:
 def _export_all(jobs: list[tuple[str, str, str]], export: Callable[[str, str, str], Path], output: Output) -> int:
     """Try every job, whatever becomes of the others; returns the highest exit code."""
     from zoo.cli.output import table
-    from zoo.errors import ZooError
     from zoo.export import read_bundle
-    from zoo.export.report import accuracy_on_the_engine
+    from zoo.export.ladder.report import accuracy_on_the_engine
+    from zoo.system.errors import ZooError
 
     facts, rows, codes = [], [], []
     for name, format, precision in jobs:

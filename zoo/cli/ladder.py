@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.output import table
 
 if TYPE_CHECKING:
-    from zoo.export.manifest import Rung
+    from zoo.export.bundle.manifest import Rung
 
 LEGEND = (
     "right: images classified correctly (under every attack so far), %. lost: upper\n"

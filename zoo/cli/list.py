@@ -35,8 +35,8 @@ def command(
       zoo list --min-robust 40% --by autoattack --json
     """
     from zoo.cli.tables import entries_table
-    from zoo.registry import load_registry
-    from zoo.selection import list_models
+    from zoo.registry.file import load_registry
+    from zoo.registry.pick import list_models
 
     registry = load_registry()
     names = list_models(

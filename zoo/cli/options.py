@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from zoo.errors import ZooError
+from zoo.system.errors import ZooError
 
 
 def model_names(incomplete: str) -> list[str]:
     """Names of the registry that start so, for the shell to complete."""
-    from zoo.registry import load_registry
+    from zoo.registry.file import load_registry
 
     try:
         return [name for name in load_registry().models if name.startswith(incomplete)]
@@ -22,7 +22,7 @@ def model_names(incomplete: str) -> list[str]:
 
 def protocol_names(incomplete: str) -> list[str]:
     """Names of the registry's protocols that start so, for the shell to complete."""
-    from zoo.registry import load_registry
+    from zoo.registry.file import load_registry
 
     try:
         return [name for name in load_registry().protocols if name.startswith(incomplete)]

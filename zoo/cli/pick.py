@@ -13,7 +13,7 @@ from zoo.cli.options import AsJson, By, Data, Offline, Quiet
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
-    from zoo.entry import Entry
+    from zoo.registry.entry import Entry
 
 
 def command(
@@ -62,11 +62,11 @@ def command(
       zoo pick --flops 15M --export openvino --precision int8
     """
     from zoo.cli.tables import entries_table
-    from zoo.constraints import constraints_of, timed_devices
-    from zoo.errors import UsageError
-    from zoo.registry import load_registry
-    from zoo.selection import choose
-    from zoo.selection import pareto as pareto_front
+    from zoo.registry.constraints import constraints_of, timed_devices
+    from zoo.registry.file import load_registry
+    from zoo.registry.pick import choose
+    from zoo.registry.pick import pareto as pareto_front
+    from zoo.system.errors import UsageError
 
     out_ = Output(as_json=as_json, quiet=quiet)
     several = "--pareto" if pareto else f"-n {n}" if n > 1 else ""
@@ -122,9 +122,9 @@ def command(
 
 def _latencies(picked: list[Entry], devices: list[str]) -> str:
     """Where each entry is fastest. The accuracy beside it is the float model's, whatever the engine's precision."""
-    from zoo.budget import format_ms
     from zoo.cli.output import table
-    from zoo.constraints import fastest
+    from zoo.registry.constraints import fastest
+    from zoo.system.units import format_ms
 
     found = [(entry.name, fastest(entry, devices)) for entry in picked]
     rows = [[name, format_ms(one[0]), f"{one[1]} on {one[2]}"] for name, one in found if one]
@@ -137,7 +137,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: one of them is not a positive integer.
     """
-    from zoo.errors import UsageError
+    from zoo.system.errors import UsageError
 
     sizes = [part.strip() for part in text.split(",")]
     if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):

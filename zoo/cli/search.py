@@ -12,7 +12,7 @@ from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
     from zoo.train.proard.search import Found
-    from zoo.train.proard.space import Space
+    from zoo.train.spaces.dynamic import Space
 
 
 def command(
@@ -55,8 +55,8 @@ def command(
       zoo search proard-tiny --flops 15M --latency-ms 2 --json
       zoo search proard-tiny --flops 12.5M --measure 5 --out runs/my-12.5M
     """
-    from zoo.budget import format_count, parse_count, parse_share
-    from zoo.errors import UsageError
+    from zoo.system.errors import UsageError
+    from zoo.system.units import format_count, parse_count, parse_share
     from zoo.train.proard.dynamic import check_free, dynamic
     from zoo.train.proard.search import Limits, best, search
 
@@ -92,7 +92,7 @@ def command(
         "best": front[chosen],
     }
     if out is not None:
-        from zoo.data import load_dataset, source_for
+        from zoo.datasets.cifar10 import load_dataset, source_for
 
         budget = flops or format_count(int(found.macs[chosen]))
         dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)
@@ -104,7 +104,7 @@ def command(
 
 
 def _latencies(space: Space, output: Output) -> Any:
-    from zoo.export.architectures import time_architectures
+    from zoo.export.bench.nets import time_architectures
     from zoo.train.proard.latency import latency_table
 
     return latency_table(space, time_architectures, notify=output.say)
@@ -131,7 +131,7 @@ def _measured(
     output: Output,
 ) -> int:
     """Measure the sub-nets at ``indices``, tell it in ``front``, and return the best of them."""
-    from zoo.data import load_dataset, source_for
+    from zoo.datasets.cifar10 import load_dataset, source_for
     from zoo.train.proard.measuring import measured
 
     dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)

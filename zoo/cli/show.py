@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from zoo.cli.options import AsJson, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.entry import Entry, Latency, Phase, Registry, Subnet, Teacher
+from zoo.registry.entry import Entry, Latency, Phase, Registry, Subnet, Teacher
 
 
 def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
@@ -17,7 +17,7 @@ def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offl
       zoo show trades-s7
       zoo show trades-s7 --json
     """
-    from zoo.registry import info, load_registry
+    from zoo.registry.file import info, load_registry
 
     registry = load_registry()
     entry = info(name, registry=registry)
@@ -26,8 +26,8 @@ def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offl
 
 
 def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
-    from zoo.budget import format_count, format_size
     from zoo.cli.tables import described, in_words, wrapped
+    from zoo.system.units import format_count, format_size
 
     yield entry.name
     yield from wrapped(f"{entry.description.rstrip('.')}.")
@@ -86,7 +86,7 @@ def _accuracies(entry: Entry, names: list[str]) -> str:
 
 def _latencies(engines: Mapping[str, Mapping[str, Latency]]) -> str:
     """A row for every engine and batch size."""
-    from zoo.budget import format_ms
+    from zoo.system.units import format_ms
 
     columns = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "measured", ""]
     rows = [
@@ -108,7 +108,7 @@ def _phase(phase: Phase) -> str:
 
 
 def _subnet(subnet: Subnet) -> str:
-    from zoo.budget import format_size
+    from zoo.system.units import format_size
 
     chosen = ", ".join(f"{name} {value:g}" for name, value in subnet.values.items())
     return f"of {subnet.of} ({chosen}); by itself {format_size(subnet.size)}"

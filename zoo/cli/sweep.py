@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 
 def levels(text: str) -> tuple[float, ...]:
@@ -56,12 +56,12 @@ def command(
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    from zoo.atomic import write_atomic
-    from zoo.data import check_fits, load_dataset, source_for
-    from zoo.registry import pretty
-    from zoo.sweep import GRID, sweep
-    from zoo.toolchain import toolchain
-    from zoo.weights import load, weights_sha256
+    from zoo.datasets.cifar10 import check_fits, load_dataset, source_for
+    from zoo.evaluation.sweep import GRID, sweep
+    from zoo.registry.file import pretty
+    from zoo.system.files import write_atomic
+    from zoo.system.toolchain import toolchain
+    from zoo.weights.load import load, weights_sha256
 
     output = Output(as_json=as_json, quiet=quiet)
     grid = GRID if eps is None else levels(eps)

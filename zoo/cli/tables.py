@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.budget import format_count
 from zoo.cli.output import table
-from zoo.entry import Accuracy, Entry, Registry, Result
+from zoo.evaluation.statistics import Accuracy
+from zoo.registry.entry import Entry, Registry, Result
+from zoo.system.units import format_count
 
 SHOWN = ("clean", "pgd20", "autoattack")
 

@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, Offline, Quiet
 from zoo.cli.output import Output
-from zoo.errors import UsageError
+from zoo.system.errors import UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -58,9 +58,9 @@ def command(
       zoo train rnascl-s7-wrt34-2 --set distill.teacher=runs/my-teacher/model
       zoo train rnascl-i-r18 --data imagenet100 --set distill.teacher=my-teacher
     """
-    from zoo.data import check_fits, load_dataset
-    from zoo.train.phases import load_phases
+    from zoo.datasets.cifar10 import check_fits, load_dataset
     from zoo.train.pipeline import run
+    from zoo.train.recipes.phases import load_phases
 
     output = Output(as_json=as_json, quiet=quiet)
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)

@@ -56,7 +56,7 @@ def command(
     from zoo.cli.ladder import rungs_table
     from zoo.export import sign_off, verify_bundle
     from zoo.export.engines.options import parse_pairs
-    from zoo.export.report import UNVERIFIED, robustness
+    from zoo.export.ladder.report import UNVERIFIED, robustness
 
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as advance:

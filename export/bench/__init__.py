@@ -1,0 +1,1 @@
+"""How fast engines are, beside other ways to run the same model."""

@@ -1,0 +1,111 @@
+"""Who takes part in a bench: the engines of bundles, and peers that run the same float models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.export.bench.contestant import PEERS, Contestant
+from zoo.export.bundle.folder import MANIFEST, SUMS, read_bundle
+from zoo.export.bundle.manifest import Manifest
+from zoo.export.bundle.source import digest, load_source
+from zoo.export.engines import backend
+from zoo.export.engines.options import reloading
+from zoo.export.exporter import export_model
+from zoo.system.errors import UsageError, ZooError
+from zoo.weights.load import save_weights
+
+
+def as_bundle(subject: Path | str) -> Path | None:
+    """The folder that ``subject`` means, None where it is a model's name. Whether a bundle is in it, reading tells.
+
+    A folder that merely has the name of a model is not meant.
+    """
+    folder = Path(subject)
+    holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
+    meant = isinstance(subject, Path) or holds or (os.sep in subject and ":" not in subject)
+    return folder if meant else None
+
+
+def entrants(
+    subjects: Sequence[Path | str],
+    peers: Collection[str],
+    folder: Path,
+    *,
+    format: str,
+    offline: bool,
+    notify: Callable[[str], None],
+    terms: dict[str, Any],
+) -> Iterator[Contestant]:
+    """The contestants of each model: the engines of its bundles, then the peers.
+
+    Args:
+        subjects: bundles' folders, and names of models, which are exported in fp32.
+        folder: for what the contestants load; it must last as long as they do.
+        terms: ``threads``, ``cpus`` and ``batches``, of every job.
+
+    Raises:
+        UsageError: two subjects are the same engine of the same model.
+        ZooError: a bundle cannot be read, or a model not exported.
+    """
+    models: dict[str, list[tuple[Path, Manifest]]] = {}
+    for subject in subjects:
+        bundle = as_bundle(subject)
+        if bundle is None:
+            notify(f"exporting {subject} ...")
+            order = {"format": format, "batches": terms["batches"], "verify": "parity", "offline": offline}
+            bundle = export_model(str(subject), out=folder, **order)
+        manifest = read_bundle(bundle)
+        models.setdefault(manifest.source.weights_sha256, []).append((bundle.resolve(), manifest))
+    for theirs in models.values():
+        yield from _engines(theirs, terms)
+        if peers:
+            yield from _peers([manifest for _, manifest in theirs], peers, folder, offline, terms)
+
+
+def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) -> Iterator[Contestant]:
+    names = [f"{manifest.engine}-{manifest.artifact.precision}" for _, manifest in bundles]
+    for name, (bundle, manifest) in zip(names, bundles, strict=True):
+        if names.count(name) > 1:
+            raise UsageError(f"two subjects are {name} of {manifest.name}: time them one after the other")
+        facts = {**_facts(manifest), "engine": name, "artifact_sha256": manifest.artifact.sha256}
+        told = reloading(backend(manifest.engine), manifest.artifact.options, {})
+        file = str(bundle / manifest.artifact.file)
+        job = {"kind": "engine", "engine": manifest.engine, "file": file, "options": told}
+        yield Contestant(facts, {**job, "image_size": manifest.spec.image_size, **terms})
+
+
+def _peers(
+    manifests: Sequence[Manifest], peers: Collection[str], folder: Path, offline: bool, terms: dict[str, Any]
+) -> Iterator[Contestant]:
+    """On the GPU where an engine of the same model is."""
+    manifest = manifests[0]
+    place = folder / manifest.source.weights_sha256[:12]
+    why = _unpack(manifest, place, offline)
+    device = "cuda" if any(one.device.startswith("cuda") for one in manifests) else "cpu"
+    for peer in (one for one in PEERS if one in peers):
+        job = {"kind": peer, "folder": str(place), "device": device, "image_size": manifest.spec.image_size}
+        yield Contestant({**_facts(manifest), "engine": f"{peer}-fp32"}, {**job, **terms}, why)
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    source = manifest.source
+    hashes = {"weights_sha256": source.weights_sha256, "file_sha256": source.file_sha256}
+    return {"model": manifest.name, "source": source.name, **hashes}
+
+
+def _unpack(manifest: Manifest, folder: Path, offline: bool) -> str | None:
+    """Write a bundle's float model into ``folder``, from where processes can load it; returns why that cannot be."""
+    try:
+        model, _ = load_source(manifest.source.name, offline=offline)
+    except (ZooError, OSError) as error:
+        return f"the float model cannot be had: {error}"
+    if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
+        return f"the source '{manifest.source.name}' is not the model that the bundle was made from"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"spec": model.spec.to_dict()}))
+    save_weights(model.state_dict(), folder / "model.safetensors")
+    return None

@@ -1,0 +1,198 @@
+"""The folder that an export leaves: written whole or not at all, and checked byte by byte when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zoo.export.bundle.manifest import Manifest, read_manifest
+from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells whether a writer is alive, so what a killed one left stays
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+
+
+@contextmanager
+def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> Iterator[Path]:
+    """A scratch folder beside ``final`` that becomes ``final`` when the block ends without an error.
+
+    Everything in it is flushed to disk before it is renamed, so a kill, a crash or a full disk leaves nothing
+    under the final name. Scratch folders of killed writers of the same bundle are removed first.
+
+    Args:
+        force: replace an existing ``final``; the old one stays until the new one is complete.
+        keep_failed: after an error, leave what there is under ``<final>.failed``.
+
+    Raises:
+        UsageError: ``final`` exists and ``force`` is not set.
+        ExportFailed: the operating system refused a write.
+    """
+    final = Path(os.path.abspath(final))
+    old = final.with_name(f".{final.name}.old")
+    scratch = lock = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _recover(final, old)
+        if final.exists() and not force:
+            raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
+        if final.exists() and not (final / MANIFEST).is_file():
+            raise UsageError(f"'{final}' is not a bundle, and will not be replaced by one: move it away first")
+        scratch = final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
+        scratch.mkdir()
+        lock = _lock(scratch)  # released by the system however this process ends
+        yield scratch
+        _flush(scratch)
+        if final.exists():
+            os.rename(final, old)
+        os.rename(scratch, final)
+        _flush_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        if old.exists() and not final.exists():
+            os.rename(old, final)
+        if keep_failed and scratch is not None and scratch.exists():
+            failed = final.with_name(f"{final.name}.failed")
+            shutil.rmtree(failed, ignore_errors=True)
+            with suppress(OSError):
+                os.rename(scratch, failed)
+        if isinstance(error, OSError) and not isinstance(error, ZooError):
+            reason = error.strerror or type(error).__name__
+            raise ExportFailed(f"the bundle '{final}' could not be written: {reason}") from error
+        raise
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _recover(final: Path, old: Path) -> None:
+    """Undo what a killed writer of ``final`` left behind."""
+    if old.exists():  # it was killed between the two renames, or just after them
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, final)
+    for scratch in final.parent.glob(f".{_escaped(final.name)}.tmp-*"):
+        lock = _lock(scratch)
+        if lock is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(lock)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the exclusive lock on ``folder``, or None if a living process has it."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _flush(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def artifact_sha256(folder: Path, parts: Sequence[str]) -> str:
+    """What binds a result to the files that an engine runs: their digest, as ``Artifact`` in the manifest has it."""
+    if len(parts) == 1:
+        return sha256(folder / parts[0])
+    return hashlib.sha256("".join(f"{sha256(folder / name)}  {name}\n" for name in parts).encode()).hexdigest()
+
+
+def files(folder: Path) -> list[str]:
+    """Every file but the list of sums, as sorted POSIX paths; a link counts as a file."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path != folder / SUMS)
+
+
+def write_sums(folder: Path) -> None:
+    """List every file with its SHA-256, in the format of ``sha256sum -c``."""
+    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in files(folder)))
+
+
+def read_bundle(folder: Path | str) -> Manifest:
+    """Check a bundle byte by byte and return its manifest.
+
+    Raises:
+        UsageError: there is no bundle at ``folder``.
+        IntegrityError: a file is altered, missing or extra, or the manifest is malformed.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file() and not (folder / SUMS).is_file():
+        raise UsageError(f"'{folder}' is not a bundle: it holds neither {MANIFEST} nor {SUMS}")
+    sums = _read_sums(folder / SUMS)
+    found = set(files(folder))
+    for trouble, names in (("lacks", sums.keys() - found), ("holds unlisted", found - sums.keys())):
+        if names:
+            raise IntegrityError(f"the bundle '{folder}' {trouble} {', '.join(sorted(names))}: do not use it")
+    for name, expected in sums.items():
+        if (folder / name).is_symlink():
+            raise IntegrityError(f"'{folder / name}' is a link: a bundle holds plain files only")
+        if sha256(folder / name) != expected:
+            raise IntegrityError(f"'{folder / name}' was altered or damaged: its SHA-256 is not the one in {SUMS}")
+    if MANIFEST not in sums:
+        raise IntegrityError(f"the bundle '{folder}' lacks {MANIFEST}: do not use it")
+    manifest = read_manifest(folder / MANIFEST)
+    parts = (manifest.artifact.file, *manifest.artifact.companions)
+    for part in parts:
+        if part not in sums:
+            raise IntegrityError(f"the bundle '{folder}' lacks {part}, which its manifest names: do not use it")
+    if artifact_sha256(folder, parts) != manifest.artifact.sha256:
+        raise IntegrityError(
+            f"'{folder / manifest.artifact.file}' is not the artifact of its manifest: their SHA-256 differ"
+        )
+    return manifest
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """File name to SHA-256."""
+    try:
+        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")  # no other line ends than ours
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"'{path}' cannot be read ({type(error).__name__}): do not use this bundle") from None
+    sums: dict[str, str] = {}
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or name in sums:
+            raise IntegrityError(f"'{path}' is damaged at the line '{line[:80]}'")
+        sums[name] = digest
+    return sums

@@ -1,0 +1,186 @@
+"""The manifest of a bundle: what is in it, where it came from, and what it was shown to withstand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo.evaluation.protocols import EPS
+from zoo.specs import ArchSpec
+from zoo.system.errors import IntegrityError
+
+Level = Literal["none", "parity", "clean", "robust"]
+LEVELS: tuple[Level, ...] = ("none", "parity", "clean", "robust")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Record):
+    """Where the float weights came from; ``weights_sha256`` is over the tensors, whatever file held them."""
+
+    name: str
+    weights_sha256: Sha256
+    file_sha256: Sha256 | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+
+
+class Compute(_Record):
+    """Cost of one forward pass of one image."""
+
+    macs: int
+    params: int
+    unit: Literal["multiply-accumulates"] = "multiply-accumulates"
+
+
+class Port(_Record):
+    """The model's input or output."""
+
+    name: str
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[str | int, ...]
+    range: tuple[float, float] | None = None
+    layout: str
+
+
+class IO(_Record):
+    input: Port
+    output: Port
+    normalisation: Literal["inside"] = "inside"
+
+
+class Artifact(_Record):
+    """The file that an engine runs, and those that it cannot do without.
+
+    ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all.
+    """
+
+    file: str
+    format: str
+    precision: Precision
+    opset: int
+    batches: tuple[int, ...]
+    tf32: bool = False
+    size: int
+    sha256: Sha256
+    companions: tuple[str, ...] = ()
+    built_for: dict[str, str] = {}
+    options: dict[str, Any] = {}
+
+
+class Calibration(_Record):
+    """The images that int8 ranges were chosen by; ``indices_sha256`` is over int64, little-endian."""
+
+    dataset: str
+    split: str
+    n: int
+    indices_sha256: Sha256
+    images_sha256: Sha256
+    method: Literal["minmax", "entropy", "percentile"]
+    adversarial: float = 0.0  # share of them that was attacked first
+
+
+class ThreatModel(_Record):
+    """What the model is meant to withstand, in pixels of [0, 1]."""
+
+    norm: Literal["linf"] = "linf"
+    eps: float = EPS
+    access: Literal["white-box, untargeted"] = "white-box, untargeted"
+
+
+class Rung(_Record):
+    """One check of an engine against its float twin, bound to the artifact, the data and the protocols.
+
+    ``n`` counts images, on the rung "integrity" files.
+    """
+
+    name: str
+    holds: bool
+    artifact_sha256: Sha256
+    n: int
+    seed: int
+    dataset: str
+    dataset_sha256: Sha256
+    protocols: tuple[dict[str, Any], ...] = ()
+    threshold: dict[str, float] = {}
+    measured: dict[str, Any] = {}
+    seconds: float
+    bits: dict[str, str] | None = None  # hexadecimal, first image in the highest bit: who is right on which image
+
+
+class Report(_Record):
+    """How far up the ladder an engine came: every rung that was run, in order."""
+
+    schema_version: Literal[1] = 1
+    artifact_sha256: Sha256
+    asked: Level
+    reached: Level
+    rungs: tuple[Rung, ...]
+    engine: dict[str, Any]
+    toolchain: dict[str, str]
+    created: str
+
+    @property
+    def failed(self) -> Rung | None:
+        """The rung that did not hold; only the last can be it."""
+        return next((rung for rung in self.rungs if not rung.holds), None)
+
+
+class Manifest(_Record):
+    """Everything a user of a bundle may ask about it."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    spec: ArchSpec
+    source: Source
+    cost: Compute
+    io: IO
+    labels: tuple[str, ...]
+    threat_model: ThreatModel = ThreatModel()
+    reported: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    artifact: Artifact
+    calibration: Calibration | None = None  # of quantised engines
+    toolchain: dict[str, str]
+    engine: str
+    device: str
+    verified: Level
+    robustness: str
+    gates: tuple[Rung, ...]
+    command: str
+    created: str
+
+
+def now() -> str:
+    """This second, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def to_json(record: BaseModel) -> str:
+    return record.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in the file ``path``.
+
+    Raises:
+        IntegrityError: it is unreadable, truncated, or a field is missing, unknown or wrong; the message names it.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise IntegrityError(f"'{path}' cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {first['msg']}"
+        ) from None

@@ -1,0 +1,139 @@
+"""A bundle as a model in a repository of Triton Inference Server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from zoo.export.bundle.folder import read_bundle, staged
+from zoo.export.bundle.manifest import Manifest
+from zoo.system.errors import UsageError
+
+BACKENDS = {"onnx": "onnxruntime", "tensorrt-plan": "tensorrt", "openvino-ir": "openvino"}  # by the artifact's format
+TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
+CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
+
+# What Triton decides for itself, and otherwise than the engine that the bundle's reports are about.
+BF16 = (
+    "Triton's OpenVINO backend computes in bfloat16 where the processor can, and nothing in its configuration forbids "
+    "it: there the served model is not the one that was verified"
+)
+TF32 = "Triton lets CUDA round to TF32, which the verified engine did not: start it with NVIDIA_TF32_OVERRIDE=0"
+HOST_CODE = "this plan carries code for the CPU: start Triton with --backend-config=tensorrt,version-compatible=true"
+
+
+def write_triton(
+    bundle: Path | str,
+    out: Path | str,
+    *,
+    max_batch: int = 64,
+    name: str | None = None,
+    notify: Callable[[str], None] = warnings.warn,
+) -> Path:
+    """Add the engine in ``bundle`` to the model repository ``out``, whole or not at all.
+
+    ``<out>/<name>/`` gets ``config.pbtxt``, ``labels.txt`` if the classes have names, and the engine's files as version
+    1. Triton joins requests into batches of the sizes that the bundle was made for. Its OpenVINO backend would
+    compute every batch padded to the largest, so there batches are as large as the clients make them.
+
+    Args:
+        max_batch: the largest batch that Triton may form; of a TensorRT plan no larger than it was built for.
+        name: of the model; by default the bundle's, with "-" for what Triton or a URL would not take.
+        notify: is told in one sentence if Triton would not compute what was verified.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        UsageError: Triton has no backend for such an engine, refuses the name, or the repository has a model of it.
+        IntegrityError: the bundle is damaged.
+        ExportFailed: the operating system refused a write.
+    """
+    bundle, out = Path(bundle), Path(out)
+    manifest = read_bundle(bundle)
+    artifact = manifest.artifact
+    if artifact.format not in BACKENDS:
+        raise UsageError(
+            f"Triton has no backend for {manifest.engine} engines: export with --format onnx, openvino or tensorrt"
+        )
+    if max_batch < 1:
+        raise UsageError(f"Triton's largest batch is 1 or more, not {max_batch}")
+    if bundle.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"'{out}' lies in the bundle, which is sealed: put the model repository elsewhere")
+    name = _name(manifest.name, name)
+    if (out / name).exists():
+        raise UsageError(
+            f"the model repository '{out}' has a '{name}' already: remove it, or give '{manifest.name}' another name"
+        )
+    with staged(out / name) as scratch:
+        (scratch / VERSION).mkdir()
+        for part in (artifact.file, *artifact.companions):
+            shutil.copyfile(bundle / part, scratch / VERSION / part)
+        if manifest.labels:
+            (scratch / LABELS).write_text("".join(f"{label}\n" for label in manifest.labels))
+        (scratch / CONFIG).write_text(config(manifest, name, max_batch=max_batch))
+    for applies, told in (
+        (artifact.format == "openvino-ir", BF16),
+        (artifact.format == "onnx" and manifest.device == "cuda", TF32),
+        (artifact.options.get("version_compatible"), HOST_CODE),
+    ):
+        if applies:
+            notify(told)
+    return out / name
+
+
+def _name(title: str, asked: str | None) -> str:
+    """What the model is called in the repository: a folder, a field of the configuration, a part of URLs."""
+    name = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", asked or title)).lstrip(".-")
+    if not name or name != (asked or name):
+        raise UsageError(f"Triton cannot call a model '{asked or title}': use letters, digits, '_', '-' and single '.'")
+    return name
+
+
+def config(manifest: Manifest, name: str, *, max_batch: int = 64) -> str:
+    """The ``config.pbtxt`` of a model called ``name``: Triton's ModelConfig as protobuf text."""
+    artifact, images, logits = manifest.artifact, manifest.io.input, manifest.io.output
+    if artifact.format == "tensorrt-plan":
+        max_batch = min(max_batch, max(artifact.batches))
+    batched = artifact.format != "openvino-ir"  # else the batch is a dimension like the others, of any length
+    leading = [] if batched else [-1]
+    layout = images.layout.partition(",")[0]
+    sizes = [size for size in artifact.batches if 1 < size <= max_batch]  # for a batch of 1 nobody need wait
+    facts = {
+        "weights_sha256": manifest.source.weights_sha256,
+        "artifact_sha256": artifact.sha256,
+        "precision": artifact.precision,
+        "verified": manifest.verified,
+        **{f"built_for_{fact}": value for fact, value in artifact.built_for.items()},
+    }
+    return "\n".join(
+        [
+            f"name: {json.dumps(name)}",
+            f'backend: "{BACKENDS[artifact.format]}"',
+            f"default_model_filename: {json.dumps(artifact.file)}",
+            f"max_batch_size: {max_batch if batched else 0}",
+            "input {",
+            f"  name: {json.dumps(images.name)}",
+            f"  data_type: {TYPES[images.dtype]}",
+            *([f"  format: FORMAT_{layout}"] if batched else []),  # which is of 3 dimensions
+            f"  dims: {[*leading, *images.shape[1:]]}",
+            "}",
+            "output {",
+            f"  name: {json.dumps(logits.name)}",
+            f"  data_type: {TYPES[logits.dtype]}",
+            f"  dims: {[*leading, *logits.shape[1:]]}",
+            *([f'  label_filename: "{LABELS}"'] if manifest.labels else []),
+            "}",
+            *([f"dynamic_batching {{ {f'preferred_batch_size: {sizes}' if sizes else ''} }}"] if batched else []),
+            f"instance_group {{ count: 1, kind: KIND_{'GPU' if manifest.device == 'cuda' else 'CPU'} }}",
+            *(
+                f"parameters {{ key: {json.dumps(key)}, value {{ string_value: {json.dumps(value)} }} }}"
+                for key, value in facts.items()
+            ),
+            "",
+        ]
+    )

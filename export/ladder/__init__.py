@@ -1,0 +1,1 @@
+"""The ladder: what an engine is shown to withstand."""

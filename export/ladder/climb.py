@@ -1,0 +1,234 @@
+"""The ladder: integrity, parity, clean, transfer, surrogate gradient, black box.
+
+Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from zoo.datasets.cifar10 import Split, to_float
+from zoo.evaluation.evaluate import prepare
+from zoo.evaluation.protocols import PROTOCOLS, Protocol
+from zoo.export.bundle.manifest import Level, Precision, Report, Rung, now
+from zoo.export.engines.interface import Engine
+from zoo.export.engines.twin import Twin
+from zoo.export.ladder.climb import rungs
+from zoo.export.ladder.gate import compared
+from zoo.models import Classifier
+from zoo.specs import Spec
+from zoo.system.errors import UsageError
+from zoo.system.toolchain import toolchain
+
+# Of a logit, by precision; measured on the released students: 1e-6, 0.005 and 0.3. For int8 it only tells a conversion
+# that went wrong: what rounding costs is for the rungs above.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 1.0}
+FAITHFUL = 1e-3  # a float model this close to an engine has its gradients
+CLEAN_IMAGES = 10_000
+TRANSFERRED = ("pgd20", "apgd50")
+WALK = "pgd20"
+QUERIES = 1000
+SQUARE = Protocol(name="square", attack="square", queries=QUERIES)
+RANDOM = "random"
+
+Progress = Callable[[str, int, int], None]  # rung, images done, images in all
+
+
+def silent(rung: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms an engine is signed off.
+
+    Attributes:
+        margin: accuracy that an engine may lose at most, shown with 95 % confidence (0.01 is one point).
+        tolerance: the largest difference of a logit that still counts as parity.
+        n: leading images for the rungs under attack.
+        queries: of the Square attack on the engine itself, per image; 0 leaves this rung out. An fp32 engine that
+            passes parity is its twin, gradients and all; coarser arithmetic may mask them, which no gradient shows.
+    """
+
+    margin: float = 0.01
+    tolerance: float = TOLERANCE["fp32"]
+    n: int = 1000
+    seed: int = 0
+    queries: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise UsageError(f"a margin lies between 0 and 1 (0.01 is one point), not at {self.margin:g}")
+        if not self.tolerance >= 0:
+            raise UsageError(f"a tolerance is 0 or more, not {self.tolerance:g}")
+        if self.n < 1 or self.queries < 0:
+            raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
+
+    @classmethod
+    def of(
+        cls, precision: Precision, *, tolerance: float | None = None, queries: int | None = None, **others: Any
+    ) -> Terms:
+        """The terms for an engine of ``precision``, where they are not given otherwise."""
+        return cls(
+            tolerance=TOLERANCE[precision] if tolerance is None else tolerance,
+            queries=(0 if precision == "fp32" else QUERIES) if queries is None else queries,
+            **others,
+        )
+
+
+DEFAULTS = Terms()
+
+
+def random_images(spec: Spec, n: int, seed: int) -> Split:
+    """Uniform noise in place of test images, for parity where there is no data; its labels mean nothing."""
+    shape = (n, spec.image_size, spec.image_size, 3)
+    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Split(RANDOM, images, np.zeros(n, np.int64))
+
+
+def climb(
+    model: Classifier,
+    engine: Engine,
+    *,
+    artifact_sha256: str,
+    files: int,
+    level: Level,
+    split: Split | None,
+    batches: Sequence[int] = (1, 2, 64),
+    terms: Terms = DEFAULTS,
+    progress: Progress = silent,
+) -> Report:
+    """Climb to ``level`` or to the first rung that does not hold.
+
+    Args:
+        model: the float twin, in eval mode, as it was loaded.
+        artifact_sha256: what every result is bound to.
+        files: how many were checked, by whom is about to climb, for the lowest rung: integrity.
+        split: labelled test images; random ones stand in for parity where it is None.
+
+    Raises:
+        UsageError: a level above parity without images.
+    """
+    if split is None:
+        if level in ("clean", "robust"):
+            raise UsageError(f"level '{level}' needs labelled images")
+        split = random_images(model.spec, max(rungs.PARITY_IMAGES, *batches), terms.seed)
+    bound = {
+        "artifact_sha256": artifact_sha256,
+        "seed": terms.seed,
+        "dataset": split.name,
+        "dataset_sha256": split.fingerprint,
+    }
+    climbed: list[Rung] = []
+    reached: Level = "none"
+    since = time.perf_counter()
+    for above, facts in _rungs(model, engine, files, level, split, batches, terms, progress):
+        clock = time.perf_counter()
+        climbed.append(Rung(**bound, **facts, seconds=round(clock - since, 2)))
+        since = clock
+        if not climbed[-1].holds:
+            break
+        reached = above
+    return Report(
+        artifact_sha256=artifact_sha256,
+        asked=level,
+        reached=reached,
+        rungs=tuple(climbed),
+        engine=engine.describe(),
+        toolchain=toolchain(),
+        created=now(),
+    )
+
+
+def _rungs(
+    model: Classifier,
+    engine: Engine,
+    files: int,
+    level: Level,
+    split: Split,
+    batches: Sequence[int],
+    terms: Terms,
+    progress: Progress,
+) -> Iterator[tuple[Level, dict[str, Any]]]:
+    """The facts of each rung when it has been climbed, and the level that is reached if it holds.
+
+    A generator: nothing of a rung is computed until it is asked for.
+    """
+    yield "none", {"name": "integrity", "n": files, "holds": True}  # what is not intact has raised before
+    if level == "none":
+        return
+    agreement = _parity(model, engine, split, batches, terms, progress)
+    yield "parity", agreement
+    if level == "parity":
+        return
+
+    def tick(name: str) -> rungs.Tick:
+        return lambda done, total: progress(name, done, total)
+
+    twin = Twin(prepare(model), shape=(3, model.spec.image_size, model.spec.image_size))
+    images, labels = split.images[:CLEAN_IMAGES], split.labels[:CLEAN_IMAGES]
+    bits = rungs.clean(twin, engine, images, labels, tick("clean"))
+    yield "clean", compared("clean", bits, (), terms.margin)
+    if level == "clean":
+        return
+
+    images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
+    settings = {"n": len(labels), "seed": terms.seed}
+    replayed = [PROTOCOLS[name].model_copy(update=settings) for name in TRANSFERRED]
+    walk = PROTOCOLS[WALK].model_copy(update=settings)
+    square = SQUARE.model_copy(update={**settings, "queries": terms.queries})
+    gradients = {"twin": twin.model}
+    if agreement["measured"]["max_logit_difference"] > FAITHFUL:
+        own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
+        gradients |= {} if own is None else {"artifact": own}
+    walks = [rungs.surrogate(one, twin, engine, walk) for one in gradients.values()]
+    plan = [
+        ("transfer", replayed, [rungs.transfer(twin, protocol) for protocol in replayed]),
+        ("surrogate", [walk], walks),
+    ]
+    if terms.queries:
+        plan.append(("black-box", [square], [rungs.black_box(twin, engine, square)]))
+    for name, protocols, attacks in plan:
+        for attack in attacks:
+            bits = rungs.survivors(attack, twin, engine, images, labels, bits, terms.seed, tick(name))
+        last = name == plan[-1][0]
+        facts = compared(name, bits, protocols, terms.margin, decides=last)
+        if name == "surrogate":
+            facts["measured"]["gradients"] = list(gradients)
+        yield "robust" if last else "clean", facts
+
+
+def _own_gradients(model: Classifier, engine: Engine, x: Tensor, twin: Twin) -> nn.Module | None:
+    """A float model that computes what the engine does, if one can be had: gradients where the twin's mislead.
+
+    It must answer as the engine does; where a rounding may fall the other way, nearer than the twin.
+    """
+    own = engine.differentiable(model)
+    if own is None:
+        return None
+    own = prepare(own)
+    answers = engine(x)
+    off = (Twin(own, shape=twin.shape)(x) - answers).square().mean().sqrt()
+    nearest = (twin(x) - answers).square().mean().sqrt()
+    return own if off <= FAITHFUL or off < nearest else None
+
+
+def _parity(
+    model: Classifier, engine: Engine, split: Split, batches: Sequence[int], terms: Terms, progress: Progress
+) -> dict[str, Any]:
+    x = to_float(split.images[: max(rungs.PARITY_IMAGES, *batches)])
+    measured = rungs.parity(model, engine, x, sorted({1, 2, *batches}))
+    progress("parity", len(x), len(x))
+    return {
+        "name": "parity",
+        "n": len(x),
+        "holds": measured["max_logit_difference"] <= terms.tolerance,
+        "threshold": {"tolerance": terms.tolerance},
+        "measured": measured,
+    }

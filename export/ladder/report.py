@@ -1,0 +1,99 @@
+"""What a bundle says about itself: manifest, reports and README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.export.bundle.folder import MANIFEST, write_sums
+from zoo.export.bundle.manifest import Manifest, Report, to_json
+from zoo.export.ladder.climb import RANDOM
+from zoo.export.ladder.gate import verdict
+from zoo.export.onnx.graph import GRAPH
+
+UNVERIFIED = (
+    "robustness was NOT verified on the exported engine, because CIFAR-10 is not at hand: "
+    "set ZOO_DATA or pass --data to verify it"
+)
+
+
+RUN = """What {engine} runs is `{file}`; the graph above is the one that it was made from, or its float original.
+`examples/classify_{engine}.py` in Robust Zoo's repository is a program for it that needs no more than its runtime.
+
+"""
+
+
+def robustness(report: Report) -> str:
+    """The sentence about the engine's robustness that a manifest carries."""
+    if report.reached == "robust":
+        return f"robustness was verified on the exported engine; {verdict(report.rungs[-1])}"
+    if report.failed is not None:
+        return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
+    if any(rung.dataset == RANDOM for rung in report.rungs):
+        return UNVERIFIED
+    return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
+
+
+def accuracy_on_the_engine(manifest: Manifest) -> float | None:
+    """The share of images that the engine got right on the highest rung that holds; None below clean."""
+    climbed = [rung for rung in manifest.gates if "engine" in rung.measured and rung.holds]
+    return climbed[-1].measured["engine"]["accuracy"] if climbed else None
+
+
+def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
+    """Finish the bundle in ``folder``, which holds artifact and probe: manifest, reports, README and sums."""
+    signed = manifest.model_copy(
+        update={
+            "verified": report.reached,
+            "robustness": robustness(report),
+            "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
+        }
+    )
+    parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
+    (folder / "reports").mkdir(exist_ok=True)
+    (folder / "reports" / "verify.json").write_text(to_json(report))
+    (folder / "reports" / "parity.json").write_text(to_json(parity))
+    (folder / "README.md").write_text(readme(signed))
+    (folder / MANIFEST).write_text(to_json(signed))
+    write_sums(folder)
+
+
+def _expected(manifest: Manifest) -> str:
+    """What the snippet prints: rounding, and where the graph is quantised what that does."""
+    parity = [rung.measured["max_logit_difference"] for rung in manifest.gates if rung.name == "parity"]
+    return f"about {parity[0]:.0e}" if parity and manifest.artifact.format == "onnx" else "small"
+
+
+def readme(manifest: Manifest) -> str:
+    """A page for those who are handed the folder and nothing else."""
+    size = manifest.spec.image_size
+    threat, artifact = manifest.threat_model, manifest.artifact
+    own = "" if artifact.format == "onnx" else RUN.format(file=artifact.file, engine=manifest.engine)
+    gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
+    return f"""# {manifest.name}
+
+An image classifier trained to be robust to l-infinity perturbations of {threat.eps * 255:.3g}/255.
+{artifact.format.upper()}, {artifact.precision}, opset {artifact.opset}; {manifest.cost.macs / 1e6:.1f} M \
+multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
+
+- Input `{manifest.io.input.name}`: float32 RGB images [N, 3, {size}, {size}] in [0, 1]; normalisation is inside.
+- Output `{manifest.io.output.name}`: logits [N, {manifest.spec.classes}]\
+{" of " + ", ".join(manifest.labels) if manifest.labels else ""}.
+
+```python
+import numpy, onnxruntime
+
+session = onnxruntime.InferenceSession("{GRAPH}")
+probe = numpy.load("probe/clean.npz")
+(logits,) = session.run(None, {{"{manifest.io.input.name}": probe["images"]}})
+print(abs(logits - probe["logits"]).max())  # {_expected(manifest)}
+```
+
+{own}## What was checked
+
+{manifest.robustness[0].upper()}{manifest.robustness[1:]}.
+
+{gates or "- nothing"}
+
+`sha256sum -c SHA256SUMS` checks the files, and `zoo verify .` (`pip install robust-zoo`) repeats everything.
+`manifest.json` holds the details, `reports/` the per-image results.
+"""

@@ -1,0 +1,1 @@
+"""ONNX graphs: float, fp16, int8, for uint8 images, with gradients."""

@@ -1,0 +1,180 @@
+"""A quantised ONNX graph as a PyTorch module that computes what it does, with gradients that pass straight through.
+
+Rounding has no gradient; taking it for the identity (within the range; outside it the gradient is zero, as it truly is)
+is BPDA (Athalye et al. 2018, section 4.1) with the closest surrogate there is: the engine's own weights and ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import NodeProto, numpy_helper
+from torch import Tensor, nn
+
+from zoo.export.onnx.graph import with_weights_of
+from zoo.models import Classifier
+
+Operator = Callable[..., Tensor]
+
+
+class Unsupported(Exception):
+    """An operator, or a form of it, that the quantised graphs of this package do not have."""
+
+
+class StraightThrough(nn.Module):
+    """The graph in the ONNX file ``path``, in float arithmetic.
+
+    Raises:
+        Unsupported: the graph is not one of this package's; some forms of operators are only told when it computes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        graph = onnx.load(str(path)).graph
+        (self.input,), (self.output,) = ([port.name for port in ports] for ports in (graph.input, graph.output))
+        values = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+        self.steps: list[tuple[Operator, dict[str, Any], list[str], str]] = []
+        for node in graph.node:
+            if node.op_type not in OPERATORS:
+                raise Unsupported(f"operator '{node.op_type}'")
+            attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            operator, inputs = OPERATORS[node.op_type], list(node.input)
+            if node.op_type == "QuantizeLinear":
+                attributes["limits"] = _limits(values, node)
+            if all(name in values for name in inputs):  # dequantised weights: once
+                values[node.output[0]] = operator(*(values[name] for name in inputs), **attributes)
+            else:
+                self.steps.append((operator, attributes, inputs, node.output[0]))
+        self.held = {name: value for name, value in values.items() if any(name in step[2] for step in self.steps)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes]."""
+        values: dict[str, Any] = {**self.held, self.input: x, "": None}
+        for operator, attributes, inputs, output in self.steps:
+            values[output] = operator(*(values[name] for name in inputs), **attributes)
+        return values[self.output]
+
+
+def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
+    """A differentiable module of the graph at ``path``, which ``model`` was exported to; None if none can be made."""
+    if not any(node.op_type == "QuantizeLinear" for node in onnx.load(str(path)).graph.node):
+        return with_weights_of(path, model)
+    try:
+        net, size = StraightThrough(path), model.spec.image_size
+        with torch.no_grad():
+            net(torch.zeros(1, 3, size, size))  # forms of operators are told apart when they compute
+        return net
+    except Unsupported:
+        return None
+
+
+def _limits(values: dict[str, Tensor], node: NodeProto) -> tuple[int, int]:
+    zero = values[node.input[2]].numpy()
+    return np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+
+
+def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
+    """One scale for each index of ``axis``, or one for all, in a shape that goes with ``x``."""
+    return scale.float().reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.numel() > 1 else [])
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor, *, limits: tuple[int, int], axis: int = 1) -> Tensor:
+    low, high = (limit - _along(zero, x, axis) for limit in limits)
+    exact = torch.minimum(torch.maximum(x / _along(scale, x, axis), low), high)
+    return exact + (exact.round() - exact).detach() + _along(zero, x, axis)
+
+
+def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    offset = 0 if zero is None else _along(zero, x, axis)
+    return (x.float() - offset) * _along(scale, x, axis)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
+    _plain(form, auto_pad=b"NOTSET")
+    top, left, bottom, right = form.get("pads", (0, 0, 0, 0))
+    if (top, left) == (bottom, right):
+        padding = (top, left)
+    else:
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    how = {"stride": form.get("strides", 1), "dilation": form.get("dilations", 1), "groups": form.get("group", 1)}
+    return F.conv2d(x, weight, bias, padding=padding, **how)
+
+
+def _gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
+    _plain(form, alpha=1.0, beta=1.0, transA=0)
+    return F.linear(x, weight if form.get("transB") else weight.T, bias)
+
+
+def _pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, **form: Any) -> Tensor:
+    _plain(form, mode=b"constant")
+    along = list(range(x.ndim)) if axes is None else axes.tolist()
+    before, after = pads.tolist()[: len(along)], pads.tolist()[len(along) :]
+    amounts = {axis % x.ndim: pair for axis, *pair in zip(along, before, after, strict=True)}
+    flat = [amount for axis in reversed(range(x.ndim)) for amount in amounts.get(axis, (0, 0))]
+    return F.pad(x, flat, value=0.0 if value is None else float(value))
+
+
+def _mean(x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, **form: Any) -> Tensor:
+    _plain(form, noop_with_empty_axes=0)
+    return x.mean(list(range(x.ndim)) if axes is None else axes.tolist(), keepdim=bool(keepdims))
+
+
+def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, **form: Any) -> Tensor:
+    _plain(form, training_mode=0)
+    return F.batch_norm(x, mean, variance, scale, bias, eps=form.get("epsilon", 1e-5))
+
+
+def _reshape(x: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(shape.tolist())])
+
+
+def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    return x.clamp(None if low is None else float(low), None if high is None else float(high))
+
+
+def _max_pool(x: Tensor, **form: Any) -> Tensor:
+    _plain(form, auto_pad=b"NOTSET", ceil_mode=0, storage_order=0, dilations=[1, 1])
+    top, left, bottom, right = form.get("pads", (0, 0, 0, 0))
+    padded = F.pad(x, (left, right, top, bottom), value=-torch.inf)
+    return F.max_pool2d(padded, form["kernel_shape"], form.get("strides", 1))
+
+
+def _average_pool(x: Tensor, **form: Any) -> Tensor:
+    _plain(form, auto_pad=b"NOTSET", ceil_mode=0, dilations=[1, 1], pads=[0, 0, 0, 0])
+    return F.avg_pool2d(x, form["kernel_shape"], form.get("strides", 1))
+
+
+def _plain(form: dict[str, Any], **usual: Any) -> None:
+    for name, value in usual.items():
+        if form.get(name, value) != value:
+            raise Unsupported(f"{name}={form[name]}")
+
+
+OPERATORS: dict[str, Operator] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "Pad": _pad,
+    "ReduceMean": _mean,
+    "BatchNormalization": _batch_norm,
+    "Reshape": _reshape,
+    "Clip": _clip,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "HardSwish": F.hardswish,
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": torch.div,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Flatten": lambda x, axis=1: x.flatten(axis),
+}

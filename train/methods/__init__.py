@@ -1,0 +1,1 @@
+"""Training methods: what a step attacks and minimises."""

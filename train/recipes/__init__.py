@@ -1,0 +1,1 @@
+"""Recipes: what they may say, and a TOML file for each released model."""

@@ -1,0 +1,153 @@
+"""From a recipe's TOML file to its phases: presets, overrides, and what each phase changes."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from zoo.system.errors import UsageError, nearest
+from zoo.train.recipes.schema import ONLY, SEARCH, SEARCHED, Recipe, Section, parse_recipe
+from zoo.train.spaces import space_called
+from zoo.train.spaces.rnascl import search_space
+from zoo.train.teachers.start import spec_of
+
+RECIPES = Path(__file__).parent
+
+
+def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> Recipe:
+    """The recipe in the file ``source``, or the published one of that name, which has one phase only.
+
+    Args and errors are those of :func:`load_phases`; UsageError also where the recipe has several phases.
+    """
+    phases = load_phases(source, overrides=overrides, preset=preset)
+    if list(phases) != [ONLY]:
+        raise UsageError(f"'{source}' has the phases {', '.join(phases)}: train it with zoo train, or take one of them")
+    return phases[ONLY]
+
+
+def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> dict[str, Recipe]:
+    """The phases of the recipe in the file ``source``, or of the published one of that name, in order.
+
+    A ``[phase.NAME]`` table holds what that phase changes in the rest of the file, as dotted keys. A recipe without
+    any is one phase, called "train". Of a recipe with a ``[search]``, the phases after the one called "search" have
+    the architecture and the tutors that it finds; until then, the largest architecture stands in.
+
+    Args:
+        overrides: ``"train.epochs=2"`` strings, for all phases, or ``"phase.trades.train.epochs=2"``, for one;
+            values are TOML, bare words are strings.
+        preset: apply the recipe's ``[preset.NAME]`` table first, whose keys are like those of overrides.
+
+    Raises:
+        UsageError: no such file; not TOML; a key or value that the schema refuses (the nearest key is named).
+    """
+    path = _find(source)
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"'{path}' is not TOML: {error}") from None
+    presets = data.pop("preset", {})
+    if preset is not None and preset not in presets:
+        raise UsageError(
+            f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} (it has: {', '.join(presets) or 'none'})"
+        )
+    changes = {**presets[preset]} if preset is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set wants KEY=VALUE, such as train.epochs=2, not '{override}'")
+        changes[key.strip()] = _toml_value(text.strip())
+    tables = data.pop("phase", {}) or {ONLY: {}}
+    for key in changes:
+        if key.startswith("phase.") and (key.count(".") < 2 or key.split(".")[1] not in tables):
+            raise UsageError(f"'{key}' names no key of a phase of '{path.name}' (it has: {', '.join(tables)})")
+    phases = {}
+    for phase, own in tables.items():
+        changed = copy.deepcopy(data)
+        for key, value in {**own, **_changes_of(phase, changes)}.items():
+            if isinstance(value, dict) and _is_section(key):  # or it would replace all of that section
+                raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
+            _set(changed, key, value)
+        if "search" in changed and SEARCH not in tables:
+            raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
+        phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
+        teacher = recipe.supernet.teacher if recipe.supernet else "none"
+        if teacher not in ("largest", "none", *list(phases)[:-1]):
+            spec_of(teacher)  # or it would be missed after the phases before
+        if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
+            raise UsageError(
+                f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "
+                f"choose depth or random, or name the tutors"
+            )
+    return phases
+
+
+def _is_section(key: str) -> bool:
+    field = Recipe.model_fields.get(key)
+    kinds = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds)
+
+
+def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes that concern ``phase``: those for all, and then those under "phase.NAME."."""
+    mine = f"phase.{phase}."
+    everywhere = {key: value for key, value in changes.items() if not key.startswith("phase.")}
+    return everywhere | {key.removeprefix(mine): value for key, value in changes.items() if key.startswith(mine)}
+
+
+def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
+    """``data`` with its space's largest network as its architecture, and without [search] in all other phases."""
+    search = data.get("search")
+    if isinstance(search, dict) and "space" in search:
+        if "arch" in data:
+            raise UsageError("a recipe has an [arch] or a [search], which finds one: take one of them out")
+        data["arch"] = search_space(str(search["space"])).largest.to_dict()
+    supernet = data.get("supernet")
+    if isinstance(supernet, dict) and "space" in supernet:
+        if "arch" in data:
+            raise UsageError("a recipe has an [arch] or a [supernet], which has many: take one of them out")
+        space = space_called(str(supernet["space"]))
+        data["arch"] = space.spec(space.largest[0]).to_dict()
+    if phase != SEARCH:
+        data.pop("search", None)
+    return data
+
+
+def _with_arch(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the architecture of the model that it starts from, unless it names one itself."""
+    if "start" in data and "arch" not in data:
+        data["arch"] = spec_of(str(data["start"])).to_dict()
+    return data
+
+
+def published_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def _find(source: str | Path) -> Path:
+    if Path(source).is_file():
+        return Path(source)
+    name = Path(source).name.removesuffix(".toml")
+    published = published_recipes()
+    if name in published:
+        return published[name]
+    raise UsageError(f"no recipe file '{source}', nor a published recipe of that name{nearest(name, published)}")
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"'{dotted}' is not a key of the recipe: '{section}' is a value, not a section")
+    data[key] = value

@@ -1,0 +1,272 @@
+"""What a recipe may say: the schema of its TOML file, checked before anything runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from zoo.evaluation.protocols import EPS
+from zoo.specs import ArchSpec, cost
+from zoo.system.errors import UsageError, nearest
+from zoo.system.units import format_count, parse_count
+from zoo.train.spaces import space_called
+from zoo.train.spaces.rnascl import search_space
+
+ONLY, SEARCH = "train", "search"  # names of phases
+SEARCHED = "searched"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Train(Section):
+    method: Literal["natural", "pgd-at", "trades", "mart", "n-fgsm"]
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1, description="of all processes together")
+    beta: float = Field(6.0, ge=0, description="weight of the divergence in TRADES and MART")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device has instructions for it, else fp32"
+    )
+    compile: bool = True
+    weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
+    seed: int = 0
+    int8: bool = Field(
+        False,
+        description="round weights and activations as int8 engines do: zoo.train.run.qat; precision = 'fp32'",
+    )
+    images: int | None = Field(None, ge=1, description="train on the leading images only: for smoke runs")
+
+
+class Attack(Section):
+    """The inner maximisation. For N-FGSM, ``steps`` is 1 and ``step`` its step size."""
+
+    eps: float = Field(EPS, gt=0)
+    step: float = Field(EPS / 4, gt=0)
+    steps: int = Field(1, ge=1)
+    objective: Literal["ce", "kl"] = Field(
+        "ce", description="what PGD ascends: cross-entropy, or KL(p(x) || p(x')) as TRADES has it"
+    )
+
+
+class Optimizer(Section):
+    lr: float = Field(0.2, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["onecycle", "cosine", "step"] = "onecycle"
+    warmup: float = Field(0.2, gt=0, lt=1, description="share of a onecycle schedule that rises")
+    milestones: tuple[float, ...] = Field((0.5, 0.75), description="shares of the run at which a step falls")
+    gamma: float = Field(0.1, gt=0)
+
+
+class Ema(Section):
+    decay: float = Field(0.999, ge=0, lt=1)
+    recalibrate: int = Field(4096, ge=0, description="training images for the BatchNorm statistics")
+
+
+class Guard(Section):
+    """PGD on held-out training images after every epoch; a collapse rolls the run back to the epoch before."""
+
+    images: int = Field(512, ge=1, le=1000)
+    steps: int = Field(10, ge=1)
+    drop: float = Field(0.5, gt=0, lt=1, description="collapse: below this share of the best so far")
+    rollbacks: int = Field(3, ge=0)
+
+
+class Distill(Section):
+    """What a teacher adds to the loss: kl * KL(p, q) + gamma * L_attn (RNAS-CL, eq. 3); to that of n-fgsm or pgd-at
+    kl * KL(T(x) || S(x')) (ARD)."""
+
+    teacher: str = Field(description="a name of the registry, or the path of a model folder")
+    kl: float = Field(1.0, ge=0)
+    gamma: float = Field(1.0, ge=0, description="gamma_s and gamma_t of the paper; 0: no attention loss, no tutors")
+    map_size: int = Field(16, ge=1, description="attention maps are interpolated to this height and width")
+    versions: int = Field(
+        0,
+        ge=0,
+        description="augmented versions of each image, drawn once, on which the teacher's lessons are computed once "
+        "and kept in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and taught anew",
+    )
+    tutors: Literal["searched", "depth", "random"] | dict[str, str] = Field(
+        "depth",
+        description="the teacher's convolution for each of the student's: what the search before found, the one at "
+        "the same relative depth, one drawn at random, or by name",
+    )
+
+
+class Search(Section):
+    """RNAS-CL's search over widths and tutors (eq. 2)."""
+
+    space: str = Field(description="s3, s5, s7, m, l, is, im or i")
+    budget: int = Field(description="MACs, such as 15M: the target of the search, a limit of the freeze")
+    latency: float = Field(1.0, ge=0, description="exponent of n_f = max(E/B, B/E), E the expected MACs; 0: no term")
+    tau: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (5.0, 0.056)
+    noise: Literal["gumbel", "normal"] = "gumbel"
+    share: float = Field(0.2, gt=0, lt=1, description="of each batch that updates the Gumbel logits")
+    lr: float = Field(0.01, gt=0, description="Adam's, on the Gumbel logits")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> int:
+        try:
+            return parse_count(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _within_the_space(self) -> Search:
+        try:
+            space = search_space(self.space)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        low, high = cost(space.smallest).macs, cost(space.largest).macs
+        if self.budget < low:
+            raise ValueError(
+                f"space {self.space} has no network within {format_count(self.budget)} MACs: "
+                f"its own go from {format_count(low)} to {format_count(high)}"
+            )
+        return self
+
+
+class Supernet(Section):
+    """Training of a dynamic net (ProARD): which sub-nets a step trains, on whose adversarial images, taught by whom."""
+
+    space: str = Field(description="tiny, resnet or mbv3")
+    largest: float = Field(1.0, ge=0, le=1, description="share of the steps that train the largest sub-net ...")
+    smallest: bool = Field(True, description="... and the smallest in all: the sandwich rule (Yu and Huang 2019)")
+    random: int = Field(2, ge=0, description="sub-nets drawn beside them")
+    redraw: Literal["step", "epoch"] = Field("step", description="how long the drawn ones stay; ProARD's code: epoch")
+    elastic: tuple[Literal["width", "depth", "kernel", "expand"], ...] = Field(
+        ("width", "depth", "kernel", "expand"), description="what varies; all else is as in the largest sub-net"
+    )
+    choices: int | None = Field(None, ge=1, description="only so many choices of the kind that elastic names last")
+    opening: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.0, 0.0), description="shares of the run between which smaller choices become available"
+    )
+    attacker: Literal["each", "largest", "random"] = Field(
+        "each", description="whose adversarial images a sub-net learns from: its own, or those a step shares"
+    )
+    refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
+    teacher: str = Field(
+        "largest",
+        description="whose soft labels the sub-nets learn: the largest's as it is now, 'none', or those of a frozen "
+        "model: of an earlier phase, by its name, of the registry, or of a folder",
+    )
+    loss: Literal["adversarial", "rslad"] = Field(
+        "adversarial",
+        description="(1 - soft) CE(S(x'), y) + soft KL(T(x) || S(x')); or 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x))",
+    )
+    soft: float = Field(0.5, ge=0, le=1, description="share of the soft labels in the adversarial loss")
+    sort: bool = Field(False, description="sort channels by importance first: so before expand opens in ProARD")
+
+    @field_validator("space")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            space_called(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Supernet:
+        if self.largest < 1 and not (self.smallest or self.random):
+            raise ValueError("a step trains no sub-net: set largest = 1, smallest or random")
+        if self.attacker == "random" and not self.random:
+            raise ValueError("attacker = 'random' wants a sub-net drawn at random: set random = 1 or more")
+        if self.attacker == "each" and self.refine:
+            raise ValueError("refine goes on from shared images: set attacker = 'largest' or 'random', or refine = 0")
+        if self.opening[0] > self.opening[1]:
+            raise ValueError("opening ends before it begins: give two shares in ascending order")
+        if self.loss == "rslad" and self.teacher == "none":
+            raise ValueError("loss = 'rslad' needs a teacher")
+        return self
+
+
+class Predictor(Section):
+    """The accuracy-robustness predictor of a dynamic net: fitted after its training to sub-nets measured then."""
+
+    subnets: int = Field(300, ge=20, description="sub-nets measured")
+    images: int = Field(1000, ge=10, le=1000, description="held-out training images that each is measured on")
+    steps: int = Field(10, ge=1, description="of PGD")
+    members: int = Field(5, ge=2, description="of the ensemble")
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    description: str
+    family: str
+    paper: str | None = None
+    dataset: Literal["cifar10", "imagefolder"] = "cifar10"
+    start: str | None = Field(None, description="model whose weights the first phase starts from: a name or a folder")
+    arch: ArchSpec = Field(description="that of start where it is left out")
+    train: Train
+    attack: Attack = Attack()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    guard: Guard = Guard()
+    distill: Distill | None = None
+    search: Search | None = None
+    supernet: Supernet | None = None
+    predictor: Predictor = Predictor()
+    reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.train.method == "n-fgsm" and self.attack.steps != 1:
+            raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
+        if self.train.method == "n-fgsm" and self.attack.objective != "ce":
+            raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
+        if self.distill and self.train.method == "mart":
+            raise ValueError(
+                "mart weighs images by the student's own mistakes, and takes no [distill]: choose another method"
+            )
+        if self.distill and self.distill.gamma and self.train.method in ("n-fgsm", "pgd-at"):
+            raise ValueError(
+                f"attention maps are compared on clean images, which {self.train.method} does not have: "
+                "set distill.gamma = 0, or choose natural or trades"
+            )
+        if self.search and (self.train.method != "natural" or not self.distill):
+            raise ValueError("a search needs [distill] and train.method = 'natural'")
+        if self.train.int8 and (self.search or self.train.precision != "fp32"):
+            raise ValueError(
+                "train.int8 = true wants train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
+            )
+        if self.supernet and (self.search or self.distill or self.train.int8):
+            raise ValueError("[supernet] goes with neither [search] nor [distill] nor train.int8")
+        if self.supernet and (self.train.compile or self.train.method not in ("n-fgsm", "pgd-at", "trades")):
+            raise ValueError(
+                "a [supernet] wants train.compile = false (its nets change with every step) "
+                "and method n-fgsm, pgd-at or trades"
+            )
+        if self.reported and not self.paper:
+            raise ValueError("reported accuracies need a paper to come from")
+        return self
+
+
+def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), _keys_beside(first["loc"]))
+            raise UsageError(f"{origin}: unknown key '{where}'{hint}") from None
+        raise UsageError(f"{origin}: '{where}' is wrong: {first['msg']}") from None
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the schema allows where an unknown one was found."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field is not None else section
+        if not hasattr(section, "model_fields"):  # a union: of architectures, told by their tag, or with None
+            members = [m for m in getattr(section, "__args__", ()) if hasattr(m, "model_fields")]
+            tagged = [m for m in members if "arch" in m.model_fields and m.model_fields["arch"].default == location[1]]
+            section = next(iter(tagged or members), Recipe)
+    return list(section.model_fields)

@@ -1,0 +1,212 @@
+"""The one training loop, on Accelerate: a CPU, one GPU, many GPUs, many machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.datasets.cifar10 import Dataset
+from zoo.system.errors import TrainingDiverged, UsageError
+from zoo.train.recipes.schema import ONLY, Recipe
+from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
+from zoo.train.run.trainer import Trainer
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT came; the checkpoint on disk holds everything up to the last step."""
+
+
+def fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    kind: type[Trainer] = Trainer,
+    start: str | None = None,
+    resume: bool = False,
+    time_budget: float | None = None,
+    phase: str = ONLY,
+    earlier: Sequence[Mapping[str, Any]] = (),
+    teacher: str | None = None,
+    report: Report = lambda metrics: None,
+    tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> Path:
+    """Train ``recipe`` and leave its averaged weights as a model folder ``out/model`` (config and safetensors).
+
+    Args:
+        kind: of trainer: a search leaves ``out/search.json`` instead of a model.
+        start: a model of this architecture to start from, by name or folder; by default, random weights.
+        dataset: what to train on; its validation split guards the run, its test split is never touched.
+        out: the run's folder: checkpoint, metrics (JSON lines and TensorBoard), resolved recipe, model.
+        resume: go on from the checkpoint in ``out``; without one, start.
+        time_budget: seconds of training in all, earlier sessions of the run included; the schedule is brought
+            forward to end by then.
+        phase: what this run is called among the phases of a training, and ``earlier`` the efforts of those before
+            it (``Trainer.effort()``): they go into the facts of the model.
+        teacher: the folder of the model that the recipe's teacher is, where that is the name of an earlier phase.
+        report: called with the metrics of every epoch; ``tick`` with step, total and loss as the run goes.
+
+    Raises:
+        UsageError: ``out`` holds a run and ``resume`` is off, or holds the run of another recipe.
+        TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
+        Interrupted: a signal came; the checkpoint holds everything.
+    """
+    checkpoint, state = out / "checkpoint.pt", None
+    if checkpoint.exists():  # a trainer may take minutes to build: refuse before
+        if not resume:
+            raise UsageError(f"'{out}' already holds a run: pass --resume to go on with it, or choose another --out")
+        state = load_checkpoint(checkpoint)
+        if state["recipe"] != recipe.model_dump(mode="json"):
+            raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
+        if state["position"].get("done") and kind.leaves(out).exists():
+            return kind.leaves(out)
+    trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier, teacher=teacher)
+    accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
+    if state is not None:
+        trainer.restore(state)
+    elif main:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    accelerator.wait_for_everyone()
+
+    with _signals() as stopped, _tensorboard(out, enabled=main) as board:
+        _run(trainer, checkpoint, stopped, report, board, tick)
+    left = trainer.finish(out)
+    accelerator.wait_for_everyone()
+    return left
+
+
+def _run(
+    trainer: Trainer,
+    checkpoint: Path,
+    stopped: threading.Event,
+    report: Report,
+    board: Callable[[dict[str, Any]], None],
+    tick: Callable[[int, int, float], None],
+) -> None:
+    """Steps until the run is done, a checkpoint after every epoch and whenever the run is stopped."""
+    recipe, main = trainer.recipe, trainer.accelerator.is_main_process
+    clock = time.monotonic() - trainer.position.seconds
+    running, since = 0.0, time.monotonic()
+    progress = trainer.progress(trainer.position.seconds)
+    while progress < 1:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = trainer.rate(progress)
+        trainer.net.train()
+        loss = trainer.train_step()
+        position = trainer.position
+        position.seconds = time.monotonic() - clock
+        progress = trainer.progress(position.seconds)
+        if _anyone(trainer, stopped.is_set()):
+            if main:
+                save_checkpoint(trainer.state(), checkpoint)
+            trainer.accelerator.wait_for_everyone()
+            raise Interrupted(f"stopped at step {position.step} of {trainer.total_steps}")
+        in_epoch = position.step % trainer.steps_per_epoch
+        if in_epoch % 20 == 0 or progress >= 1:
+            running = loss.item()
+            tick(position.step, trainer.total_steps, running)
+        if in_epoch and progress < 1:
+            continue
+
+        raw_clean, raw = trainer.guarded_accuracy(trainer.net)
+        robust = recipe.train.method != "natural"  # else there is no robustness to lose
+        collapsed = robust and raw < recipe.guard.drop * position.best
+        if _anyone(trainer, collapsed or math.isnan(running)):
+            _roll_back(trainer, checkpoint)
+            continue
+        position.best = max(position.best, raw)
+        clean, pgd = trainer.guarded_accuracy(trainer.averaged())
+        images = (in_epoch or trainer.steps_per_epoch) * recipe.train.batch_size
+        metrics = {
+            "epoch": round(position.step / trainer.steps_per_epoch, 3),
+            "step": position.step,
+            "loss": running,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "clean": clean,
+            "pgd": pgd,
+            "raw_clean": raw_clean,
+            "raw_pgd": raw,
+            "images_per_s": images / (time.monotonic() - since),
+            "seconds": position.seconds,
+            **trainer.metrics(),
+        }
+        position.history.append(metrics)
+        position.done = progress >= 1
+        if main:
+            save_checkpoint(trainer.state(), checkpoint)
+            board(metrics)
+            report(metrics)
+        since = time.monotonic()
+
+
+def _roll_back(trainer: Trainer, checkpoint: Path) -> None:
+    """Return to the last epoch that held, and go on with other random numbers (Rice et al. 2020 stop there)."""
+    attempt, seconds = trainer.position.attempt + 1, trainer.position.seconds
+    if attempt > trainer.recipe.guard.rollbacks or not checkpoint.exists():
+        raise TrainingDiverged(
+            f"robust accuracy collapsed at step {trainer.position.step} after {attempt - 1} rollbacks: "
+            f"lower optimizer.lr, or take more attack steps"
+        )
+    trainer.restore(load_checkpoint(checkpoint))
+    trainer.position.attempt, trainer.position.seconds = attempt, seconds
+
+
+def _anyone(trainer: Trainer, stop: bool) -> bool:
+    """Whether any process was told to stop, so that all stop after the same step."""
+    if trainer.accelerator.num_processes == 1:
+        return stop
+    told = torch.tensor(int(stop), device=trainer.device)
+    return bool(trainer.accelerator.reduce(told, "sum").item())
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that a run ends between two steps. A second SIGINT ends it at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        if stopped.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _tensorboard(out: Path, *, enabled: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends an epoch's metrics to TensorBoard and to ``metrics.jsonl``."""
+    if not enabled:
+        yield lambda metrics: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out / "tensorboard")) as writer, open(out / "metrics.jsonl", "a") as lines:
+
+        def write(metrics: dict[str, Any]) -> None:
+            for key, value in metrics.items():
+                if isinstance(value, int | float):
+                    writer.add_scalar(key, value, metrics["step"])
+            lines.write(json.dumps(metrics) + "\n")
+            lines.flush()
+
+        yield write

@@ -1,0 +1,318 @@
+"""One run of a recipe: its network, its average, its optimizer, and the steps that move them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from torch import Tensor, nn
+
+from zoo.datasets.cifar10 import Dataset, check_fits, to_float
+from zoo.models import build
+from zoo.system.errors import UsageError
+from zoo.train.data.images import InMemory, source_of
+from zoo.train.methods import adversary
+from zoo.train.methods.distill import Distiller
+from zoo.train.methods.objective import Batch, batch_loss
+from zoo.train.recipes.schema import ONLY, Distill, Recipe
+from zoo.train.run import schedule
+from zoo.train.run.ema import ema_of, recalibrate
+from zoo.train.run.model_folder import save_model
+from zoo.train.run.precision import precision_on
+from zoo.train.run.qat import floating, quantised
+from zoo.train.teachers.cache import LessonBook, Versions
+from zoo.train.teachers.start import started
+from zoo.train.teachers.teacher import Teacher
+
+
+@dataclass
+class Position:
+    """Where a run stands: what a checkpoint stores besides tensors."""
+
+    step: int = 0
+    attempt: int = 0  # rollbacks so far; changes the seed of what follows
+    seconds: float = 0.0
+    best: float = 0.0  # best guarded PGD accuracy of the raw weights
+    done: bool = False  # also where a time budget ended the run, which a resumption may come without
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """A run of a recipe: its network, average, optimizer and position, and the steps that move them.
+
+    Every process draws the same random numbers for the whole batch and takes its own rows, so a run does not
+    depend on how many processes share it.
+    """
+
+    fused = True  # the optimizer's steps
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        *,
+        start: str | None = None,
+        time_budget: float | None = None,
+        phase: str = ONLY,
+        earlier: Sequence[Mapping[str, Any]] = (),
+        teacher: str | None = None,
+    ) -> None:
+        """Arguments as in :func:`zoo.train.run.loop.fit`."""
+        self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
+        self.phase, self.earlier, self.earlier_model = phase, list(earlier), teacher
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.precision = precision_on(self.device, recipe.train.precision)
+        processes = self.accelerator.num_processes
+        if recipe.train.batch_size % processes:
+            raise UsageError(
+                f"train.batch_size={recipe.train.batch_size} cannot be shared by {processes} processes: "
+                f"choose a multiple of {processes}"
+            )
+        set_seed(recipe.train.seed)
+
+        train, held_out = dataset.split("train"), dataset.split("validation")
+        self.source = source_of(train, self.device, recipe.train.images)
+        if len(self.source) < recipe.train.batch_size:
+            raise UsageError(
+                f"{len(self.source)} training images do not fill a batch of {recipe.train.batch_size}: "
+                f"lower train.batch_size"
+            )
+        guarded = slice(0, recipe.guard.images)
+        self.held_out = (
+            to_float(held_out.images[guarded]).to(self.device, memory_format=torch.channels_last),
+            torch.from_numpy(held_out.labels[guarded].copy()).to(self.device),
+        )
+
+        net = self.network()
+        if start is not None:
+            self.begin(net, start)
+        if recipe.train.int8:
+            net = quantised(net, self.samples())
+        net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if processes > 1 and self.device.type == "cuda":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        self.ema = ema_of(net, recipe.ema.decay)
+        self.net: nn.Module = net
+        if recipe.train.compile:
+            # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
+            torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+            self.net.compile(dynamic=False)
+            self.ema.module.compile(dynamic=False)
+        self.forward = self.parallel(self.net) if processes > 1 else self.net
+        options = recipe.optimizer
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(),
+            fused=self.fused,
+            lr=options.lr,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+        )
+        self.versions: Versions | None = None
+        taught = recipe.distill is not None and (recipe.distill.kl or recipe.distill.gamma)
+        self.distiller = self.distilling(recipe.distill) if recipe.distill and taught else None
+        self.position = Position()
+
+    def network(self) -> nn.Module:
+        """What is trained, freshly initialised."""
+        return build(self.recipe.arch)
+
+    def begin(self, net: nn.Module, start: str) -> None:
+        """Give ``net`` the weights of the model ``start``."""
+        net.load_state_dict(started(start, self.recipe.arch).state_dict())
+
+    def parallel(self, net: nn.Module) -> nn.Module:
+        """``net`` as several processes train it: with gradients that are means over all of them."""
+        return self.accelerator.prepare_model(net)
+
+    def samples(self, n: int = 512) -> Iterator[Tensor]:
+        """Batches of augmented training images, drawn by the recipe's seed."""
+        generator = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
+        chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:n]
+        return (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
+
+    def distilling(self, settings: Distill) -> Distiller | None:
+        """The teacher's part in the loss."""
+        train = self.recipe.train
+        return Distiller(settings, self.net, self.hire(settings), compile=train.compile, seed=train.seed)
+
+    def hire(self, settings: Distill) -> Teacher:
+        """The teacher; where its lessons are kept, they are at hand now, and batches come from the kept versions."""
+        teacher = self.find_teacher(settings.teacher, size=settings.map_size)
+        if settings.versions:
+            if not isinstance(self.source, InMemory):
+                raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
+            self.versions = Versions(self.source, settings.versions)
+            with self.accelerator.main_process_first():
+                teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=self.precision)
+        return teacher
+
+    @property
+    def taught_by(self) -> str | None:
+        """The name or the folder of the frozen model that teaches, if one does."""
+        return self.recipe.distill.teacher if self.recipe.distill and self.distiller else None
+
+    def find_teacher(self, name: str, **options: Any) -> Teacher:
+        """The model ``name`` as a teacher for these images and classes; options are those of :class:`Teacher`."""
+        teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **options)
+        try:
+            check_fits(self.dataset, teacher.model.spec)
+        except UsageError as error:
+            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
+        return teacher
+
+    # -- what a run is made of -------------------------------------------------------------------------------
+
+    @property
+    def share(self) -> int:
+        """Images of a batch that fall to one process."""
+        return self.recipe.train.batch_size // self.accelerator.num_processes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.source) // self.recipe.train.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.train.epochs * self.steps_per_epoch
+
+    def progress(self, seconds: float) -> float:
+        """Share of the run that is done: of its steps, or of its time budget where that is nearer its end, so
+        that a budget shortens the schedule instead of cutting it off."""
+        if self.position.done:
+            return 1.0
+        share = self.position.step / self.total_steps
+        if self.time_budget is None:
+            return share
+        share = max(share, seconds / self.time_budget)
+        if self.accelerator.num_processes > 1:  # one clock, or the processes would part
+            share = broadcast(torch.tensor(share, device=self.device)).item()
+        return share
+
+    def rate(self, progress: float) -> float:
+        options = self.recipe.optimizer
+        if options.schedule == "onecycle":
+            return options.lr * schedule.onecycle(progress, warmup=options.warmup)
+        if options.schedule == "cosine":
+            return options.lr * schedule.cosine(progress)
+        return options.lr * schedule.step(progress, milestones=options.milestones, gamma=options.gamma)
+
+    def generator(self, *key: int) -> torch.Generator:
+        """Seeded by the recipe, the attempt and ``key``: any step can be repeated without those before it."""
+        seed = hash((self.recipe.train.seed, self.position.attempt, *key)) & 0x7FFF_FFFF_FFFF_FFFF
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of batch ``step``."""
+        index, generator = self._drawn(step)
+        rows = None
+        if self.versions is None:
+            x, y = self.source.augmented(index, generator)
+            self.source.expect(*self._drawn(step + 1))
+        else:
+            rows = self.versions.rows(index, generator)
+            x, y = self.versions[rows]
+        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        # Every so many-th: the leading part of all shares together is the leading part of the batch (a search cuts it).
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        return Batch(x[mine], y[mine], noise[mine], None if rows is None else rows[mine])
+
+    def _drawn(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """The images of batch ``step``, as indices, and the source of all that is random in it."""
+        size = self.recipe.train.batch_size
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if getattr(self, "_shuffled", None) != (epoch, self.position.attempt):
+            generator = self.generator(0, epoch)
+            self._order = torch.randperm(len(self.source), generator=generator, device=self.device)
+            self._shuffled = (epoch, self.position.attempt)
+        index = self._order[place * size : (place + 1) * size]
+        return index, self.generator(1, step)
+
+    def train_step(self) -> Tensor:
+        """One update of the weights and of their average; returns the loss, without waiting for it."""
+        batch = self.batch(self.position.step)
+        with self.autocast():
+            loss = batch_loss(self.recipe, self.net, self.forward, batch, self.distiller)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.net)
+        self.position.step += 1
+        return loss.detach()
+
+    # -- judging ---------------------------------------------------------------------------------------------
+
+    def averaged(self) -> nn.Module:
+        """The averaged network, its BatchNorm statistics recomputed on augmented training images."""
+        with torch.no_grad():
+            recalibrate(self.ema.module, self.samples(self.recipe.ema.recalibrate))
+        return self.ema.module.eval()
+
+    def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
+        """Clean and PGD accuracy of ``net`` on the guard's held-out images."""
+        steps, eps = self.recipe.guard.steps, self.recipe.attack.eps
+        generator = torch.Generator(self.device).manual_seed(0)
+        hits = torch.zeros(2, device=self.device)
+        with self.autocast(), adversary.frozen(net):
+            for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
+                noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+                x_adv = adversary.pgd(net, x, y, noise, eps=eps, step=eps / 4, steps=steps)
+                with torch.no_grad():
+                    hits += torch.stack([(net(seen).argmax(1) == y).sum() for seen in (x, x_adv)])
+        clean, robust = (hits / len(self.held_out[1])).tolist()
+        return clean, robust
+
+    def metrics(self) -> dict[str, Any]:
+        """What an epoch's record holds besides loss, rate and accuracies."""
+        return {}
+
+    def effort(self) -> dict[str, Any]:
+        """What this phase of the training has cost so far."""
+        return {
+            "name": self.phase,
+            "epochs": round(self.position.step / self.steps_per_epoch, 2),
+            "images_seen": self.position.step * self.recipe.train.batch_size,
+            "wall_s": round(self.position.seconds, 1),
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a finished run leaves, by the names of the architecture."""
+        return floating(self.averaged())
+
+    @classmethod
+    def leaves(cls, out: Path) -> Path:
+        """What a finished run has in its folder ``out``."""
+        return out / "model"
+
+    def finish(self, out: Path) -> Path:
+        """Leave the averaged network as a model folder in ``out``; the folder is returned."""
+        weights = self.weights()  # in every process: SyncBatchNorm waits for all of them
+        if self.accelerator.is_main_process:
+            save_model(self, weights, self.leaves(out))
+        return self.leaves(out)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "net": self.net.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": vars(self.position),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = Position(**state["position"])

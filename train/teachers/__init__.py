@@ -1,0 +1,1 @@
+"""Teachers: their answers, attention maps, and the cache of both."""

@@ -1,0 +1,108 @@
+"""Lessons learnt once: a fixed number of augmented versions of every image, and what a teacher says of them.
+
+A teacher is often ten times the student's size, and asking it about every batch is then most of a training step.
+With a few versions of each image drawn once, its answers can be kept and shared by all phases, students and seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.system.files import cached
+from zoo.train.data.images import InMemory
+from zoo.train.teachers.teacher import Lesson, Teacher
+
+BATCH = 500
+
+
+class Versions:
+    """``count`` augmented versions of every image of ``source``: row v * N + i is version v of image i.
+
+    Held as uint8 on the device of the source, ``count`` times its size; drawn from seed 0, whatever the run's.
+    """
+
+    def __init__(self, source: InMemory, count: int) -> None:
+        generator = torch.Generator(source.labels.device).manual_seed(0)
+        everything = torch.arange(len(source), device=source.labels.device)
+        parts = [
+            source.augmented(part, generator)[0].mul_(255).round_().byte()
+            for _ in range(count)
+            for part in everything.split(BATCH)
+        ]
+        self.images, self.labels, self.count = torch.cat(parts), source.labels, count
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """A version drawn for each image at ``index`` [B], as rows [B]."""
+        version = torch.randint(self.count, index.shape, generator=generator, device=index.device)
+        return version * len(self.labels) + index
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, C, H, W] in [0, 1], in channels_last strides, and labels [B]."""
+        x = self.images[rows].float().div_(255).contiguous(memory_format=torch.channels_last)
+        return x, self.labels[rows % len(self.labels)]
+
+
+class LessonBook:
+    """A teacher's lessons on all ``versions``, as memory-mapped float16 files: logits [R, K] and, for every
+    convolution of the teacher, unit attention maps [R, n_t, P]. They are computed when no complete book is found.
+
+    Args:
+        precision: what ``autocast`` makes the teacher answer in; books of different precision are different books.
+    """
+
+    def __init__(
+        self, teacher: Teacher, versions: Versions, autocast: AbstractContextManager, *, precision: str
+    ) -> None:
+        self.layers = teacher.layers
+        key = f"lessons-{_key(teacher, versions, precision)}"
+        root = cached(key, lambda to: _write(to, teacher, versions, autocast))
+        self.logits = np.load(root / "logits.npy", mmap_mode="r")
+        self.maps = np.load(root / "maps.npy", mmap_mode="r")
+
+    def lesson(self, rows: Tensor, layers: list[str] | None) -> Lesson:
+        """The lesson on the versions at ``rows`` [B], with the maps of ``layers`` (None: without maps)."""
+        where = rows.cpu().numpy()
+        logits = torch.from_numpy(self.logits[where]).to(rows.device).float()
+        if layers is None:
+            return Lesson(logits, None)
+        places = [self.layers.index(layer) for layer in layers]
+        maps = self.maps[where] if layers == self.layers else self.maps[where[:, None], places]
+        return Lesson(logits, torch.from_numpy(maps).to(rows.device).float())
+
+
+def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
+    from zoo.weights.load import weights_sha256
+
+    images = hashlib.sha256(versions.images.permute(0, 2, 3, 1).contiguous().cpu().numpy().data).hexdigest()
+    facts = [weights_sha256(teacher.model), images, teacher.size, teacher.layers, precision]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
+    """All lessons, as files in the folder ``to``; the teacher is left without taps."""
+    teacher.tap(teacher.layers)
+    files: dict[str, np.memmap] = {}
+    try:
+        for part in torch.arange(len(versions), device=versions.labels.device).split(BATCH):
+            with autocast:
+                lesson = teacher(versions[part][0])
+            assert lesson.maps is not None
+            for name, told in (("logits", lesson.logits), ("maps", lesson.maps)):
+                if name not in files:
+                    shape = (len(versions), *told.shape[1:])
+                    files[name] = np.lib.format.open_memmap(to / f"{name}.npy", "w+", np.float16, shape)
+                files[name][part.cpu()] = told.half().cpu()
+        for file in files.values():
+            file.flush()
+    finally:
+        teacher.untap()

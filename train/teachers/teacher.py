@@ -1,0 +1,133 @@
+"""The teacher: a trained model that answers in eval mode, without gradients, once for every batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.datasets.cifar10 import Dataset
+from zoo.train.teachers.attention import unit_maps
+from zoo.train.teachers.hooks import Taps, conv_names
+
+if TYPE_CHECKING:
+    from zoo.models import Classifier
+    from zoo.train.teachers.cache import LessonBook
+
+
+HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
+
+    logits: Tensor
+    maps: Tensor | None
+
+    def __getitem__(self, rows: slice) -> Lesson:
+        return Lesson(self.logits[rows], None if self.maps is None else self.maps[rows])
+
+
+class Teacher:
+    """A model of the registry, or of a folder, as a source of lessons.
+
+    Args:
+        name: a registry name, ``hf-hub:...``, or the path of a model folder that training left.
+        size: height and width that attention maps are interpolated to.
+
+    Raises:
+        UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load.load`.
+    """
+
+    def __init__(self, name: str, device: torch.device, *, size: int = 16, compile: bool = False) -> None:
+        from zoo.weights.load import load
+
+        # Not folded: folding would rescale what the taps see, channel by channel.
+        model = load(address(name), progress=False).requires_grad_(False)
+        self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layers = conv_names(self.model)
+        self.taps: Taps | None = None
+        self.book: LessonBook | None = None
+        self.size = size
+        self._answer = torch.compile(self._eager, dynamic=False) if compile else self._eager
+
+    def tap(self, layers: Sequence[str]) -> None:
+        """From now on lessons hold the maps of these convolutions, in this order.
+
+        Raises:
+            UsageError: the teacher has no such convolution.
+        """
+        self.untap()
+        self.taps = Taps(self.model, layers)
+
+    def untap(self) -> None:
+        """From now on lessons hold no maps."""
+        if self.taps is not None:
+            self.taps.remove()
+        self.taps = None
+
+    def _eager(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.taps is None:
+            return self.model(x).float(), None
+        with self.taps.recording():
+            logits = self.model(x)
+        return logits.float(), unit_maps(self.taps.maps(), self.size)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Lesson:
+        """The lesson on images [N, 3, H, W] in [0, 1]: looked up where it is kept, at ``rows`` [N] of the book."""
+        if self.book is not None and rows is not None:
+            return self.book.lesson(rows, None if self.taps is None else self.taps.names)
+        return Lesson(*self._answer(x))
+
+
+def address(name: str) -> str:
+    """``name`` as :func:`zoo.weights.load.load` wants it: the path of an existing folder becomes ``local-dir:``."""
+    return f"local-dir:{name}" if ":" not in name and Path(name).is_dir() else name
+
+
+def title(name: str) -> str:
+    """What the model ``name`` is called, if it is that of a folder: by the folder's config.json."""
+    config = Path(name) / "config.json"
+    return json.loads(config.read_text()).get("name", name) if config.is_file() else name
+
+
+def record(name: str, dataset: Dataset) -> dict[str, Any]:
+    """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
+
+    A registry name brings its measured accuracy along. Another model's is that on held-out training images, measured
+    here if not after its training (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
+    """
+    from zoo.registry.file import load_registry
+    from zoo.weights.load import load, weights_sha256
+
+    entry = load_registry().models.get(address(name))  # a folder of that name comes first, as in loading
+    if entry is not None and {"clean", "pgd20"} <= entry.results.keys():
+        accuracy: dict[str, Any] = {key: entry.results[key].accuracy.to_dict() for key in ("clean", "pgd20")}
+        return {"name": name, "weights_sha256": entry.weights.sha256, "accuracy": accuracy}
+    model = load(address(name), progress=False)
+    sha256 = weights_sha256(model)
+    kept = Path(name) / HELD_OUT
+    told = json.loads(kept.read_text()) if kept.is_file() else held_out_accuracy(model, dataset)
+    accuracy = {f"validation-{key}": one for key, one in told.items()}
+    return {"name": title(name), "weights_sha256": sha256, "accuracy": accuracy}
+
+
+def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
+    """Clean and PGD-20 accuracy of a loaded model on the first ``n`` held-out training images, by protocol."""
+    from zoo.evaluation.measure import measure
+    from zoo.evaluation.protocols import PROTOCOLS
+    from zoo.weights.load import weights_sha256
+
+    n = min(n, len(dataset.split("validation")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # training has one too, and a large teacher needs it
+    protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
+    batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
+    measured = measure(model, weights_sha256(model), dataset, protocols, batch_size=batch_size, device=device)
+    return {one.protocol.name: one.result["accuracy"] for one in measured}

@@ -1,0 +1,1 @@
+"""The data sets that models are trained and judged on."""

@@ -1,0 +1,169 @@
+"""Images in folders, ``train/CLASS/*`` and ``val/CLASS/*`` as torchvision's ImageFolder has them, at 224 pixels.
+
+The last fiftieth of every class's training files is the validation split, never trained on; ``val`` is the test split.
+Both are decoded once into the cache, when they are first asked for; training images are decoded as they are needed.
+In every split the classes take turns, so that its leading images are of all classes alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
+
+from zoo.datasets.cifar10 import Dataset, Split, SplitName
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.files import cached
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIZE, RESIZE = 224, 256  # a central crop of SIZE pixels from an image whose shorter side has RESIZE
+HELD_OUT = 50  # one in so many training images of a class, and at least one, is for validation
+FOLDERS: dict[str, str] = {"train": "train", "val": "test"}  # and the split that each is read for
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are still files: their paths, and labels int64 [N]."""
+
+    name: str
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageFolder(Dataset):
+    """The folder ``root``, with ``classes`` in alphabetical order."""
+
+    image_size: int = SIZE
+    files: Mapping[str, Files] = field(default_factory=dict)
+
+    @overload  # type: ignore[override]  # of the training images, there are only files
+    def split(self, name: Literal["train"]) -> Files: ...
+    @overload
+    def split(self, name: Literal["validation", "test"]) -> Split: ...
+    def split(self, name: SplitName) -> Split | Files:
+        if name not in self.files:
+            raise UsageError(f"no split is called '{name}' (known: train, validation, test)")
+        files = self.files[name]
+        return files if name == "train" else _decoded(files, self.root)
+
+
+def load_imagefolder(data: Path | str | None = None) -> ImageFolder:
+    """The image folder ``data``, else the one that ``ZOO_IMAGENET`` names.
+
+    Raises:
+        DataNotFound: there is none, a class has too few images, or train and val have other classes.
+    """
+    given = data or os.environ.get("ZOO_IMAGENET")
+    if not given:
+        raise DataNotFound("set ZOO_IMAGENET, or pass --data, to a folder with images in train/CLASS and val/CLASS")
+    root = Path(given)
+    train, val = (_classes(root / folder) for folder in FOLDERS)
+    for one, other, lacking in ((train, val, "val"), (val, train, "train")):
+        missing = sorted(one.keys() - other.keys())
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataNotFound(f"'{root / lacking}' lacks the class '{missing[0]}'{more}: both need the same classes")
+    kept, held_out = {}, {}
+    for name, paths in train.items():
+        cut = len(paths) - max(1, len(paths) // HELD_OUT)
+        if not cut:
+            raise DataNotFound(f"class '{name}' in '{root / 'train'}' has one image: it needs another, for validation")
+        kept[name], held_out[name] = paths[:cut], paths[cut:]
+    parts = {"train": kept, "validation": held_out, "test": val}
+    files = {name: _taking_turns(name, list(part.values())) for name, part in parts.items()}
+    return ImageFolder(root, classes=tuple(train), files=files)
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The image files of every class folder in ``folder``, all in alphabetical order."""
+    if not folder.is_dir():
+        raise DataNotFound(f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise DataNotFound(f"'{folder}' holds no folders: it needs one for every class, with its images")
+    classes = {name: _images(folder / name) for name in names}
+    for name, paths in classes.items():
+        if not paths:
+            raise DataNotFound(f"'{folder / name}' holds no images ({', '.join(ENDINGS)})")
+    return classes
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(ENDINGS) and not name.startswith(".")
+    )
+
+
+def _taking_turns(name: str, classes: Sequence[Sequence[Path]]) -> Files:
+    """The first image of every class, then the second of every class, and so on."""
+    labelled = [[(path, label) for path in paths] for label, paths in enumerate(classes)]
+    pairs = [pair for pair in chain.from_iterable(zip_longest(*labelled)) if pair is not None]
+    return Files(name, tuple(path for path, _ in pairs), np.array([label for _, label in pairs], np.int64))
+
+
+def opened(path: Path) -> Image:
+    """The RGB image in the file ``path``.
+
+    Raises:
+        IntegrityError: it is damaged, or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise IntegrityError(f"'{path}' is not a readable image: {str(error).splitlines()[0]}") from None
+
+
+def centred(image: Image) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3]: the shorter side to RESIZE pixels, then the centre, as torchvision evaluates models."""
+    from torchvision.transforms import functional
+
+    return np.asarray(functional.center_crop(functional.resize(image, RESIZE), [SIZE, SIZE]))
+
+
+def _decoded(files: Files, root: Path) -> Split:
+    """The images of ``files``, decoded into the cache once."""
+
+    def decode(folder: Path) -> None:
+        np.save(folder / "labels.npy", files.labels)
+        with open(folder / "images.npy", "wb") as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+            shape = (len(files), SIZE, SIZE, 3)
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for start in range(0, len(files), 256):  # a share at a time: all of them may not fit into memory
+                for image in pool.map(lambda path: centred(opened(path)), files.paths[start : start + 256]):
+                    out.write(image.tobytes())
+
+    folder = cached(_key(files, root), decode)
+    return Split(
+        files.name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r")
+    )
+
+
+def _key(files: Files, root: Path) -> str:
+    """Changes whenever a file or its label does, without reading them."""
+    facts = [
+        (path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns, label)
+        for path, label in zip(files.paths, files.labels.tolist(), strict=True)
+    ]
+    digest = hashlib.sha256(json.dumps([SIZE, RESIZE, facts]).encode()).hexdigest()
+    return f"imagefolder-{files.name}-{digest[:16]}"

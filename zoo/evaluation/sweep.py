@@ -1,0 +1,95 @@
+"""Accuracy over ε: how a model fades as its attacker is allowed more (RNAS-CL, Figure 3).
+
+Every ε is measured on its own. An image that breaks at a small ε may survive at a larger one, because FGSM overshoots
+and PGD takes other steps, so nothing is carried from one ε to the next and a curve may rise. Only images that are
+wrong without an attack are left alone: they count as wrong at every ε.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from zoo.datasets.cifar10 import Split
+from zoo.evaluation.evaluate import evaluate_split
+from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
+from zoo.evaluation.statistics import Accuracy
+from zoo.system.errors import UsageError
+
+GRID = (*(level / 255 for level in (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24)), 0.1)
+ATTACKS = ("fgsm", "pgd20")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The accuracy at one ε; ``eps`` and ``step`` are on the scale of [0, 1] pixels, no step where there is none."""
+
+    eps: float
+    step: float | None
+    accuracy: Accuracy
+
+
+def sweep(
+    model: nn.Module,
+    split: Split,
+    *,
+    attacks: Iterable[str] = ATTACKS,
+    eps: Iterable[float] = GRID,
+    n: int = 1000,
+    progress: Callable[[str, int, int], None] = lambda attack, done, total: None,
+    **options: Any,
+) -> dict[str, tuple[Point, ...]]:
+    """Attack the first ``n`` images of ``split`` at every ε.
+
+    Args:
+        model: a float32 classifier of [0, 1] images; any mode, left as it is.
+        attacks: names of protocols; all but their ε, step, split and n stays.
+        eps: on the scale of [0, 1] pixels, in any order.
+        progress: called with an attack, the images done over all ε, and how many there are.
+        options: ``batch_size`` and ``device`` of :func:`zoo.evaluation.evaluate.evaluate`.
+
+    Returns:
+        by attack, a point for every ε in ascending order; at ε = 0 it is the clean accuracy.
+
+    Raises:
+        UsageError: an ε is outside [0, 1], there are none, or an attack is unknown or none.
+    """
+    grid = sorted(set(eps))
+    if not grid or not all(0 <= level <= 1 for level in grid):  # NaN is outside too
+        raise UsageError(f"a sweep takes at least one eps, each from 0 to 1 on the scale of pixels, not {grid}")
+    if n < 1:
+        raise UsageError(f"a sweep takes at least one image, not {n}")
+    bases = [protocol(name) for name in dict.fromkeys(attacks)]
+    idle = [base.name for base in bases if base.attack == "none"]
+    if idle or not bases:
+        raise UsageError(f"a sweep wants attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
+    total = min(n, len(split)) * len(grid)
+    curves: dict[str, tuple[Point, ...]] = {}
+    for base in bases:
+        points: list[Point] = []
+        for level in grid:
+            chosen = at(base, level).model_copy(update={"split": split.name, "n": n})
+            before = len(points) * total // len(grid)
+            bits = evaluate_split(
+                model,
+                split,
+                chosen,
+                progress=lambda done, _, name=base.name, before=before: progress(name, before + done, total),
+                **options,
+            )
+            points.append(Point(level, chosen.step, Accuracy.of(bits)))
+        curves[base.name] = tuple(points)
+    return curves
+
+
+def at(base: Protocol, eps: float) -> Protocol:
+    """``base`` with another ε: its step grows and shrinks with ε (2/255 at 8/255 is ε / 4 everywhere).
+
+    A fixed step would leave the ball in one stride at small ε, and not cross it at large ε. ε = 0 is no attack.
+    """
+    if eps == 0:
+        return PROTOCOLS["clean"]
+    return base.model_copy(update={"eps": eps, "step": None if base.step is None else base.step / base.eps * eps})

@@ -1,0 +1,51 @@
+"""From a spec to a torch module: ``build(spec)``.
+
+A family is a file of the name of its spec's ``arch``, with ``features(spec)``, the network up to the penultimate
+features and their number, and, where BatchNorms can be folded beyond those in an ``nn.Sequential``,
+``followers(module)``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import get_args
+
+from torch import nn
+
+from zoo.models.classifier import Classifier
+from zoo.specs import ArchSpec, Spec
+
+__all__ = ["Classifier", "build", "family"]
+
+ARCHS = tuple(spec.model_fields["arch"].default for spec in get_args(get_args(ArchSpec)[0]))
+
+
+def family(arch: str) -> ModuleType:
+    """The module of a family, by the ``arch`` of its specs."""
+    return import_module(f"zoo.models.{arch}")
+
+
+def build(spec: Spec) -> Classifier:
+    """A freshly initialised model of ``spec``: [0, 1] float32 images [N, 3, H, W] in, raw logits [N, classes] out.
+
+    Raises:
+        TypeError: ``spec`` is not an architecture spec.
+    """
+    arch = str(getattr(spec, "arch", None))
+    if arch not in ARCHS:
+        raise TypeError(f"build() takes an ArchSpec, not {type(spec).__name__}")
+    features, width = family(arch).features(spec)
+    model = Classifier(spec, features, nn.Linear(width, spec.classes))
+    if not model.mean.is_meta:  # there is nothing to initialise, and trying takes most of the time
+        _initialise(model)
+    return model
+
+
+def _initialise(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)

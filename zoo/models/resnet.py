@@ -1,0 +1,29 @@
+"""ResNet-18 of torchvision's blocks, of :class:`zoo.specs.ResNetSpec`."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+from zoo.specs import ResNetSpec
+
+
+def features(spec: ResNetSpec) -> tuple[nn.Module, int]:
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
+    if spec.stem == "3x3":
+        net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        net.maxpool = nn.Identity()
+    net.fc = nn.Identity()
+    return net, 512
+
+
+def followers(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of children of ``module`` such that the second, a BatchNorm, is applied to the first's output alone."""
+    # Who has such a module has imported it: torchvision is not imported for those who have none.
+    resnet = sys.modules.get("torchvision.models.resnet")
+    if resnet is None or not isinstance(module, (resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck)):
+        return []
+    return [(name, "bn" + name[4:]) for name, _ in module.named_children() if name.startswith("conv")]

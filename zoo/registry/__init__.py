@@ -1,0 +1,1 @@
+"""The registry of released models, and the choice among them."""

@@ -1,0 +1,223 @@
+"""What the registry holds: plain frozen dataclasses, so that listing models imports next to nothing.
+
+``zoo.registry.schema`` checks a registry file against these very types, bounds included; the classes themselves trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from zoo.evaluation.statistics import Accuracy
+from zoo.system.records import Amount, Bounds, Count, Record, Sha256, Share, Text
+
+Batch = Annotated[str, Bounds(pattern=r"^[1-9][0-9]*$")]  # a number of images, as JSON has keys
+Commit = Annotated[str, Bounds(pattern=r"^[0-9a-f]{40}$")]
+Safetensors = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*\.safetensors$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """One model under one protocol, and what it was measured with."""
+
+    accuracy: Accuracy
+    weights_sha256: Sha256
+    dataset_sha256: Sha256  # the fingerprint of the split
+    toolchain: dict[str, str]
+    measured_at: Text  # ISO 8601 with the time zone
+    wall_s: Amount
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Record):
+    """Where the Hugging Face Hub has a file."""
+
+    repo_id: Text
+    revision: Commit
+    filename: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Record):
+    """A safetensors file, in the package or on the Hub; ``size`` in bytes."""
+
+    file: Safetensors
+    size: Annotated[int, Bounds(ge=1)]
+    sha256: Sha256
+    hub: Hub | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(Record):
+    """The model that was learned from: its weights, and how accurate they are, by protocol."""
+
+    name: Text
+    weights_sha256: Sha256
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Record):
+    """The model whose weights the training started from."""
+
+    name: Text
+    weights_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Record):
+    """A part of the training that had aims of its own, a search say."""
+
+    name: Text
+    epochs: Amount
+    images_seen: Count
+    wall_s: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Record):
+    """How the weights came about; ``phases`` in their order; none in older entries."""
+
+    recipe: Text
+    recipe_sha256: Sha256
+    seed: int
+    start: Start | None = None
+    teacher: Teacher | None = None
+    epochs: Amount
+    images_seen: Count
+    wall_s: Amount
+    device: Text
+    precision: Text | None = None  # of its arithmetic; None in older entries
+    commit: Commit | None = None
+    torch: Text
+    phases: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Record):
+    """A number that a paper states; never mixed with what was measured here."""
+
+    value: Share
+    source: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(Record):
+    """Milliseconds for one call with a batch of images: median, 95th and 99th percentile (``zoo bench``)."""
+
+    p50_ms: Amount
+    p95_ms: Amount
+    p99_ms: Amount
+    images_per_s: Amount
+    memory_mb: Amount | None = None  # 10^6 bytes that the engine adds to its process; None where the system won't tell
+    calls: Annotated[int, Bounds(ge=1)]
+    busy: bool  # the machine had other work meanwhile
+    runtime: Text  # and its version
+    measured_at: Text  # ISO 8601 with the time zone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subnet(Record):
+    """A sub-net of a dynamic net, whose weights it shares: its own file holds BatchNorm statistics only.
+
+    ``values`` are the choices that make it up; ``size`` is what its weights would take by themselves, in bytes.
+    """
+
+    of: Text
+    weights_sha256: Sha256  # of the dynamic net's file
+    values: dict[str, float]
+    size: Annotated[int, Bounds(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Record):
+    """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image.
+
+    A dynamic net tells the space of its sub-nets in ``supernet``; as a model it is the largest of them.
+    """
+
+    family: Text
+    description: str
+    spec: dict[str, Any]
+    macs: Count
+    params: Count
+    weights: Weights
+    license: Text
+    paper: str | None = None
+    train: Train
+    results: dict[str, Result]
+    reported: dict[str, Reported] = field(default_factory=dict)
+    latency: dict[str, dict[str, dict[Batch, Latency]]] = field(default_factory=dict)  # by device, engine, batch
+    flags: tuple[str, ...] = ()
+    supernet: Text | None = None
+    subnet: Subnet | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Model):
+    """A registry entry and its name."""
+
+    name: str
+
+    def accuracy(self, protocol: str) -> float | None:
+        """The share of images classified correctly under ``protocol``, or None if it was not measured."""
+        return self.results[protocol].accuracy.value if protocol in self.results else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights: of the file, or of a sub-net's share in it."""
+        return self.weights.size if self.subnet is None else self.subnet.size
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as the registry file has it: without the name, which is its key there."""
+        data = asdict(self)
+        del data["name"]
+        return data
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
+        """The entry that checked JSON ``data`` describes."""
+        hub, subnet = data["weights"].get("hub"), data.get("subnet")
+        nested = {
+            "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
+            "train": _train(data["train"]),
+            "results": {protocol: _result(result) for protocol, result in data["results"].items()},
+            "reported": {key: Reported(**number) for key, number in data.get("reported", {}).items()},
+            "latency": {
+                device: {
+                    engine: {batch: Latency(**times) for batch, times in batches.items()}
+                    for engine, batches in engines.items()
+                }
+                for device, engines in data.get("latency", {}).items()
+            },
+            "flags": tuple(data.get("flags", ())),
+            "subnet": Subnet(**subnet) if subnet else None,
+        }
+        return cls(name=name, **{**data, **nested})
+
+
+def _result(data: Mapping[str, Any]) -> Result:
+    return Result(**{**data, "accuracy": Accuracy.from_dict(data["accuracy"])})
+
+
+def _train(data: Mapping[str, Any]) -> Train:
+    start, teacher = data.get("start"), data.get("teacher")
+    phases = tuple(Phase(**phase) for phase in data.get("phases", ()))
+    nested = {"start": Start(**start) if start else None, "teacher": _teacher(teacher) if teacher else None}
+    return Train(**{**data, **nested, "phases": phases})
+
+
+def _teacher(data: Mapping[str, Any]) -> Teacher:
+    accuracy = {protocol: Accuracy.from_dict(number) for protocol, number in data.get("accuracy", {}).items()}
+    return Teacher(**{**data, "accuracy": accuracy})
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry file that was checked; ``protocols`` and ``datasets`` are as in its JSON."""
+
+    protocols: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Entry]

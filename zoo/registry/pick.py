@@ -1,0 +1,180 @@
+"""Which model to use: the best under a named attack, within budgets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, overload
+
+from zoo.registry.constraints import Budget, Constraint, constraints_of, known_protocol
+from zoo.registry.entry import Entry, Registry
+from zoo.registry.file import load_registry
+from zoo.system.errors import NothingMatches, UsageError
+
+CostName = Literal["macs", "params", "size"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Entries that satisfy all constraints, the best first, and the names of those not measured for the question."""
+
+    ranked: list[Entry]
+    left_out: list[str]
+
+
+def choose(registry: Registry, constraints: Iterable[Constraint], *, by: str, family: str | None = None) -> Choice:
+    """Rank the entries within ``constraints`` by accuracy under protocol ``by``; ties go to fewer MACs.
+
+    Raises:
+        UsageError: no protocol is called ``by``.
+        NothingMatches: no entry is left; the message names the binding constraint and the nearest miss.
+    """
+    constraints = list(constraints)
+    known_protocol(registry, by)
+    entries = [entry for entry in registry.models.values() if family is None or fnmatchcase(entry.family, family)]
+    if not registry.models:
+        raise NothingMatches("the registry holds no model yet")
+    if not entries:
+        families = ", ".join(sorted({entry.family for entry in registry.models.values()}))
+        raise NothingMatches(f"no model is of family '{family}' (families: {families})")
+    # Only a missing measurement leaves an entry out that could have been an answer.
+    able = [e for e in entries if all(c.holds(e) for c in constraints if c.measure(e) is not None)]
+    measured = [e for e in able if e.accuracy(by) is not None and all(c.measure(e) is not None for c in constraints)]
+    if not measured:
+        raise NothingMatches(_why_nothing(entries, constraints, by))
+    ranked = sorted(measured, key=lambda entry: (-(entry.accuracy(by) or 0.0), entry.macs, entry.name))
+    return Choice(ranked, left_out=sorted(entry.name for entry in able if entry not in measured))
+
+
+def _why_nothing(entries: list[Entry], constraints: list[Constraint], by: str) -> str:
+    for constraint in constraints:
+        values = [(value, e.name) for e in entries if (value := constraint.measure(e)) is not None]
+        if not values:
+            return f"no model has a measurement of {constraint.noun}"
+        if not any(constraint.holds(entry) for entry in entries):
+            value, name = min(values) if constraint.upper else max(values)
+            return f"no model has {constraint}; {constraint.best} {name} with {constraint.told(value)}"
+    if not any(entry.accuracy(by) is not None for entry in entries):
+        return f"no model was measured under '{by}'"
+    wanted = " and ".join(map(str, constraints))
+    # Each can be had alone: the nearest miss breaks the fewest, and these by the least.
+    near = min(entries, key=lambda e: (sum(not c.holds(e) for c in constraints), sum(c.excess(e) for c in constraints)))
+    broken = [c for c in constraints if not c.holds(near)]
+    if not broken:
+        return f"no model with {wanted} was measured under '{by}'; {near.name} would do, but was not"
+    return f"no model has {wanted}; the nearest, {near.name}, has {' and '.join(c.of(near) for c in broken)}"
+
+
+def list_models(
+    pattern: str = "*",
+    *,
+    max_flops: Budget = None,
+    max_params: Budget = None,
+    min_clean: Budget = None,
+    min_robust: Budget = None,
+    by: str = "pgd20",
+    family: str | None = None,
+    registry: Registry | None = None,
+) -> list[str]:
+    """Names of the models that match the glob ``pattern`` and the limits, sorted; none is an empty list.
+
+    Args:
+        max_flops: multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``; ``max_params`` likewise.
+        min_clean: clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under protocol ``by``.
+        family: a glob over families.
+    """
+    registry = registry or load_registry()
+    known_protocol(registry, by)
+    limits = constraints_of(
+        registry, flops=max_flops, params=max_params, min_clean=min_clean, min_robust=min_robust, by=by
+    )
+    return sorted(
+        name
+        for name, entry in registry.models.items()
+        if fnmatchcase(name, pattern)
+        and (family is None or fnmatchcase(entry.family, family))
+        and all(limit.holds(entry) for limit in limits)
+    )
+
+
+# fmt: off
+@overload
+def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
+         min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
+         family: str | None = ..., n: None = ..., registry: Registry | None = ...) -> Entry: ...
+@overload
+def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
+         min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
+         family: str | None = ..., n: int, registry: Registry | None = ...) -> list[Entry]: ...
+# fmt: on
+def pick(
+    flops: Budget = None,
+    *,
+    params: Budget = None,
+    size: Budget = None,
+    min_clean: Budget = None,
+    min_robust: Budget = None,
+    latency_ms: float | None = None,
+    device: str | None = None,
+    by: str = "pgd20",
+    family: str | None = None,
+    n: int | None = None,
+    registry: Registry | None = None,
+) -> Entry | list[Entry]:
+    """The entry with the best accuracy under protocol ``by`` within the budgets, or the best ``n`` of them.
+
+    Args:
+        flops: at most so many multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``.
+        params: at most so many parameters; ``size``: at most so many bytes of weights, as ``"1.9MB"``.
+        min_clean: at least this clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under ``by`` (under
+            "pgd20" where ``by`` is "clean").
+        latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
+            "this" is the present machine.
+        family: a glob over families.
+
+    Raises:
+        NothingMatches: the message names the binding constraint and the nearest miss.
+        UsageError: a budget is not a number, or ``by`` is not a protocol.
+
+    Warns:
+        UserWarning: entries that might have done were left out, for want of a measurement.
+    """
+    if n is not None and n < 1:
+        raise UsageError(f"pick hands out at least one model: n is {n}")
+    registry = registry or load_registry()
+    limits = constraints_of(
+        registry,
+        flops=flops,
+        params=params,
+        size=size,
+        min_clean=min_clean,
+        min_robust=min_robust,
+        latency_ms=latency_ms,
+        device=device,
+        by=by,
+    )
+    choice = choose(registry, limits, by=by, family=family)
+    if choice.left_out:
+        warnings.warn(f"left out, for want of a measurement: {', '.join(choice.left_out)}", stacklevel=2)
+    return choice.ranked[0] if n is None else choice.ranked[:n]
+
+
+def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd20") -> list[Entry]:
+    """The entries that no other beats: none is as cheap and more accurate under ``by``. The cheapest comes first;
+    entries not measured under ``by`` are not among them."""
+    measured = [(cost_of(entry, cost), -accuracy, entry.name, entry) for entry in entries
+                if (accuracy := entry.accuracy(by)) is not None]  # fmt: skip
+    front: list[Entry] = []
+    best = 1.0
+    for _, loss, _, entry in sorted(measured, key=lambda row: row[:3]):
+        if loss < best:
+            best = loss
+            front.append(entry)
+    return front
+
+
+def cost_of(entry: Entry, cost: CostName) -> int:
+    """MACs, parameters, or bytes of weights of ``entry``."""
+    return {"macs": entry.macs, "params": entry.params, "size": entry.size}[cost]

@@ -1,0 +1,70 @@
+"""What an architecture is: small, immutable, JSON-serialisable specs, and their analytic cost.
+
+A spec names an input contract too (size, mean, std, classes), so that a spec and a set of weights are all it takes to
+rebuild a model. A family is a file here and one of the same name, its ``arch`` tag, in :mod:`zoo.models`. To add one,
+write these two and name its spec in ``ArchSpec``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from zoo.specs.base import Cost, Spec
+from zoo.specs.bottleneck import BottleneckSpec
+from zoo.specs.mobilenetv2 import MobileNetV2Spec
+from zoo.specs.mobilenetv3 import MobileNetV3Spec
+from zoo.specs.resnet import ResNetSpec
+from zoo.specs.staged import StagedSpec
+from zoo.specs.wideresnet import WideResNetSpec
+from zoo.system.errors import UsageError
+
+__all__ = [
+    "ArchSpec",
+    "BottleneckSpec",
+    "Cost",
+    "MobileNetV2Spec",
+    "MobileNetV3Spec",
+    "ResNetSpec",
+    "Spec",
+    "StagedSpec",
+    "WideResNetSpec",
+    "cost",
+    "parse_spec",
+]
+
+
+ArchSpec = Annotated[
+    StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec | BottleneckSpec | MobileNetV3Spec,
+    Field(discriminator="arch"),
+]
+
+
+@cache
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(ArchSpec)
+
+
+def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
+    """The spec that ``data`` (a dict, or its JSON text) describes.
+
+    Raises:
+        UsageError: a field is missing, unknown or out of range; the message names it.
+    """
+    try:
+        return _adapter().validate_python(json.loads(data) if isinstance(data, str) else data)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"the architecture spec is not JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "spec"
+        raise UsageError(f"the architecture spec is wrong at '{where}': {first['msg']}") from None
+
+
+def cost(spec: Spec) -> Cost:
+    """Multiply-accumulates and parameters of ``spec``, by formula: no model is built, no forward pass run."""
+    convs = list(spec.convs())
+    return Cost(sum(conv.macs for conv in convs), sum(conv.params for conv in convs))

@@ -1,0 +1,79 @@
+"""What every architecture spec is made of: an input contract, and convolutions as the cost model sees them.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+Channels = Annotated[int, Field(ge=1)]
+
+
+class Cost(NamedTuple):
+    """Multiply-accumulates of one forward pass of one image, and trainable parameters."""
+
+    macs: int
+    params: int
+
+
+class Conv(NamedTuple):
+    """One convolution (or, at resolution 1, one linear layer) as the cost model sees it."""
+
+    c_in: int
+    c_out: int
+    kernel: int
+    resolution: int  # of the output, H = W
+    groups: int = 1
+    bias: bool = False
+    norm: bool = True  # followed by BatchNorm: 2 parameters a channel, no MACs once folded
+
+    @property
+    def macs(self) -> int:
+        return self.c_out * (self.c_in // self.groups) * self.kernel**2 * self.resolution**2
+
+    @property
+    def params(self) -> int:
+        weights = self.c_out * (self.c_in // self.groups) * self.kernel**2
+        return weights + self.c_out * (self.bias + 2 * self.norm)
+
+
+class Part(BaseModel):
+    """A piece of a spec: immutable, and no field is ever ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spec(Part):
+    classes: int = Field(10, ge=2)
+    image_size: int = Field(32, ge=8)
+    mean: tuple[float, float, float] = CIFAR10_MEAN
+    std: tuple[float, float, float] = CIFAR10_STD
+
+    def sections(self) -> Iterator[list[Conv]]:
+        """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""
+        raise TypeError(f"{type(self).__name__} is not cut into sections")
+
+    def convs(self) -> Iterator[Conv]:
+        """Every convolution and linear layer, in forward order."""
+        for section in self.sections():
+            yield from section
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready and complete: defaults are written out, so that they may change without changing old specs."""
+        return self.model_dump(mode="json")
+
+
+def linear(c_in: int, c_out: int) -> Conv:
+    return Conv(c_in, c_out, kernel=1, resolution=1, bias=True, norm=False)
+
+
+def divisible(channels: float, divisor: int = 8) -> int:
+    """Round to a multiple of 8, never losing more than a tenth, as MobileNets do."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded

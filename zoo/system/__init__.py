@@ -1,0 +1,1 @@
+"""What the rest of the house stands on: errors, units, files, devices, the Hub."""

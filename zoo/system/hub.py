@@ -1,0 +1,105 @@
+"""Files of the Hugging Face Hub: from its client's cache, else over the network."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.files import check_sha256
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_blob(path: Path) -> None:
+    """Raise IntegrityError if ``path`` is a cached large file whose bytes are not those that the Hub promised.
+
+    The Hub names large files by their SHA-256, and its cache keeps the name; of small files nothing is known.
+    """
+    promised = path.resolve().name
+    if _SHA256.fullmatch(promised):
+        check_sha256(path, promised)
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """How to get at the Hub: where its client's cache is (None: its default), and whether the network may be used."""
+
+    cache_dir: str | Path | None = None
+    offline: bool = False
+    progress: bool = True
+
+    def fetch(
+        self, repo_id: str, filename: str, revision: str | None, *, check: Callable[[Path], None] = check_blob
+    ) -> Path:
+        """The file, checked. The client does not notice damage that keeps the size: such a file is fetched once more.
+
+        Raises:
+            Unreachable: it is not cached, and the Hub has it not, or may not or cannot be asked.
+            IntegrityError: it fails ``check``, fetched afresh too.
+            UsageError: the repository's name is malformed.
+        """
+        path = self._cached_or_fetched(repo_id, filename, revision)
+        try:
+            check(path)
+        except IntegrityError:
+            if self._offline:
+                raise
+            path = self._get(repo_id, filename, revision, force_download=True)
+            check(path)
+        return path
+
+    @property
+    def _offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return self.offline or constants.HF_HUB_OFFLINE
+
+    def _cached_or_fetched(self, repo_id: str, filename: str, revision: str | None) -> Path:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return self._get(repo_id, filename, revision, local_files_only=True)
+        except Unreachable as error:
+            if self._offline or not isinstance(error.__cause__, LocalEntryNotFoundError):
+                raise
+        return self._get(repo_id, filename, revision)
+
+    def _get(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Path:
+        from huggingface_hub import errors, hf_hub_download
+
+        file = f"'{filename}' of '{repo_id}'" + (f" at {revision}" if revision else "")
+        try:
+            with _bars(self.progress):
+                return Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=self.cache_dir, **options))
+        except errors.HFValidationError:
+            raise UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name") from None
+        except errors.LocalEntryNotFoundError as error:
+            why = "the network is not to be used" if self._offline else "the Hub cannot be reached"
+            raise Unreachable(f"{file} is not in the Hub's cache, and {why}") from error
+        except errors.HfHubHTTPError as error:
+            told = error.server_message or str(error).splitlines()[0]
+            raise Unreachable(f"the Hub does not hand out {file}: {told}") from error
+        except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of whichever HTTP client it uses
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise  # the disk's trouble, in its own words
+            raise Unreachable(f"{file} could not be fetched ({type(error).__name__}): try again") from error
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,30 @@
+"""Plain frozen dataclasses for what is stored as JSON, with bounds that cost nothing to whoever does not validate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+
+class Bounds:
+    """Limits on a field, in pydantic-core's words, for whoever validates."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.limits = limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), **self.limits}
+
+
+Count = Annotated[int, Bounds(ge=0)]
+Amount = Annotated[float, Bounds(ge=0)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
+Text = Annotated[str, Bounds(min_length=1)]
+Sha256 = Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all such records: no field is ever ignored, and no number is NaN or infinite."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
