@@ -42,9 +42,9 @@ from zoo.export.ladder.climb import Progress, Terms, climb, random_images, silen
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import UNVERIFIED, write_reports
 from zoo.export.onnx.calibration import Sampling, calibration_images
+from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
-from zoo.export.onnx.graph.fp16 import to_fp16
-from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.int8 import to_int8
 from zoo.export.onnx.uint8 import save_with_uint8_input
 from zoo.export.verify import choose_level
 from zoo.models import Classifier

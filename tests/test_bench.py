@@ -16,17 +16,18 @@ import pytest
 import torch
 from test_registry import model, registry_data, result, timed
 
-from zoo import device
 from zoo.cli.app import run
 from zoo.cli.bench import _text
 from zoo.export import export_model, read_bundle, verify_bundle
-from zoo.export.bench.bench import bench, quiet, stopwatch, time_batch
+from zoo.export.bench import machine, stopwatch
+from zoo.export.bench.bench import bench, time_batch
 from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bench.entrants import as_bundle, entrants
 from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_registry
 from zoo.models import build
 from zoo.registry.file import info, pretty, write_latency
 from zoo.specs import parse_spec
+from zoo.system import device
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
 from zoo.system.files import sha256_file
@@ -493,10 +494,10 @@ def test_the_gpus_of_this_machine_are_this_machine(monkeypatch, tmp_path):
 def test_work_of_others_and_of_the_host_is_told(monkeypatch, tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 100 5000 0 0 0 0 0 0\ncpu0 1\n")
-    monkeypatch.setattr(quiet, "STAT", stat)
+    monkeypatch.setattr(machine, "STAT", stat)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("os.getloadavg", lambda: (3.0, 0.0, 0.0))
-    watch = quiet.Watch()
+    watch = machine.Watch()
     watch.start -= 10  # ten seconds ago: 40 CPU seconds
     second = os.sysconf("SC_CLK_TCK")
     stat.write_text(f"cpu  {100 + 14 * second} 0 {100 + 2 * second} 5000 0 0 0 {4 * second} 0 0\ncpu0 1\n")
@@ -504,13 +505,13 @@ def test_work_of_others_and_of_the_host_is_told(monkeypatch, tmp_path):
     assert told["others"] == pytest.approx(8 / 40, abs=0.02)
     assert told["steal"] == pytest.approx(4 / 40, abs=0.01)
     assert told["load_before"] == 3.0
-    assert [re.search(r"load of 3\.0 on 4|took 20%|kept 10%", text)[0] for text in quiet.warnings_of(told)] == [
+    assert [re.search(r"load of 3\.0 on 4|took 20%|kept 10%", text)[0] for text in machine.warnings_of(told)] == [
         *("load of 3.0 on 4", "took 20%", "kept 10%")
     ]
 
 
 def test_a_quiet_machine_gives_no_warning_and_an_untold_one_none_either(monkeypatch, tmp_path):
-    assert quiet.warnings_of({"cores": 4, "load_before": 1.0, "others": 0.05, "steal": 0.0}) == []
-    monkeypatch.setattr(quiet, "STAT", tmp_path / "missing")
-    told = quiet.Watch().told(own_s=0.0)
+    assert machine.warnings_of({"cores": 4, "load_before": 1.0, "others": 0.05, "steal": 0.0}) == []
+    monkeypatch.setattr(machine, "STAT", tmp_path / "missing")
+    told = machine.Watch().told(own_s=0.0)
     assert (told["others"], told["steal"]) == (None, None)

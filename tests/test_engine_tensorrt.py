@@ -35,9 +35,9 @@ from zoo.export.engines.tensorrt import bound_to
 from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
 from zoo.export.engines.tensorrt_device import misfits
 from zoo.export.exporter import write_bundle
+from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, OPSET, save_onnx
-from zoo.export.onnx.graph.fp16 import to_fp16
-from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.int8 import to_int8
 from zoo.models import Classifier
 from zoo.system.errors import (
     ExportFailed,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import zoo.attacks
+import zoo.evaluation.evaluate
 from zoo.evaluation.evaluate import evaluate, evaluate_split, worst_case
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.models import build
@@ -46,13 +46,13 @@ def test_clean_bits_are_the_models_own_predictions(net, pixels):
 
 def test_only_images_that_are_still_right_are_attacked(net, pixels, monkeypatch):
     seen = []
-    true = zoo.attacks.run
+    true = zoo.evaluation.evaluate.perturb
 
     def counting(protocol, model, x, y, **options):
         seen.append(len(x))
         return true(protocol, model, x, y, **options)
 
-    monkeypatch.setattr(zoo.attacks, "run", counting)
+    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", counting)
     clean = evaluate(net, *pixels, small("clean"))
     evaluate(net, *pixels, small("fgsm"), batch_size=60)
     assert sum(seen) == clean.sum() < N
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start(net, p
 def test_a_run_killed_between_batches_resumes_to_the_same_bits(net, pixels, tmp_path, monkeypatch):
     weak = small("pgd20", steps=2)
     whole = evaluate(net, *pixels, weak, batch_size=20)
-    true, calls = zoo.attacks.run, []
+    true, calls = zoo.evaluation.evaluate.perturb, []
 
     def killed_at_the_third(*arguments, **options):
         calls.append(1)
@@ -78,7 +78,7 @@ def test_a_run_killed_between_batches_resumes_to_the_same_bits(net, pixels, tmp_
             raise KeyboardInterrupt
         return true(*arguments, **options)
 
-    monkeypatch.setattr(zoo.attacks, "run", killed_at_the_third)
+    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", killed_at_the_third)
     path = tmp_path / "bits.npz"
     with pytest.raises(KeyboardInterrupt):
         evaluate(net, *pixels, weak, batch_size=20, resume=path)
@@ -90,7 +90,7 @@ def test_a_run_killed_between_batches_resumes_to_the_same_bits(net, pixels, tmp_
 
 
 def test_bits_of_another_protocol_or_model_are_never_taken_over(net, pixels, tmp_path, monkeypatch):
-    path, true = tmp_path / "bits.npz", zoo.attacks.run
+    path, true = tmp_path / "bits.npz", zoo.evaluation.evaluate.perturb
     stop = iter([False, True])
 
     def stopping(*arguments, **options):
@@ -98,10 +98,10 @@ def test_bits_of_another_protocol_or_model_are_never_taken_over(net, pixels, tmp
             raise KeyboardInterrupt
         return true(*arguments, **options)
 
-    monkeypatch.setattr(zoo.attacks, "run", stopping)
+    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(net, *pixels, small("pgd20", steps=1), batch_size=50, resume=path)
-    monkeypatch.setattr(zoo.attacks, "run", true)
+    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", true)
     strong = small("pgd20", steps=5)
     assert np.array_equal(
         evaluate(net, *pixels, strong, batch_size=50, resume=path), evaluate(net, *pixels, strong, batch_size=50)

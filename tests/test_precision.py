@@ -15,9 +15,9 @@ from zoo.export.engines import onnxruntime
 from zoo.export.exporter import write_bundle
 from zoo.export.ladder.climb import Terms
 from zoo.export.onnx.calibration import METHODS, Sampling, calibration_images
+from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import metadata_of, save_onnx
-from zoo.export.onnx.graph.fp16 import to_fp16
-from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.int8 import to_int8
 from zoo.system.errors import DataNotFound, ExportFailed, UsageError
 
 TERMS = {"n": 150, "margin": 0.03}

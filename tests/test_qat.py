@@ -15,7 +15,7 @@ from test_export import FAMILIES
 
 from zoo.datasets.cifar10 import Dataset, to_float
 from zoo.export.onnx.graph import save_onnx
-from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.int8 import to_int8
 from zoo.models import build
 from zoo.system.errors import UsageError
 from zoo.train.pipeline import run

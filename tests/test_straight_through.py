@@ -18,7 +18,7 @@ from zoo.export.engines import onnxruntime
 from zoo.export.ladder.climb import Terms, climb
 from zoo.export.onnx.gradients import StraightThrough, own_gradients
 from zoo.export.onnx.graph import INPUT, save_onnx
-from zoo.export.onnx.graph.int8 import to_int8
+from zoo.export.onnx.int8 import to_int8
 from zoo.system.device import cpu_id
 from zoo.train.spaces.dynamic import Space
 from zoo.train.spaces.published import mbv3, resnet

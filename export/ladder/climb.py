@@ -19,7 +19,7 @@ from zoo.evaluation.protocols import PROTOCOLS, Protocol
 from zoo.export.bundle.manifest import Level, Precision, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import rungs
+from zoo.export.ladder import rungs
 from zoo.export.ladder.gate import compared
 from zoo.models import Classifier
 from zoo.specs import Spec
