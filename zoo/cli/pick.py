@@ -62,7 +62,7 @@ def command(
       zoo pick --flops 15M --export openvino --precision int8
     """
     from zoo.cli.tables import entries_table
-    from zoo.registry.constraints import constraints_of, timed_devices
+    from zoo.registry.constraints import Limits, timed_devices
     from zoo.registry.file import load_registry
     from zoo.registry.pick import choose
     from zoo.registry.pick import pareto as pareto_front
@@ -76,17 +76,15 @@ def command(
         raise UsageError("--pareto lists the whole front: leave -n out")
     batches = batch_sizes(batch)
     registry = load_registry()
-    limits = constraints_of(
-        registry,
-        flops=flops,
-        params=params,
-        size=size,
-        min_clean=min_clean,
-        min_robust=min_robust,
-        latency_ms=latency_ms,
-        device=device,
-        by=by,
-    )
+    limits: Limits = {
+        "flops": flops,
+        "params": params,
+        "size": size,
+        "min_clean": min_clean,
+        "min_robust": min_robust,
+        "latency_ms": latency_ms,
+        "device": device,
+    }
     choice = choose(registry, limits, by=by, family=family)
     if choice.left_out:
         out_.say(f"left out, for want of a measurement: {', '.join(choice.left_out)}")

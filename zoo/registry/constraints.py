@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from zoo.registry.entry import Entry, Registry
 from zoo.system.device import THIS, cpu_id, is_this
@@ -50,20 +51,33 @@ class Constraint:
         return f"{'at most' if self.upper else 'at least'} {self.show(self.bound)} {self.noun}"
 
 
-def constraints_of(
-    registry: Registry,
-    *,
-    flops: Budget = None,
-    params: Budget = None,
-    size: Budget = None,
-    min_clean: Budget = None,
-    min_robust: Budget = None,
-    latency_ms: float | None = None,
-    device: str | None = None,
-    by: str = "pgd20",
-) -> list[Constraint]:
-    """The constraints that these limits mean. ``min_robust`` is under ``by``, or under PGD-20 where that is "clean"."""
+class MoreLimits(TypedDict, total=False):
+    """What an entry must keep to besides its MACs; a limit that is left out, or None, is no limit."""
+
+    params: Budget
+    size: Budget  # bytes of weights
+    min_clean: Budget
+    min_robust: Budget  # under the protocol that ranks, or under PGD-20 where that is "clean"
+    latency_ms: float | None  # median of one image
+    device: str | None  # where it was measured
+
+
+class Limits(MoreLimits, total=False):
+    """What an entry must keep to."""
+
+    flops: Budget  # multiply-accumulates of one image
+
+
+def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> list[Constraint]:
+    """The constraints that ``limits`` mean, with ``by`` as the protocol that ranks.
+
+    Raises:
+        UsageError: a limit is not a number of its kind, or a device is given without a latency.
+        NothingMatches: no latency was measured on the device.
+    """
     found = []
+    flops, params, size = limits.get("flops"), limits.get("params"), limits.get("size")
+    latency_ms, device = limits.get("latency_ms"), limits.get("device")
     if flops is not None:
         found.append(Constraint(lambda e: e.macs, parse_count(flops), True, "MACs", "the smallest is", format_count))
     if params is not None:
@@ -73,7 +87,7 @@ def constraints_of(
         bytes_ = parse_size(size)
         found.append(Constraint(lambda e: e.size, bytes_, True, "of weights", "the smallest is", format_size))
     robust = by if by != "clean" else "pgd20"
-    for minimum, protocol in ((min_clean, "clean"), (min_robust, robust)):
+    for minimum, protocol in ((limits.get("min_clean"), "clean"), (limits.get("min_robust"), robust)):
         if minimum is not None:
             known_protocol(registry, protocol)
             found.append(_accuracy_floor(parse_share(minimum), protocol))

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, overload
+from typing import Literal, Unpack, overload
 
-from zoo.registry.constraints import Budget, Constraint, constraints_of, known_protocol
+from zoo.registry.constraints import Budget, Constraint, Limits, MoreLimits, constraints_of, known_protocol
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import load_registry
-from zoo.system.errors import NothingMatches, UsageError
+from zoo.system.errors import NothingMatches, UsageError, nearest
 
 CostName = Literal["macs", "params", "size"]
 
@@ -24,15 +24,15 @@ class Choice:
     left_out: list[str]
 
 
-def choose(registry: Registry, constraints: Iterable[Constraint], *, by: str, family: str | None = None) -> Choice:
-    """Rank the entries within ``constraints`` by accuracy under protocol ``by``; ties go to fewer MACs.
+def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = None) -> Choice:
+    """Rank the entries within ``limits`` by accuracy under protocol ``by``; ties go to fewer MACs.
 
     Raises:
-        UsageError: no protocol is called ``by``.
+        UsageError: no protocol is called ``by``, or a limit is not a number of its kind.
         NothingMatches: no entry is left; the message names the binding constraint and the nearest miss.
     """
-    constraints = list(constraints)
     known_protocol(registry, by)
+    constraints = constraints_of(registry, limits, by=by)
     entries = [entry for entry in registry.models.values() if family is None or fnmatchcase(entry.family, family)]
     if not registry.models:
         raise NothingMatches("the registry holds no model yet")
@@ -87,9 +87,8 @@ def list_models(
     """
     registry = registry or load_registry()
     known_protocol(registry, by)
-    limits = constraints_of(
-        registry, flops=max_flops, params=max_params, min_clean=min_clean, min_robust=min_robust, by=by
-    )
+    asked: Limits = {"flops": max_flops, "params": max_params, "min_clean": min_clean, "min_robust": min_robust}
+    limits = constraints_of(registry, asked, by=by)
     return sorted(
         name
         for name, entry in registry.models.items()
@@ -99,29 +98,34 @@ def list_models(
     )
 
 
-# fmt: off
 @overload
-def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
-         min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
-         family: str | None = ..., n: None = ..., registry: Registry | None = ...) -> Entry: ...
+def pick(
+    flops: Budget = ...,
+    *,
+    by: str = ...,
+    family: str | None = ...,
+    n: None = ...,
+    registry: Registry | None = ...,
+    **limits: Unpack[MoreLimits],
+) -> Entry: ...
 @overload
-def pick(flops: Budget = ..., *, params: Budget = ..., size: Budget = ..., min_clean: Budget = ...,
-         min_robust: Budget = ..., latency_ms: float | None = ..., device: str | None = ..., by: str = ...,
-         family: str | None = ..., n: int, registry: Registry | None = ...) -> list[Entry]: ...
-# fmt: on
+def pick(
+    flops: Budget = ...,
+    *,
+    by: str = ...,
+    family: str | None = ...,
+    n: int,
+    registry: Registry | None = ...,
+    **limits: Unpack[MoreLimits],
+) -> list[Entry]: ...
 def pick(
     flops: Budget = None,
     *,
-    params: Budget = None,
-    size: Budget = None,
-    min_clean: Budget = None,
-    min_robust: Budget = None,
-    latency_ms: float | None = None,
-    device: str | None = None,
     by: str = "pgd20",
     family: str | None = None,
     n: int | None = None,
     registry: Registry | None = None,
+    **limits: Unpack[MoreLimits],
 ) -> Entry | list[Entry]:
     """The entry with the best accuracy under protocol ``by`` within the budgets, or the best ``n`` of them.
 
@@ -144,18 +148,9 @@ def pick(
     if n is not None and n < 1:
         raise UsageError(f"pick hands out at least one model: n is {n}")
     registry = registry or load_registry()
-    limits = constraints_of(
-        registry,
-        flops=flops,
-        params=params,
-        size=size,
-        min_clean=min_clean,
-        min_robust=min_robust,
-        latency_ms=latency_ms,
-        device=device,
-        by=by,
-    )
-    choice = choose(registry, limits, by=by, family=family)
+    if unknown := sorted(limits.keys() - MoreLimits.__annotations__.keys()):
+        raise TypeError(f"pick() has no limit called '{unknown[0]}'{nearest(unknown[0], MoreLimits.__annotations__)}")
+    choice = choose(registry, {"flops": flops, **limits}, by=by, family=family)
     if choice.left_out:
         warnings.warn(f"left out, for want of a measurement: {', '.join(choice.left_out)}", stacklevel=2)
     return choice.ranked[0] if n is None else choice.ranked[:n]
