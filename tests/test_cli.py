@@ -163,7 +163,7 @@ def test_pick_prints_the_best_and_names_what_it_left_out(call):
     code, out, err = call("pick", "--flops", str(MODELS["dull"]["macs"]))
     assert code == 0
     assert out.splitlines()[2].startswith("middle ")
-    assert err == "left out, for want of a measurement: unmeasured\n"
+    assert err == "left out because a measurement is missing: unmeasured\n"
     assert call("pick", "--macs", "1G", "-q")[2] == ""
 
 

@@ -89,7 +89,7 @@ def _tries(
     ball, result = Ball(x, eps, norm), x.clone()
     todo = torch.arange(len(x), device=x.device)
     for labels, stream in tries:
-        x0 = ball.random(generator(seed, stream, x.device))  # for all, whoever resists: see pgd.py
+        x0 = ball.random(generator(seed, stream, x.device))  # for all images, broken or not: see pgd.py
         x_adv, fell = _climb(
             model,
             x0[todo],

@@ -26,7 +26,7 @@ P = ParamSpec("P")
 COUNTS = ("steps", "restarts", "targets", "queries")
 
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; what each takes is told by its signature
+ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; the options of each are those of its signature
 
 
 def attack(

@@ -160,7 +160,7 @@ def gradient_attack(
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
     fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
     for restart in range(restarts):
-        # Drawn for the whole batch, so that an image's noise does not hang on which others were broken.
+        # Drawn for the whole batch, so that the noise of an image does not depend on which others are broken.
         x0 = start(ball, generator(seed, f"pgd {restart}", x.device))
         todo = (~fell).nonzero().squeeze(1) if early_stop and restart else torch.arange(len(x), device=x.device)
         if not len(todo):

@@ -1,4 +1,4 @@
-"""The ``zoo`` command: verbs imported when they are called, errors told in one line, exit codes.
+"""The ``zoo`` command: verbs imported when they are called, errors in one line, exit codes.
 
 A verb is a file ``zoo/cli/<verb>.py`` with one function ``command``, whose docstring is its help. The file is light to
 import (``zoo --help`` imports them all): torch, numpy, rich and rooms such as ``zoo.export`` are imported inside the
@@ -112,13 +112,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("ZOO_DEBUG"):
             traceback.print_exc()
-        return _tell(error, as_json="--json" in arguments)
+        return _report(error, as_json="--json" in arguments)
     if code == INTERRUPTED:
         print("zoo: interrupted", file=sys.stderr)
     return code
 
 
-def _tell(error: Exception, *, as_json: bool) -> int:
+def _report(error: Exception, *, as_json: bool) -> int:
     """One line on stderr, with ``--json`` an object on stdout too; returns the exit code."""
     if isinstance(error, ZooError):
         message, code = str(error), error.exit_code

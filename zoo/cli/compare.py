@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Offline, Quiet, model_names
+from zoo.cli.options import AsJson, Quiet, model_names
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ def command(
     b: Annotated[str, OTHER],
     as_json: AsJson = False,
     quiet: Quiet = False,
-    offline: Offline = False,
 ) -> None:
     """Compare two models or exported engines: accuracy on the same images, cost, latency.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, By, Offline, Quiet
+from zoo.cli.options import AsJson, By, Quiet
 from zoo.cli.output import Output
 
 
@@ -22,7 +22,6 @@ def command(
     by: By = "pgd20",
     as_json: AsJson = False,
     quiet: Quiet = False,
-    offline: Offline = False,
 ) -> None:
     """List the models of the registry: cost and measured accuracy.
 

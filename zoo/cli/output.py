@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class Output:
-    """How this call wants to be told: as JSON, and whether with messages."""
+    """How this call prints: as JSON or text, with or without messages."""
 
     as_json: bool = False
     quiet: bool = False

@@ -87,7 +87,7 @@ def command(
     }
     choice = choose(registry, limits, by=by, family=family)
     if choice.left_out:
-        out_.say(f"left out, for want of a measurement: {', '.join(choice.left_out)}")
+        out_.say(f"left out because a measurement is missing: {', '.join(choice.left_out)}")
     picked = pareto_front(choice.ranked, by=by) if pareto else choice.ranked[:n]
     report: dict[str, Any] = {
         "picked": [{"name": entry.name, **entry.to_dict()} for entry in picked],

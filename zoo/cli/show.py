@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from zoo.cli.options import AsJson, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, ModelName, Quiet
 from zoo.cli.output import Output, table
 from zoo.registry.entry import Entry, Latency, Phase, Registry, Subnet, Teacher
 
 
-def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
+def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show a model: architecture, cost, every measured accuracy beside the paper's, how it was trained.
 
     \b

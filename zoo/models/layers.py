@@ -1,4 +1,4 @@
-"""Pieces that several families are made of. Modules are named, so that names tell stage and block."""
+"""Layers that several families share. Their modules have names that say stage and block."""
 
 from __future__ import annotations
 

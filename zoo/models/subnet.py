@@ -48,7 +48,7 @@ def _sources(largest: Spec, spec: Spec) -> dict[str, tuple[str, torch.Size]]:
 
 
 def _moved(largest: Spec, spec: Spec) -> list[int] | None:
-    """Places in ``features`` of the blocks of a staged sub-net in the largest; None where names tell the block."""
+    """For each block of a staged sub-net, its place in the largest net; None where names identify blocks."""
     if not (isinstance(largest, StagedSpec) and isinstance(spec, StagedSpec)):
         return None
     places, start = [0], 1

@@ -1,4 +1,4 @@
-"""Bounds on a registry entry, and what they are called when nothing keeps them."""
+"""Bounds on a registry entry, and how they read in a message."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Constraint:
         beyond = value - self.bound if self.upper else self.bound - value
         return max(0.0, beyond) / (self.bound or 1.0)
 
-    def told(self, value: float) -> str:
-        """``value`` in short, or in full where in short it could not be told from the bound."""
+    def shown(self, value: float) -> str:
+        """``value`` in short, or in full where the short form would look like the bound."""
         short = self.show(value)
         return short if value == self.bound or short != self.show(self.bound) else f"{value:,.12g}"
 
     def of(self, entry: Entry) -> str:
         """What ``entry`` has instead: ``18.3M MACs``."""
         value = self.measure(entry)
-        return f"no measurement of {self.noun}" if value is None else f"{self.told(value)} {self.noun}"
+        return f"no measurement of {self.noun}" if value is None else f"{self.shown(value)} {self.noun}"
 
     def __str__(self) -> str:
         return f"{'at most' if self.upper else 'at least'} {self.show(self.bound)} {self.noun}"

@@ -18,7 +18,7 @@ CostName = Literal["macs", "params", "size"]
 
 @dataclass(frozen=True)
 class Choice:
-    """Entries that satisfy all constraints, the best first, and the names of those not measured for the question."""
+    """Entries that satisfy all constraints, the best first, and the names of entries that lack a measurement."""
 
     ranked: list[Entry]
     left_out: list[str]
@@ -55,7 +55,7 @@ def _why_nothing(entries: list[Entry], constraints: list[Constraint], by: str) -
             return f"no model has a measurement of {constraint.noun}"
         if not any(constraint.holds(entry) for entry in entries):
             value, name = min(values) if constraint.upper else max(values)
-            return f"no model has {constraint}; {constraint.best} {name} with {constraint.told(value)}"
+            return f"no model has {constraint}; {constraint.best} {name} with {constraint.shown(value)}"
     if not any(entry.accuracy(by) is not None for entry in entries):
         return f"no model was measured under '{by}'"
     wanted = " and ".join(map(str, constraints))
@@ -143,7 +143,7 @@ def pick(
         UsageError: a budget is not a number, or ``by`` is not a protocol.
 
     Warns:
-        UserWarning: entries that might have done were left out, for want of a measurement.
+        UserWarning: entries were left out because they lack a measurement.
     """
     if n is not None and n < 1:
         raise UsageError(f"pick hands out at least one model: n is {n}")
@@ -152,7 +152,7 @@ def pick(
         raise TypeError(f"pick() has no limit called '{unknown[0]}'{nearest(unknown[0], MoreLimits.__annotations__)}")
     choice = choose(registry, {"flops": flops, **limits}, by=by, family=family)
     if choice.left_out:
-        warnings.warn(f"left out, for want of a measurement: {', '.join(choice.left_out)}", stacklevel=2)
+        warnings.warn(f"left out because a measurement is missing: {', '.join(choice.left_out)}", stacklevel=2)
     return choice.ranked[0] if n is None else choice.ranked[:n]
 
 

@@ -25,7 +25,7 @@ from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.records import Bounds, Record, Sha256
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,39}", re.ASCII)
-PROVENANCE = ("torch", "cpu")  # what a toolchain tells at the least
+PROVENANCE = ("torch", "cpu")  # what every toolchain must name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def is_this(device: str) -> bool:
 
 
 def remote_id(facts: Mapping[str, Any], threads: int) -> str:
-    """The id of a device that has told of itself, as :mod:`zoo.export.remote.fingerprint` has it."""
+    """The id of another machine, from the facts that :mod:`zoo.export.remote.fingerprint` collects there."""
     if facts["device"] == "cuda":
         return f"{_slug(facts['gpu'].split(',')[0])}-{facts['os'].lower()}"
     found = ["neon"] if facts["machine"].lower() in ARM else _known(facts.get("isa", "").split())
@@ -62,7 +62,7 @@ def _named(cpu: str, cores: int | None, instructions: list[str], system: str) ->
 
 
 def _instructions() -> list[str]:
-    """Of :data:`INSTRUCTIONS`, those that the system lists; AVX2 is not told where there is AVX-512."""
+    """The :data:`INSTRUCTIONS` that the system lists; AVX2 is left out where there is AVX-512."""
     if platform.machine().lower() in ARM:  # where it is part of the architecture
         return ["neon"]
     try:

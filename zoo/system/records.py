@@ -1,4 +1,4 @@
-"""Plain frozen dataclasses for what is stored as JSON, with bounds that cost nothing to whoever does not validate."""
+"""Plain frozen dataclasses for stored JSON. Their bounds cost nothing unless a file is validated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 
 class Bounds:
-    """Limits on a field, in pydantic-core's words, for whoever validates."""
+    """Limits on a field, as pydantic-core names them; only validation reads them."""
 
     def __init__(self, **limits: Any) -> None:
         self.limits = limits

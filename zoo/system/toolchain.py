@@ -28,7 +28,7 @@ def toolchain(*more: str) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """The processor's name where the system has one, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
