@@ -29,6 +29,12 @@ def family(arch: str) -> ModuleType:
 def build(spec: Spec) -> Classifier:
     """A freshly initialised model of ``spec``: [0, 1] float32 images [N, 3, H, W] in, raw logits [N, classes] out.
 
+    >>> import torch
+    >>> from zoo import parse_spec
+    >>> model = build(parse_spec({"arch": "staged", "widths": [[8], [16]], "resolutions": [16, 8]}))
+    >>> model(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+
     Raises:
         TypeError: ``spec`` is not an architecture spec.
     """

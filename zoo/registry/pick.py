@@ -80,6 +80,9 @@ def list_models(
 ) -> list[str]:
     """Names of the models that match the glob ``pattern`` and the limits, sorted; none is an empty list.
 
+    >>> list_models("rnascl-s3-*", min_robust="30%")
+    ['rnascl-s3-wrt34-2-trades']
+
     Args:
         max_flops: multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``; ``max_params`` likewise.
         min_clean: clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under protocol ``by``.
@@ -129,6 +132,11 @@ def pick(
 ) -> Entry | list[Entry]:
     """The entry with the best accuracy under protocol ``by`` within the budgets, or the best ``n`` of them.
 
+    >>> pick("15M").macs <= 15e6
+    True
+    >>> len(pick("15M", min_clean=0.6, n=2))
+    2
+
     Args:
         flops: at most so many multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``.
         params: at most so many parameters; ``size``: at most so many bytes of weights, as ``"1.9MB"``.
@@ -158,7 +166,12 @@ def pick(
 
 def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd20") -> list[Entry]:
     """The entries that no other beats: none is as cheap and more accurate under ``by``. The cheapest comes first;
-    entries not measured under ``by`` are not among them."""
+    entries not measured under ``by`` are not among them.
+
+    >>> front = pareto(pick("30M", n=99))
+    >>> [one.macs for one in front] == sorted(one.macs for one in front)
+    True
+    """
     measured = [(cost_of(entry, cost), -accuracy, entry.name, entry) for entry in entries
                 if (accuracy := entry.accuracy(by)) is not None]  # fmt: skip
     front: list[Entry] = []
