@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import torch
 
 from zoo.system.errors import IntegrityError
+from zoo.system.files import replaced
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` beside ``path``, flush it to disk, rename it into place."""
-    scratch = path.with_suffix(".tmp")
-    with open(scratch, "wb") as file:
+    """Write ``state`` to ``path``, whole or not at all."""
+    with replaced(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

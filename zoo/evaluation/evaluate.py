@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm
 from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.files import replaced
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Counts = dict[str, float]
@@ -154,10 +154,8 @@ class _Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(self.path.name + ".tmp")
-        with open(scratch, "wb") as file:
+        with replaced(self.path) as file:
             np.savez(file, key=self.key, done=self.done, bits=self.bits, counts=json.dumps(self.counts))
-        os.replace(scratch, self.path)
 
     def remove(self) -> None:
         if self.path is not None:
