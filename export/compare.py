@@ -195,5 +195,5 @@ def _read(path: Path, kind: type[Record]) -> Record:
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        told = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
-        raise IntegrityError(f"'{path}' cannot be read: {told}") from None
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise IntegrityError(f"'{path}' cannot be read: {reason}") from None

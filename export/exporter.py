@@ -98,7 +98,7 @@ def export_model(
         uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
         engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
         command: recorded in the manifest; made up from the arguments if None.
-        notify: is told in one sentence if robustness could not be verified.
+        notify: takes one sentence if robustness could not be verified.
 
     Returns:
         The bundle's folder.
@@ -112,7 +112,9 @@ def export_model(
     """
     engine = backend(format)
     batches = _checked_options(engine, precision, batches)
-    options_of(engine, engine_options or {})  # wrong ones are told before anything else is done
+    engine.require(build=True)
+    engine.load_module().runtime()
+    options_of(engine, engine_options or {})
     terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
     sampling = _sampling(engine, precision, calibration)
     model, known = load_source(name, offline=offline)
@@ -194,7 +196,7 @@ def write_bundle(
         parts = (built.file, *built.companions)
         artifact = Artifact(
             file=built.file,
-            format=built.format,
+            format=engine.file_format,
             precision=precision,
             opset=opset,
             batches=tuple(batches),
@@ -205,20 +207,19 @@ def write_bundle(
             options=built.options,
         )
         progress("build", 1, 1)
-        runner = engine.load_module().load(
-            scratch / artifact.file, **loading(engine, asdict(options) if options else {})
-        )
-        report = climb(
-            model,
-            runner,
-            artifact_sha256=artifact.sha256,
-            files=len(parts),
-            level=level,
-            split=split,
-            batches=batches,
-            terms=terms,
-            progress=progress,
-        )
+        load_options = loading(engine, asdict(options) if options else {})
+        with engine.load_module().load(scratch / artifact.file, **load_options) as loaded:
+            report = climb(
+                model,
+                loaded,
+                artifact_sha256=artifact.sha256,
+                files=len(parts),
+                level=level,
+                split=split,
+                batches=batches,
+                terms=terms,
+                progress=progress,
+            )
         manifest = Manifest(
             name=known.title,
             spec=model.spec,
@@ -232,7 +233,7 @@ def write_bundle(
             calibration=calibration,
             toolchain=toolchain(*engine.tools),
             engine=engine.name,
-            device=runner.describe()["device"],
+            device=report.engine["device"],
             verified=report.reached,
             robustness="",
             gates=(),

@@ -17,7 +17,7 @@ from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.ladder.climb import Progress, Terms, climb, silent
 from zoo.export.ladder.report import write_reports
-from zoo.export.remote.engine import Remote, connect
+from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
@@ -94,6 +94,12 @@ def verify_bundle(
     """
     folder = Path(folder)
     manifest = read_bundle(folder)
+    if device and engine_options:
+        raise UsageError("options of the engine are for this machine: leave them out with a device")
+    if device:
+        runner_of(manifest.artifact.format)
+    else:
+        backend(manifest.engine).require()
     recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
     terms = Terms.of(
         manifest.artifact.precision,
@@ -112,10 +118,7 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
-    if device and engine_options:
-        raise UsageError("options of the engine are for this machine: leave them out with a device")
-    engine: Engine = connect(device, folder) if device else _loaded(folder, manifest, engine_options or {})
-    try:
+    with connect(device, folder) if device else _loaded(folder, manifest, engine_options or {}) as engine:
         report = climb(
             model.eval(),
             engine,
@@ -127,9 +130,6 @@ def verify_bundle(
             terms=terms,
             progress=progress,
         )
-    finally:
-        if isinstance(engine, Remote):
-            engine.close()
     if write:
         with staged(folder, force=True) as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
@@ -139,5 +139,5 @@ def verify_bundle(
 
 def _loaded(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -> Engine:
     engine = backend(manifest.engine)
-    told = reloading(engine, manifest.artifact.options, options)
-    return engine.load_module().load(folder / manifest.artifact.file, **told)
+    load_options = reloading(engine, manifest.artifact.options, options)
+    return engine.load_module().load(folder / manifest.artifact.file, **load_options)

@@ -10,7 +10,6 @@ import ctypes
 import enum
 import json
 import sys
-import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -306,20 +305,6 @@ class Stream:
     def __init__(self, device: torch.device) -> None:
         pass
 
-    def synchronize(self) -> None:
-        pass
-
-
-class Event:
-    def __init__(self, enable_timing: bool = False) -> None:
-        assert enable_timing
-
-    def record(self, stream: Stream) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, end: Event) -> float:
-        return 1000 * (end.at - self.at)  # ms
-
 
 class FakeTorch:
     """PyTorch with a GPU, which is the CPU in truth; for the engine's modules only, the rest keeps the real one."""
@@ -331,10 +316,8 @@ class FakeTorch:
             get_device_name=lambda: trt.gpu,
             get_device_capability=lambda: trt.capability,
             Stream=Stream,
-            Event=Event,
             device=nullcontext,
             stream=nullcontext,
-            synchronize=lambda: None,
         )
 
     def device(self, *_) -> torch.device:
@@ -347,6 +330,6 @@ class FakeTorch:
 def install(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt) -> FakeTensorRt:
     """Let ``import tensorrt`` find ``trt``, and the engine's modules its GPU."""
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    for module in ("tensorrt", "tensorrt_device", "tensorrt_report"):
+    for module in ("tensorrt", "tensorrt_device"):
         monkeypatch.setattr(f"zoo.export.engines.{module}.torch", FakeTorch(trt))
     return trt

@@ -15,13 +15,14 @@ from zoo.evaluation.measure import Measurement
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.statistics import Paired
 from zoo.export.bench.times import REPORT, Bench, Timed, Times
-from zoo.export.bundle.folder import MANIFEST, sha256, write_sums
+from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Report, Rung, Source, now, to_json
 from zoo.export.compare import compare
 from zoo.export.ladder.gate import compared
 from zoo.export.ladder.report import write_reports
 from zoo.registry.file import pretty
 from zoo.system.errors import IntegrityError
+from zoo.system.files import sha256_file
 from zoo.weights.release import _store_bits
 
 N = 400
@@ -72,7 +73,7 @@ def bundle_of(folder: Path, rungs: dict[str, np.ndarray], *, dataset: str = "d" 
     """A whole bundle whose engine got ``rungs`` right; the engine itself is a few bytes."""
     (folder / "reports").mkdir(parents=True)
     (folder / "model.onnx").write_bytes(folder.name.encode())
-    digest, entry = sha256(folder / "model.onnx"), model(8)
+    digest, entry = sha256_file(folder / "model.onnx"), model(8)
     bound = {"artifact_sha256": digest, "seed": 0, "dataset": "test", "dataset_sha256": dataset, "seconds": 1.0}
     attack = PROTOCOLS["pgd20"].model_copy(update=protocol)
     report = Report(
@@ -213,7 +214,7 @@ def test_a_bundles_own_times_are_found(home):
         },
         engines=(
             Timed(**facts, engine="pytorch-fp32"),
-            Timed(**facts, engine="onnxruntime-int8", artifact_sha256=sha256(engine / "model.onnx")),
+            Timed(**facts, engine="onnxruntime-int8", artifact_sha256=sha256_file(engine / "model.onnx")),
         ),
     )
     (engine / REPORT).write_text(to_json(report))

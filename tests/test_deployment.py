@@ -18,12 +18,12 @@ from test_export import SMALL, model_of
 
 from zoo.export.bundle.folder import MANIFEST, artifact_sha256, write_sums
 from zoo.export.bundle.source import Known
-from zoo.export.bundle.triton import BF16, HOST_CODE, TF32, write_triton
 from zoo.export.exporter import write_bundle
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import OPSET
 from zoo.export.onnx.int8 import to_int8
 from zoo.export.onnx.uint8 import CONTRACT, save_with_uint8_input, with_uint8_input
+from zoo.export.triton import BF16, HOST_CODE, TF32, write_triton
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError
 
 

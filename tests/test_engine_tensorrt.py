@@ -22,14 +22,13 @@ import onnx
 import pytest
 import torch
 from fake_tensorrt import FakeTensorRt, install
-from safetensors.torch import save_file
 from test_export import SMALL, images, model_of
 
 from zoo.export import engines, read_bundle, verify_bundle
 from zoo.export.bundle.folder import write_sums
 from zoo.export.bundle.manifest import Calibration, read_manifest, to_json
 from zoo.export.bundle.source import Known
-from zoo.export.engines import tensorrt, tensorrt_builder, tensorrt_device, tensorrt_report
+from zoo.export.engines import tensorrt, tensorrt_builder, tensorrt_device
 from zoo.export.engines.interface import Order
 from zoo.export.engines.tensorrt import bound_to
 from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
@@ -125,15 +124,15 @@ def test_a_package_whose_libraries_do_not_load_is_told_apart(monkeypatch, tmp_pa
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingDependency, match=r"does not load \(libnvinfer.so.11: cannot open"):
-        tensorrt_device.package()
+    with pytest.raises(MissingDependency, match=r"does not load here \(libnvinfer.so.11: cannot open"):
+        tensorrt_device.runtime()
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0"])
 def test_another_version_is_refused(version, monkeypatch):
     install(monkeypatch, FakeTensorRt(version))
     with pytest.raises(MissingDependency, match=f"TensorRT {version} is installed, and 10 or 11 is needed"):
-        tensorrt_device.package()
+        tensorrt_device.runtime()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -504,62 +503,6 @@ def test_lower_precisions_live_in_the_graph(precision, eleven, small, graph, tmp
     assert eleven.seen["flags"] == set()  # no FP16, no INT8
 
 
-# -- the report ------------------------------------------------------------------------------------------------
-
-
-def test_the_report_is_whole_though_a_precision_fails(exported_before, eleven, small, tmp_path, monkeypatch, capsys):
-    for variable in ("ZOO_DATA", "HF_HUB_CACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(tensorrt_report, "ROUNDS", 3)
-    monkeypatch.setattr(tensorrt_report, "WARMUP", 0)
-    monkeypatch.setattr(tensorrt_report, "PRECISIONS", ("fp32", "int8"))  # int8 has nothing to calibrate with
-    save_file(small.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"name": "small", "spec": SMALL.to_dict()}))
-    out = tmp_path / "out"
-    code = tensorrt_report.main([f"local-dir:{tmp_path}", "--offline", "--verify", "parity", "-o", str(out)])
-    assert code == 4
-    facts = json.loads((out / "tensorrt-report.json").read_text())
-    assert facts["machine"]["gpu"] == "NVIDIA Fake 9000"
-    good, bad = facts["engines"]["fp32"], facts["engines"]["int8"]
-    assert good["reached"] == "parity"
-    assert good["rungs"][-1]["measured"]["max_logit_difference"] < 1e-4
-    for kind in ("times", "times_on_gpu"):
-        assert {batch: set(found) for batch, found in good[kind].items()} == {
-            batch: {"p50_ms", "p95_ms"} for batch in ("1", "8", "64")
-        }
-    assert bad["error"]["kind"] == "DataNotFound"
-    assert str(tmp_path) not in " ".join(bad["error"]["where"])
-    table = (out / "tensorrt-report.md").read_text()
-    assert "| fp32 | parity |" in table
-    assert "int8: DataNotFound: " in table
-    assert table in capsys.readouterr().out
-
-
-def test_the_report_keeps_what_a_failed_gate_measured(wrong, eleven, small, tmp_path, monkeypatch):
-    def failing(name, *, out, **options):
-        write_bundle(
-            small, Known("a", "a"), out=out, level="parity", split=None, engine=BACKEND, batches=(2,), keep_failed=True
-        )
-
-    monkeypatch.setattr(tensorrt_report, "export_model", failing)
-    monkeypatch.setattr(tensorrt_report, "ROUNDS", 3)
-    (tmp_path / "out").mkdir()
-    found = tensorrt_report._tried("a", "fp32", tmp_path / "out", {})
-    assert found["error"]["exit_code"] == 8
-    assert found["reached"] == "none"
-    assert found["rungs"][-1]["measured"]["max_logit_difference"] > 0.1
-    assert found["times"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_the_report_says_so(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt())
-    assert tensorrt_report.main(["trades-s7", "-o", str(tmp_path / "out")]) == 6
-    assert "error: TensorRT needs an NVIDIA GPU" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 # -- against the real package ----------------------------------------------------------------------------------
 
 
@@ -626,7 +569,7 @@ def test_tensorrt_itself_builds_and_runs(precision, small, tmp_path):
     engine = tensorrt.load(bundle / "model.plan")
     assert engine(images(130)).shape == (130, 10)
     assert engine.describe()["device"] == "cuda"
-    assert timing_cache(tensorrt_builder.here(tensorrt_device.package())).stat().st_size > 0
+    assert timing_cache(tensorrt_builder.here(tensorrt_device.runtime())).stat().st_size > 0
     noise = tmp_path / "noise.plan"
     noise.write_bytes(b"noise")
     with pytest.raises(IntegrityError):

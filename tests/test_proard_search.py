@@ -509,8 +509,8 @@ def test_a_machine_is_timed_once_and_again_where_the_tools_have_changed(monkeypa
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     asked, said = [], []
 
-    def stopwatch(specs, *, format, threads):
-        asked.append((len(specs), format, threads))
+    def stopwatch(specs, *, engine, threads):
+        asked.append((len(specs), engine, threads))
         return [cost(spec).macs / 1e8 for spec in specs], {**FACTS, "warnings": ["a load of 9"]}
 
     one = latency_table(TINY, stopwatch, notify=said.append)

@@ -25,19 +25,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo.datasets.cifar10 import Split
-from zoo.export.bundle.folder import artifact_sha256, sha256, write_sums
+from zoo.export.bundle.folder import artifact_sha256, write_sums
 from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Source, now, to_json
-from zoo.export.engines import onnxruntime
+from zoo.export.engines import ENGINES, backend, onnxruntime
 from zoo.export.ladder.climb import Terms, climb
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.remote import engine as remote_engine
-from zoo.export.remote import frame, link, runtimes
+from zoo.export.remote import frame, link
 from zoo.export.remote.engine import connect
 from zoo.export.remote.frame import BadFrame, encode, read_frame
 from zoo.export.remote.link import BOOT, TRAVELLING, Target, target_of
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
+from zoo.system.files import sha256_file
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
 SSHD = os.environ.get("ZOO_TEST_SSHD") or "/usr/sbin/sshd"
@@ -260,19 +261,20 @@ def test_no_shell_reads_anything_into_the_first_words():
 # -- what goes over ----------------------------------------------------------------------------------------------
 
 
-def test_the_runner_imports_nothing_but_the_standard_library_and_itself():
+def test_what_travels_imports_nothing_but_the_standard_library_its_runtime_and_itself():
     own = {f"zoo.export.remote.{name}" for name in TRAVELLING}
-    for name in TRAVELLING:
-        tree = ast.parse((Path(link.__file__).parent / f"{name}.py").read_text())
+    paths = [link.HERE / f"{name}.py" for name in TRAVELLING]
+    paths += [link.RUNTIMES / f"{engine.name}.py" for engine in ENGINES if engine.travels]
+    for path in paths:
+        allowed = {*sys.stdlib_module_names, *({"numpy", backend(path.stem).package} if path not in paths[:3] else ())}
+        tree = ast.parse(path.read_text(), feature_version=(3, 9))  # and may not use what Python 3.9 does not know
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 modules = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
                 modules = [node.module] if node.module in own else modules[:-1]
             for module in modules:
-                assert module in own or module.partition(".")[0] in sys.stdlib_module_names, (name, module)
-    for name in TRAVELLING:  # and may not use what Python 3.9 does not know
-        ast.parse((Path(link.__file__).parent / f"{name}.py").read_text(), feature_version=(3, 9))
+                assert module in own or module.partition(".")[0] in allowed, (path, module)
 
 
 def bare_python(folder: Path, packages: tuple[str, ...]) -> Target:
@@ -304,13 +306,6 @@ def test_the_device_needs_numpy_and_the_runtime_only(bundle, logits, tmp_path):
 def test_a_package_that_the_device_lacks_is_named(packages, told, bundle, tmp_path):
     with pytest.raises(MissingDependency, match=told):
         connect(bare_python(tmp_path / "site", packages), bundle)
-
-
-def test_the_runtimes_are_set_as_the_engines_here():
-    assert tuple(runtimes.PROVIDERS) == onnxruntime.PROVIDERS["cuda"]
-    assert {name: options for name, options in runtimes.PROVIDERS.items() if options} == onnxruntime.SETTINGS
-    openvino = importlib.import_module("zoo.export.engines.openvino")
-    assert runtimes.PROPERTIES == openvino.PROPERTIES
 
 
 # -- the engine --------------------------------------------------------------------------------------------------
@@ -400,7 +395,11 @@ def test_a_closed_engine_leaves_no_process(bundle):
     engine = connect("local:", bundle, threads=1)
     process = engine.link.process
     engine.close()
+    engine.close()
     assert process.returncode == 0
+    for use in (lambda: engine(images(1)), lambda: engine.time(1, repeats=1)):
+        with pytest.raises(UsageError, match="this engine is closed"):
+            use()
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -412,7 +411,7 @@ def test_files_that_are_there_are_not_sent_again(bundle, logits, cache, asked):
     with connect("local:", bundle, threads=1) as engine:
         assert torch.equal(engine(images(5)), logits)
     assert asked == ["OPEN", "FILE", "OPEN", "INFER"]
-    assert [path.name for path in cache.iterdir()] == [sha256(bundle / "model.onnx")]
+    assert [path.name for path in cache.iterdir()] == [sha256_file(bundle / "model.onnx")]
 
 
 def test_a_damaged_file_there_is_replaced(bundle, logits, cache, asked):
@@ -781,7 +780,7 @@ def test_a_device_answers_over_ssh(board, bundle, logits, asked):
         assert engine.time(2, repeats=3).shape == (3,)
         told = json.dumps(engine.describe())
     assert asked == ["OPEN", "FILE", "INFER", "INFER", "OPEN", "INFER", "TIME"]
-    assert [path.name for path in (board.folder / "cache" / "remote").iterdir()] == [sha256(bundle / "model.onnx")]
+    assert [path.name for path in (board.folder / "cache" / "remote").iterdir()] == [sha256_file(bundle / "model.onnx")]
     assert "127.0.0.1" not in told
 
 

@@ -20,7 +20,7 @@ from zoo.datasets.cifar10 import Dataset, Split, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
-from zoo.export.bundle.folder import MANIFEST, SUMS, files, sha256, write_sums
+from zoo.export.bundle.folder import MANIFEST, SUMS, files, write_sums
 from zoo.export.bundle.manifest import Report
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
@@ -34,6 +34,7 @@ from zoo.export.verify import choose_level
 from zoo.models.fold import fold_batchnorm
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, ParityGateFailed, RobustnessGateFailed, UsageError
+from zoo.system.files import sha256_file
 
 ATTACKED = 150
 TERMS = Terms(n=ATTACKED, margin=0.02)  # equal answers on 133 images show 2 points
@@ -61,7 +62,7 @@ def bundle(signed_off, tmp_path) -> Path:
 def forge(bundle: Path, *, tolerance: float | None = None) -> None:
     """Make an altered bundle look intact: hashes, and if asked the difference of logits that it claims to allow."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["artifact"]["sha256"] = sha256(bundle / "model.onnx")
+    manifest["artifact"]["sha256"] = sha256_file(bundle / "model.onnx")
     manifest["artifact"]["size"] = (bundle / "model.onnx").stat().st_size
     for gate in manifest["gates"]:
         gate["artifact_sha256"] = manifest["artifact"]["sha256"]
@@ -105,7 +106,7 @@ def test_a_faithful_engine_is_signed_off_on_every_rung(signed_off, split):
 def test_every_result_is_bound_to_artifact_data_protocol_and_seed(signed_off, split):
     report = Report.model_validate_json((signed_off / "reports" / "verify.json").read_bytes())
     for rung in report.rungs:
-        assert rung.artifact_sha256 == sha256(signed_off / "model.onnx") == report.artifact_sha256
+        assert rung.artifact_sha256 == sha256_file(signed_off / "model.onnx") == report.artifact_sha256
         assert rung.dataset_sha256 == split.fingerprint
         assert rung.seed == 0
     attacks = {rung.name: [protocol["name"] for protocol in rung.protocols] for rung in report.rungs}
@@ -118,9 +119,9 @@ def test_every_result_is_bound_to_artifact_data_protocol_and_seed(signed_off, sp
 
 
 def test_verifying_changes_no_file_unless_asked(bundle, split):
-    before = {name: sha256(bundle / name) for name in [*files(bundle), SUMS]}
+    before = {name: sha256_file(bundle / name) for name in [*files(bundle), SUMS]}
     verify_bundle(bundle, split=split, level="clean")
-    assert {name: sha256(bundle / name) for name in [*files(bundle), SUMS]} == before
+    assert {name: sha256_file(bundle / name) for name in [*files(bundle), SUMS]} == before
     verify_bundle(bundle, split=split, level="clean", write=True)
     manifest = read_bundle(bundle)
     assert manifest.verified == "clean"

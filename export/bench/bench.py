@@ -1,7 +1,7 @@
 """How fast an engine is, beside other ways to run the same model: interleaved rounds, each contestant in its process.
 
 Rounds go from one contestant to the next, so that a drift of the machine falls on all alike; one computes at a time.
-What is timed is told in :mod:`zoo.export.bench.stopwatch`.
+What is timed, :mod:`zoo.export.bench.stopwatch` says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bench.entrants import entrants
 from zoo.export.bench.machine import Watch, warnings_of
-from zoo.export.bench.remote import Distant
+from zoo.export.bench.remote import RemoteContestant
 from zoo.export.bench.times import Bench, Times
 from zoo.export.bundle.manifest import now
 from zoo.system.errors import UsageError
@@ -34,7 +34,7 @@ def bench(
     threads: int = 1,
     seconds: float = 3.0,
     peers: Collection[str] = PEERS,
-    format: str = "onnx",
+    engine: str = "onnx",
     device: str | None = None,
     offline: bool = False,
     notify: Callable[[str], None] = lambda message: None,
@@ -46,9 +46,9 @@ def bench(
         threads: of every contestant, which stays on as many processors where the system allows. One by default: it is
             the steadiest, and the same on every machine.
         seconds: for timed calls, of each contestant and batch size.
-        format: the engine for names.
+        engine: for names.
         device: where the engines run, see :func:`zoo.export.remote.engine.connect`; without peers, which need PyTorch.
-        notify: is told what begins.
+        notify: takes what begins, in a sentence.
 
     Raises:
         UsageError: an option is out of range, or two subjects have the same engine of the same model.
@@ -61,8 +61,10 @@ def bench(
     terms = {"threads": threads, "cpus": cpus, "batches": sizes}
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        found = entrants(subjects, peers, folder, format=format, offline=offline, notify=notify, terms=terms)
-        contestants: list[Contestant] = [Distant.of(one, device) if device else one for one in found]
+        found = entrants(
+            subjects, peers, folder, engine=engine, device=device, offline=offline, notify=notify, terms=terms
+        )
+        contestants: list[Contestant] = [RemoteContestant.of(one, device) if device else one for one in found]
         for i, one in enumerate(contestants):
             if one.why is None:
                 notify(f"starting {one.facts['engine']} of {one.facts['model']} ...")
@@ -72,8 +74,8 @@ def bench(
         for batch in sizes:
             notify(f"timing batches of {batch} ...")
             time_batch(contestants, batch, seconds)
-        # What a device did besides, it does not tell.
-        machine = {} if device else watch.told(sum(one.cpu_s for one in contestants))
+        # What else a device did is not known.
+        machine = {} if device else watch.seen(sum(one.cpu_s for one in contestants))
     return Bench(
         threads=threads,
         cpus=cpus,

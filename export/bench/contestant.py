@@ -1,7 +1,7 @@
 """One contestant of a bench, seen from outside: an engine of a bundle, or a peer that runs the same float model.
 
-Each has a process of its own, which computes only while it is asked to: so its memory can be told, and threads and
-compilers of one do not disturb the others.
+Each has a process of its own, which computes only while it is asked to: so its memory can be measured, and
+threads and compilers of one do not disturb the others.
 """
 
 from __future__ import annotations

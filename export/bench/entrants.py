@@ -15,6 +15,7 @@ from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.options import reloading
 from zoo.export.exporter import export_model
+from zoo.export.remote.engine import runner_of
 from zoo.system.errors import UsageError, ZooError
 from zoo.weights.load import save_weights
 
@@ -35,7 +36,8 @@ def entrants(
     peers: Collection[str],
     folder: Path,
     *,
-    format: str,
+    engine: str,
+    device: str | None,
     offline: bool,
     notify: Callable[[str], None],
     terms: dict[str, Any],
@@ -43,22 +45,33 @@ def entrants(
     """The contestants of each model: the engines of its bundles, then the peers.
 
     Args:
-        subjects: bundles' folders, and names of models, which are exported in fp32.
+        subjects: bundles' folders, and names of models, which are exported in fp32 to ``engine``.
+        device: where the engines will run; None: here.
         folder: for what the contestants load; it must last as long as they do.
         terms: ``threads``, ``cpus`` and ``batches``, of every job.
 
     Raises:
         UsageError: two subjects are the same engine of the same model.
+        MissingDependency: an engine is not installed, or has no runner for other devices.
         ZooError: a bundle cannot be read, or a model not exported.
     """
+    given: list[tuple[Path | str, Path | None, Manifest | None]] = []
+    for subject in subjects:  # what cannot be run is refused before any model is loaded
+        place = as_bundle(subject)
+        manifest = read_bundle(place) if place else None
+        kind = backend(manifest.engine if manifest else engine)
+        if device:
+            runner_of(kind.file_format)
+        if manifest is None or not device:
+            kind.require(build=manifest is None)
+        given.append((subject, place, manifest))
     models: dict[str, list[tuple[Path, Manifest]]] = {}
-    for subject in subjects:
-        bundle = as_bundle(subject)
-        if bundle is None:
+    for subject, bundle, manifest in given:
+        if bundle is None or manifest is None:
             notify(f"exporting {subject} ...")
-            order = {"format": format, "batches": terms["batches"], "verify": "parity", "offline": offline}
+            order = {"format": engine, "batches": terms["batches"], "verify": "parity", "offline": offline}
             bundle = export_model(str(subject), out=folder, **order)
-        manifest = read_bundle(bundle)
+            manifest = read_bundle(bundle)
         models.setdefault(manifest.source.weights_sha256, []).append((bundle.resolve(), manifest))
     for theirs in models.values():
         yield from _engines(theirs, terms)
@@ -72,9 +85,9 @@ def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) ->
         if names.count(name) > 1:
             raise UsageError(f"two subjects are {name} of {manifest.name}: time them one after the other")
         facts = {**_facts(manifest), "engine": name, "artifact_sha256": manifest.artifact.sha256}
-        told = reloading(backend(manifest.engine), manifest.artifact.options, {})
+        options = reloading(backend(manifest.engine), manifest.artifact.options, {})
         file = str(bundle / manifest.artifact.file)
-        job = {"kind": "engine", "engine": manifest.engine, "file": file, "options": told}
+        job = {"kind": "engine", "engine": manifest.engine, "file": file, "options": options}
         yield Contestant(facts, {**job, "image_size": manifest.spec.image_size, **terms})
 
 
@@ -106,6 +119,6 @@ def _unpack(manifest: Manifest, folder: Path, offline: bool) -> str | None:
     if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
         return f"the source '{manifest.source.name}' is not the model that the bundle was made from"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"spec": model.spec.to_dict()}))
+    (folder / "config.json").write_text(json.dumps({"spec": model.spec.to_dict()}), encoding="utf-8")
     save_weights(model.state_dict(), folder / "model.safetensors")
     return None

@@ -12,14 +12,14 @@ OTHERS, STEAL = 0.1, 0.02  # shares of the processors from which on a bench was 
 
 
 class Watch:
-    """Looks at the machine from its making until it is asked; what the system does not tell is None."""
+    """Looks at the machine from its making until it is asked; what the system does not report is None."""
 
     def __init__(self) -> None:
         self.cores = os.cpu_count() or 1
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self.start, self.cpu, self.before = time.perf_counter(), time.process_time(), _ticks()
 
-    def told(self, own_s: float) -> dict[str, Any]:
+    def seen(self, own_s: float) -> dict[str, Any]:
         """What the machine did but for the bench, whose processes used ``own_s`` seconds of CPU besides this one.
 
         Returns:
@@ -36,15 +36,15 @@ class Watch:
 
 
 def warnings_of(machine: dict[str, Any]) -> list[str]:
-    """What of :meth:`Watch.told` makes times longer than they need be, in sentences."""
-    told = []
+    """What in the facts of :meth:`Watch.seen` makes times longer than they need be, in sentences."""
+    found = []
     if (machine.get("load_before") or 0) > machine.get("cores", 0) / 2:
-        told.append(f"the machine was busy before: a load of {machine['load_before']:.1f} on {machine['cores']} cores")
+        found.append(f"the machine was busy before: a load of {machine['load_before']:.1f} on {machine['cores']} cores")
     if (machine.get("others") or 0) > OTHERS:
-        told.append(f"other work took {machine['others']:.0%} of the processors meanwhile")
+        found.append(f"other work took {machine['others']:.0%} of the processors meanwhile")
     if (machine.get("steal") or 0) > STEAL:
-        told.append(f"the host of this virtual machine kept {machine['steal']:.0%} of the processors from it")
-    return told
+        found.append(f"the host of this virtual machine kept {machine['steal']:.0%} of the processors from it")
+    return found
 
 
 def _ticks() -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from zoo.system.toolchain import toolchain
 def time_architectures(
     specs: Sequence[Spec],
     *,
-    format: str = "onnx",
+    engine: str = "onnx",
     threads: int = 1,
     batch: int = 1,
     seconds: float = 0.5,
@@ -42,7 +42,7 @@ def time_architectures(
 
     Args:
         seconds: for timed calls, of each.
-        progress: is told how many are exported, of how many.
+        progress: takes how many are exported, of how many.
 
     Returns:
         The median of a call in milliseconds, of each; and what they ran on, as JSON has it: "engine", "runtime",
@@ -54,18 +54,19 @@ def time_architectures(
     """
     if not specs or batch < 1 or not seconds > 0:
         raise UsageError("timing takes one architecture at least, batches of 1 or more, and seconds above 0")
-    processors, engine = processors_of(threads), backend(format)
-    with tempfile.TemporaryDirectory(prefix="zoo-time-") as scratch, torch.inference_mode():
+    processors, kind = processors_of(threads), backend(engine)
+    kind.require(build=True)
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="zoo-time-") as scratch, torch.inference_mode():
         engines: list[Engine] = []
         for place, spec in enumerate(specs):
             folder = Path(scratch) / str(place)
             folder.mkdir()
-            engines.append(_built(spec, engine.load_module(), folder, threads, batch))
+            engines.append(stack.enter_context(_built(spec, kind.load_module(), folder, threads, batch)))
             progress(place + 1, len(specs))
         seeded = torch.Generator().manual_seed(0)
         images = [torch.rand(batch, 3, spec.image_size, spec.image_size, generator=seeded) for spec in specs]
         found: list[list[float]] = [[] for _ in specs]
-        calls = [partial(engine, x) for engine, x in zip(engines, images, strict=True)]
+        calls = [partial(one, x) for one, x in zip(engines, images, strict=True)]
         watch = Watch()
         with _on(processors):
             for call in calls:
@@ -74,9 +75,9 @@ def time_architectures(
             for _ in range(ROUNDS):
                 for call, ms in zip(calls, found, strict=True):
                     ms += timed(call, seconds / ROUNDS)["ms"]
-        warnings = warnings_of(watch.told(0.0))
+        warnings = warnings_of(watch.seen(0.0))
         described = facts_of(engines[0], {"kind": "engine", "threads": threads})
-    terms = {"engine": engine.name, **described, "threads": threads, "batch": batch}
+    terms = {"engine": kind.name, **described, "threads": threads, "batch": batch}
     return (
         [round(float(np.median(ms)), 5) for ms in found],
         {**terms, "warnings": warnings, "toolchain": toolchain(), "measured_at": now()},

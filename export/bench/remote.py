@@ -14,14 +14,14 @@ MOST = 5000  # calls of one order
 
 
 @dataclass
-class Distant(Contestant):
-    """An engine that runs at ``target``, see :func:`zoo.export.remote.engine.connect`; memory is not told there."""
+class RemoteContestant(Contestant):
+    """An engine that runs at ``target``, see :func:`zoo.export.remote.engine.connect`; its memory is not known."""
 
     target: str = ""
     remote: Remote | None = None
 
     @classmethod
-    def of(cls, one: Contestant, target: str) -> Distant:
+    def of(cls, one: Contestant, target: str) -> RemoteContestant:
         return cls(one.facts, one.job, one.why, target=target)
 
     def start(self, log: Path) -> None:

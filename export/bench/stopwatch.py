@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.export.bench.contestant import COMMAND
+from zoo.system.errors import first_line
 
 FIRST_CALLS = 3
 
@@ -44,8 +45,7 @@ def main() -> None:
             reply()
             return
         base, start = peak_mb(), time.perf_counter()
-        with torch.inference_mode():
-            engine = _engine(job) if job["kind"] == "engine" else _peer(job)
+        with torch.inference_mode(), _engine(job) if job["kind"] == "engine" else _peer(job) as engine:
             shape, seeded = (3, job["image_size"], job["image_size"]), torch.Generator().manual_seed(0)
             images = {n: torch.rand(n, *shape, generator=seeded) for n in job["batches"]}
             engine(images[job["batches"][0]])
@@ -59,8 +59,7 @@ def main() -> None:
                 order = json.loads(line)
                 reply(**timed(partial(engine, images[order["batch"]]), order["seconds"]))
     except Exception as error:
-        told = (str(error).strip().splitlines() or [""])[0]
-        reply(error={"kind": type(error).__name__, "message": told})
+        reply(error={"kind": type(error).__name__, "message": first_line(error)})
 
 
 def timed(call: Callable[[], object], seconds: float) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def timed(call: Callable[[], object], seconds: float) -> dict[str, Any]:
 
 
 def peak_mb() -> float | None:
-    """Most memory of this process that was resident so far, in 10^6 bytes; None where the system does not tell.
+    """Most memory of this process that was resident so far, in 10^6 bytes; None where the system does not say.
 
     On Linux getrusage would count the parent's too: its peak survives the start of another program.
     """
@@ -130,9 +129,9 @@ def _packages(job: dict[str, Any]) -> dict[int, Any]:
     import torch._inductor
 
     order = json.dumps({**job, "kind": "package"}) + "\n"
-    told = subprocess.run(COMMAND, input=order, stdout=subprocess.PIPE, text=True, check=False).stdout
-    error = json.loads(told)["error"] if told.startswith('{"error"') else None
-    if error or not told:
+    answer = subprocess.run(COMMAND, input=order, stdout=subprocess.PIPE, text=True, check=False).stdout
+    error = json.loads(answer)["error"] if answer.startswith('{"error"') else None
+    if error or not answer:
         raise RuntimeError(error["message"] if error else "the compiler's process died")
     return {n: torch._inductor.aoti_load_package(str(_packaged(job, n))) for n in job["batches"]}
 

@@ -12,11 +12,7 @@ from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, read_manifest
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing tells whether a writer is alive, so what a killed one left stays
-    fcntl = None  # type: ignore[assignment]
+from zoo.system.files import lock_of, sha256_file
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -48,7 +44,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
             raise UsageError(f"'{final}' is not a bundle, and will not be replaced by one: move it away first")
         scratch = final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
         scratch.mkdir()
-        lock = _lock(scratch)  # released by the system however this process ends
+        lock = lock_of(scratch)  # released by the system however this process ends
         yield scratch
         _flush(scratch)
         if final.exists():
@@ -83,27 +79,14 @@ def _recover(final: Path, old: Path) -> None:
         else:
             os.rename(old, final)
     for scratch in final.parent.glob(f".{_escaped(final.name)}.tmp-*"):
-        lock = _lock(scratch)
-        if lock is not None:
+        lock = lock_of(scratch)
+        if lock is not None:  # always None on Windows: whether the writer is alive cannot be known, so its folder stays
             shutil.rmtree(scratch, ignore_errors=True)
             os.close(lock)
 
 
 def _escaped(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the exclusive lock on ``folder``, or None if a living process has it."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _flush(folder: Path) -> None:
@@ -126,16 +109,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def artifact_sha256(folder: Path, parts: Sequence[str]) -> str:
     """What binds a result to the files that an engine runs: their digest, as ``Artifact`` in the manifest has it."""
     if len(parts) == 1:
-        return sha256(folder / parts[0])
-    return hashlib.sha256("".join(f"{sha256(folder / name)}  {name}\n" for name in parts).encode()).hexdigest()
+        return sha256_file(folder / parts[0])
+    return hashlib.sha256("".join(f"{sha256_file(folder / name)}  {name}\n" for name in parts).encode()).hexdigest()
 
 
 def files(folder: Path) -> list[str]:
@@ -146,7 +124,9 @@ def files(folder: Path) -> list[str]:
 
 def write_sums(folder: Path) -> None:
     """List every file with its SHA-256, in the format of ``sha256sum -c``."""
-    (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in files(folder)))
+    (folder / SUMS).write_text(
+        "".join(f"{sha256_file(folder / name)}  {name}\n" for name in files(folder)), encoding="utf-8"
+    )
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -167,7 +147,7 @@ def read_bundle(folder: Path | str) -> Manifest:
     for name, expected in sums.items():
         if (folder / name).is_symlink():
             raise IntegrityError(f"'{folder / name}' is a link: a bundle holds plain files only")
-        if sha256(folder / name) != expected:
+        if sha256_file(folder / name) != expected:
             raise IntegrityError(f"'{folder / name}' was altered or damaged: its SHA-256 is not the one in {SUMS}")
     if MANIFEST not in sums:
         raise IntegrityError(f"the bundle '{folder}' lacks {MANIFEST}: do not use it")

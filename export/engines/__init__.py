@@ -1,73 +1,168 @@
-"""The engines that models can be exported to. Each is a module of this folder, imported when it is used."""
+"""The engines that models can be exported to: one row here and one file of the same name beside this one.
+
+The rows are all that ``zoo doctor``, the command line, Triton, the runner for other devices and the tests know of an
+engine; nothing heavy is imported to read them. The file holds ``runtime()``, ``build(order, folder)`` and
+``load(path, *, threads)``, and is imported when it is used. If the artifact needs no more than numpy and the runtime to
+run, how it does stands in ``zoo/export/runtimes/<name>.py``, for this machine and for others.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from zoo.export.bundle.manifest import Precision
-from zoo.system.errors import MissingDependency, UsageError, nearest
+from zoo.system.errors import MissingDependency, UsageError, first_line, nearest
 
 if TYPE_CHECKING:
+    from zoo.export.bundle.manifest import Precision
     from zoo.export.onnx.calibration import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How an engine is called, what it can do, and where its ``build`` and ``load`` live.
+    """What is known of an engine before it is imported.
 
     Attributes:
-        package: what is imported for it; ``requires`` is what pip installs.
+        title: its name for people.
+        package: what is imported to run it, and ``converters``, what is imported besides to build it.
+        requires: what pip installs for all of that.
+        tools: pip packages that take part, whose versions a manifest keeps.
+        file_format: of the artifact, as "onnx".
         from_onnx: whether it is built from the graph in the asked precision; the others start from the float model.
         symmetric: whether its int8 activations must be symmetric around 0.
-        tools: further packages that convert to it or run it, whose versions a manifest keeps.
+        travels: whether it has a file in ``zoo/export/runtimes``, so that it runs on other devices too.
+        triton: the backend of Triton Inference Server that serves it, if there is one.
+        places: what the imported package can compute on.
     """
 
     name: str
     aliases: tuple[str, ...]
+    title: str
     package: str
     requires: str
+    file_format: str
+    converters: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     from_onnx: bool = True
     symmetric: bool = False
-    tools: tuple[str, ...] = ()
+    travels: bool = False
+    triton: str | None = None
+    places: Callable[[Any], Sequence[str]] = lambda package: ()
 
     @property
     def calibrators(self) -> tuple[Method, ...]:
         """How its int8 ranges can be chosen, the usual way first."""
         return ("percentile", "minmax", "entropy") if self.from_onnx else ("minmax",)
 
+    @property
+    def example(self) -> str:
+        """The program in ``examples/`` that runs its artifact without this package."""
+        return f"classify_{self.name}.py"
+
+    def require(self, *, build: bool = False) -> None:
+        """Do nothing if its packages are installed, to ``build`` it too; they are looked for, not imported.
+
+        Raises:
+            MissingDependency: one is not; the message says what to install.
+        """
+        for package in (self.package, *(self.converters if build else ())):
+            if sys.modules.get(package) is None and find_spec(package) is None:
+                raise self.missing(f"is not installed (there is no package '{package}')")
+
+    def imported(self, module: str) -> Any:
+        """The module, which this engine needs.
+
+        Raises:
+            MissingDependency: it is not installed, or does not load.
+        """
+        try:
+            return import_module(module)
+        except (ImportError, OSError) as error:  # some find their libraries when they are imported
+            raise self.missing(f"is not installed, or does not load here ({first_line(error)})") from None
+
+    def missing(self, trouble: str) -> MissingDependency:
+        """The error that says what to install against this trouble."""
+        return MissingDependency(f"{self.title} {trouble}: run 'pip install \"{self.requires}\"'")
+
     def load_module(self) -> ModuleType:
-        """The engine's module, with ``build(order, folder)`` and ``load(path, *, threads)``."""
+        """The engine's file."""
         return import_module(f"zoo.export.engines.{self.name}")
 
 
 ENGINES = (
-    Backend("onnxruntime", ("onnx", "ort"), "onnxruntime", "onnxruntime"),
-    Backend("openvino", ("ov",), "openvino", "robust-zoo[openvino]", tools=("openvino",)),
     Backend(
-        "executorch",
-        ("pte",),
-        "executorch",
-        "robust-zoo[executorch]",
-        from_onnx=False,
+        name="onnxruntime",
+        aliases=("onnx", "ort"),
+        title="ONNX Runtime",
+        package="onnxruntime",
+        requires="onnxruntime",
+        file_format="onnx",
+        tools=("onnxruntime-gpu",),
+        travels=True,
+        triton="onnxruntime",
+        places=lambda onnxruntime: onnxruntime.get_available_providers(),
+    ),
+    Backend(
+        name="openvino",
+        aliases=("ov",),
+        title="OpenVINO",
+        package="openvino",
+        requires="robust-zoo[openvino]",
+        file_format="openvino-ir",
+        tools=("openvino",),
+        travels=True,
+        triton="openvino",
+        places=lambda openvino: openvino.Core().available_devices,
+    ),
+    Backend(
+        name="executorch",
+        aliases=("pte",),
+        title="ExecuTorch",
+        package="executorch",
+        requires="robust-zoo[executorch]",
+        converters=("torchao",),
+        file_format="executorch",
         tools=("executorch", "torchao"),
+        from_onnx=False,
     ),
     Backend(
-        "litert",
-        ("tflite",),
-        "ai_edge_litert",
-        "robust-zoo[litert]",
-        from_onnx=False,
+        name="litert",
+        aliases=("tflite",),
+        title="LiteRT",
+        package="ai_edge_litert",
+        requires="robust-zoo[litert]",
+        converters=("litert_torch", "ai_edge_quantizer"),
+        file_format="tflite",
         tools=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+        from_onnx=False,
+        travels=True,
     ),
-    Backend("tensorrt", ("trt", "engine"), "tensorrt", "robust-zoo[trt]", symmetric=True, tools=("tensorrt",)),
+    Backend(
+        name="tensorrt",
+        aliases=("trt", "engine"),
+        title="TensorRT",
+        package="tensorrt",
+        requires="robust-zoo[trt]",
+        file_format="tensorrt-plan",
+        tools=("tensorrt",),
+        symmetric=True,
+        triton="tensorrt",
+    ),
 )
 
 # Names that users of exported models know, and which this release has no engine for.
 ELSEWHERE = {"coreml": "Core ML"}
+
+
+def names() -> dict[str, Backend]:
+    """Every engine by its name and by each of its aliases."""
+    return {alias: engine for engine in ENGINES for alias in (engine.name, *engine.aliases)}
 
 
 def backend(name: str) -> Backend:
@@ -77,7 +172,7 @@ def backend(name: str) -> Backend:
         MissingDependency: a known engine that this release cannot export to.
         UsageError: no engine is called so; the message names the nearest.
     """
-    known = {alias: engine for engine in ENGINES for alias in (engine.name, *engine.aliases)}
+    known = names()
     if name in known:
         return known[name]
     if name in ELSEWHERE:

@@ -20,25 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.export.engines import backend
 from zoo.export.engines.batchnorm import without_batchnorm
-from zoo.export.engines.interface import Built, Order, checked
-from zoo.models import Classifier
-from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.export.engines.interface import Built, Engine, Order, check_threads
+from zoo.system.errors import ExportFailed, IntegrityError, UsageError, first_line
 
+BACKEND = backend("executorch")
 ARTIFACT = "model.pte"
 LARGEST = 64
-_in_use: WeakSet[ExecuTorch] = WeakSet()
+_in_use: WeakSet[Any] = WeakSet()  # programs whose engines are not closed
 
 
-def _library() -> Any:
-    try:
-        from executorch.extension.pybindings import portable_lib
-    except ImportError as error:
-        raise MissingDependency(
-            f"ExecuTorch is not installed, or not for this PyTorch ({_first_line(error)}): "
-            "run 'pip install \"robust-zoo[executorch]\"'"
-        ) from None
-    return portable_lib
+def runtime() -> Any:
+    """ExecuTorch's library.
+
+    Raises:
+        MissingDependency: it is not installed, or not for this PyTorch.
+    """
+    return BACKEND.imported("executorch.extension.pybindings.portable_lib")
 
 
 def build(order: Order, folder: Path) -> Built:
@@ -48,15 +47,15 @@ def build(order: Order, folder: Path) -> Built:
         ExportFailed: PyTorch or ExecuTorch could not convert it.
         MissingDependency: ExecuTorch is not installed.
     """
-    _library()
+    runtime()
     size, model = order.model.spec.image_size, without_batchnorm(order.model).cpu()
     try:
         with _without_onednn():
             program = _program(_Half(model) if order.precision == "fp16" else model, size, order.calibration)
     except Exception as error:  # those of the packages involved have no base class in common
-        raise ExportFailed(f"ExecuTorch could not convert the model: {_first_line(error)}") from error
+        raise ExportFailed(f"ExecuTorch could not convert the model: {first_line(error)}") from error
     (folder / ARTIFACT).write_bytes(program)
-    return Built(file=ARTIFACT, format="executorch", options={"delegate": "xnnpack", "largest_batch": LARGEST})
+    return Built(file=ARTIFACT, options={"delegate": "xnnpack", "largest_batch": LARGEST})
 
 
 class _Half(nn.Module):
@@ -127,13 +126,9 @@ def _without_onednn() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def load(path: Path | str, *, threads: int | None = None) -> ExecuTorch:
-    """An engine that runs the program at ``path``.
+def load(path: Path | str, *, threads: int | None = None) -> Engine:
+    """An engine that runs the program at ``path``. It has no gradients: XNNPACK packs the weights in its own way,
+    and in int8 the activations are rounded too.
 
     Args:
         threads: CPU threads of one call. All engines of a process share one pool, which None leaves as it is.
@@ -141,9 +136,10 @@ def load(path: Path | str, *, threads: int | None = None) -> ExecuTorch:
     Raises:
         MissingDependency: ExecuTorch is not installed.
         IntegrityError: the file is not a classifier that ExecuTorch can load.
-        UsageError: there are engines that use the pool, and it has another number of threads.
+        UsageError: fewer than 1 thread, or there are engines that use the pool, and it has another number of threads.
     """
-    library = _library()
+    check_threads(threads)
+    library = runtime()
     from executorch.runtime import Runtime
 
     if threads is not None:
@@ -151,56 +147,35 @@ def load(path: Path | str, *, threads: int | None = None) -> ExecuTorch:
     try:
         forward = Runtime.get().load_program(Path(path)).load_method("forward")
     except Exception as error:
-        raise IntegrityError(f"ExecuTorch cannot load '{path}': {_first_line(error)}") from None
-    return ExecuTorch(forward, Path(path))
+        raise IntegrityError(f"ExecuTorch cannot load '{path}': {first_line(error)}") from None
+    ports = forward.metadata
+    single = (ports.num_inputs(), ports.num_outputs()) == (1, 1)
+    takes: tuple[int, ...] = ports.input_tensor_meta(0).sizes() if single else ()
+    if len(takes) != 4:
+        raise IntegrityError(f"'{path}' is not a classifier with one image batch in and logits out")
+    largest, channels, height, width = takes
+    _in_use.add(forward)
+
+    def run(x: np.ndarray) -> Tensor:
+        return torch.cat([forward.execute([part])[0] for part in torch.from_numpy(x).split(largest)])
+
+    facts = {
+        "engine": "executorch",
+        "version": version("executorch"),
+        "device": "cpu",
+        "backend": "xnnpack",
+        "threads": library._threadpool_get_thread_count(),
+    }
+    return Engine(run, (channels, height, width), facts)
 
 
 def _size_pool(library: Any, threads: int) -> None:
-    if threads < 1:
-        raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
     present = library._threadpool_get_thread_count()
     if threads == present:
         return
     if _in_use:  # they hold pointers into the pool
         raise UsageError(
             f"ExecuTorch's engines share one pool of threads, and those that are loaded run on {present}: "
-            f"load one with {threads} in a process of its own"
+            f"close them, or load one with {threads} in a process of its own"
         )
     library._unsafe_reset_threadpool(threads)
-
-
-class ExecuTorch:
-    """A loaded program behind the engines' interface."""
-
-    def __init__(self, forward: Any, path: Path) -> None:
-        ports = forward.metadata
-        single = (ports.num_inputs(), ports.num_outputs()) == (1, 1)
-        takes: tuple[int, ...] = ports.input_tensor_meta(0).sizes() if single else ()
-        if len(takes) != 4:
-            raise IntegrityError(f"'{path}' is not a classifier with one image batch in and logits out")
-        self.forward = forward
-        self.largest, channels, height, width = takes
-        self.shape = (channels, height, width)
-        _in_use.add(self)
-
-    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
-        """Images [N, C, H, W] to logits [N, classes], always in new memory.
-
-        Raises:
-            UsageError: not a batch of float32 images in [0, 1].
-        """
-        parts = checked(images, self.shape).split(self.largest)
-        return torch.cat([self.forward.execute([part])[0] for part in parts])
-
-    def differentiable(self, model: Classifier) -> nn.Module | None:
-        """None: XNNPACK's weights are packed in its own way, and in int8 the activations are rounded too."""
-        return None
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "engine": "executorch",
-            "version": version("executorch"),
-            "device": "cpu",
-            "backend": "xnnpack",
-            "threads": _library()._threadpool_get_thread_count(),
-        }

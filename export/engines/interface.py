@@ -1,18 +1,23 @@
-"""What every engine is: a function from images to logits that can say what runs it."""
+"""What every engine is: a function from images to logits that can say what runs it, and can be closed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo.export.bundle.manifest import Precision
+from zoo.export.engines import Backend
+from zoo.export.onnx.gradients import own_gradients
 from zoo.models import Classifier
-from zoo.system.errors import UsageError
+from zoo.system.errors import IntegrityError, UsageError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,37 +44,105 @@ class Built:
 
     Attributes:
         file: what ``load`` takes, relative to the folder.
-        format: of that file, as "onnx" or "openvino-ir".
-        companions: files that ``file`` cannot do without.
+            companions: files that ``file`` cannot do without.
         built_for: facts of the device and runtime that it is bound to; empty where it runs anywhere.
         options: how it was built, for the manifest.
     """
 
     file: str
-    format: str
     companions: tuple[str, ...] = ()
     built_for: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """float32 images [N, C, H, W] in [0, 1] to float32 logits [N, classes], a fresh tensor on the CPU each call.
+class Engine:
+    """A loaded artifact: float32 images [N, C, H, W] in [0, 1] to float32 logits [N, classes], always in new memory.
 
-    Casting to what the artifact computes in is the engine's own business, so that a caller need not know it.
+    Casting to what the artifact computes in is the engine's own business, so that a caller need not know it. Close it
+    when it is no longer needed, or use it in a ``with`` block.
+
+    Args:
+        run: checked images as an array, to logits as an array or a tensor on the CPU.
+        shape: (C, H, W) of an image.
+        facts: of the runtime, see :meth:`describe`.
+        gradients: see :meth:`differentiable`.
     """
 
-    def __call__(self, images: Tensor | np.ndarray) -> Tensor: ...
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], np.ndarray | Tensor],
+        shape: tuple[int, int, int],
+        facts: dict[str, Any],
+        gradients: Callable[[Classifier], nn.Module | None] = lambda model: None,
+    ) -> None:
+        self.shape, self.facts = shape, facts
+        self._run: Callable[[np.ndarray], np.ndarray | Tensor] | None = run
+        self._gradients = gradients
+
+    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes].
+
+        Raises:
+            UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
+        """
+        logits = self.check_open()(checked(images, self.shape).numpy())
+        return torch.from_numpy(np.array(logits, dtype=np.float32))  # a copy: attacks may write into it
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
         """``model`` with the weights that are in the artifact, for gradients; None if there is no such thing.
 
         Whether it computes what the engine does is for the caller to check.
         """
-        ...
+        return self._gradients(model)
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the manifest: engine, version, and the device it runs on."""
-        ...
+        """Facts for the manifest: at least ``engine``, its ``version``, and the ``device`` that it runs on."""
+        return self.facts
+
+    def check_open(self) -> Callable[[np.ndarray], np.ndarray | Tensor]:
+        """Raise UsageError if the engine is closed; else what runs it."""
+        if self._run is None:
+            raise UsageError("this engine is closed: load it again")
+        return self._run
+
+    def close(self) -> None:
+        """Free the runtime's session and its memory. Closing twice does nothing."""
+        self._run = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def run_locally(
+    engine: Backend, parts: Sequence[Path], threads: int | None, graph: Path | None, **options: Any
+) -> Engine:
+    """The artifact in the files ``parts``, run by ``zoo/export/runtimes/<engine>.py``.
+
+    Args:
+        graph: the ONNX file that it was made from, for gradients; None if its weights cannot be told apart.
+
+    Raises:
+        MissingDependency: the runtime is not installed.
+        IntegrityError: the files are not a classifier that it can load.
+    """
+    check_threads(threads)
+    runtime = import_module(f"zoo.export.runtimes.{engine.name}")
+    version = engine.imported(runtime.PACKAGE).__version__
+    try:
+        run, shape, facts = runtime.open([str(part) for part in parts], threads, **options)
+    except Exception as error:  # the runtimes' exceptions have no base class of their own
+        raise IntegrityError(f"{engine.title} cannot load '{parts[0]}': {first_line(error)}") from None
+    gradients = (lambda model: None) if graph is None else partial(own_gradients, graph)
+    return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, gradients)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UsageError unless ``threads`` is 1 or more, or None."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
 
 
 def checked(images: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:

@@ -59,7 +59,7 @@ def loading(engine: Backend, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reloading(engine: Backend, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``load`` is to be told of an engine that a manifest has ``recorded`` options of, and what is ``given`` now.
+    """The options for ``load``, of an engine that a manifest has ``recorded`` some of, and what is ``given`` now.
 
     Raises:
         UsageError: an option is given that matters only when an engine is built, or as in :func:`options_of`.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.export.engines.tensorrt_device import here, log_of, opened, package, reason
+from zoo.export.engines.tensorrt_device import here, log_of, opened, reason, runtime
 from zoo.system.errors import ExportFailed
 from zoo.system.files import cache_root, write_atomic
 
@@ -55,7 +55,7 @@ def build_plan(graph: bytes, *, batches: Sequence[int], options: Options = DEFAU
         MissingDependency: TensorRT cannot be used here.
         ExportFailed: TensorRT refused the graph, or the timing cache cannot be written.
     """
-    trt = package()
+    trt = runtime()
     log = log_of(trt)
     builder = opened(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -15,30 +15,24 @@ from typing import Any
 
 import torch
 
+from zoo.export.engines import backend
 from zoo.system.errors import MissingDependency
 
 MAJORS = (10, 11)
-INSTALL = "run 'pip install \"robust-zoo[trt]\"'"
 LABELS = {"gpu": "GPU", "compute_capability": "compute capability", "tensorrt": "TensorRT"}
 
 
-def package() -> Any:
+def runtime() -> Any:
     """The module ``tensorrt``, where it can be used.
 
     Raises:
         MissingDependency: it is not installed, of another version, or there is no GPU.
     """
-    try:
-        import tensorrt
-    except ModuleNotFoundError as error:
-        if error.name != "tensorrt":
-            raise MissingDependency(f"TensorRT needs '{error.name}', which is not installed: {INSTALL}") from None
-        raise MissingDependency(f"TensorRT is not installed: {INSTALL}") from None
-    except (ImportError, OSError) as error:  # its libraries are packages of their own
-        raise MissingDependency(f"TensorRT is installed, but does not load ({error}): {INSTALL}") from None
+    engine = backend("tensorrt")
+    tensorrt = engine.imported("tensorrt")
     if int(tensorrt.__version__.partition(".")[0]) not in MAJORS:
         wanted = " or ".join(map(str, MAJORS))
-        raise MissingDependency(f"TensorRT {tensorrt.__version__} is installed, and {wanted} is needed: {INSTALL}")
+        raise engine.missing(f"{tensorrt.__version__} is installed, and {wanted} is needed")
     if not torch.cuda.is_available():
         found = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise MissingDependency(
@@ -52,7 +46,7 @@ def package() -> Any:
 def log_of(trt: Any) -> Any:
     """The one logger of this process, which TensorRT wants alive as long as anything that it made.
 
-    Its ``errors`` holds the errors told since somebody cleared it.
+    Its ``errors`` holds the errors since somebody cleared it.
     """
 
     class Log(trt.ILogger):
@@ -68,7 +62,7 @@ def log_of(trt: Any) -> Any:
 
 
 def reason(log: Any) -> str:
-    """The first error told, on one line: the later ones follow from it."""
+    """The first error, on one line: the later ones follow from it."""
     return " ".join(log.errors[0].split()) if log.errors else "it gave no reason"
 
 
@@ -110,7 +104,7 @@ def misfits(built_for: Mapping[str, str], facts: Mapping[str, str]) -> list[str]
     return [key for key, wanted in built_for.items() if not _meets(facts.get(key, ""), wanted)]
 
 
-def told(facts: Mapping[str, str], keys: Collection[str]) -> str:
+def phrase(facts: Mapping[str, str], keys: Collection[str]) -> str:
     """Some of the facts as a phrase."""
     return ", ".join(f"{LABELS.get(key, key)} {facts.get(key, '(unknown)')}" for key in keys)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
+from zoo.export.engines import backend
 from zoo.export.ladder.climb import RANDOM
 from zoo.export.ladder.gate import verdict
 from zoo.export.onnx.graph import GRAPH
@@ -16,8 +17,8 @@ UNVERIFIED = (
 )
 
 
-RUN = """What {engine} runs is `{file}`; the graph above is the one that it was made from, or its float original.
-`examples/classify_{engine}.py` in Robust Zoo's repository is a program for it that needs no more than its runtime.
+RUN = """What {engine.title} runs is `{file}`; the graph above is the one that it was made from, or its float original.
+`examples/{engine.example}` in Robust Zoo's repository is a program for it that needs no more than its runtime.
 
 """
 
@@ -50,10 +51,10 @@ def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
     )
     parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
     (folder / "reports").mkdir(exist_ok=True)
-    (folder / "reports" / "verify.json").write_text(to_json(report))
-    (folder / "reports" / "parity.json").write_text(to_json(parity))
-    (folder / "README.md").write_text(readme(signed))
-    (folder / MANIFEST).write_text(to_json(signed))
+    (folder / "reports" / "verify.json").write_text(to_json(report), encoding="utf-8")
+    (folder / "reports" / "parity.json").write_text(to_json(parity), encoding="utf-8")
+    (folder / "README.md").write_text(readme(signed), encoding="utf-8")
+    (folder / MANIFEST).write_text(to_json(signed), encoding="utf-8")
     write_sums(folder)
 
 
@@ -67,7 +68,8 @@ def readme(manifest: Manifest) -> str:
     """A page for those who are handed the folder and nothing else."""
     size = manifest.spec.image_size
     threat, artifact = manifest.threat_model, manifest.artifact
-    own = "" if artifact.format == "onnx" else RUN.format(file=artifact.file, engine=manifest.engine)
+    engine = backend(manifest.engine)
+    own = "" if artifact.format == "onnx" else RUN.format(engine=engine, file=artifact.file)
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 

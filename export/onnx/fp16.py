@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from zoo.export.onnx.graph import finish, first_line
-from zoo.system.errors import ExportFailed
+from zoo.export.onnx.graph import finish
+from zoo.system.errors import ExportFailed, first_line
 
 
 def to_fp16(path: Path) -> None:

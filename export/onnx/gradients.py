@@ -31,7 +31,7 @@ class StraightThrough(nn.Module):
     """The graph in the ONNX file ``path``, in float arithmetic.
 
     Raises:
-        Unsupported: the graph is not one of this package's; some forms of operators are only told when it computes.
+        Unsupported: the graph is not one of this package's; some forms of operators show only when it computes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
     try:
         net, size = StraightThrough(path), model.spec.image_size
         with torch.no_grad():
-            net(torch.zeros(1, 3, size, size))  # forms of operators are told apart when they compute
+            net(torch.zeros(1, 3, size, size))  # forms of operators show when they compute
         return net
     except Unsupported:
         return None

@@ -16,7 +16,7 @@ from torch import nn
 
 from zoo.models import Classifier
 from zoo.models.fold import fold_batchnorm
-from zoo.system.errors import ExportFailed
+from zoo.system.errors import ExportFailed, first_line
 
 OPSET = 20
 GRAPH, INPUT, OUTPUT = "model.onnx", "images", "logits"
@@ -113,8 +113,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

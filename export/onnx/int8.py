@@ -17,8 +17,8 @@ import onnx
 from torch import Tensor
 
 from zoo.export.onnx.calibration import USUAL, Method
-from zoo.export.onnx.graph import INPUT, finish, first_line
-from zoo.system.errors import ExportFailed
+from zoo.export.onnx.graph import INPUT, finish
+from zoo.system.errors import ExportFailed, first_line
 
 CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 BATCH = 64

@@ -5,26 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from zoo.export.bundle.folder import read_bundle, sha256
+from zoo.export.bundle.folder import read_bundle
 from zoo.export.bundle.manifest import Manifest
-from zoo.export.engines.interface import checked
+from zoo.export.engines import ENGINES, Backend
+from zoo.export.engines.interface import Engine, check_threads
 from zoo.export.onnx.gradients import own_gradients
 from zoo.export.onnx.graph import GRAPH
 from zoo.export.remote import frame
 from zoo.export.remote.link import Dropped, Link, Target, target_of
-from zoo.export.remote.runtimes import RUNTIMES
 from zoo.models import Classifier
-from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
+from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, WrongDevice
+from zoo.system.files import sha256_file
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new connection
-FROM_GRAPH = ("onnx", "openvino-ir")
 LASTING = ("machine", "board", "cpu", "isa", "cores", "gpu", "runtime", "version", "device")  # facts that do not change
 
 T = TypeVar("T")
@@ -57,13 +55,27 @@ def connect(
     """
     if isinstance(target, str):
         target = target_of(target, ssh=tuple(ssh))
-    if threads is not None and threads < 1:
-        raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
+    check_threads(threads)
     return Remote(target, Path(bundle), read_bundle(bundle), threads=threads, pauses=pauses, timeout=timeout)
 
 
-class Remote:
-    """A runner on a device behind the engines' interface; see :func:`connect`.
+def runner_of(file_format: str) -> Backend:
+    """The engine whose runtime runs such artifacts on another device.
+
+    Raises:
+        MissingDependency: there is no runner for files of this format.
+    """
+    runners = {one.file_format: one for one in ENGINES if one.travels}
+    if file_format not in runners:
+        raise MissingDependency(
+            f"the runner for other devices has {', '.join(runners)}, not '{file_format}': install this "
+            f"package on the device and verify the bundle there"
+        )
+    return runners[file_format]
+
+
+class Remote(Engine):
+    """A runner on a device; see :func:`connect`.
 
     A connection that drops is had again, and the batch in flight is sent again; files that are there are not.
     """
@@ -78,60 +90,56 @@ class Remote:
         pauses: Sequence[float] = PAUSES,
         timeout: float = 600,
     ) -> None:
-        artifact = manifest.artifact
-        if artifact.format not in RUNTIMES:
-            raise MissingDependency(
-                f"the runner for other devices has {', '.join(RUNTIMES)}, not '{artifact.format}': install this "
-                f"package on the device and verify the bundle there"
-            )
-        _, channels, height, width = manifest.io.input.shape
-        self.shape = (int(channels), int(height), int(width))
+        _, *shape = manifest.io.input.shape
+        channels, height, width = map(int, shape)
+        self.facts: dict[str, Any] = {}
+        super().__init__(self._forward, (channels, height, width), self.facts)
         self.classes = int(manifest.io.output.shape[1])
+        artifact = manifest.artifact
+        self.runner = runner_of(artifact.format)
         self.target, self.bundle, self.threads = target, bundle, threads
         self.engine, self.artifact = manifest.engine, artifact
         self.pauses, self.timeout = tuple(pauses), timeout
-        self.digests = {name: sha256(bundle / name) for name in (artifact.file, *artifact.companions)}
-        self.facts: dict[str, Any] = {}
+        self.digests = {name: sha256_file(bundle / name) for name in (artifact.file, *artifact.companions)}
         self.link: Link | None = None
         self.met = False  # whether a frame ever came from there
         self.asked = 0
         self._persist(self._connected)
 
-    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
-        """Images [N, C, H, W] to logits [N, classes], always in new memory.
+    def _forward(self, x: np.ndarray) -> np.ndarray:
+        """One batch; beyond what every engine raises:
 
         Raises:
-            UsageError: not a batch of float32 images in [0, 1], or over 1 GiB of them.
+            UsageError: over 1 GiB of images.
             Unreachable: the connection was lost for good.
             WrongDevice: the runtime there fails on the batch.
             IntegrityError: the answer is not one to this batch.
         """
-        x = checked(images, self.shape)
         self.asked += 1
         head, batch = {"id": self.asked, "shape": list(x.shape)}, np.asarray(x, "<f4").tobytes()
-        kind, told, payload = self._persist(lambda: self._connected().ask(frame.INFER, head, batch))
+        kind, facts, payload = self._persist(lambda: self._connected().ask(frame.INFER, head, batch))
         expected = {"id": self.asked, "shape": [len(x), self.classes]}
-        if kind != frame.LOGITS or told != expected or len(payload) != 4 * len(x) * self.classes:
-            raise IntegrityError(f"'{self.target.name}' answers with {told}, not with logits {expected}")
-        return torch.from_numpy(np.frombuffer(payload, "<f4").astype(np.float32).reshape(len(x), self.classes))
+        if kind != frame.LOGITS or facts != expected or len(payload) != 4 * len(x) * self.classes:
+            raise IntegrityError(f"'{self.target.name}' answers with {facts}, not with logits {expected}")
+        return np.frombuffer(payload, "<f4").reshape(len(x), self.classes)
 
     def time(self, batch: int, *, repeats: int, warmup: int = 10) -> np.ndarray:
         """Nanoseconds that each of ``repeats`` calls with ``batch`` images took there, int64; the pipe is not in it.
 
         Raises:
-            UsageError: fewer than 1 repeat, or over 10,000 calls.
+            UsageError: fewer than 1 repeat, or over 10,000 calls, or the engine is closed.
             Unreachable, WrongDevice: as for a call.
         """
         head = {"shape": [batch, *self.shape], "warmup": warmup, "repeats": repeats}
-        kind, told, _ = self._persist(lambda: self._connected().ask(frame.TIME, head))
-        if kind != frame.TIMES or len(told.get("ns", ())) != repeats:
+        kind, facts, _ = self._persist(lambda: self._connected().ask(frame.TIME, head))
+        if kind != frame.TIMES or len(facts.get("ns", ())) != repeats:
             raise IntegrityError(f"'{self.target.name}' answers with something else than {repeats} times")
-        return np.array(told["ns"], np.int64)
+        return np.array(facts["ns"], np.int64)
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
         """``model`` with the weights of the bundle's graph, where the artifact was made from it."""
         graph = self.bundle / GRAPH
-        return own_gradients(graph, model) if self.artifact.format in FROM_GRAPH and graph.is_file() else None
+        return own_gradients(graph, model) if self.runner.from_onnx and graph.is_file() else None
 
     def describe(self) -> dict[str, Any]:
         """The runtime there, and the device as it describes itself; neither its address nor its user."""
@@ -139,16 +147,11 @@ class Remote:
         return {**own, "remote": {name: fact for name, fact in self.facts.items() if name not in own}}
 
     def close(self) -> None:
-        """End the runner; the next call would start another."""
+        """End the runner. Closing twice does nothing."""
+        super().close()
         if self.link is not None:
             self.link.close()
             self.link = None
-
-    def __enter__(self) -> Remote:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _persist(self, work: Callable[[], T]) -> T:
         """The result of ``work``, done again after each drop; but a device that never answered is given up at once."""
@@ -174,16 +177,16 @@ class Remote:
 
     def _connected(self) -> Link:
         """The link, with the artifact loaded at its other end; files that are there already are not sent."""
+        self.check_open()
         if self.link is not None:
             return self.link
-        self.link = Link(self.target, timeout=self.timeout)
-        head = {"format": self.artifact.format, "threads": self.threads, "files": self.digests}
-        kind, told, _ = self.link.ask(frame.OPEN, head)
+        self.link = Link(self.target, self.runner.name, timeout=self.timeout)
+        kind, answer, _ = self.link.ask(frame.OPEN, {"threads": self.threads, "files": self.digests})
         for name, digest in self.digests.items():
-            if kind == frame.NEED and digest in told.get("missing", ()):
-                kind, told, _ = self.link.ask(frame.FILE, {"sha256": digest}, (self.bundle / name).read_bytes())
-        facts = told.get("facts", {})
-        if kind != frame.HELLO or told.get("files") != self.digests or not {"version", "device"} <= facts.keys():
+            if kind == frame.NEED and digest in answer.get("missing", ()):
+                kind, answer, _ = self.link.ask(frame.FILE, {"sha256": digest}, (self.bundle / name).read_bytes())
+        facts = answer.get("facts", {})
+        if kind != frame.HELLO or answer.get("files") != self.digests or not {"version", "device"} <= facts.keys():
             raise IntegrityError(f"'{self.target.name}' runs something else than the artifact of '{self.bundle}'")
         self._recognise(facts)
         return self.link
@@ -192,7 +195,7 @@ class Remote:
         """Refuse a device that the artifact was not built for, and another than the one that answered before."""
         for name, wanted in self.artifact.built_for.items():
             if str(facts.get(name)) != wanted:
-                found = facts.get(name, "untold")
+                found = facts.get(name, "unknown")
                 raise WrongDevice(
                     f"'{self.bundle}' was built for {name} '{wanted}', on '{self.target.name}' it is '{found}': "
                     "export it there"

@@ -1,4 +1,4 @@
-"""What a device is, as far as it tells."""
+"""What a device is, as far as it can be found out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ISA = (
 
 
 def fingerprint() -> dict[str, Any]:
-    """What this device is, as far as it tells; what it does not tell is left out."""
+    """What this device is; what cannot be found out is left out."""
     cpu = dict(_pairs(_read("/proc/cpuinfo")))
-    told = dict(_pairs(_output("lscpu"))) if "model name" not in cpu else {}
-    names = (cpu.get("model name"), told.get("Model name"), _output("sysctl", "-n", "machdep.cpu.brand_string"))
+    lscpu = dict(_pairs(_output("lscpu"))) if "model name" not in cpu else {}
+    names = (cpu.get("model name"), lscpu.get("Model name"), _output("sysctl", "-n", "machdep.cpu.brand_string"))
     flags = (cpu.get("flags") or cpu.get("Features") or "").split()
     governors = {_read(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")}
     facts = {

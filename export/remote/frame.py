@@ -10,7 +10,7 @@
         22     4   CRC-32 of the 22 bytes before
 
     asked   JSON                                    payload          answered
-    OPEN    format, threads, files {name: sha256}                    NEED or HELLO
+    OPEN    threads, files {name: sha256}                            NEED or HELLO
     FILE    sha256                                  the file         NEED or HELLO
     INFER   id, shape [N, C, H, W]                  float32 images   LOGITS: id, shape [N, K], float32 payload
     TIME    shape, warmup, repeats                                   TIMES: ns [repeats], one a call

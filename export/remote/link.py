@@ -33,10 +33,11 @@ for name, text in {files!r}.items():
     module = sys.modules["zoo.export.remote." + name] = types.ModuleType("zoo.export.remote." + name)
     setattr(package, name, module)
     exec(compile(text, name + ".py", "exec"), module.__dict__)
-package.runner.main()
+package.runner.main(package.runtime)
 """
 HERE = Path(__file__).parent
-TRAVELLING = ("fingerprint", "frame", "runtimes", "runner")  # each after what it imports
+RUNTIMES = HERE.with_name("runtimes")
+TRAVELLING = ("fingerprint", "frame", "runner")  # each after what it imports; and the runtime's file
 OPTIONS = (
     *("-T", "-oBatchMode=yes", "-oClearAllForwardings=yes"),
     *("-oConnectTimeout=15", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
@@ -90,9 +91,10 @@ def target_of(text: str, *, ssh: Sequence[str] = ("ssh",)) -> Target:
     return Target(text, (*ssh, *OPTIONS, *port, "--", host, f'{shlex.quote(python)} -c "{BOOT}"'))
 
 
-def source() -> bytes:
-    """The runner as one text, with its length in front, as ``BOOT`` wants it."""
-    files = {name: (HERE / f"{name}.py").read_text(encoding="utf-8") for name in TRAVELLING}
+def source(runtime: str) -> bytes:
+    """The runner and the file of a runtime as one text, with its length in front, as ``BOOT`` wants it."""
+    paths = {**{name: HERE / f"{name}.py" for name in TRAVELLING}, "runtime": RUNTIMES / f"{runtime}.py"}
+    files = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     text = PRELUDE.format(files=files).encode()
     return b"%d\n" % len(text) + text
 
@@ -100,10 +102,11 @@ def source() -> bytes:
 class Link:
     """A process at whose other end a runner answers. Its standard error is kept, for messages."""
 
-    def __init__(self, target: Target, *, timeout: float) -> None:
+    def __init__(self, target: Target, runtime: str, *, timeout: float) -> None:
         """Start it; nothing is known of the device before the first answer.
 
         Args:
+            runtime: what runs the artifact there, a file of ``zoo/export/runtimes``.
             timeout: seconds that an answer may take.
 
         Raises:
@@ -111,7 +114,7 @@ class Link:
         """
         self.target, self.timeout = target, timeout
         self.noise: bytearray | None = bytearray()  # what login scripts print before the first frame
-        self.greeting = source()
+        self.greeting = source(runtime)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
         try:
             process = subprocess.Popen(
@@ -150,19 +153,20 @@ class Link:
                 self.there.write(self.greeting + request)
                 self.there.flush()
             self.greeting = b""
-            answer, told, content = frame.read_frame(self.back, self.noise)
+            answer, facts, content = frame.read_frame(self.back, self.noise)
         except (EOFError, OSError):
             raise self._ended(late.is_set()) from None
         except BadFrame as error:
-            told_so = f"'{self.target.name}' answers what cannot be understood: {error}{self._said()}"
-            raise IntegrityError(told_so) from None
+            raise IntegrityError(
+                f"'{self.target.name}' answers what cannot be understood: {error}{self._said()}"
+            ) from None
         finally:
             clock.cancel()
         self.noise = None
         if answer == frame.ERROR:
-            trouble = ERRORS.get(str(told.get("kind")), IntegrityError)
-            raise trouble(f"the device '{self.target.name}' says: {told.get('message')}")
-        return answer, told, content
+            trouble = ERRORS.get(str(facts.get("kind")), IntegrityError)
+            raise trouble(f"the device '{self.target.name}' says: {facts.get('message')}")
+        return answer, facts, content
 
     def _give_up(self, late: threading.Event) -> None:
         late.set()

@@ -1,13 +1,15 @@
 """What runs on the device: it answers the client's frames by the artifact's runtime.
 
-Python 3.9 or newer, numpy and that runtime are needed there, not this package: this file and the three that it imports
-are sent over as they are, see :mod:`zoo.export.remote.link`. Frames come on standard input and leave on standard output
-until the pipe closes. The artifact's files stay in ``$ZOO_CACHE/remote``, by default ``~/.cache/robust-zoo/remote``.
+Python 3.9 or newer, numpy and that runtime are needed there, not this package: this file, the two that it imports and
+the runtime's from ``zoo/export/runtimes`` are sent as they are, see :mod:`zoo.export.remote.link`. Frames come on
+standard input and leave on standard output until the pipe closes. The artifact's files stay in ``$ZOO_CACHE/remote``,
+by default ``~/.cache/robust-zoo/remote``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 import time
@@ -17,24 +19,32 @@ from typing import Any
 from zoo.export.remote import frame
 from zoo.export.remote.fingerprint import cores, fingerprint
 from zoo.export.remote.frame import BadFrame, Frame
-from zoo.export.remote.runtimes import Run, Trouble, first_line, load, package
 
 MAX_CALLS = 10_000  # of one measurement
+
+
+class Trouble(Exception):
+    """The content of an ERROR: its kind is missing, integrity, device or usage."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Session:
     """One artifact: its files come, it is loaded, it answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime  # one of zoo/export/runtimes
         root = os.environ.get("ZOO_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "robust-zoo")
         self.folder = os.path.join(root, "remote")
-        self.run: Run | None = None
+        self.run: Any = None
 
     def answer(self, kind: int, head: dict[str, Any], payload: bytes) -> Frame:
         """The frame that answers this one."""
         if kind == frame.OPEN:
-            self.np = package("numpy", "numpy")
-            self.format, self.threads, self.files = head["format"], head["threads"] or cores(), head["files"]
+            self.np = _package("numpy", "numpy")
+            self.threads, self.files = head["threads"] or cores(), head["files"]
             return self._ready()
         if kind == frame.FILE:
             self._keep(head["sha256"], payload)
@@ -58,8 +68,10 @@ class Session:
                 file.write(content)
             os.replace(scratch, os.path.join(self.folder, digest))
         except OSError as error:
-            told = f"the cache '{self.folder}' cannot be written there ({error.strerror}): set ZOO_CACHE on the device"
-            raise Trouble("usage", told) from None
+            raise Trouble(
+                "usage",
+                f"the cache '{self.folder}' cannot be written there ({error.strerror}): set ZOO_CACHE on the device",
+            ) from None
         finally:
             if os.path.exists(scratch):
                 os.remove(scratch)
@@ -80,23 +92,30 @@ class Session:
         if missing:
             return frame.NEED, {"missing": missing}, b""
         parts = {name: content for name, content in held.items() if content is not None}
-        self.run, facts = load(self.format, list(parts.values()), self.threads)
+        pip = self.runtime.PIP
+        version = _package(self.runtime.PACKAGE, pip).__version__
+        try:
+            self.run, _, own = self.runtime.open(list(parts.values()), self.threads)
+        except Exception as error:  # the runtimes' exceptions have no base class of their own
+            raise Trouble("device", f"{pip} {version} cannot load the artifact there: {_first_line(error)}") from error
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
-        return frame.HELLO, {"files": digests, "facts": {**fingerprint(), **facts, "numpy": self.np.__version__}}, b""
+        facts = {**fingerprint(), "runtime": pip, "version": version, "threads": self.threads, **own}
+        facts["numpy"] = self.np.__version__
+        return frame.HELLO, {"files": digests, "facts": facts}, b""
 
     def _logits(self, x: Any) -> Any:
         if self.run is None:
             raise Trouble("usage", "no artifact is loaded yet")
         try:
             return self.run(x)
-        except Exception as error:  # the runtimes' exceptions have no base class of their own
-            raise Trouble("device", f"the runtime failed on a batch {list(x.shape)}: {first_line(error)}") from error
+        except Exception as error:
+            raise Trouble("device", f"the runtime failed on a batch {list(x.shape)}: {_first_line(error)}") from error
 
     def _clocked(self, shape: list[int], warmup: int, repeats: int) -> list[int]:
         """Nanoseconds of each of ``repeats`` calls on the same uniform noise, after some that do not count."""
         if not (shape[0] >= 1 and warmup >= 0 and repeats >= 1 and warmup + repeats <= MAX_CALLS):
-            told = f"{warmup} + {repeats} calls with {shape[0]}"
-            raise Trouble("usage", f"a measurement takes 1 to {MAX_CALLS} calls with 1 image or more, not {told}")
+            asked = f"{warmup} + {repeats} calls with {shape[0]}"
+            raise Trouble("usage", f"a measurement takes 1 to {MAX_CALLS} calls with 1 image or more, not {asked}")
         x = self.np.random.default_rng(0).random(shape, dtype=self.np.float32)
         clock = [0] * (warmup + repeats)
         for call in range(warmup + repeats):
@@ -106,11 +125,25 @@ class Session:
         return clock[warmup:]
 
 
-def main() -> None:
+def _package(name: str, pip: str) -> Any:
+    """The module ``name``, or Trouble that says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        install = f"run '{sys.executable} -m pip install {pip}' on the device"
+        raise Trouble("missing", f"{name} cannot be imported there ({error}): {install}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """That of zoo.system.errors, which does not travel."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def main(runtime: Any) -> None:
     """Answer until the pipe closes. What is no frame ends the conversation, as nobody knows where the next starts."""
     asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing that a library prints gets between frames
-    session = Session()
+    session = Session(runtime)
     while True:
         sound = True
         try:

@@ -30,7 +30,7 @@ LANES = (1, 4, 8, 16)  # the best of them is taken
 FOLDS = 5
 LEAST = 2 * FOLDS  # sub-nets to fit to
 ALWAYS = "every net"  # the kind of cost that a net has once
-# From specs, and the keywords format (an engine) and threads, to the milliseconds of each and what ran them:
+# From specs, and the keywords engine and threads, to the milliseconds of each and what ran them:
 # zoo.export.bench.nets.time_architectures. Nothing of that room is imported here.
 Stopwatch = Callable[..., tuple[Sequence[float], Mapping[str, Any]]]
 Costs = Counter[str]  # how much there is of each kind, such as "MACs, dense 16", at resolution 16
@@ -146,7 +146,7 @@ def measure_latency(
 ) -> LatencyTable:
     """Time the extremes of ``space`` and sub-nets drawn at random, ``n`` in all, and fit a table to them."""
     genes = drawn(space, n, seed)
-    ms, facts = stopwatch([space.spec(row) for row in genes], format=engine, threads=threads)
+    ms, facts = stopwatch([space.spec(row) for row in genes], engine=engine, threads=threads)
     return fit_latency(space, genes, np.array(ms), facts)
 
 

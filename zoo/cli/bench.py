@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Offline, Quiet, model_names
+from zoo.cli.options import AsJson, Offline, Quiet, engine_names, model_names
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ def command(
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option("--format", "-f", metavar="ENGINE", help="For a NAME, which is exported in fp32 first.")
+        str,
+        typer.Option(
+            *("--format", "-f"),
+            metavar="ENGINE",
+            help="For a NAME, which is exported in fp32 first.",
+            autocompletion=engine_names,
+        ),
     ] = "onnx",
     device: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Run the engines there, as in zoo verify --device.")
@@ -75,7 +81,7 @@ def command(
         threads=threads,
         seconds=seconds,
         peers=_peers(peers, device),
-        format=format,
+        engine=format,
         device=device,
         offline=offline,
         notify=output.say,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,6 @@ import typer
 
 from zoo.cli.options import AsJson, Offline, Quiet
 from zoo.cli.output import Output
-
-# Packages that not everybody needs come with what they are for.
-PACKAGES = {
-    "robust-zoo": "",
-    "torch": "",
-    "torchvision": "",
-    "numpy": "",
-    "safetensors": "",
-    "huggingface_hub": "",
-    "accelerate": "",
-    "onnx": "",
-    "onnxscript": "",
-    "onnxruntime": "",
-    "onnxruntime-gpu": "for ONNX Runtime on CUDA",
-    "tensorrt": "for TensorRT engines",
-    "openvino": "for OpenVINO engines",
-    "executorch": "for ExecuTorch programs",
-    "ai-edge-litert": "for LiteRT models",
-}
-ENGINES = ("torch", "onnxruntime", "tensorrt", "openvino", "executorch", "ai_edge_litert")
 
 
 def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
@@ -45,6 +26,7 @@ def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = Fa
       zoo doctor
       zoo doctor --json
     """
+    from zoo.export.engines import ENGINES
     from zoo.system.errors import IntegrityError
 
     out = Output(as_json=as_json, quiet=quiet)
@@ -52,8 +34,11 @@ def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = Fa
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "engines": {name: _engine(name) for name in ENGINES},
+        "packages": {name: _version(name) for name in _packages()},
+        "engines": {
+            "torch": _engine("torch", lambda torch: ()),
+            **{one.package: _engine(one.package, one.places) for one in ENGINES},
+        },
         "devices": _devices(),
         "cache": _cache(),
         "data": _data(),
@@ -71,22 +56,25 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _engine(name: str) -> dict[str, Any]:
+def _packages() -> dict[str, str]:
+    """Those that everybody needs, and those of the engines, with what they are for."""
+    from zoo.export.engines import ENGINES
+
+    names = ("robust-zoo", "torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "accelerate")
+    needed = dict.fromkeys((*names, "onnx", "onnxscript", "onnxruntime"), "")
+    return needed | {tool: f"for {engine.title}" for engine in ENGINES for tool in engine.tools}
+
+
+def _engine(package: str, places: Callable[[Any], Sequence[str]]) -> dict[str, Any]:
     """Whether the engine's package imports, and what it runs on."""
     try:
-        module = importlib.import_module(name)
+        return {"works": True, "on": list(places(importlib.import_module(package)))}
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if error.name == package:
             return {"works": False, "why": "not installed"}
         return {"works": False, "why": f"its dependency {error.name} is not installed"}
     except Exception as error:  # a broken installation fails in ways of its own
         return {"works": False, "why": f"{type(error).__name__}: {error}".splitlines()[0]}
-    on: list[str] = []
-    if name == "onnxruntime":
-        on = list(module.get_available_providers())
-    elif name == "openvino":
-        on = list(module.Core().available_devices)
-    return {"works": True, "on": on}
 
 
 def _devices() -> dict[str, Any]:
@@ -168,7 +156,8 @@ def _text(report: dict[str, Any]) -> str:
     from zoo.cli.tables import wrapped
     from zoo.system.units import format_size
 
-    packages = [[name, found or "-", PACKAGES[name]] for name, found in report["packages"].items()]
+    uses = _packages()
+    packages = [[name, found or "-", uses[name]] for name, found in report["packages"].items()]
     engines = [
         [name, "works" if state["works"] else "-", ", ".join(state["on"]) if state["works"] else state["why"]]
         for name, state in report["engines"].items()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, EngineOptions, Offline, Quiet, model_names
+from zoo.cli.options import AsJson, Data, EngineOptions, Offline, Quiet, engine_names, model_names
 from zoo.cli.output import Output
 
 
@@ -21,7 +21,14 @@ def command(
         typer.Argument(metavar="NAME", help="A model's name, or a pattern as 'rnascl-*'.", autocompletion=model_names),
     ],
     format: Annotated[
-        str, typer.Option("--format", "-f", metavar="ENGINES", help="onnx, openvino, ...; several with commas.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="ENGINES",
+            help="onnx, openvino, ...; several with commas.",
+            autocompletion=engine_names,
+        ),
     ] = "onnx",
     precision: Annotated[
         str, typer.Option(metavar="PRECISIONS", help="fp32, fp16 or int8; several with commas.")
@@ -84,12 +91,17 @@ def command(
     """
     from zoo.cli.ladder import outcome
     from zoo.cli.pick import batch_sizes
-    from zoo.export import export_model
-    from zoo.export.bundle.triton import write_triton
-    from zoo.export.engines.options import parse_pairs
-    from zoo.export.onnx.calibration import Sampling
+    from zoo.export.engines import backend
 
     output = Output(as_json=as_json, quiet=quiet)
+    engines = _parts(format)
+    if len(engines) == 1:  # of several each is tried
+        backend(engines[0]).require(build=True)
+    from zoo.export import export_model
+    from zoo.export.engines.options import parse_pairs
+    from zoo.export.onnx.calibration import Sampling
+    from zoo.export.triton import write_triton
+
     chosen = {"n": calibration, "method": calibrator, "adversarial": adversarial}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     options: dict[str, Any] = {
@@ -111,17 +123,17 @@ def command(
         "notify": output.say,
     }
 
-    def export(name: str, format: str, precision: str) -> Path:
+    def export(name: str, engine: str, precision: str) -> Path:
         sampling = Sampling(**chosen, seed=seed) if precision == "int8" or chosen else None
         with output.progress() as advance:
             bundle = export_model(
-                name, format=format, precision=precision, calibration=sampling, progress=advance, **options
+                name, format=engine, precision=precision, calibration=sampling, progress=advance, **options
             )
         if triton:
             write_triton(bundle, triton, notify=output.say)
         return bundle
 
-    jobs = list(product(_names(name), _parts(format), _parts(precision)))
+    jobs = list(product(_names(name), engines, _parts(precision)))
     if len(jobs) == 1:
         output.result(*outcome(export(*jobs[0])))
         return
@@ -143,7 +155,7 @@ def _names(pattern: str) -> list[str]:
         return [pattern]
     names = list_models(pattern)
     if not names:
-        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' tells which there are")
+        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' shows them all")
     return names
 
 
@@ -155,23 +167,23 @@ def _export_all(jobs: list[tuple[str, str, str]], export: Callable[[str, str, st
     from zoo.system.errors import ZooError
 
     facts, rows, codes = [], [], []
-    for name, format, precision in jobs:
-        output.say(f"{name}, {format}, {precision} ...")
-        fact: dict[str, Any] = {"name": name, "format": format, "precision": precision}
+    for name, engine, precision in jobs:
+        output.say(f"{name}, {engine}, {precision} ...")
+        fact: dict[str, Any] = {"name": name, "format": engine, "precision": precision}
         try:
-            bundle = export(name, format, precision)
+            bundle = export(name, engine, precision)
         except Exception as error:  # an internal one too must not stop the others
             codes.append(error.exit_code if isinstance(error, ZooError) else 1)
-            told = str(error) if isinstance(error, ZooError) else f"internal: {type(error).__name__}: {error}"
-            output.say(f"zoo: error: {told}")
-            facts.append(fact | {"error": {"type": type(error).__name__, "message": told, "exit_code": codes[-1]}})
-            rows.append([name, format, precision, f"exit code {codes[-1]}", ""])
+            message = str(error) if isinstance(error, ZooError) else f"internal: {type(error).__name__}: {error}"
+            output.say(f"zoo: error: {message}")
+            facts.append(fact | {"error": {"type": type(error).__name__, "message": message, "exit_code": codes[-1]}})
+            rows.append([name, engine, precision, f"exit code {codes[-1]}", ""])
         else:
             manifest = read_bundle(bundle)
             found = accuracy_on_the_engine(manifest)
             facts.append(fact | {"bundle": str(bundle), "verified": manifest.verified, "accuracy": found})
             robust = "-" if found is None else f"{100 * found:.1f}"
-            rows.append([name, format, precision, manifest.verified, robust])
+            rows.append([name, engine, precision, manifest.verified, robust])
     columns = ["model", "engine", "precision", "verified", "right, %"]
     legend = "right: images that the engine classifies correctly under every attack that was climbed to."
     output.result({"exports": facts}, lambda: f"{table(columns, rows, right=(4,))}\n\n{legend}")

@@ -30,6 +30,14 @@ def protocol_names(incomplete: str) -> list[str]:
         return []
 
 
+def engine_names(incomplete: str) -> list[str]:
+    """Names of engines and their aliases that start so, for the shell to complete; after a comma, of the last one."""
+    from zoo.export.engines import names
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in names() if name.startswith(last)]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, By, Data, Offline, Quiet
+from zoo.cli.options import AsJson, By, Data, Offline, Quiet, engine_names
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def command(
     n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="The best K.")] = 1,
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
-    export: Annotated[str | None, typer.Option(metavar="FORMAT", help="Export it too: onnx, ...")] = None,
+    export: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="Export it too: onnx, ...", autocompletion=engine_names)
+    ] = None,
     precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, fp16 or int8.")] = "fp32",
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that the export is checked at.")] = "1,8,64",
     verify: Annotated[
@@ -75,6 +77,10 @@ def command(
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
     batches = batch_sizes(batch)
+    if export:
+        from zoo.export.engines import backend
+
+        backend(export).require(build=True)
     registry = load_registry()
     limits: Limits = {
         "flops": flops,

@@ -84,3 +84,8 @@ def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
     """A clause that names what ``word`` may have meant: ``"; did you mean 'a' or 'b'?"`` or ``""``."""
     close = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
     return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or its class where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from zoo.export.bundle.folder import read_bundle, staged
 from zoo.export.bundle.manifest import Manifest
+from zoo.export.engines import ENGINES
 from zoo.system.errors import UsageError
 
-BACKENDS = {"onnx": "onnxruntime", "tensorrt-plan": "tensorrt", "openvino-ir": "openvino"}  # by the artifact's format
+BACKENDS = {one.file_format: one for one in ENGINES if one.triton}
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
 
@@ -43,7 +44,7 @@ def write_triton(
     Args:
         max_batch: the largest batch that Triton may form; of a TensorRT plan no larger than it was built for.
         name: of the model; by default the bundle's, with "-" for what Triton or a URL would not take.
-        notify: is told in one sentence if Triton would not compute what was verified.
+        notify: takes one sentence if Triton would not compute what was verified.
 
     Returns:
         The model's folder.
@@ -58,7 +59,8 @@ def write_triton(
     artifact = manifest.artifact
     if artifact.format not in BACKENDS:
         raise UsageError(
-            f"Triton has no backend for {manifest.engine} engines: export with --format onnx, openvino or tensorrt"
+            f"Triton has no backend for {manifest.engine} engines: export with --format "
+            f"{' or '.join(one.aliases[0] for one in BACKENDS.values())}"
         )
     if max_batch < 1:
         raise UsageError(f"Triton's largest batch is 1 or more, not {max_batch}")
@@ -74,15 +76,15 @@ def write_triton(
         for part in (artifact.file, *artifact.companions):
             shutil.copyfile(bundle / part, scratch / VERSION / part)
         if manifest.labels:
-            (scratch / LABELS).write_text("".join(f"{label}\n" for label in manifest.labels))
-        (scratch / CONFIG).write_text(config(manifest, name, max_batch=max_batch))
-    for applies, told in (
+            (scratch / LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
+        (scratch / CONFIG).write_text(config(manifest, name, max_batch=max_batch), encoding="utf-8")
+    for applies, message in (
         (artifact.format == "openvino-ir", BF16),
         (artifact.format == "onnx" and manifest.device == "cuda", TF32),
         (artifact.options.get("version_compatible"), HOST_CODE),
     ):
         if applies:
-            notify(told)
+            notify(message)
     return out / name
 
 
@@ -113,7 +115,7 @@ def config(manifest: Manifest, name: str, *, max_batch: int = 64) -> str:
     return "\n".join(
         [
             f"name: {json.dumps(name)}",
-            f'backend: "{BACKENDS[artifact.format]}"',
+            f'backend: "{BACKENDS[artifact.format].triton}"',
             f"default_model_filename: {json.dumps(artifact.file)}",
             f"max_batch_size: {max_batch if batched else 0}",
             "input {",
