@@ -288,8 +288,8 @@ def test_threads_are_set_before_the_process_starts(scripted, tmp_path):
 
 
 def taking_part(subjects: list[Any], folder: Path, peers: Any = PEERS) -> list[Contestant]:
-    told = entrants(subjects, peers, folder, format="onnx", offline=True, notify=lambda message: None, terms={**TERMS})
-    return list(told)
+    options = {"engine": "onnx", "device": None, "offline": True, "notify": lambda message: None, "terms": {**TERMS}}
+    return list(entrants(subjects, peers, folder, **options))
 
 
 def test_a_name_is_exported_and_its_peers_get_the_float_model(place, tmp_path):
@@ -501,7 +501,7 @@ def test_work_of_others_and_of_the_host_is_told(monkeypatch, tmp_path):
     watch.start -= 10  # ten seconds ago: 40 CPU seconds
     second = os.sysconf("SC_CLK_TCK")
     stat.write_text(f"cpu  {100 + 14 * second} 0 {100 + 2 * second} 5000 0 0 0 {4 * second} 0 0\ncpu0 1\n")
-    told = watch.told(own_s=8.0)
+    told = watch.seen(own_s=8.0)
     assert told["others"] == pytest.approx(8 / 40, abs=0.02)
     assert told["steal"] == pytest.approx(4 / 40, abs=0.01)
     assert told["load_before"] == 3.0
@@ -513,5 +513,5 @@ def test_work_of_others_and_of_the_host_is_told(monkeypatch, tmp_path):
 def test_a_quiet_machine_gives_no_warning_and_an_untold_one_none_either(monkeypatch, tmp_path):
     assert machine.warnings_of({"cores": 4, "load_before": 1.0, "others": 0.05, "steal": 0.0}) == []
     monkeypatch.setattr(machine, "STAT", tmp_path / "missing")
-    told = machine.Watch().told(own_s=0.0)
+    told = machine.Watch().seen(own_s=0.0)
     assert (told["others"], told["steal"]) == (None, None)

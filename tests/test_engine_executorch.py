@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from engine_contract import EngineContract
 from test_export import FAMILIES, images, model_of
 from torch import nn
 
@@ -21,7 +19,7 @@ from zoo.export.engines.interface import Order
 from zoo.export.exporter import write_bundle
 from zoo.models import Classifier
 from zoo.specs import StagedSpec
-from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.system.errors import IntegrityError, UsageError
 
 BACKEND = backend("executorch")
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
@@ -89,16 +87,6 @@ def test_every_family_can_be_built_in_every_precision(family, precision, small, 
     assert (engine(x) - expected).abs().max() < allowed * expected.std()
 
 
-@pytest.mark.parametrize(
-    ("precision", "least", "most"), [pytest.param("fp16", 1e-5, 0.01, marks=pytest.mark.slow), ("int8", 1e-3, 0.2)]
-)
-def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, small, tmp_path):
-    x = images(33, seed=3)
-    expected = answers(small, x)
-    low = executorch.load(tmp_path / executorch.build(order(small, precision), tmp_path).file)
-    assert least < (low(x) - expected).abs().max() / expected.std() < most
-
-
 def test_int8_ranges_come_from_the_calibration_images(small):
     """A net that was calibrated with dark images only has no numbers for what bright ones cause."""
     x = images(33, seed=3)
@@ -117,75 +105,32 @@ def test_a_bundle_says_how_its_program_was_built(bundle):
     assert manifest.gates[-1].measured["batches"] == [1, 2, 8, 64]
 
 
-def test_the_file_tells_nothing_of_the_machine_that_wrote_it(program):
-    content = program.read_bytes()
-    for place in (Path(torch.__file__).parents[1], Path.home(), Path.cwd(), Path(__file__).parents[1]):
-        assert str(place).encode() not in content
-
-
-class TestContract(EngineContract):
-    pass
-
-
-def test_the_engine_says_what_it_is(engine, small):
-    told = engine.describe()
-    assert (told["engine"], told["device"], told["backend"], told["threads"]) == ("executorch", "cpu", "xnnpack", 1)
-    assert told["version"][0].isdigit()
-    assert engine.differentiable(small) is None
-
-
 def test_engines_share_one_pool_of_threads(engine, program):
     with pytest.raises(UsageError, match="run on 1: load one with 2"):
         executorch.load(program, threads=2)
-    with pytest.raises(UsageError, match="not on 0"):
-        executorch.load(program, threads=0)
     assert executorch.load(program).describe()["threads"] == 1
 
 
-def test_engines_that_are_gone_do_not_keep_the_pool(engine, program):
-    another = executorch.load(program)
-    assert another in executorch._in_use
+def test_engines_that_are_closed_or_gone_do_not_keep_the_pool(engine, program):
     before = len(executorch._in_use)
-    del another
+    another, third = executorch.load(program), executorch.load(program)
+    assert len(executorch._in_use) == before + 2
+    assert another.describe() == engine.describe() | {"backend": "xnnpack", "threads": 1}
+    another.close()
+    assert len(executorch._in_use) == before + 1
+    del third
     gc.collect()
-    assert len(executorch._in_use) == before - 1
+    assert len(executorch._in_use) == before
 
 
 def test_an_engine_loads_only_what_is_a_classifier(small, program, tmp_path):
     from executorch.exir import to_edge
 
     whole = program.read_bytes()
-    for name, content in (("noise", b"not a program"), ("half", whole[: len(whole) // 2]), ("nothing", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(IntegrityError, match="cannot load"):
-            executorch.load(tmp_path / name)
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(IntegrityError, match="cannot load"):
-        executorch.load(tmp_path / "missing")
+        executorch.load(tmp_path / "half")
     other = to_edge(torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))).to_executorch()
     (tmp_path / "linear").write_bytes(other.buffer)
     with pytest.raises(IntegrityError, match="not a classifier"):
         executorch.load(tmp_path / "linear")
-
-
-def test_what_cannot_be_converted_is_an_export_failure(small, tmp_path):
-    class Fickle(nn.Module):
-        def forward(self, x):
-            y = x.mean((2, 3))
-            return y if y.sum() > 0 else -y  # no static graph does this
-
-    broken = Classifier(SPEC, Fickle(), nn.Linear(3, 10)).eval()
-    with pytest.raises(ExportFailed, match="ExecuTorch could not convert") as caught:
-        executorch.build(order(broken), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_package_it_is_told_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "executorch", None)
-    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings", None)
-    for use in (
-        lambda: executorch.build(order(model_of(SPEC)), tmp_path),
-        lambda: executorch.load(tmp_path / ARTIFACT),
-    ):
-        with pytest.raises(MissingDependency, match=r"robust-zoo\[executorch\]"):
-            use()

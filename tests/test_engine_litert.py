@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engine_contract import EngineContract
 from test_export import FAMILIES, images, model_of
 from torch import nn
 
@@ -20,7 +18,7 @@ from zoo.export.engines.litert import ARTIFACT
 from zoo.export.exporter import write_bundle
 from zoo.models import Classifier
 from zoo.specs import StagedSpec
-from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.system.errors import IntegrityError
 
 BACKEND = backend("litert")
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
@@ -66,12 +64,6 @@ def answers(model: Classifier, x: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("n", [1, 2, 33])
-def test_the_engine_agrees_with_the_model_at_every_batch_size(n, small, engine):
-    x = images(n, seed=n)
-    assert torch.allclose(engine(x), answers(small, x), atol=1e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,13 +74,6 @@ def test_every_family_can_be_built_in_every_precision(family, precision, small, 
     expected = answers(model, x)
     allowed = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.2}[precision]
     assert (engine(x) - expected).abs().max() < allowed * expected.std()
-
-
-@pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-5, 0.01), ("int8", 1e-3, 0.2)])
-def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, small, low):
-    x = images(33, seed=3)
-    expected = answers(small, x)
-    assert least < (litert.load(low[precision])(x) - expected).abs().max() / expected.std() < most
 
 
 def opened(path: Path):
@@ -130,60 +115,13 @@ def test_a_bundle_says_how_its_model_was_built(bundle):
     assert manifest.gates[-1].measured["batches"] == [1, 2, 8, 64]
 
 
-def test_the_file_tells_nothing_of_the_machine_that_wrote_it(bundle):
-    content = (bundle / ARTIFACT).read_bytes()
-    for place in (Path(torch.__file__).parents[1], Path.home(), Path.cwd(), Path(__file__).parents[1]):
-        assert str(place).encode() not in content
-
-
-class TestContract(EngineContract):
-    pass
-
-
-def test_the_engine_says_what_it_is(engine, small):
-    told = engine.describe()
-    assert (told["engine"], told["device"], told["threads"]) == ("litert", "cpu", 1)
-    assert told["version"][0].isdigit()
-    assert engine.differentiable(small) is None
-
-
 def test_an_engine_loads_only_what_is_a_classifier(bundle, small, tmp_path):
     import litert_torch
 
     whole = (bundle / ARTIFACT).read_bytes()
-    for name, content in (("noise", b"not a model"), ("half", whole[: len(whole) // 2]), ("nothing", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(IntegrityError, match="cannot load"):
-            litert.load(tmp_path / name)
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(IntegrityError, match="cannot load"):
-        litert.load(tmp_path / "missing")
+        litert.load(tmp_path / "half")
     litert_torch.convert(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),)).export(str(tmp_path / "linear"))
     with pytest.raises(IntegrityError, match="not a classifier"):
         litert.load(tmp_path / "linear")
-
-
-def test_an_engine_runs_on_one_thread_or_more(bundle):
-    with pytest.raises(UsageError, match="not on 0"):
-        litert.load(bundle / ARTIFACT, threads=0)
-
-
-def test_what_cannot_be_converted_is_an_export_failure(small, tmp_path):
-    class Fickle(nn.Module):
-        def forward(self, x):
-            y = x.mean((2, 3))
-            return y if y.sum() > 0 else -y  # no static graph does this
-
-    broken = Classifier(SPEC, Fickle(), nn.Linear(3, 10)).eval()
-    with pytest.raises(ExportFailed, match="LiteRT could not convert") as caught:
-        litert.build(order(broken), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_packages_it_is_told_what_to_install(monkeypatch, tmp_path):
-    for package in ("litert_torch", "ai_edge_litert.interpreter", "ai_edge_litert"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingDependency, match=r"converters are not installed.*robust-zoo\[litert\]"):
-        litert.build(order(model_of(SPEC)), tmp_path)
-    with pytest.raises(MissingDependency, match=r"LiteRT is not installed.*robust-zoo\[litert\]"):
-        litert.load(tmp_path / ARTIFACT)

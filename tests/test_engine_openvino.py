@@ -1,22 +1,18 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from engine_contract import EngineContract
-from sturdy import SPEC, pictures
+from sturdy import pictures
 
-from zoo.datasets.cifar10 import Split, to_float
+from zoo.datasets.cifar10 import Split
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend
 from zoo.export.exporter import write_bundle
 from zoo.export.ladder.climb import Terms
 from zoo.export.onnx.calibration import Sampling, calibration_images
-from zoo.system.errors import IntegrityError, MissingDependency, UsageError
+from zoo.system.errors import IntegrityError
 
 pytest.importorskip("openvino")
-from zoo.export.engines import openvino as engine
-
 KNOWN = Known("sturdy", "sturdy")
 
 
@@ -53,31 +49,11 @@ def test_a_bundle_climbs_the_ladder_and_is_verified_again(bundle, robust, split)
     assert report.engine["engine"] == "openvino"
 
 
-def test_the_precision_is_in_the_file_and_in_the_logits(bundle, robust, split):
+def test_the_precision_is_in_the_file(bundle, robust):
     precision = read_bundle(bundle).artifact.precision
-    x = to_float(split.images[:64])
-    difference = (engine.load(bundle / "model.xml", threads=1)(x) - robust(x)).abs().max()
-    low, high = {"fp32": (0, 1e-4), "fp16": (1e-5, 0.05), "int8": (1e-3, 1.0)}[precision]
-    assert low <= difference < high
     floats = sum(4 * parameter.numel() for parameter in robust.parameters())
     weights = (bundle / "model.bin").stat().st_size
     assert {"fp32": weights > 0.9 * floats, "fp16": weights < 0.6 * floats, "int8": weights < 0.7 * floats}[precision]
-
-
-class TestContract(EngineContract):
-    @pytest.fixture
-    def engine(self, bundle):
-        return engine.load(bundle / "model.xml", threads=1)
-
-
-def test_any_batch_gives_new_logits(bundle, split):
-    loaded = engine.load(bundle / "model.xml", threads=1)
-    x = to_float(split.images[:65])
-    whole = loaded(x)
-    assert torch.allclose(torch.cat([loaded(x[:1]), loaded(x[1:9]), loaded(x[9:])]), whole, atol=1e-5)
-    kept = whole.clone()
-    loaded(1 - x)
-    assert torch.equal(whole, kept)
 
 
 def test_an_altered_companion_is_refused(bundle, robust, split, tmp_path):
@@ -89,16 +65,3 @@ def test_an_altered_companion_is_refused(bundle, robust, split, tmp_path):
     (copy / "model.bin").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"model\.bin"):
         verify_bundle(copy, model=robust, split=split)
-
-
-def test_bad_input_is_told(bundle, tmp_path, monkeypatch):
-    (tmp_path / "model.xml").write_text("<net>")
-    with pytest.raises(IntegrityError, match="OpenVINO cannot load"):
-        engine.load(tmp_path / "model.xml")
-    with pytest.raises(UsageError, match="1 thread or more"):
-        engine.load(bundle / "model.xml", threads=0)
-    with pytest.raises(UsageError, match=r"\[0, 1\]"):
-        engine.load(bundle / "model.xml", threads=1)(torch.full((1, 3, SPEC.image_size, SPEC.image_size), 2.0))
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingDependency, match=r"robust-zoo\[openvino\]"):
-        engine.load(bundle / "model.xml")

@@ -16,13 +16,13 @@ from test_export import SMALL, model_of
 
 from zoo.datasets.cifar10 import CLASSES, to_float
 from zoo.export.bundle.source import Known
-from zoo.export.engines import Backend, backend
+from zoo.export.engines import ENGINES, backend
 from zoo.export.exporter import write_bundle
 from zoo.models import Classifier
+from zoo.system.errors import MissingDependency
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-ENGINES = ("onnxruntime", "openvino", "litert", "executorch", "tensorrt")
-RUNTIMES = {"onnxruntime", "openvino", "ai_edge_litert", "executorch", "tensorrt"}
+RUNTIMES = {engine.package for engine in ENGINES}
 # Runs an example with its arguments where no module called zoo can be imported.
 WITHOUT_ZOO = (
     "import runpy, sys; del sys.argv[0]; sys.modules['zoo'] = None; runpy.run_path(sys.argv[0], {}, '__main__')"
@@ -65,7 +65,7 @@ def ranking(lines: str) -> Ranking:
 
 
 def run(engine: str, bundle: Path, picture: Path) -> Ranking:
-    script = EXAMPLES / f"classify_{engine}.py"
+    script = EXAMPLES / backend(engine).example
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_ZOO, str(script), str(bundle), str(picture)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -102,8 +102,18 @@ def test_the_picture_shows_when_it_is_turned_or_its_colours_are_swapped(model, p
             agree(twins(model, tmp_path / "other.png"), expected)
 
 
-def test_onnxruntime_says_what_the_model_says(model, bundle, picture):
-    agree(run("onnxruntime", bundle, picture), twins(model, picture))
+@pytest.mark.parametrize(
+    "name", [pytest.param(one.name, marks=pytest.mark.gpu if one.name == "tensorrt" else ()) for one in ENGINES]
+)
+def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
+    engine = backend(name)
+    try:
+        engine.require(build=True)
+        engine.load_module().runtime()
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
+    agree(run(name, bundle, picture), twins(model, picture))
 
 
 def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
@@ -115,42 +125,13 @@ def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
     agree([(CLASSES[int(label)], p) for label, p in found], twins(model, picture))
 
 
-def test_openvino_says_what_the_model_says(model, picture, tmp_path):
-    pytest.importorskip("openvino")
-    engine = backend("openvino")
-    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
-    agree(run("openvino", bundle, picture), twins(model, picture))
-
-
-def test_executorch_says_what_the_model_says(model, picture, tmp_path):
-    pytest.importorskip("executorch.runtime")
-    engine = Backend("executorch", (), "executorch", "executorch", from_onnx=False)
-    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
-    agree(run("executorch", bundle, picture), twins(model, picture))
-
-
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_litert_says_what_the_model_says(model, bundle, picture, tmp_path, layout):
+def test_the_litert_example_takes_channels_last_too(model, bundle, picture, tmp_path):
     litert_torch = pytest.importorskip("litert_torch")
-    x = torch.rand(1, 3, 32, 32)
-    if layout == "NCHW":
-        converted = litert_torch.convert(model, (x,))
-    else:
-        last = litert_torch.to_channel_last_io(model, args=[0]).eval()
-        converted = litert_torch.convert(last, (x.permute(0, 2, 3, 1).contiguous(),))
+    last = litert_torch.to_channel_last_io(model, args=[0]).eval()
+    converted = litert_torch.convert(last, (torch.rand(1, 32, 32, 3),))
     folder = holding("model.tflite", bundle, tmp_path / "small--litert-fp32")
     converted.export(str(folder / "model.tflite"))
     agree(run("litert", folder, picture), twins(model, picture))
-
-
-@pytest.mark.gpu
-def test_tensorrt_says_what_the_model_says(model, picture, tmp_path):
-    pytest.importorskip("tensorrt")
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    engine = backend("tensorrt")
-    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
-    agree(run("tensorrt", bundle, picture), twins(model, picture))
 
 
 def test_the_cpp_example_says_what_the_model_says(model, bundle, picture, tmp_path):
@@ -166,19 +147,22 @@ def test_the_cpp_example_says_what_the_model_says(model, bundle, picture, tmp_pa
     agree(ranking(subprocess.run(command, check=True, capture_output=True, text=True).stdout), twins(model, picture))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda one: one.name)
 def test_an_example_needs_its_runtime_and_little_else(engine):
-    tree = ast.parse((EXAMPLES / f"classify_{engine}.py").read_text())
+    tree = ast.parse((EXAMPLES / engine.example).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert {"numpy", "PIL"} <= imported
-    assert len(imported & RUNTIMES) == 1
+    assert imported & RUNTIMES == {engine.package}
     assert imported - RUNTIMES <= {"numpy", "PIL", "torch"}
 
 
 def test_the_readme_names_every_example():
     readme = (EXAMPLES / "README.md").read_text()
+    for engine in ENGINES:
+        (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{engine.example}`")]
+        assert engine.package.replace("_", "-") in row
     for path in EXAMPLES.iterdir():
         assert path.name in readme or path.name == "README.md"
 

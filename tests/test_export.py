@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from engine_contract import EngineContract
 from safetensors.torch import save_file
 from torch import nn
 
@@ -144,40 +143,6 @@ def test_what_the_exporter_cannot_convert_is_an_export_failure(small, tmp_path):
 
 
 # -- engines ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("runner", ["engine", "twin"])
-@pytest.mark.parametrize(
-    ("bad", "told"),
-    [
-        (torch.rand(2, 3, 31, 32), r"shape \[N, 3, 32, 32\].*not \[2, 3, 31, 32\]"),
-        (torch.rand(3, 32, 32), r"not \[3, 32, 32\]"),
-        (torch.rand(0, 3, 32, 32), "N >= 1"),
-        (torch.rand(1, 32, 32, 3), r"not \[1, 32, 32, 3\]"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "float32, not uint8; divide by 255"),
-        (torch.rand(1, 3, 32, 32).double(), "float32, not float64"),
-        (torch.full((1, 3, 32, 32), 1.5), r"lies in \[0, 1\].*spans \[1\.5, 1\.5\]"),
-        (torch.full((1, 3, 32, 32), -3e-8), r"lies in \[0, 1\]"),
-        (torch.full((1, 3, 32, 32), float("nan")), "holds NaN"),
-        (np.full((1, 3, 32, 32), np.inf, np.float32), "spans"),
-        ([[0.5]], "not list"),
-    ],
-)
-def test_a_batch_that_is_none_is_told_apart(runner, bad, told, small, engine):
-    run = engine if runner == "engine" else Twin(small)
-    with pytest.raises(UsageError, match=told):
-        run(bad)
-
-
-def test_one_bad_pixel_is_enough(engine):
-    x = images(2)
-    x[1, 2, 3, 4] = float("nan")
-    with pytest.raises(UsageError, match="NaN"):
-        engine(x)
-
-
-class TestContract(EngineContract):
-    pass
 
 
 def test_engines_say_what_they_are(engine, small):

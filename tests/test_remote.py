@@ -666,18 +666,6 @@ def test_another_device_that_answers_after_a_drop_is_refused(bundle, tmp_path, a
 # -- other runtimes ----------------------------------------------------------------------------------------------
 
 
-def test_openvino_answers_from_another_process(bundle, logits, tmp_path):
-    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
-    openvino.save_model(openvino.convert_model(bundle / "model.onnx"), tmp_path / "model.xml", compress_to_fp16=False)
-    artifact = {"file": "model.xml", "format": "openvino-ir", "companions": ("model.bin",)}
-    describe_bundle(tmp_path, engine="openvino", **artifact)
-    with connect("local:", tmp_path, threads=1) as engine:
-        assert torch.allclose(engine(images(5)), logits, atol=1e-4)
-        assert engine(images(1)).shape == (1, 10)
-        assert engine.describe()["engine"] == "openvino"
-        assert engine.differentiable(build(SMALL)) is None  # there is no graph in this bundle
-
-
 def linear_tflite(weight: np.ndarray, bias: np.ndarray, batch: int) -> bytes:
     """A LiteRT file of one layer, images [batch, 3, 32, 32] to logits [batch, K]; any batch will do where it is -1."""
     schema = pytest.importorskip(

@@ -1,0 +1,383 @@
+"""What every engine owes its callers: one contract for the whole table. What one alone does is tested in its own file.
+
+An engine that is not installed is skipped, and says why. Where there is no GPU a stand-in plays TensorRT.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_tensorrt import FakeTensorRt, install
+from test_export import images, model_of
+from torch import nn
+
+from zoo.cli.app import run
+from zoo.cli.options import engine_names
+from zoo.export import export_model, read_bundle, verify_bundle
+from zoo.export.bench import entrants
+from zoo.export.bundle.manifest import Calibration, Manifest
+from zoo.export.bundle.source import Known
+from zoo.export.engines import ENGINES, Backend, backend
+from zoo.export.engines.interface import Engine, Order
+from zoo.export.engines.twin import Twin
+from zoo.export.exporter import write_bundle
+from zoo.export.remote.engine import connect
+from zoo.export.triton import write_triton
+from zoo.models import Classifier
+from zoo.specs import StagedSpec
+from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+
+SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
+NAMES = [one.name for one in ENGINES]
+SOME = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return model_of(SPEC)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def row(request, tmp_path_factory) -> Iterator[Backend]:
+    """The row of an engine that can be used here."""
+    engine = backend(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        if engine.name == "tensorrt" and not torch.cuda.is_available():
+            install(patch, FakeTensorRt())
+        try:
+            engine.require(build=True)
+            engine.load_module().runtime()
+        except MissingDependency as error:
+            pytest.skip(str(error))
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def bundle(row, model, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp(row.name)
+    known = Known("small", "small")
+    return write_bundle(model, known, engine=row, out=out, level="parity", split=None, batches=(1, 8))
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle) -> Manifest:
+    return read_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def artifact(bundle, manifest) -> Path:
+    return bundle / manifest.artifact.file
+
+
+@pytest.fixture(scope="module")
+def engine(row, artifact) -> Iterator[Engine]:
+    with row.load_module().load(artifact, threads=1) as engine:
+        yield engine
+
+
+def expected(model: Classifier, x: torch.Tensor) -> torch.Tensor:
+    logits = Twin(model)(x)
+    assert logits.std() > 0.05
+    return logits
+
+
+# -- what it answers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 33])
+def test_it_agrees_with_the_model_at_every_batch_size(n, engine, model):
+    x = images(n, seed=n)
+    logits = engine(x)
+    assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
+    assert torch.allclose(logits, expected(model, x), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(2, 3, 31, 32), r"shape \[N, 3, 32, 32\].*not \[2, 3, 31, 32\]"),
+        (torch.rand(3, 32, 32), r"not \[3, 32, 32\]"),
+        (torch.rand(0, 3, 32, 32), "N >= 1"),
+        (torch.rand(1, 32, 32, 3), r"not \[1, 32, 32, 3\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "float32, not uint8; divide by 255"),
+        (torch.rand(1, 3, 32, 32).double(), "float32, not float64"),
+        (torch.full((1, 3, 32, 32), 1.5), r"lies in \[0, 1\].*spans \[1\.5, 1\.5\]"),
+        (torch.full((1, 3, 32, 32), -3e-8), r"lies in \[0, 1\]"),
+        (torch.full((1, 3, 32, 32), float("nan")), "holds NaN"),
+        (np.full((1, 3, 32, 32), np.inf, np.float32), "spans"),
+        ([[0.5]], "not list"),
+    ],
+)
+def test_what_is_no_batch_is_refused_in_one_sentence(bad, message, engine, model):
+    for one in (engine, Twin(model)):
+        with pytest.raises(UsageError, match=message):
+            one(bad)
+
+
+def test_one_bad_pixel_is_enough(engine):
+    x = images(2)
+    x[1, 2, 3, 4] = float("nan")
+    with pytest.raises(UsageError, match="NaN"):
+        engine(x)
+
+
+def test_arrays_strides_and_gradients_do_not_matter(engine):
+    x = images(3)
+    logits = engine(x)
+    for same in (x.numpy(), x.to(memory_format=torch.channels_last), x.clone().requires_grad_()):
+        assert torch.equal(engine(same), logits)
+    assert torch.equal(engine(np.asfortranarray(x.numpy())), logits)
+    with torch.inference_mode():
+        assert torch.equal(engine(x), logits)
+
+
+def test_logits_are_the_callers_own(engine):
+    x = images(2)
+    first = engine(x)
+    kept = first.clone()
+    second = engine(1 - x)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, kept)
+    first.zero_()  # as some attacks do
+    assert torch.equal(engine(x), kept)
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-6, 0.01), ("int8", 1e-3, 0.25)])
+def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, row, model, tmp_path):
+    if precision not in row.precisions:
+        pytest.skip(f"{row.title} has no {precision} here")
+    calibrated = images(64, seed=1), Calibration(dataset="noise", split="train", n=64, **SOME)
+    known, options = Known("small", "small"), {"out": tmp_path, "level": "none", "split": None}
+    low = write_bundle(
+        model, known, engine=row, precision=precision, calibrated=calibrated if precision == "int8" else None, **options
+    )
+    x = images(33, seed=3)
+    logits = expected(model, x)
+    with row.load_module().load(low / read_bundle(low).artifact.file) as engine:
+        assert least < (engine(x) - logits).abs().max() / logits.std() < most
+
+
+# -- what it says of itself --------------------------------------------------------------------------------------
+
+
+def test_it_says_what_it_is(row, engine, manifest):
+    facts = engine.describe()
+    assert facts["engine"] == manifest.engine == row.name
+    assert facts["version"][0].isdigit()
+    assert facts["device"] == manifest.device
+    assert json.dumps(facts)
+    assert manifest.artifact.format == row.file_format
+    for tool in row.tools:
+        try:
+            installed = version(tool)
+        except PackageNotFoundError:
+            installed = None
+        assert manifest.toolchain.get(tool) == installed
+
+
+def test_it_has_gradients_where_it_is_built_from_the_graph(row, engine, model):
+    own = engine.differentiable(model)
+    assert (own is not None) == row.from_onnx
+    if own is not None:
+        assert torch.allclose(own(images(2)), model(images(2)), atol=1e-5)
+
+
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(artifact):
+    content = artifact.read_bytes()
+    for place in (Path(torch.__file__).parents[1], Path.home(), Path.cwd(), Path(__file__).parents[1]):
+        assert str(place).encode() not in content
+
+
+# -- loading, closing, failing -----------------------------------------------------------------------------------
+
+
+def test_a_closed_engine_is_free_and_says_so(row, engine, artifact):
+    x = images(2)
+    logits = engine(x)
+    other = row.load_module().load(artifact)
+    with other as same:
+        assert same is other
+        assert torch.equal(other(x), logits)
+    other.close()
+    with pytest.raises(UsageError, match="this engine is closed: load it again"):
+        other(x)
+    assert torch.equal(engine(x), logits)  # the others do not mind
+
+
+def test_the_twin_is_closed_too(model):
+    with Twin(model) as twin:
+        assert twin(images(1)).shape == (1, 10)
+    with pytest.raises(UsageError, match="this engine is closed"):
+        twin(images(1))
+
+
+def test_it_runs_on_one_thread_or_more(row, artifact):
+    with pytest.raises(UsageError, match="runs on 1 thread or more, not on 0"):
+        row.load_module().load(artifact, threads=0)
+
+
+@pytest.mark.parametrize("content", [b"neither a graph nor a program", b"", None])
+def test_a_file_that_is_no_artifact_is_refused(content, row, artifact, tmp_path):
+    path = tmp_path / artifact.name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=re.escape(f"{row.title} cannot load '{path}'")) as caught:
+        row.load_module().load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_converted_is_an_export_failure(row, tmp_path):
+    class Fickle(nn.Module):
+        def forward(self, x):
+            y = x.mean((2, 3))
+            return y if y.sum() > 0 else -y  # no static graph does this
+
+    if row.from_onnx:
+        pytest.skip("it is built from the graph, which does not come to be: tests/test_export.py")
+    broken = Classifier(SPEC, Fickle(), nn.Linear(3, 10)).eval()
+    order = Order(model=broken, graph=tmp_path / "model.onnx", precision="fp32", batches=(1,))
+    with pytest.raises(ExportFailed, match=f"{row.title} could not convert the model") as caught:
+        row.load_module().build(order, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def test_it_runs_on_another_device_or_says_that_it_cannot(row, bundle, engine, model):
+    if not row.travels:
+        with pytest.raises(MissingDependency, match="the runner for other devices has"):
+            verify_bundle(bundle, device="local:", model=model, level="parity")
+        return
+    with connect("local:", bundle, threads=1) as remote:
+        for n in (1, 5):
+            assert torch.allclose(remote(images(n)), engine(images(n)), atol=1e-5)
+        facts = engine.describe()
+        assert {key: remote.describe()[key] for key in ("engine", "version", "device")}.items() <= facts.items()
+        assert (remote.differentiable(model) is not None) == row.from_onnx
+
+
+def test_triton_serves_it_or_the_others_are_named(row, bundle, tmp_path):
+    if row.triton:
+        folder = write_triton(bundle, tmp_path, notify=lambda message: None)
+        assert f'backend: "{row.triton}"' in (folder / "config.pbtxt").read_text()
+    else:
+        with pytest.raises(UsageError, match="export with --format onnx or ov or trt"):
+            write_triton(bundle, tmp_path)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_read_without_pytorch():
+    script = "import sys, zoo.cli.options as o; print(o.engine_names('onnx,open'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['onnx,openvino'] False"
+
+
+def test_a_shell_completes_engines():
+    assert {one.name for one in ENGINES} <= set(engine_names(""))
+    assert engine_names("tens") == ["tensorrt"]
+
+
+def test_no_two_engines_share_a_name_or_a_file_format():
+    called = [name for one in ENGINES for name in (one.name, *one.aliases)]
+    assert len(called) == len(set(called))
+    assert len({one.file_format for one in ENGINES}) == len(ENGINES)
+
+
+def test_doctor_lists_every_engine_and_its_packages(capsys):
+    run(["doctor", "--json", "-q"])
+    report = json.loads(capsys.readouterr().out)
+    for one in ENGINES:
+        assert report["engines"][one.package].keys() in ({"works", "on"}, {"works", "why"})
+        assert set(one.tools) <= report["packages"].keys()
+
+
+@pytest.fixture(params=NAMES)
+def absent(request, monkeypatch) -> Backend:
+    """The row of an engine whose packages cannot be imported; no model is loaded, no data read."""
+    engine = backend(request.param)
+    packages = (engine.package, *engine.converters)
+    for module in {*packages, *(name for name in sys.modules if name.partition(".")[0] in packages)}:
+        monkeypatch.setitem(sys.modules, module, None)
+
+    def too_late(*_, **__):
+        pytest.fail("a model was loaded or data read before the engine was refused")
+
+    for place in ("exporter.load_source", "exporter.choose_level", "verify.load_source", "verify.choose_level"):
+        monkeypatch.setattr(f"zoo.export.{place}", too_late)
+    monkeypatch.setattr(entrants, "load_source", too_late)
+    return engine
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("pick", "--flops", "15M", "--dry-run", "--export"),
+        ("pick", "--flops", "15M", "--export"),
+        ("export", "trades-s3", "-f"),
+        ("export", "trades-s3", "--precision", "fp32,fp16", "-f"),
+        ("bench", "trades-s3", "--peers", "none", "-f"),
+    ],
+    ids=" ".join,
+)
+def test_an_engine_that_is_not_installed_is_refused_before_anything_is_done(
+    verb, absent, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run([*verb, absent.aliases[-1], "--offline"]) == MissingDependency.exit_code
+    assert f"{absent.title} is not installed" in (error := capsys.readouterr().err)
+    assert f'pip install "{absent.requires}"' in error
+
+
+@pytest.mark.parametrize("verb", [("pick", "--flops", "15M", "--dry-run", "--export"), ("export", "trades-s3", "-f")])
+def test_an_engine_that_nobody_knows_is_refused_first(verb, absent, capsys):
+    assert run([*verb, f"{absent.name}x", "--offline"]) == UsageError.exit_code
+    assert f"did you mean '{absent.name}'" in capsys.readouterr().err
+
+
+def test_without_the_package_every_use_says_what_to_install(absent, model, tmp_path):
+    module, install = absent.load_module(), re.escape(f'pip install "{absent.requires}"')
+    order = Order(model=model, graph=tmp_path / "model.onnx", precision="fp32", batches=(1,))
+    uses = [lambda: absent.require(), module.runtime, lambda: module.load(tmp_path / "model")]
+    uses.append(lambda: export_model("trades-s3", format=absent.name, out=tmp_path))
+    if absent.name != "onnxruntime":  # whose build leaves nothing to do
+        uses.append(lambda: module.build(order, tmp_path))
+    for use in uses:
+        with pytest.raises(MissingDependency, match=install):
+            use()
+
+
+@pytest.mark.parametrize("engine", [one for one in ENGINES if one.converters], ids=lambda one: one.name)
+def test_converters_are_needed_to_build_and_not_to_run(engine, monkeypatch):
+    try:
+        engine.require(build=True)
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    monkeypatch.setitem(sys.modules, engine.converters[-1], None)
+    engine.require()
+    with pytest.raises(MissingDependency, match=f"no package '{engine.converters[-1]}'"):
+        engine.require(build=True)
+
+
+def test_a_bundle_whose_engine_is_not_installed_is_refused_before_its_model_is_loaded(absent, tmp_path, monkeypatch):
+    manifest = type("Manifest", (), {"engine": absent.name})
+    for module in ("verify", "bench.entrants"):
+        monkeypatch.setattr(f"zoo.export.{module}.read_bundle", lambda folder: manifest)
+    terms = {"engine": "onnx", "device": None, "offline": True, "notify": print, "terms": {}}
+    with pytest.raises(MissingDependency, match=f"{absent.title} is not installed"):
+        verify_bundle(tmp_path)
+    with pytest.raises(MissingDependency, match=f"{absent.title} is not installed"):
+        list(entrants.entrants([tmp_path], (), tmp_path, **terms))
