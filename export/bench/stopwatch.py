@@ -1,4 +1,4 @@
-"""Inside a contestant's process: load an engine, then call it for as long as is asked, and tell the times.
+"""Inside a contestant's process: load an engine, then call it for as long as is asked, and report the times.
 
 What is timed is ``engine(images)``: float32 images on the CPU in, logits on the CPU out, the input checks of
 :mod:`zoo.export.engines.interface` with it (some 5 µs for an image of CIFAR's size, 20 µs for 32), alike for all; where

@@ -18,7 +18,7 @@ class Times(_Record):
     """Milliseconds of a call with ``batch`` images: median, 95th and 99th percentile.
 
     ``peak_mb``, 10^6 bytes, is the whole process's after calls with this batch size and smaller ones; None where the
-    system does not tell.
+    system does not say.
     """
 
     batch: int

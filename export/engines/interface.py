@@ -122,7 +122,7 @@ def run_locally(
     """The artifact in the files ``parts``, run by ``zoo/export/runtimes/<engine>.py``.
 
     Args:
-        graph: the ONNX file that it was made from, for gradients; None if its weights cannot be told apart.
+        graph: the ONNX file that it was made from, for gradients; None if its weights cannot be found in the artifact.
 
     Raises:
         MissingDependency: the runtime is not installed.

@@ -26,8 +26,8 @@ from zoo.specs import Spec
 from zoo.system.errors import UsageError
 from zoo.system.toolchain import toolchain
 
-# Of a logit, by precision; measured on the released students: 1e-6, 0.005 and 0.3. For int8 it only tells a conversion
-# that went wrong: what rounding costs is for the rungs above.
+# Of a logit, by precision; measured on the released students: 1e-6, 0.005 and 0.3. For int8 it only catches a
+# conversion that went wrong: what rounding costs is for the rungs above.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 1.0}
 FAITHFUL = 1e-3  # a float model this close to an engine has its gradients
 CLEAN_IMAGES = 10_000

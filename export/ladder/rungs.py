@@ -1,4 +1,4 @@
-"""The rungs: what is measured of an engine against its float twin. ``ladder.py`` decides which are climbed.
+"""The rungs: what is measured of an engine against its float twin. ``climb.py`` decides which are climbed.
 
 An engine has no gradients, and quantisation masks them. Replaying the twin's adversarial examples is therefore
 an optimistic bound; walking along the gradients of a float model while the engine judges every step (BPDA, Athalye

@@ -17,7 +17,7 @@ from zoo.cli.output import Output
 
 
 def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
-    """Tell what is installed, which engines work, on which devices, and whether data and models are in order.
+    """Show what is installed, which engines work, on which devices, and whether data and models are in order.
 
     Nothing is installed, downloaded or changed. Exits with 5 if the registry or a weights file is damaged.
 

@@ -38,7 +38,7 @@ def command(
     precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, fp16 or int8.")] = "fp32",
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that the export is checked at.")] = "1,8,64",
     verify: Annotated[
-        str | None, typer.Option(metavar="RUNG", help="none, parity, clean or robust; else as far as the data allow.")
+        str | None, typer.Option(metavar="LEVEL", help="none, parity, clean or robust; else as far as the data allow.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")] = Path("bundles"),
     data: Data = None,
@@ -150,11 +150,11 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def _plan(entry: Entry, order: dict[str, Any]) -> str:
-    rung = order["verify"] or "as far as the data allow"
+    level = order["verify"] or "as far as the data allow"
     sizes = ", ".join(map(str, order["batches"]))
     return (
         f"Would export {entry.name} as {order['format']} in {order['precision']} for batches of {sizes}\n"
-        f"to {order['out']}, and verify: {rung}."
+        f"to {order['out']}, and verify: {level}."
     )
 
 
