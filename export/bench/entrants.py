@@ -21,7 +21,7 @@ from zoo.weights.load import save_weights
 
 
 def as_bundle(subject: Path | str) -> Path | None:
-    """The folder that ``subject`` means, None where it is a model's name. Whether it holds a bundle shows when it is read.
+    """The folder that ``subject`` means, None where it is a model's name. Whether it is a bundle shows when it is read.
 
     A folder that merely has the name of a model is not meant.
     """
