@@ -202,7 +202,7 @@ def redraw() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", metavar="MODEL", nargs="*")
-    parser.add_argument("--format", "-f", default="onnx,openvino,executorch,litert")
+    parser.add_argument("--format", "-f", default=",".join(engine.name for engine in ENGINES))
     parser.add_argument("--precision", default="fp32,fp16,int8")
     parser.add_argument("-n", type=int, default=1000, help="images that are attacked")
     given = parser.parse_args()

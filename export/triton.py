@@ -11,10 +11,9 @@ from pathlib import Path
 
 from zoo.export.bundle.folder import read_bundle, staged
 from zoo.export.bundle.manifest import Manifest
-from zoo.export.engines import ENGINES
+from zoo.export.engines import ENGINES, Backend, backend
 from zoo.system.errors import UsageError
 
-BACKENDS = {one.file_format: one for one in ENGINES if one.triton}
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
 
@@ -25,6 +24,13 @@ BF16 = (
 )
 TF32 = "Triton lets CUDA round to TF32, which the verified engine did not: start it with NVIDIA_TF32_OVERRIDE=0"
 HOST_CODE = "this plan carries code for the CPU: start Triton with --backend-config=tensorrt,version-compatible=true"
+
+
+def check_served(engine: Backend) -> None:
+    """Raise UsageError unless Triton has a backend for such engines."""
+    if engine.triton is None:
+        served = " or ".join(one.aliases[0] for one in ENGINES if one.triton)
+        raise UsageError(f"Triton has no backend for {engine.name} engines: export with --format {served}")
 
 
 def write_triton(
@@ -57,11 +63,7 @@ def write_triton(
     bundle, out = Path(bundle), Path(out)
     manifest = read_bundle(bundle)
     artifact = manifest.artifact
-    if artifact.format not in BACKENDS:
-        raise UsageError(
-            f"Triton has no backend for {manifest.engine} engines: export with --format "
-            f"{' or '.join(one.aliases[0] for one in BACKENDS.values())}"
-        )
+    check_served(backend(manifest.engine))
     if max_batch < 1:
         raise UsageError(f"Triton's largest batch is 1 or more, not {max_batch}")
     if bundle.resolve() in (out.resolve(), *out.resolve().parents):
@@ -115,7 +117,7 @@ def config(manifest: Manifest, name: str, *, max_batch: int = 64) -> str:
     return "\n".join(
         [
             f"name: {json.dumps(name)}",
-            f'backend: "{BACKENDS[artifact.format].triton}"',
+            f'backend: "{backend(manifest.engine).triton}"',
             f"default_model_filename: {json.dumps(artifact.file)}",
             f"max_batch_size: {max_batch if batched else 0}",
             "input {",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fake_tensorrt import FakeTensorRt, install
-from test_export import images, model_of
+from test_export import FAMILIES, images, model_of
 from torch import nn
 
 from zoo.cli.app import run
@@ -38,7 +38,6 @@ from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, U
 
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
 NAMES = [one.name for one in ENGINES]
-SOME = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +151,35 @@ def test_logits_are_the_callers_own(engine):
     assert torch.equal(engine(x), kept)
 
 
+def lowered(row: Backend, model: Classifier, precision: str, out: Path) -> Engine:
+    """The model in ``precision``, with int8 ranges from noise."""
+    facts = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
+    calibrated = images(64, seed=1), Calibration(dataset="noise", split="train", n=64, **facts)
+    options = {"engine": row, "precision": precision, "calibrated": calibrated if precision == "int8" else None}
+    bundle = write_bundle(model, Known("small", "small"), out=out, level="none", split=None, **options)
+    return row.load_module().load(bundle / read_bundle(bundle).artifact.file)
+
+
 @pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-6, 0.01), ("int8", 1e-3, 0.25)])
 def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, row, model, tmp_path):
     if precision not in row.precisions:
         pytest.skip(f"{row.title} has no {precision} here")
-    calibrated = images(64, seed=1), Calibration(dataset="noise", split="train", n=64, **SOME)
-    known, options = Known("small", "small"), {"out": tmp_path, "level": "none", "split": None}
-    low = write_bundle(
-        model, known, engine=row, precision=precision, calibrated=calibrated if precision == "int8" else None, **options
-    )
     x = images(33, seed=3)
     logits = expected(model, x)
-    with row.load_module().load(low / read_bundle(low).artifact.file) as engine:
+    with lowered(row, model, precision, tmp_path) as engine:
         assert least < (engine(x) - logits).abs().max() / logits.std() < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 0.01), ("int8", 0.2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_built_in_every_precision(family, precision, most, row, tmp_path):
+    if row.from_onnx:
+        pytest.skip("what it is built from is tested in tests/test_precision.py")
+    model, x = model_of(FAMILIES[family]), images(9, seed=2)
+    logits = expected(model, x)
+    with lowered(row, model, precision, tmp_path) as engine:
+        assert (engine(x) - logits).abs().max() < most * logits.std()
 
 
 # -- what it says of itself --------------------------------------------------------------------------------------
@@ -226,11 +241,11 @@ def test_it_runs_on_one_thread_or_more(row, artifact):
         row.load_module().load(artifact, threads=0)
 
 
-@pytest.mark.parametrize("content", [b"neither a graph nor a program", b"", None])
-def test_a_file_that_is_no_artifact_is_refused(content, row, artifact, tmp_path):
-    path = tmp_path / artifact.name
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("kind", ["noise", "empty", "half", "missing"])
+def test_a_file_that_is_no_artifact_is_refused(kind, row, artifact, tmp_path):
+    path, whole = tmp_path / artifact.name, artifact.read_bytes()
+    if kind != "missing":
+        path.write_bytes({"noise": b"neither a graph nor a program", "empty": b""}.get(kind, whole[: len(whole) // 2]))
     with pytest.raises(IntegrityError, match=re.escape(f"{row.title} cannot load '{path}'")) as caught:
         row.load_module().load(path)
     assert "\n" not in str(caught.value)
@@ -274,7 +289,9 @@ def test_triton_serves_it_or_the_others_are_named(row, bundle, tmp_path):
         assert f'backend: "{row.triton}"' in (folder / "config.pbtxt").read_text()
     else:
         with pytest.raises(UsageError, match="export with --format onnx or ov or trt"):
-            write_triton(bundle, tmp_path)
+            write_triton(bundle, tmp_path / "models")
+        assert run(["export", "trades-s3", "-f", row.name, "--triton", str(tmp_path), "-o", str(tmp_path)]) == 2
+        assert not list(tmp_path.iterdir())
 
 
 # -- the table ---------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Contestant:
     def start(self, log: Path) -> None:
         """Start the process and have it load the engine; ``log`` is a file for whatever it prints."""
         threads = str(self.job["threads"])
-        with open(log, "w") as out:
+        with open(log, "wb") as out:
             self.log, self.process = (
                 log,
                 subprocess.Popen(
@@ -111,5 +111,5 @@ class Contestant:
     def _last_words(self) -> str:
         assert self.process is not None
         code = self.process.wait()
-        printed = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        printed = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return f"exit code {code}" + (f", after '{printed[-1].strip()}'" if printed else "")

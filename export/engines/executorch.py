@@ -156,8 +156,8 @@ def load(path: Path | str, *, threads: int | None = None) -> Engine:
     largest, channels, height, width = takes
     _in_use.add(forward)
 
-    def run(x: np.ndarray) -> Tensor:
-        return torch.cat([forward.execute([part])[0] for part in torch.from_numpy(x).split(largest)])
+    def run(x: np.ndarray) -> np.ndarray:
+        return torch.cat([forward.execute([part])[0] for part in torch.from_numpy(x).split(largest)]).numpy()
 
     facts = {
         "engine": "executorch",

@@ -62,7 +62,7 @@ class Engine:
     when it is no longer needed, or use it in a ``with`` block.
 
     Args:
-        run: checked images as an array, to logits as an array or a tensor on the CPU.
+        run: checked images to logits, both arrays.
         shape: (C, H, W) of an image.
         facts: of the runtime, see :meth:`describe`.
         gradients: see :meth:`differentiable`.
@@ -70,13 +70,13 @@ class Engine:
 
     def __init__(
         self,
-        run: Callable[[np.ndarray], np.ndarray | Tensor],
+        run: Callable[[np.ndarray], np.ndarray],
         shape: tuple[int, int, int],
         facts: dict[str, Any],
         gradients: Callable[[Classifier], nn.Module | None] = lambda model: None,
     ) -> None:
         self.shape, self.facts = shape, facts
-        self._run: Callable[[np.ndarray], np.ndarray | Tensor] | None = run
+        self._run: Callable[[np.ndarray], np.ndarray] | None = run
         self._gradients = gradients
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
@@ -99,7 +99,7 @@ class Engine:
         """Facts for the manifest: at least ``engine``, its ``version``, and the ``device`` that it runs on."""
         return self.facts
 
-    def check_open(self) -> Callable[[np.ndarray], np.ndarray | Tensor]:
+    def check_open(self) -> Callable[[np.ndarray], np.ndarray]:
         """Raise UsageError if the engine is closed; else what runs it."""
         if self._run is None:
             raise UsageError("this engine is closed: load it again")

@@ -181,14 +181,14 @@ class TensorRt(Engine):
         while self.held:
             self.held.pop(0)
 
-    def _forward(self, images: np.ndarray) -> Tensor:
+    def _forward(self, images: np.ndarray) -> np.ndarray:
         logits = []
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             for part in torch.from_numpy(images).split(self.largest):
                 there = torch.empty((len(part), self.classes), device=self.device)
                 self._enqueue(part.to(self.device), there)
                 logits.append(there.cpu())  # which waits for the stream
-        return torch.cat(logits)
+        return torch.cat(logits).numpy()
 
     def _enqueue(self, images: Tensor, logits: Tensor) -> None:
         """Have a batch that is on the GPU computed into ``logits``, on ``stream``; both contiguous and float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.export.engines.interface import Engine
 
@@ -21,5 +21,5 @@ class Twin(Engine):
         super().__init__(self._forward, shape, facts, lambda _: model)
 
     @torch.no_grad()
-    def _forward(self, images: np.ndarray) -> Tensor:
-        return self.model(torch.from_numpy(images)).float()
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        return self.model(torch.from_numpy(images)).float().numpy()

@@ -100,7 +100,7 @@ def command(
     from zoo.export import export_model
     from zoo.export.engines.options import parse_pairs
     from zoo.export.onnx.calibration import Sampling
-    from zoo.export.triton import write_triton
+    from zoo.export.triton import check_served, write_triton
 
     chosen = {"n": calibration, "method": calibrator, "adversarial": adversarial}
     chosen = {key: value for key, value in chosen.items() if value is not None}
@@ -124,6 +124,8 @@ def command(
     }
 
     def export(name: str, engine: str, precision: str) -> Path:
+        if triton:
+            check_served(backend(engine))
         sampling = Sampling(**chosen, seed=seed) if precision == "int8" or chosen else None
         with output.progress() as advance:
             bundle = export_model(
