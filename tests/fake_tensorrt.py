@@ -218,6 +218,10 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
         header, found, graph = serialized_engine.partition(SEPARATOR)
+        try:
+            onnx.load_from_string(graph)
+        except Exception:  # cut short
+            found = b""
         refusal = "Serialization assertion magicTagRead == kMAGIC_TAG failed." if not found else ""
         facts = json.loads(header) if found else {}
         if found and facts["version"] != self.trt.__version__ and not facts["host code"]:

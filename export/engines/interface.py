@@ -44,7 +44,7 @@ class Built:
 
     Attributes:
         file: what ``load`` takes, relative to the folder.
-            companions: files that ``file`` cannot do without.
+        companions: files that ``file`` cannot do without.
         built_for: facts of the device and runtime that it is bound to; empty where it runs anywhere.
         options: how it was built, for the manifest.
     """
@@ -85,7 +85,7 @@ class Engine:
         Raises:
             UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
         """
-        logits = self.check_open()(checked(images, self.shape).numpy())
+        logits = self.running()(checked(images, self.shape).numpy())
         return torch.from_numpy(np.array(logits, dtype=np.float32))  # a copy: attacks may write into it
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
@@ -99,8 +99,8 @@ class Engine:
         """Facts for the manifest: at least ``engine``, its ``version``, and the ``device`` that it runs on."""
         return self.facts
 
-    def check_open(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Raise UsageError if the engine is closed; else what runs it."""
+    def running(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What runs a batch; UsageError if the engine is closed."""
         if self._run is None:
             raise UsageError("this engine is closed: load it again")
         return self._run

@@ -177,7 +177,7 @@ class Remote(Engine):
 
     def _connected(self) -> Link:
         """The link, with the artifact loaded at its other end; files that are there already are not sent."""
-        self.check_open()
+        self.running()
         if self.link is not None:
             return self.link
         self.link = Link(self.target, self.runner.name, timeout=self.timeout)

@@ -18,7 +18,10 @@ def open(parts: Any, threads: Any) -> Any:
 
     core = openvino.Core()
     properties = {**PROPERTIES, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
-    compiled = core.compile_model(core.read_model(*parts), "CPU", properties)
+    try:
+        compiled = core.compile_model(core.read_model(*parts), "CPU", properties)
+    except RuntimeError as error:  # the lines before the last name OpenVINO's own source files
+        raise ValueError(str(error).strip().splitlines()[-1]) from None
     if len(compiled.inputs) != 1 or len(compiled.outputs) != 1 or len(compiled.inputs[0].partial_shape) != 4:
         raise ValueError("it is not a classifier with one image batch in and logits out")
     request = compiled.create_infer_request()
