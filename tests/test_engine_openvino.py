@@ -5,7 +5,7 @@ import torch
 from engine_contract import EngineContract
 from sturdy import SPEC, pictures
 
-from zoo.datasets.cifar10 import Split, to_float
+from zoo.datasets.base import Split, to_float
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend
