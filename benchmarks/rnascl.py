@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.models import build
 from zoo.models.staged import ConvBlock
 from zoo.specs import WideResNetSpec
