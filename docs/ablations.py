@@ -12,7 +12,7 @@ from pathlib import Path
 
 from results import put
 
-from zoo.datasets.cifar10 import load_cifar10
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.measure import measure
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.train.pipeline import run
@@ -42,14 +42,14 @@ def accuracies(folder: Path) -> dict[str, dict]:
     """Accuracy of the model in ``folder`` under every attack, on the held-out training images."""
     model = load(f"local-dir:{folder}")
     protocols = [one.model_copy(update={"split": "validation", "n": 1000}) for one in ATTACKS.values()]
-    measured = measure(model, weights_sha256(model), load_cifar10(), protocols)
+    measured = measure(model, weights_sha256(model), CIFAR10.load(), protocols)
     return {name: one.result["accuracy"] for name, one in zip(ATTACKS, measured, strict=True)}
 
 
 def ablate(preset: str) -> dict:
     left = run(
         load_phases("ablation-s3", preset=preset),
-        load_cifar10(),
+        CIFAR10.load(),
         Path("runs/ablation-s3") / preset,
         resume=True,
         report=lambda phase, epoch: print(preset, phase, epoch["epoch"], epoch["clean"], epoch["pgd"], flush=True),

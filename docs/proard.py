@@ -16,7 +16,7 @@ import numpy as np
 from results import COLUMNS, cells, put
 
 from zoo import info, list_models
-from zoo.datasets.cifar10 import load_cifar10
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.registry.entry import Entry
 from zoo.specs import parse_spec
 from zoo.system.files import locked, write_atomic
@@ -43,7 +43,7 @@ IMAGES, SUBNETS = 1000, 30
 
 def ablate(arm: str) -> dict[str, Any]:
     """Train an arm, and measure the same 30 sub-nets of it as of the others, on held-out training images."""
-    dataset, phases = load_cifar10(), load_phases(f"ablation-proard-{arm}")
+    dataset, phases = CIFAR10.load(), load_phases(f"ablation-proard-{arm}")
     folder = Path("runs") / f"ablation-proard-{arm}"
     left = run(
         phases,

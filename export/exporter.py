@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.datasets.cifar10 import Dataset, Split, load_cifar10, to_float
+from zoo.datasets import dataset_called
+from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
-from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.protocols import DATASET, PROTOCOLS
+from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.folder import artifact_sha256, read_bundle, staged
 from zoo.export.bundle.manifest import (
     IO,
@@ -30,17 +32,16 @@ from zoo.export.bundle.manifest import (
     Port,
     Precision,
     Source,
-    ThreatModel,
     now,
 )
-from zoo.export.bundle.source import Known, digest, labels_of, load_source
+from zoo.export.bundle.source import Known, digest, load_source
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.climb import Progress, Terms, climb, random_images, silent
 from zoo.export.ladder.gate import sign_off
-from zoo.export.ladder.report import UNVERIFIED, write_reports
+from zoo.export.ladder.report import unverified, write_reports
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
@@ -51,6 +52,7 @@ from zoo.models import Classifier
 from zoo.specs import cost
 from zoo.system.errors import DataNotFound, UsageError
 from zoo.system.toolchain import toolchain
+from zoo.weights.load import task_of
 
 PROBES = 8
 UINT8 = "model-uint8.onnx"
@@ -90,7 +92,7 @@ def export_model(
         batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
         verify: how high to climb: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data
             at hand allow.
-        data: where CIFAR-10 is, see :func:`zoo.datasets.cifar10.load_cifar10`.
+        data: where the model's data set is, see :mod:`zoo.datasets`.
         keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
         force: replace a bundle that is there.
         margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.climb.Terms`; the
@@ -117,11 +119,15 @@ def export_model(
     options_of(engine, engine_options or {})
     terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
     sampling = _sampling(engine, precision, calibration)
+    dataset = _dataset(task_of(name, offline=offline).dataset, data, offline=offline) if sampling else None
     model, known = load_source(name, offline=offline)
-    level, split = choose_level(verify, model.spec, data, offline=offline)
-    calibrated = calibration_images(model, _dataset(data, offline=offline), sampling) if sampling else None
+    level, split = choose_level(verify, known.dataset, model.spec, data, offline=offline)
+    calibrated = None
+    if sampling and dataset:
+        check_fits(dataset, model.spec)
+        calibrated = calibration_images(model, dataset, sampling, known.threat)
     if verify is None and level != "robust":
-        notify(UNVERIFIED)
+        notify(unverified(known.dataset))
     return write_bundle(
         model,
         known,
@@ -218,6 +224,8 @@ def write_bundle(
                 split=split,
                 batches=batches,
                 terms=terms,
+                dataset=known.dataset or DATASET,
+                threat=known.threat,
                 progress=progress,
             )
         manifest = Manifest(
@@ -226,7 +234,9 @@ def write_bundle(
             source=source,
             cost=Compute(**cost(model.spec)._asdict()),
             io=_io(model),
-            labels=labels_of(model.spec),
+            labels=known.labels(model.spec),
+            dataset=known.dataset,
+            threat_model=known.threat,
             reported=known.reported,
             measured=known.measured,
             artifact=artifact,
@@ -240,7 +250,7 @@ def write_bundle(
             command=command,
             created=now(),
         )
-        _write_probe(scratch / "probe", model, split)
+        _write_probe(scratch / "probe", model, split, known.threat)
         write_reports(scratch, manifest, report)
         read_bundle(scratch)
         sign_off(report)
@@ -274,16 +284,18 @@ def _sampling(engine: Backend, precision: Precision, asked: Sampling | None) -> 
     return None
 
 
-def _dataset(data: Path | str | None, *, offline: bool) -> Dataset:
+def _dataset(name: str | None, data: Path | str | None, *, offline: bool) -> Dataset:
+    if name is None:
+        raise UsageError("int8 ranges are chosen by images of the model's data set, and the model names none")
     try:
-        return load_cifar10(data, offline=offline)
+        return dataset_called(name).load(data, offline=offline)
     except DataNotFound as error:
         raise DataNotFound(f"int8 ranges are chosen by training images: {error}") from None
 
 
 def _metadata(model: Classifier, known: Known, source: Source, precision: Precision) -> dict[str, str]:
     """The manifest's key fields, for those who meet the ONNX file alone."""
-    threat = ThreatModel()
+    threat = known.threat
     return {
         "name": known.title,
         "spec": json.dumps(model.spec.to_dict(), sort_keys=True),
@@ -291,7 +303,8 @@ def _metadata(model: Classifier, known: Known, source: Source, precision: Precis
         "precision": precision,
         "input": "float32 NCHW RGB in [0, 1], normalisation inside",
         "output": "logits",
-        "labels": json.dumps(labels_of(model.spec)),
+        "labels": json.dumps(known.labels(model.spec)),
+        **({"dataset": known.dataset} if known.dataset else {}),
         "threat_model": f"{threat.norm}, eps {threat.eps:.6g} of [0, 1]",
         "macs": str(cost(model.spec).macs),
     }
@@ -305,7 +318,7 @@ def _io(model: Classifier) -> IO:
     )
 
 
-def _write_probe(folder: Path, model: Classifier, split: Split | None) -> None:
+def _write_probe(folder: Path, model: Classifier, split: Split | None, threat: ThreatModel) -> None:
     """A few images, their PGD-20 neighbours, and what the float model answers: a check for any other runtime.
 
     Random images where there is no data; what the model says of them then stands in for their labels.
@@ -313,7 +326,7 @@ def _write_probe(folder: Path, model: Classifier, split: Split | None) -> None:
     x = to_float((split or random_images(model.spec, PROBES, seed=0)).images[:PROBES])
     twin = Twin(prepare(model), shape=(x.shape[1], x.shape[2], x.shape[3]))
     y = torch.from_numpy(split.labels[:PROBES].astype(np.int64)) if split else twin(x).argmax(1)
-    x_adv = perturb(PROTOCOLS["pgd20"], twin.model, x, y, early_stop=False)
+    x_adv = perturb(PROTOCOLS["pgd20"].under(threat), twin.model, x, y, early_stop=False)
     folder.mkdir()
     for kind, images in (("clean", x), ("adversarial", x_adv)):
         arrays: dict[str, Any] = {"images": images.numpy(), "logits": twin(images).numpy(), "labels": y.numpy()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.datasets.cifar10 import Split, load_cifar10
+from zoo.datasets import DATASETS
+from zoo.datasets.base import Split, check_fits
+from zoo.evaluation.protocols import DATASET
 from zoo.export.bundle.folder import files, read_bundle, staged
 from zoo.export.bundle.manifest import LEVELS, Level, Manifest, Report
 from zoo.export.bundle.source import digest, load_source
@@ -24,32 +25,38 @@ from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 
 
 def choose_level(
-    asked: Level | None, spec: Spec, data: Path | str | None, *, offline: bool
+    asked: Level | None, dataset: str | None, spec: Spec, data: Path | str | None, *, offline: bool
 ) -> tuple[Level, Split | None]:
-    """How high to climb, and the test images for it: as asked, else as high as the data at hand allows.
+    """How high to climb, and the test images for it: as asked, else as high as the data at hand allow.
 
-    What is not at hand is fetched only for a level that was asked for and cannot do without.
+    ``dataset`` is the name of the data set that the model of ``spec`` is for, None where it names none. What is not at
+    hand is fetched only for a level that was asked for and cannot do without.
 
     Raises:
         DataNotFound: the level needs images, or a place for them was named, and they are not there.
-        UsageError: there is no such level, or the model is not one for CIFAR-10.
+        UsageError: there is no such level or data set, the level needs images and the model names no data set, or the
+            images are not those that the model takes.
     """
     if asked is not None and asked not in LEVELS:
         raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
     if asked == "none":
         return "none", None
     needed = asked in ("clean", "robust")
-    if (spec.classes, spec.image_size) != (10, 32):
+    named = DATASETS.get(dataset or "")
+    if named is None:
         if needed:
-            raise UsageError(f"level '{asked}' takes CIFAR-10, and this model is for another task: use 'parity'")
+            raise UsageError(
+                f"level '{asked}' takes images of the model's data set, and it names none that is known: use 'parity'"
+            )
         return "parity", None
     try:
-        split = load_cifar10(data, offline=offline or not needed).split("test")
+        loaded = named.load(data, offline=offline or not needed)
     except DataNotFound:
-        if needed or data is not None or os.environ.get("ZOO_DATA"):
+        if needed or named.named_folder(data):
             raise
         return "parity", None
-    return asked or "robust", split
+    check_fits(loaded, spec)
+    return asked or "robust", loaded.split("test")
 
 
 def verify_bundle(
@@ -74,13 +81,13 @@ def verify_bundle(
 
     Args:
         level: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data at hand allow.
-        data: where CIFAR-10 is, see :func:`zoo.datasets.cifar10.load_cifar10`.
+        data: where the model's data set is, see :mod:`zoo.datasets`.
         margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
         device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
         engine_options: to load the engine with; others than those of its export, see :mod:`zoo.export.engines.options`.
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
-        split: labelled images in place of CIFAR-10's test split.
+        split: labelled images in place of the data set's test split.
 
     Returns:
         The report; :func:`sign_off` raises if a gate in it does not hold.
@@ -110,7 +117,7 @@ def verify_bundle(
         queries=queries,
     )
     if split is None:
-        level, split = choose_level(level, manifest.spec, data, offline=offline)
+        level, split = choose_level(level, manifest.data_set, manifest.spec, data, offline=offline)
     if model is None:
         model, _ = load_source(manifest.source.name, offline=offline)
     if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
@@ -128,6 +135,8 @@ def verify_bundle(
             split=split,
             batches=manifest.artifact.batches,
             terms=terms,
+            dataset=manifest.data_set or DATASET,
+            threat=manifest.threat_model,
             progress=progress,
         )
     if write:

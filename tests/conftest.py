@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import torch
 from sturdy import TEST, pictures, trained
 
-from zoo.datasets.cifar10 import Dataset, Split, load_cifar10
+from zoo.datasets.base import Dataset, Split
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
-from zoo.system.files import cache_root
+from zoo.system.errors import DataNotFound
 from zoo.weights.load import save_weights
 
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
@@ -28,9 +30,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def cifar() -> Dataset:
     """The real CIFAR-10, wherever this machine has it; never fetched by a test."""
-    if not os.environ.get("ZOO_DATA") and not list(cache_root().glob("cifar10-*/complete")):
+    try:
+        return CIFAR10.load(offline=True)
+    except DataNotFound:
         pytest.skip("needs CIFAR-10: set ZOO_DATA")
-    return load_cifar10(offline=True)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,26 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
             images[:, top : top + 16, left : left + 16] += (colours[labels, q] - 128)[:, None, None] // 3
         np.save(root / f"{split}_images.npy", images.clip(0, 255).astype(np.uint8))
         np.save(root / f"{split}_labels.npy", labels.astype(np.int64))
-    return Dataset(root)
+    return replace(CIFAR10, root=root)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset | Exception], list[Any]]:
+    """Make a data set what every load of CIFAR-10 finds, or an error what it raises; returns what loads ask for."""
+
+    def make(found: Dataset | Exception) -> list[Any]:
+        asked: list[Any] = []
+
+        def load(self: Dataset, data: Any = None, *, offline: bool = False) -> Dataset:
+            asked.append((self.name, data, offline))
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(type(CIFAR10), "load", load)
+        return asked
+
+    return make
 
 
 @pytest.fixture(scope="session")

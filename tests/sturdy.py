@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from zoo.datasets.cifar10 import to_float
+from zoo.datasets.base import to_float
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.train.methods.adversary import pgd

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sturdy import pictures
 
-from zoo.datasets.cifar10 import Split
+from zoo.datasets.base import Split
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from test_export import SMALL, model_of
 
-from zoo.datasets.cifar10 import CLASSES, to_float
+from zoo.datasets.base import to_float
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, backend
 from zoo.export.exporter import write_bundle
@@ -57,7 +58,7 @@ def twins(model: Classifier, picture: Path, size: int = 32) -> Ranking:
     pixels = np.asarray(Image.open(picture).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     with torch.no_grad():
         p = model(to_float(pixels[None]))[0].softmax(0)
-    return [(CLASSES[k], p[k].item()) for k in p.argsort(descending=True)[:3].tolist()]
+    return [(CIFAR10.classes[k], p[k].item()) for k in p.argsort(descending=True)[:3].tolist()]
 
 
 def ranking(lines: str) -> Ranking:
@@ -122,7 +123,7 @@ def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
     manifest = json.loads((nameless / "manifest.json").read_text())
     (nameless / "manifest.json").write_text(json.dumps(manifest | {"labels": []}))
     found = run("onnxruntime", nameless, picture)
-    agree([(CLASSES[int(label)], p) for label, p in found], twins(model, picture))
+    agree([(CIFAR10.classes[int(label)], p) for label, p in found], twins(model, picture))
 
 
 def test_the_litert_example_takes_channels_last_too(model, bundle, picture, tmp_path):

@@ -202,7 +202,9 @@ def test_engines_that_are_not_there_are_told_apart_from_typos():
 def local_name(small, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     save_file(small.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"name": "small-one", "spec": SMALL.to_dict()}))
+    (folder / "config.json").write_text(
+        json.dumps({"name": "small-one", "dataset": "cifar10", "spec": SMALL.to_dict()})
+    )
     return f"local-dir:{folder}"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,11 +12,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-import zoo.datasets.cifar10
 import zoo.datasets.imagefolder
 from zoo.cli.app import run as command_line
-from zoo.datasets.cifar10 import check_fits, load_dataset
-from zoo.datasets.imagefolder import Files, load_imagefolder
+from zoo.datasets.base import check_fits
+from zoo.datasets.imagefolder import IMAGEFOLDER, Files
 from zoo.models import build
 from zoo.specs import StagedSpec, cost
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
@@ -68,7 +68,7 @@ def hundred(tmp_path_factory) -> Path:
 
 
 def test_train_and_validation_part_every_classs_files_and_val_is_the_test_split(folder):
-    data = load_imagefolder(folder)
+    data = IMAGEFOLDER.load(folder)
     assert data.classes == ("n000", "n001", "n002")
     names = {name: {str(path.relative_to(folder)) for path in data.files[name].paths} for name in data.files}
     assert names["validation"] == {f"train/n{label:03}/004.jpg" for label in range(3)}
@@ -83,13 +83,13 @@ def test_a_fiftieth_of_each_class_and_at_least_one_image_is_held_out(tmp_path, t
     for path in [*(place / f"{k:03}.jpg" for k in range(train)), tmp_path / "few" / "val" / "a" / "0.jpg"]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    data = load_imagefolder(tmp_path / "few")  # nothing is decoded until it is asked for
+    data = IMAGEFOLDER.load(tmp_path / "few")  # nothing is decoded until it is asked for
     assert [len(data.files[name]) for name in ("train", "validation")] == [train - held_out, held_out]
 
 
 def test_classes_take_turns_so_that_leading_images_are_of_all(folder):
     shutil.copy(folder / "train" / "n001" / "000.jpg", folder / "train" / "n001" / "0000.jpg")
-    data = load_imagefolder(folder)
+    data = IMAGEFOLDER.load(folder)
     assert data.split("train").labels.tolist() == [0, 1, 2] * 4 + [1]
     assert data.split("test").labels.tolist() == [0, 1, 2] * 2
     for files in data.files.values():
@@ -97,28 +97,28 @@ def test_classes_take_turns_so_that_leading_images_are_of_all(folder):
 
 
 def test_evaluation_images_are_the_centres_of_torchvision_and_decoded_once(folder, monkeypatch):
-    test = load_imagefolder(folder).split("test")
+    test = IMAGEFOLDER.load(folder).split("test")
     assert test.images.shape == (6, 224, 224, 3)
     assert test.images.dtype == np.uint8
     assert not test.images.flags.writeable
-    for k, path in enumerate(load_imagefolder(folder).files["test"].paths):
+    for k, path in enumerate(IMAGEFOLDER.load(folder).files["test"].paths):
         image = Image.open(path).convert("RGB")
         assert np.array_equal(test.images[k], functional.center_crop(functional.resize(image, 256), [224, 224]))
     monkeypatch.setattr(zoo.datasets.imagefolder, "opened", lambda path: pytest.fail("decoded again"))
-    assert load_imagefolder(folder).split("test").fingerprint == test.fingerprint
+    assert IMAGEFOLDER.load(folder).split("test").fingerprint == test.fingerprint
 
 
 def test_a_changed_file_is_decoded_anew(folder):
-    before = load_imagefolder(folder).split("test").fingerprint
+    before = IMAGEFOLDER.load(folder).split("test").fingerprint
     shutil.copy(folder / "val" / "n000" / "000.jpg", folder / "val" / "n002" / "001.jpg")
-    assert load_imagefolder(folder).split("test").fingerprint != before
+    assert IMAGEFOLDER.load(folder).split("test").fingerprint != before
 
 
 def test_a_damaged_image_is_named_and_leaves_no_cache(folder):
     broken = folder / "val" / "n001" / "001.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(IntegrityError, match=r"val/n001/001\.jpg"):
-        load_imagefolder(folder).split("test")
+        IMAGEFOLDER.load(folder).split("test")
     assert not list(cache_root().iterdir())
 
 
@@ -130,7 +130,7 @@ def test_images_of_every_mode_and_nested_folders_are_read_and_other_files_are_no
     (place / "readme.txt").write_text("no image")
     (place / "._000.jpg").write_bytes(b"no image")
     (folder / "val" / ".hidden").mkdir()
-    test = load_imagefolder(folder).split("test")
+    test = IMAGEFOLDER.load(folder).split("test")
     assert len(test) == 8
     assert (test.images[test.labels == 0][-1] == 7).all()  # a/deeper/grey.PNG comes last
 
@@ -158,22 +158,20 @@ def thin(name, left):
 def test_a_folder_that_will_not_do_is_refused_in_one_sentence(folder, damage, says):
     damage(folder)
     with pytest.raises(DataNotFound, match=says) as caught:
-        load_imagefolder(folder)
+        IMAGEFOLDER.load(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_the_data_set_is_the_one_named_and_is_found_by_argument_or_variable(folder, monkeypatch):
+def test_an_image_folder_is_found_by_argument_or_variable(folder, monkeypatch):
     with pytest.raises(DataNotFound, match="ZOO_IMAGENET"):
-        load_dataset("imagefolder")
-    assert load_dataset("imagefolder", folder).classes == ("n000", "n001", "n002")
+        IMAGEFOLDER.load()
+    assert IMAGEFOLDER.load(folder).classes == ("n000", "n001", "n002")
     monkeypatch.setenv("ZOO_IMAGENET", str(folder))
-    assert load_dataset("imagefolder").root == folder
-    monkeypatch.setattr(zoo.datasets.cifar10, "load_cifar10", lambda data, offline: (data, offline))
-    assert load_dataset("cifar10", "there", offline=True) == ("there", True)
+    assert IMAGEFOLDER.load().root == folder
 
 
 def test_a_model_for_other_images_or_classes_is_refused(folder, toy):
-    data = load_imagefolder(folder)
+    data = IMAGEFOLDER.load(folder)
     check_fits(toy, search_space("s3").largest)
     check_fits(data, tiny_spec(224, 3))
     with pytest.raises(UsageError, match=r"100 classes, and .* has 3"):
@@ -229,7 +227,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def test_a_batch_depends_on_the_generator_alone(folder):
-    files = load_imagefolder(folder).split("train")
+    files = IMAGEFOLDER.load(folder).split("train")
     index, before = torch.tensor([3, 0, 0, 7]), torch.get_rng_state()
     x, y = Streamed(files, CPU).augmented(index, seeded(1))
     assert x.shape == (4, 3, 224, 224)
@@ -244,7 +242,7 @@ def test_a_batch_depends_on_the_generator_alone(folder):
 
 
 def test_what_was_expected_is_decoded_once_and_is_no_other_than_it_would_be(folder, monkeypatch):
-    files, index = load_imagefolder(folder).split("train"), torch.arange(5)
+    files, index = IMAGEFOLDER.load(folder).split("train"), torch.arange(5)
     plain, _ = Streamed(files, CPU).augmented(index, seeded(1))
     source = Streamed(files, CPU)
     source.expect(index, seeded(1))
@@ -255,14 +253,14 @@ def test_what_was_expected_is_decoded_once_and_is_no_other_than_it_would_be(fold
 
 def test_a_damaged_training_image_is_named_when_it_is_needed(folder):
     (folder / "train" / "n001" / "000.jpg").write_bytes(b"no image")
-    source = Streamed(load_imagefolder(folder).split("train"), CPU)
+    source = Streamed(IMAGEFOLDER.load(folder).split("train"), CPU)
     source.augmented(torch.tensor([0]), seeded(0))
     with pytest.raises(IntegrityError, match=r"train/n001/000\.jpg"):
         source.augmented(torch.tensor([1]), seeded(0))
 
 
 def test_the_source_follows_from_the_split_and_takes_its_leading_images(folder, toy):
-    streamed = source_of(load_imagefolder(folder).split("train"), CPU, 4)
+    streamed = source_of(IMAGEFOLDER.load(folder).split("train"), CPU, 4)
     assert isinstance(streamed, Streamed)
     assert len(streamed) == 4
     assert isinstance(source_of(toy.split("train"), CPU, 50), InMemory)
@@ -312,8 +310,8 @@ def check_phases(space: str, out: Path) -> None:
 
 
 @pytest.mark.parametrize("space", ["m", pytest.param("l", marks=pytest.mark.slow)])
-def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo.datasets.cifar10, "VALIDATION", 16)
+def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path):
+    toy = replace(toy, sizes={**toy.sizes, "validation": 16})
     name = f"rnascl-{space}-wrt34-10"
     overrides = [*BRIEF, f"distill.teacher={teacher(32, 10)}"]
     run(load_phases(name, preset="smoke", overrides=overrides), toy, tmp_path / name)
@@ -342,8 +340,8 @@ def test_a_model_of_image_folders_is_evaluated_on_one(folder, teacher, capsys):
     model = f"local-dir:{teacher(224, 3)}"
     assert command_line(["eval", model, f"--data={folder}", "-p", "clean", "-p", "fgsm", "--json", "-q"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
-    assert results["clean"]["accuracy"]["n"] == 6
-    assert results["fgsm"]["accuracy"]["value"] <= results["clean"]["accuracy"]["value"]
+    assert results["imagefolder-clean"]["accuracy"]["n"] == 6
+    assert results["imagefolder-fgsm"]["accuracy"]["value"] <= results["imagefolder-clean"]["accuracy"]["value"]
 
 
 def test_a_model_of_image_folders_is_swept_on_one(folder, teacher, capsys):
@@ -358,12 +356,12 @@ def test_a_model_of_image_folders_is_swept_on_one(folder, teacher, capsys):
 def test_a_run_on_streamed_images_draws_the_same_batches_when_it_is_resumed(hundred, teacher):
     overrides = [*BRIEF, "train.images=20", f"distill.teacher={teacher(224, 100)}", "distill.tutors=depth"]
     recipe = load_phases("rnascl-is-r18", preset="smoke", overrides=overrides)["train"]
-    straight, resumed = (Trainer(recipe, load_imagefolder(hundred)) for _ in range(2))
+    straight, resumed = (Trainer(recipe, IMAGEFOLDER.load(hundred)) for _ in range(2))
     for _ in range(3):
         straight.batch(straight.position.step)
         straight.position.step += 1
     assert torch.equal(straight.batch(3).x, resumed.batch(3).x)
-    assert isinstance(load_imagefolder(hundred).split("train"), Files)
+    assert isinstance(IMAGEFOLDER.load(hundred).split("train"), Files)
 
 
 RECIPES = [*(f"rnascl-{one}-wrt34-10" for one in "ml"), *(f"rnascl-{one}-r18" for one in IMAGENET)]

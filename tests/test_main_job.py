@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from zoo import load
 from zoo.cli.app import run
-from zoo.datasets.cifar10 import to_float
+from zoo.datasets.base import to_float
 from zoo.export.onnx.graph import save_onnx
 
 PICK = ["pick", "--flops", "15M", "--export", "onnx", "--json"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,7 +9,8 @@ import pytest
 import torch
 from sturdy import TEST, pictures
 
-from zoo.datasets.cifar10 import Dataset, to_float
+from zoo.datasets.base import Dataset, to_float
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
@@ -33,7 +35,7 @@ def world(tmp_path_factory) -> Dataset:
     for name, arrays in (("train", (images, labels)), ("test", (tested, answers))):
         np.save(root / f"{name}_images.npy", arrays[0])
         np.save(root / f"{name}_labels.npy", arrays[1])
-    return Dataset(root)
+    return replace(CIFAR10, root=root)
 
 
 @pytest.fixture
@@ -180,14 +182,11 @@ def test_an_engine_with_a_quantiser_of_its_own_refuses_methods_that_it_lacks(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_without_images_is_refused(robust, tmp_path, monkeypatch):
+def test_int8_without_images_is_refused(robust, tmp_path, found):
     with pytest.raises(UsageError, match="calibration images"):
         write_bundle(robust, KNOWN, precision="int8", out=tmp_path, level="parity", split=None)
 
-    def nowhere(*_, **__):
-        raise DataNotFound("CIFAR-10 is not here")
-
-    monkeypatch.setattr("zoo.export.exporter.load_cifar10", nowhere)
+    found(DataNotFound("CIFAR-10 is not here"))
     with pytest.raises(DataNotFound, match="int8 ranges are chosen by training images: CIFAR-10 is not here"):
         export_model("trades-s7", precision="int8", out=tmp_path, verify="parity")
     assert not list(tmp_path.iterdir())

@@ -224,7 +224,8 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
-from zoo.datasets.cifar10 import Dataset
+from dataclasses import replace
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.train.methods.objective import Batch
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES
@@ -236,7 +237,7 @@ path.write_text(RECIPE)
 recipe, taken = load_phases(path)["train"], []
 
 def step(halves):
-    trainer = SupernetTrainer(recipe, Dataset(Path({root!r})))
+    trainer = SupernetTrainer(recipe, replace(CIFAR10, root=Path({root!r})))
     for half in halves:
         x, y, noise, _ = trainer.batch(0)
         trainer.batch = lambda step: Batch(x[half::2], y[half::2], noise[half::2], None)
@@ -281,8 +282,8 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_from_the_command_line_to_a_search(written, toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
+def test_from_the_command_line_to_a_search(written, toy, tmp_path, found, capsys):
+    found(toy)
     assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert cli(["search", told["model"], "--json"]) == 0

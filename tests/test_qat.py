@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from sturdy import TEST, pictures
 from test_export import FAMILIES
 
-from zoo.datasets.cifar10 import Dataset, to_float
+from zoo.datasets.base import Dataset, to_float
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import to_int8
 from zoo.models import build
@@ -162,7 +164,7 @@ def world(tmp_path_factory) -> Dataset:
         images, labels = pictures(n, seed=seed)
         np.save(root / f"{name}_images.npy", images)
         np.save(root / f"{name}_labels.npy", labels)
-    return Dataset(root)
+    return replace(CIFAR10, root=root)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zoo.datasets.cifar10 import Split
+from zoo.datasets.base import Split
 from zoo.export.bundle.folder import artifact_sha256, write_sums
 from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Source, now, to_json
 from zoo.export.engines import ENGINES, backend, onnxruntime

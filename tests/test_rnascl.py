@@ -498,11 +498,12 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_rnascl import SPACES, TINY, recipe
 from test_training import without_norm
-from zoo.datasets.cifar10 import Dataset
+from dataclasses import replace
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.train.rnascl.search import Searcher
 
 SPACES["tiny"] = TINY
-searcher = Searcher(recipe(Path({teacher!r})), Dataset(Path({root!r})))
+searcher = Searcher(recipe(Path({teacher!r})), replace(CIFAR10, root=Path({root!r})))
 without_norm(searcher)
 for _ in range(3):
     searcher.net.train()

@@ -75,8 +75,8 @@ def test_a_table_for_people(net, call):
     assert len([line for line in out.splitlines() if "x" in line and "±" in line]) >= 3
 
 
-def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
+def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, found):
+    found(toy)
     code, out, _ = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"), "--json")
     assert code == 0
     told = json.loads(out)
@@ -88,8 +88,8 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, mon
     assert "already holds a model" in again[2]
 
 
-def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, monkeypatch):
-    monkeypatch.setattr("zoo.datasets.cifar10.load_dataset", lambda *args, **options: toy)
+def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found, monkeypatch):
+    found(toy)
     told = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
     monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(told))
     code, out, _ = call(net, "--measure", "3", "--json")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from sturdy import pictures
 from test_export import FAMILIES, model_of
 
-from zoo.datasets.cifar10 import to_float
+from zoo.datasets.base import to_float
 from zoo.export.engines import onnxruntime
 from zoo.export.ladder.climb import Terms, climb
 from zoo.export.onnx.gradients import StraightThrough, own_gradients

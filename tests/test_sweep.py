@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import zoo.datasets.cifar10
 from zoo.cli.app import run
 from zoo.cli.sweep import levels
-from zoo.datasets.cifar10 import Split
+from zoo.datasets.base import Split
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import EPS, PROTOCOLS
 from zoo.evaluation.statistics import wilson
-from zoo.evaluation.sweep import GRID, at, sweep
+from zoo.evaluation.sweep import GRIDS, at, sweep
 from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.system.errors import UsageError
@@ -98,9 +97,10 @@ def test_the_step_grows_with_eps():
 
 
 def test_the_default_grid_goes_from_0_to_a_tenth_by_way_of_8_255():
-    assert list(GRID) == sorted(set(GRID))
-    assert (GRID[0], GRID[-1]) == (0, 0.1)
-    assert EPS in GRID
+    assert all(list(grid) == sorted(set(grid)) for grid in GRIDS.values())
+    grid = GRIDS["linf"]
+    assert (grid[0], grid[-1]) == (0, 0.1)
+    assert EPS in grid
 
 
 def test_eps_are_sorted_and_repeated_ones_measured_once():
@@ -143,9 +143,9 @@ def test_eps_that_are_no_shares_of_the_range_are_refused(text):
 
 
 @pytest.fixture
-def folder(tmp_path, toy, monkeypatch):
+def folder(tmp_path, toy, found):
     """A model's folder; CIFAR-10 is the toy data."""
-    monkeypatch.setattr(zoo.datasets.cifar10, "load_cifar10", lambda data, offline: toy)
+    found(toy)
     spec = StagedSpec(stem=4, widths=((4,),), resolutions=(16,))
     (tmp_path / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
     save_weights(build(spec).state_dict(), tmp_path / "model.safetensors")

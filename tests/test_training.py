@@ -241,12 +241,14 @@ def test_the_held_out_images_are_never_trained_on(toy):
 TWO_PROCESSES = """
 import json, sys, torch
 from pathlib import Path
-from zoo.datasets.cifar10 import Dataset
+from dataclasses import replace
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.train.run.trainer import Trainer
 sys.path.insert(0, {tests!r})
 from test_training import recipe, without_norm
 
-trainer = Trainer(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), Dataset(Path({root!r})))
+dataset = replace(CIFAR10, root=Path({root!r}))
+trainer = Trainer(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), dataset)
 without_norm(trainer)
 losses = []
 for _ in range(4):

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 
 from zoo.attacks import pgd as attack
 from zoo.cli.app import run
-from zoo.datasets.cifar10 import Dataset, Split, to_float
+from zoo.datasets.base import Split, to_float
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
@@ -44,13 +46,13 @@ TERMS = Terms(n=ATTACKED, margin=0.02)  # equal answers on 133 images show 2 poi
 def source(robust, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     save_file(robust.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"name": "sturdy", "spec": SPEC.to_dict()}))
+    (folder / "config.json").write_text(json.dumps({"name": "sturdy", "dataset": "cifar10", "spec": SPEC.to_dict()}))
     return folder
 
 
 @pytest.fixture(scope="module")
 def signed_off(robust, source, split, tmp_path_factory) -> Path:
-    known = Known(f"local-dir:{source}", "sturdy")
+    known = Known(f"local-dir:{source}", "sturdy", dataset="cifar10")
     return write_bundle(robust, known, out=tmp_path_factory.mktemp("out"), level="robust", split=split, terms=TERMS)
 
 
@@ -360,7 +362,7 @@ def test_the_black_box_rung_is_climbed_when_asked_for(robust, split):
 
 
 def test_the_terms_of_the_sign_off_are_those_of_the_export(robust, source, split, tmp_path):
-    known = Known(f"local-dir:{source}", "sturdy")
+    known = Known(f"local-dir:{source}", "sturdy", dataset="cifar10")
     lenient = Terms(margin=0.03, tolerance=0.5)
     bundle = write_bundle(robust, known, out=tmp_path, level="clean", split=split, terms=lenient)
     thresholds = {rung.name: rung.threshold for rung in verify_bundle(bundle, split=split, level="clean").rungs}
@@ -458,61 +460,54 @@ def test_twin_and_engine_get_the_same_walks(fragile, split):
 
 
 @pytest.fixture
-def data_at_hand(split, tmp_path, monkeypatch) -> None:
-    """The pictures as what ``load_cifar10`` finds."""
+def data_at_hand(split, tmp_path, found) -> None:
+    """The pictures as what a load of CIFAR-10 finds."""
     root = tmp_path / "pictures"
     root.mkdir()
     np.save(root / "test_images.npy", split.images)
     np.save(root / "test_labels.npy", split.labels)
-    monkeypatch.setattr("zoo.export.verify.load_cifar10", lambda data, offline: Dataset(root))
+    found(replace(CIFAR10, root=root))
 
 
 @pytest.fixture
-def no_data(monkeypatch) -> None:
-    def none(data, offline):
-        raise DataNotFound("CIFAR-10 is not here")
-
+def asked(monkeypatch, found) -> list:
+    """No data; the list of what was asked for."""
     monkeypatch.delenv("ZOO_DATA", raising=False)
-    monkeypatch.setattr("zoo.export.verify.load_cifar10", none)
+    return found(DataNotFound("CIFAR-10 is not here"))
 
 
 def test_with_data_the_default_is_robust(data_at_hand):
-    level, found = choose_level(None, SPEC, None, offline=True)
+    level, found = choose_level(None, "cifar10", SPEC, None, offline=True)
     assert (level, len(found)) == ("robust", TEST)
 
 
-def test_without_data_the_default_is_parity_but_nothing_asked_for_is_skipped(no_data, monkeypatch):
-    assert choose_level(None, SPEC, None, offline=True) == ("parity", None)
-    for asked in ("clean", "robust"):
+def test_without_data_the_default_is_parity_but_nothing_asked_for_is_skipped(asked, monkeypatch):
+    assert choose_level(None, "cifar10", SPEC, None, offline=True) == ("parity", None)
+    for level in ("clean", "robust"):
         with pytest.raises(DataNotFound):
-            choose_level(asked, SPEC, None, offline=True)
+            choose_level(level, "cifar10", SPEC, None, offline=True)
     with pytest.raises(DataNotFound):  # a place was named, and it is wrong
-        choose_level(None, SPEC, "elsewhere", offline=True)
+        choose_level(None, "cifar10", SPEC, "elsewhere", offline=True)
     monkeypatch.setenv("ZOO_DATA", "elsewhere")
     with pytest.raises(DataNotFound):
-        choose_level(None, SPEC, None, offline=True)
+        choose_level(None, "cifar10", SPEC, None, offline=True)
 
 
-def test_the_network_is_asked_for_data_only_when_they_were_asked_for(monkeypatch):
-    asked: list[bool] = []
-
-    def spy(data, offline):
-        asked.append(offline)
-        raise DataNotFound("none")
-
-    monkeypatch.delenv("ZOO_DATA", raising=False)
-    monkeypatch.setattr("zoo.export.verify.load_cifar10", spy)
-    choose_level(None, SPEC, None, offline=False)
+def test_the_network_is_asked_for_data_only_when_they_were_asked_for(asked):
+    choose_level(None, "cifar10", SPEC, None, offline=False)
     with pytest.raises(DataNotFound):
-        choose_level("robust", SPEC, None, offline=False)
-    assert asked == [True, False]
+        choose_level("robust", "cifar10", SPEC, None, offline=False)
+    assert [offline for _, _, offline in asked] == [True, False]
 
 
-def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand):
+@pytest.mark.parametrize("dataset", [None, "somebody's own"])
+def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand, dataset):
+    assert choose_level(None, dataset, SPEC, None, offline=True) == ("parity", None)
+    with pytest.raises(UsageError, match="names none that is known"):
+        choose_level("robust", dataset, SPEC, None, offline=True)
     other = StagedSpec(widths=((8,),), resolutions=(16,), classes=7)
-    assert choose_level(None, other, None, offline=True) == ("parity", None)
-    with pytest.raises(UsageError, match="another task"):
-        choose_level("robust", other, None, offline=True)
+    with pytest.raises(UsageError, match="7 classes"):
+        choose_level(None, "cifar10", other, None, offline=True)
 
 
 def test_levels_without_labels_are_refused(robust):
@@ -583,8 +578,8 @@ def test_the_ladder_is_climbed_on_real_images(cifar, robust, source, tmp_path):
     assert np.array_equal(probe["labels"], split.labels[:8])
 
 
-def test_export_model_finds_the_images_that_it_is_told_of(cifar, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.export.verify.load_cifar10", lambda data, offline: cifar)
+def test_export_model_finds_the_images_that_it_is_told_of(cifar, source, tmp_path, found):
+    found(cifar)
     bundle = export_model(f"local-dir:{source}", out=tmp_path, verify="clean")
     manifest = read_bundle(bundle)
     assert manifest.gates[-1].n == 10_000

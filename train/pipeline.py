@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.system.files import write_atomic
 from zoo.train.methods.passes import passes
 from zoo.train.proard import accounting

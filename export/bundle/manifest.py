@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from zoo.evaluation.protocols import EPS
+from zoo.datasets.cifar10 import CIFAR10
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.specs import ArchSpec
 from zoo.system.errors import IntegrityError
 
@@ -88,12 +90,20 @@ class Calibration(_Record):
     adversarial: float = 0.0  # share of them that was attacked first
 
 
-class ThreatModel(_Record):
-    """What the model is meant to withstand, in pixels of [0, 1]."""
+ACCESS = {"access": "white-box, untargeted"}  # which every threat model grants, and a manifest spells out
 
-    norm: Literal["linf"] = "linf"
-    eps: float = EPS
-    access: Literal["white-box, untargeted"] = "white-box, untargeted"
+
+def _without_access(threat: Any) -> Any:
+    return (
+        {key: value for key, value in threat.items() if ACCESS.get(key) != value}
+        if isinstance(threat, dict)
+        else threat
+    )
+
+
+Threat = Annotated[
+    ThreatModel, BeforeValidator(_without_access), PlainSerializer(lambda threat: asdict(threat) | ACCESS)
+]
 
 
 class Rung(_Record):
@@ -144,7 +154,8 @@ class Manifest(_Record):
     cost: Compute
     io: IO
     labels: tuple[str, ...]
-    threat_model: ThreatModel = ThreatModel()
+    dataset: str | None = None  # that the model is for; None where it names none
+    threat_model: Threat = LINF_8
     reported: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     artifact: Artifact
@@ -157,6 +168,11 @@ class Manifest(_Record):
     gates: tuple[Rung, ...]
     command: str
     created: str
+
+    @property
+    def data_set(self) -> str | None:
+        """The name of the data set. Older bundles have only its labels, and these are CIFAR-10's."""
+        return self.dataset or (CIFAR10.name if self.labels == CIFAR10.classes else None)
 
 
 def now() -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from zoo.datasets.cifar10 import CLASSES
+from zoo.datasets import DATASETS
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.models import Classifier
 from zoo.specs import Spec
 
@@ -29,16 +30,24 @@ def digest(model: nn.Module) -> str:
 class Known:
     """What there is to know about a model besides its weights; results only if the registry has it.
 
-    ``title`` names the bundle; ``name`` is what :func:`zoo.load` takes to find the model again from anywhere.
+    ``title`` names the bundle; ``name`` is what :func:`zoo.load` takes to find the model again from anywhere;
+    ``dataset`` and ``threat`` are what it is for.
     """
 
     name: str
     title: str
+    dataset: str | None = None
+    threat: ThreatModel = LINF_8
     measured: dict[str, Any] = field(default_factory=dict)
     reported: dict[str, Any] = field(default_factory=dict)
     file_sha256: str | None = None
     repo_id: str | None = None
     revision: str | None = None
+
+    def labels(self, spec: Spec) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits, those of the data set; none where it is not known."""
+        classes = DATASETS[self.dataset].classes if self.dataset in DATASETS else ()
+        return classes if len(classes) == spec.classes else ()
 
 
 def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]:
@@ -49,21 +58,23 @@ def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]
         Unreachable: the weights are not here, and cannot be fetched.
         IntegrityError: the weights are not what they should be.
     """
-    from zoo.weights.load import load
+    from zoo.weights.load import load, task_of
 
     model = load(name, local_files_only=offline)
+    task = task_of(name, offline=offline)._asdict()
     scheme, _, place = name.partition(":")
     if scheme == "local-dir":
         folder = Path(place).expanduser().resolve()
         title = json.loads((folder / "config.json").read_text()).get("name")
-        return model, Known(name=f"local-dir:{folder}", title=_as_folder(title or folder.name))
+        return model, Known(name=f"local-dir:{folder}", title=_as_folder(title or folder.name), **task)
     if scheme == "hf-hub":
         repo_id, _, revision = place.partition("@")
-        return model, Known(name, _as_folder(repo_id.rpartition("/")[2]), repo_id=repo_id, revision=revision or None)
-    return model, _registered(name)
+        title = _as_folder(repo_id.rpartition("/")[2])
+        return model, Known(name, title, repo_id=repo_id, revision=revision or None, **task)
+    return model, _registered(name, task)
 
 
-def _registered(name: str) -> Known:
+def _registered(name: str, task: dict[str, Any]) -> Known:
     from zoo.registry.file import info
 
     entry = info(name).to_dict()
@@ -77,13 +88,9 @@ def _registered(name: str) -> Known:
         file_sha256=weights["sha256"],
         repo_id=hub.get("repo_id"),
         revision=hub.get("revision"),
+        **task,
     )
 
 
 def _as_folder(title: str) -> str:
     return re.sub(r"[^\w.@+-]", "-", title).lstrip(".-") or "model"
-
-
-def labels_of(spec: Spec) -> tuple[str, ...]:
-    """Names of the classes in the order of the logits; every model here was trained on CIFAR-10."""
-    return CLASSES if spec.classes == len(CLASSES) else ()

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from zoo.datasets.cifar10 import Split, to_float
+from zoo.datasets.base import Split, to_float
 from zoo.evaluation.evaluate import prepare
-from zoo.evaluation.protocols import PROTOCOLS, Protocol
+from zoo.evaluation.protocols import DATASET, PROTOCOLS, Protocol
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export.bundle.manifest import Level, Precision, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
@@ -102,6 +103,8 @@ def climb(
     split: Split | None,
     batches: Sequence[int] = (1, 2, 64),
     terms: Terms = DEFAULTS,
+    dataset: str = DATASET,
+    threat: ThreatModel = LINF_8,
     progress: Progress = silent,
 ) -> Report:
     """Climb to ``level`` or to the first rung that does not hold.
@@ -111,6 +114,7 @@ def climb(
         artifact_sha256: what every result is bound to.
         files: how many were checked, by whom is about to climb, for the lowest rung: integrity.
         split: labelled test images; random ones stand in for parity where it is None.
+        dataset: the name of the data set that they are from; ``threat``: what the attacks may do.
 
     Raises:
         UsageError: a level above parity without images.
@@ -128,7 +132,7 @@ def climb(
     climbed: list[Rung] = []
     reached: Level = "none"
     since = time.perf_counter()
-    for above, facts in _rungs(model, engine, files, level, split, batches, terms, progress):
+    for above, facts in _rungs(model, engine, files, level, split, batches, terms, dataset, threat, progress):
         clock = time.perf_counter()
         climbed.append(Rung(**bound, **facts, seconds=round(clock - since, 2)))
         since = clock
@@ -154,6 +158,8 @@ def _rungs(
     split: Split,
     batches: Sequence[int],
     terms: Terms,
+    dataset: str,
+    threat: ThreatModel,
     progress: Progress,
 ) -> Iterator[tuple[Level, dict[str, Any]]]:
     """The facts of each rung when it has been climbed, and the level that is reached if it holds.
@@ -179,10 +185,13 @@ def _rungs(
         return
 
     images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
-    settings = {"n": len(labels), "seed": terms.seed}
-    replayed = [PROTOCOLS[name].model_copy(update=settings) for name in TRANSFERRED]
-    walk = PROTOCOLS[WALK].model_copy(update=settings)
-    square = SQUARE.model_copy(update={**settings, "queries": terms.queries})
+
+    def judged(protocol: Protocol, **settings: Any) -> Protocol:
+        settings |= {"n": len(labels), "seed": terms.seed}
+        return protocol.on(dataset).under(threat).model_copy(update=settings)
+
+    replayed = [judged(PROTOCOLS[name]) for name in TRANSFERRED]
+    walk, square = judged(PROTOCOLS[WALK]), judged(SQUARE, queries=terms.queries)
     gradients = {"twin": twin.model}
     if agreement["measured"]["max_logit_difference"] > FAITHFUL:
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)

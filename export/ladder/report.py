@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zoo.datasets import DATASETS
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import backend
@@ -11,26 +12,30 @@ from zoo.export.ladder.climb import RANDOM
 from zoo.export.ladder.gate import verdict
 from zoo.export.onnx.graph import GRAPH
 
-UNVERIFIED = (
-    "robustness was NOT verified on the exported engine, because CIFAR-10 is not at hand: "
-    "set ZOO_DATA or pass --data to verify it"
-)
-
-
+NORMS = {"linf": "l-infinity", "l2": "l2"}
 RUN = """What {engine.title} runs is `{file}`; the graph above is the one that it was made from, or its float original.
 `examples/{engine.example}` in Robust Zoo's repository is a program for it that needs no more than its runtime.
 
 """
 
 
-def robustness(report: Report) -> str:
+def unverified(dataset: str | None) -> str:
+    """Why the robustness of an engine was not verified whose model is for ``dataset``, and what to do."""
+    said = "robustness was NOT verified on the exported engine, because "
+    if dataset not in DATASETS:
+        return f"{said}its model names no data set that is known here"
+    found = DATASETS[dataset]
+    return f"{said}{found.title} is not at hand: set {found.variable} or pass --data to verify it"
+
+
+def robustness(report: Report, dataset: str | None) -> str:
     """The sentence about the engine's robustness that a manifest carries."""
     if report.reached == "robust":
         return f"robustness was verified on the exported engine; {verdict(report.rungs[-1])}"
     if report.failed is not None:
         return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
     if any(rung.dataset == RANDOM for rung in report.rungs):
-        return UNVERIFIED
+        return unverified(dataset)
     return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
 
 
@@ -45,7 +50,7 @@ def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
     signed = manifest.model_copy(
         update={
             "verified": report.reached,
-            "robustness": robustness(report),
+            "robustness": robustness(report, manifest.data_set),
             "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
         }
     )
@@ -73,7 +78,7 @@ def readme(manifest: Manifest) -> str:
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 
-An image classifier trained to be robust to l-infinity perturbations of {threat.eps * 255:.3g}/255.
+An image classifier trained to be robust to {NORMS[threat.norm]} perturbations of {threat.size}.
 {artifact.format.upper()}, {artifact.precision}, opset {artifact.opset}; {manifest.cost.macs / 1e6:.1f} M \
 multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
 

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.attacks import broken, margin
-from zoo.datasets.cifar10 import to_float
+from zoo.attacks.ball import Ball, steepest
+from zoo.datasets.base import to_float
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
+from zoo.evaluation.threat import Norm
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.system.errors import UsageError
@@ -97,9 +99,14 @@ def transfer(twin: Twin, protocol: Protocol) -> Attack:
 
 def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
     """PGD along the gradients of a float model: the same walks for both, each step judged by who is attacked."""
-    if protocol.attack != "pgd" or protocol.norm != "linf" or protocol.step is None or protocol.steps is None:
-        raise UsageError(f"protocol '{protocol.name}' is not an l-infinity PGD with a step size and steps")
-    walk: dict[str, Any] = {"eps": protocol.eps, "step": protocol.step, "steps": protocol.steps}
+    if protocol.attack != "pgd" or protocol.step is None or protocol.steps is None:
+        raise UsageError(f"protocol '{protocol.name}' is not a PGD with a step size and steps")
+    walk: dict[str, Any] = {
+        "eps": protocol.eps,
+        "norm": protocol.norm,
+        "step": protocol.step,
+        "steps": protocol.steps,
+    }
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         return (
@@ -111,12 +118,22 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
 
 
 def surrogate_pgd(
-    gradients: nn.Module, engine: Engine, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, seed: int
+    gradients: nn.Module,
+    engine: Engine,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    step: float,
+    steps: int,
+    seed: int,
 ) -> Tensor:
-    """l-infinity PGD on ``engine`` along ``gradients``: BPDA, a float model f as the backward pass.
+    """PGD on ``engine`` along ``gradients``: BPDA, a float model f as the backward pass.
 
-    x_{t+1} = Pi(x_t + step * sign(grad_x CE(f(x_t), y))) from a uniform start in the ball. The engine judges the
-    image, the start and every step; an image that it gets wrong drops out there.
+    x_{t+1} = Pi(x_t + step * d(grad_x CE(f(x_t), y))) from a uniform start in the ball, with d the direction of unit
+    ``norm`` that ascends fastest. The engine judges the image, the start and every step; an image that it gets wrong
+    drops out there.
 
     Args:
         gradients: f, in eval mode, parameters frozen.
@@ -126,11 +143,11 @@ def surrogate_pgd(
         For each image the point where the engine's margin was smallest, within eps of x and in [0, 1].
     """
     # Drawn for the whole batch: an image's start does not hang on which others the engine gets wrong.
-    noise = torch.empty_like(x).uniform_(-eps, eps, generator=torch.Generator().manual_seed(seed))
-    low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+    ball = Ball(x, eps, norm)
+    start = ball.random(torch.Generator().manual_seed(seed))
     best, least = x.clone(), margin(engine(x), y)
     active = (least > 0).nonzero()[:, 0]
-    x_t = (x + noise)[active].clamp_(low[active], high[active])
+    x_t = start[active]
     for t in range(steps + 1):
         if not len(active):
             break
@@ -142,7 +159,7 @@ def surrogate_pgd(
         if t < steps and len(active):
             x_t.requires_grad_()
             (gradient,) = torch.autograd.grad(F.cross_entropy(gradients(x_t), y[active], reduction="sum"), x_t)
-            x_t = (x_t.detach() + step * gradient.sign()).clamp_(low[active], high[active])
+            x_t = ball.select(active).project(x_t.detach() + step * steepest(gradient, norm))
     return best
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.datasets.cifar10 import Dataset, Split, to_float
+from zoo.datasets.base import Dataset, Split, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export.bundle.manifest import Calibration
 from zoo.models import Classifier
 from zoo.system.errors import UsageError
@@ -49,7 +50,9 @@ class Sampling:
             raise UsageError(f"the adversarial share of the calibration images is 0 to 1, not {self.adversarial:g}")
 
 
-def calibration_images(model: Classifier, dataset: Dataset, sampling: Sampling) -> tuple[Tensor, Calibration]:
+def calibration_images(
+    model: Classifier, dataset: Dataset, sampling: Sampling, threat: ThreatModel = LINF_8
+) -> tuple[Tensor, Calibration]:
     """Images [N, C, H, W] in [0, 1] and their record. Those that the test split has too are passed over.
 
     Raises:
@@ -57,19 +60,19 @@ def calibration_images(model: Classifier, dataset: Dataset, sampling: Sampling) 
     """
     train, tested = dataset.split("train"), _hashes(dataset.split("test"))
     order = np.random.default_rng(sampling.seed).permutation(len(train))
-    fresh = (i for i in order if _hash(train.images[i]) not in tested)
+    fresh = (i for i in order if _hash(train.pixels(np.array([i]))) not in tested)
     indices = np.sort(np.fromiter((i for i, _ in zip(fresh, range(sampling.n), strict=False)), np.int64))
     if len(indices) < sampling.n:
         raise UsageError(f"{sampling.n} calibration images were asked for, and there are {len(indices)}")
-    images = train.images[indices]
+    images = train.pixels(indices)
     x = to_float(images)
     attacked = round(sampling.adversarial * len(x))
     if attacked:
         y = torch.from_numpy(train.labels[indices[:attacked]].astype(np.int64))
-        pgd = PROTOCOLS["pgd20"].model_copy(update={"seed": sampling.seed})
+        pgd = PROTOCOLS["pgd20"].under(threat).model_copy(update={"seed": sampling.seed})
         x[:attacked] = perturb(pgd, prepare(model), x[:attacked], y, early_stop=False)
     return x, Calibration(
-        dataset="cifar10",
+        dataset=dataset.name,
         split=train.name,
         n=len(indices),
         indices_sha256=hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.datasets.cifar10 import Split
+from zoo.datasets.base import Split
 from zoo.datasets.imagefolder import Files
 from zoo.train.data.augment import crop_and_flip, padded
 from zoo.train.data.crop import random_crop

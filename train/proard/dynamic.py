@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo.datasets.cifar10 import Dataset, check_fits
+from zoo.datasets.base import Dataset, check_fits
 from zoo.models import Classifier
 from zoo.models.subnet import STATISTICS
 from zoo.specs import cost
@@ -90,13 +90,14 @@ class Dynamic:
         sha256 = sha256_file(self.path)
         spec = self.space.spec(genes)
         of = {"of": self.name, "weights_sha256": sha256, "values": values, "size": self.width * cost(spec).params}
-        config = {
+        config: dict[str, Any] = {
             "name": name,
             "family": self.facts["family"],
             "description": f"Sub-net of {self.facts['name']}, cut without retraining",
             "paper": self.facts["paper"],
             "spec": spec.to_dict(),
             "subnet": of,
+            **{key: self.facts[key] for key in ("dataset", "threat") if key in self.facts},
             "train": self.facts["train"],
         }
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.system.errors import UsageError

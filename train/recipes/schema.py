@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from zoo.datasets import DATASETS, dataset_called
 from zoo.evaluation.protocols import EPS
 from zoo.specs import ArchSpec, cost
 from zoo.system.errors import UsageError, nearest
@@ -200,7 +201,7 @@ class Recipe(Section):
     description: str
     family: str
     paper: str | None = None
-    dataset: Literal["cifar10", "imagefolder"] = "cifar10"
+    dataset: str = Field("cifar10", description="a name of zoo.datasets; [arch] takes from it what it leaves out")
     start: str | None = Field(None, description="model whose weights the first phase starts from: a name or a folder")
     arch: ArchSpec = Field(description="that of start where it is left out")
     train: Train
@@ -213,6 +214,21 @@ class Recipe(Section):
     supernet: Supernet | None = None
     predictor: Predictor = Predictor()
     reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return dataset_called(value).name
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _for_the_data_set(cls, data: Any) -> Any:
+        """Classes, image size, mean and std of the data set, where the architecture does not state them."""
+        arch, dataset = data.get("arch"), DATASETS.get(data.get("dataset", "cifar10"))
+        return {**data, "arch": dataset.contract() | arch} if isinstance(arch, dict) and dataset else data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

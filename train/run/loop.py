@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.system.errors import TrainingDiverged, UsageError
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint

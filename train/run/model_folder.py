@@ -36,6 +36,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
         "description": recipe.description,
         "paper": recipe.paper,
         "spec": recipe.arch.to_dict(),
+        "dataset": trainer.dataset.name,
         "reported": {key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
         "train": {
             "recipe": recipe.name,

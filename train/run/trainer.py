@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
-from zoo.datasets.cifar10 import Dataset, check_fits, to_float
+from zoo.datasets.base import Dataset, check_fits, to_float
 from zoo.models import build
 from zoo.system.errors import UsageError
 from zoo.train.data.images import InMemory, source_of

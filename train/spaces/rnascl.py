@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from zoo.datasets import dataset_called
 from zoo.specs import StagedSpec
 from zoo.system.errors import UsageError, nearest
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class SearchSpace:
     depths: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]  # widest first, as the tables have them
     resolutions: tuple[int, ...]
-    image_size: int = 32
+    dataset: str = "cifar10"
     stem_resolution: int = 32
     classes: int = 10
     stem: int = 16
@@ -56,15 +54,13 @@ class SearchSpace:
             if width not in known:
                 raise UsageError(f"block {block} of space {self.name} cannot be {width} wide (choices: {known})")
         remaining = iter(widths)
-        imagenet = {} if self.image_size == 32 else {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        dataset = dataset_called(self.dataset)
         return StagedSpec(
             widths=tuple(tuple(next(remaining) for _ in range(depth)) for depth in self.depths),
             resolutions=self.resolutions,
             stem=self.stem,
-            stem_resolution=None if self.stem_resolution == self.image_size else self.stem_resolution,
-            classes=self.classes,
-            image_size=self.image_size,
-            **imagenet,
+            stem_resolution=None if self.stem_resolution == dataset.image_size else self.stem_resolution,
+            **{**dataset.contract(), "classes": self.classes},
         )
 
     @property
@@ -95,7 +91,7 @@ def _imagenet(name: str, stages: int) -> SearchSpace:
         (3, 3, 3, 4, 4)[:stages],
         choices[:stages],
         (56, 28, 14, 7, 7)[:stages],
-        image_size=224,
+        dataset="imagefolder",
         stem_resolution=112,
         classes=100,
     )

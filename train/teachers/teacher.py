@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.train.teachers.attention import unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
 

@@ -109,14 +109,16 @@ def _existing(path: Path) -> Path:
 
 
 def _data() -> dict[str, Any]:
+    """What the variables of the data sets name, and which are decoded in the cache."""
+    from zoo.datasets import DATASETS
     from zoo.system.files import cache_root
 
-    given = os.environ.get("ZOO_DATA")
-    return {
-        "ZOO_DATA": given,
-        "ZOO_DATA_is_folder": Path(given).is_dir() if given else None,
-        "cached": sorted(path.parent.name for path in cache_root().glob("cifar10-*/complete")),
-    }
+    found: dict[str, Any] = {}
+    for variable in dict.fromkeys(dataset.variable for dataset in DATASETS.values()):
+        given = os.environ.get(variable)
+        found |= {variable: given, f"{variable}_is_folder": Path(given).is_dir() if given else None}
+    marks = (path for name in DATASETS for path in cache_root().glob(f"{name}-*/complete"))
+    return found | {"cached": sorted(path.parent.name for path in marks)}
 
 
 def _registry() -> dict[str, Any]:
@@ -163,16 +165,18 @@ def _text(report: dict[str, Any]) -> str:
         for name, state in report["engines"].items()
     ]
     devices, cache, data, registry = (report[key] for key in ("devices", "cache", "data", "registry"))
+    places = [
+        f"{name} is {data[name] or 'not set'}" + (" (not a folder)" if data[f"{name}_is_folder"] is False else "")
+        for name in data
+        if f"{name}_is_folder" in data
+    ]
     cached = f"cached: {', '.join(data['cached'])}" if data["cached"] else "nothing decoded in the cache"
-    place = f"ZOO_DATA is {data['ZOO_DATA']}" if data["ZOO_DATA"] else "ZOO_DATA is not set"
-    if data["ZOO_DATA_is_folder"] is False:
-        place += " (not a folder)"
     intact = sum(state == "in order" for state in registry["weights"].values())
     facts = {
         "CPU": f"{devices['cpu']}, {devices['cores']} cores",
         "CUDA": ", ".join(devices["cuda"]) or "no device",
         "cache": f"{cache['place']}, {format_size(cache['bytes'])}{'' if cache['writable'] else ', not writable'}",
-        "CIFAR-10": f"{place}; {cached}",
+        "data": "; ".join([*places, cached]),
         "registry": f"{registry['place']}: {registry['models']} models, {intact} bundled weights files in order",
     }
     lines = [

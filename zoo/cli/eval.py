@@ -22,6 +22,10 @@ def command(
     write: Annotated[
         bool, typer.Option("--write", help="Store results, bits and weights in the registry of this checkout.")
     ] = False,
+    threat: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="As 'l2 0.5' or 'linf 4/255'; else the model's own.", show_default=False),
+    ] = None,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -30,21 +34,25 @@ def command(
     """Measure a model: accuracy under attack, with n and 95 % Wilson interval.
 
     Only images that the model still gets right are attacked. An interrupted run goes on where it stopped. NAME may be
-    a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO.
+    a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO. On another data set than CIFAR-10 or
+    under another threat model than linf 8/255, protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5.
 
     \b
     Examples:
       zoo eval trades-s7 --protocol pgd20
       zoo eval trades-s7 -p clean -p autoattack -n 200 --json
+      zoo eval trades-s7 -p pgd20 --threat "l2 0.5"
       zoo eval local-dir:runs/trades-s7/model -p released --write
     """
-    from zoo.datasets.cifar10 import check_fits, load_dataset, source_for
+    from zoo.datasets import dataset_for
+    from zoo.datasets.base import check_fits
     from zoo.evaluation.evaluate import worst_case
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.protocols import RELEASED, protocol
     from zoo.evaluation.statistics import Accuracy
+    from zoo.evaluation.threat import ThreatModel
     from zoo.system.files import cache_root
-    from zoo.weights.load import load, weights_sha256
+    from zoo.weights.load import load, task_of, weights_sha256
     from zoo.weights.release import candidate, release
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -55,15 +63,16 @@ def command(
         if write and any(n < one.n for one in chosen):
             raise UsageError("--write stores whole protocols only: leave -n out")
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
+    asked_threat = None if threat is None else ThreatModel.parse(threat)
     releasing = candidate(name) if write else None
+    task = task_of(name, offline=offline)
     model = load(name, local_files_only=offline)
     sha256 = weights_sha256(model)
-    source = source_for(model.spec)
-    if write and source != "cifar10":
-        raise UsageError("the registry has protocols for CIFAR-10 only: leave --write out")
-    chosen = [one.model_copy(update={"dataset": source}) for one in chosen]
-    dataset = load_dataset(source, data, offline=offline)
+    if releasing and task.dataset is None:
+        raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
+    dataset = dataset_for(model.spec, task.dataset).load(data, offline=offline)
     check_fits(dataset, model.spec)
+    chosen = [one.on(dataset.name).under(asked_threat or task.threat) for one in chosen]
 
     done: list[Measurement] = []
     with output.progress() as advance:

@@ -50,7 +50,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="CIFAR-10's parquet files (else ZOO_DATA, the cache, the Hub), or an image folder (else ZOO_IMAGENET).",
+        help="Where the model's data set is (else ZOO_DATA for CIFAR-10, ZOO_DATA_CIFAR100, ZOO_IMAGENET; the cache; "
+        "the Hub).",
     ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]

@@ -92,10 +92,10 @@ def command(
         "best": front[chosen],
     }
     if out is not None:
-        from zoo.datasets.cifar10 import load_dataset, source_for
+        from zoo.datasets import dataset_for
 
         budget = flops or format_count(int(found.macs[chosen]))
-        dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)
+        dataset = dataset_for(net.net.full.spec, net.facts.get("dataset")).load(data, offline=offline)
         report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.facts['name']}@{budget}"))
     told = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
     if front[chosen] not in told:
@@ -131,10 +131,10 @@ def _measured(
     output: Output,
 ) -> int:
     """Measure the sub-nets at ``indices``, tell it in ``front``, and return the best of them."""
-    from zoo.datasets.cifar10 import load_dataset, source_for
+    from zoo.datasets import dataset_for
     from zoo.train.proard.measuring import measured
 
-    dataset = load_dataset(source_for(net.net.full.spec), data, offline=offline)
+    dataset = dataset_for(net.net.full.spec, net.facts.get("dataset")).load(data, offline=offline)
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))

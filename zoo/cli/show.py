@@ -36,6 +36,8 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "family": entry.family,
         "architecture": in_words(entry.spec),
         "cost": f"{entry.macs:,} MACs (multiply-accumulates) an image, {format_count(entry.params)} parameters",
+        "data set": entry.dataset,
+        "threat model": str(entry.threat),
         "weights": f"{entry.weights.file}, {format_size(entry.weights.size)}, sha256 {entry.weights.sha256[:16]}...",
         "dynamic net": f"sub-nets of space {entry.supernet}: zoo search {entry.name}" if entry.supernet else None,
         "sub-net": _subnet(entry.subnet) if entry.subnet else None,

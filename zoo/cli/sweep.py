@@ -10,17 +10,18 @@ import typer
 
 from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
+from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
 
 
-def levels(text: str) -> tuple[float, ...]:
-    """``0,2/255,0.1`` as numbers from 0 to 1."""
+def levels(text: str, most: float = 1) -> tuple[float, ...]:
+    """``0,2/255,0.1`` as numbers from 0 to ``most``."""
     try:
         numbers = tuple(float(Fraction(part.strip())) for part in text.split(","))
     except (ValueError, ZeroDivisionError, OverflowError):
         numbers = ()
-    if not numbers or not all(0 <= number <= 1 for number in numbers):
-        raise UsageError(f"--eps takes numbers from 0 to 1 on the scale of pixels, as 0,2/255,0.1, not '{text}'")
+    if not numbers or not all(0 <= number <= most for number in numbers):
+        raise UsageError(f"--eps takes numbers from 0 to {most:g} on the scale of pixels, as 0,2/255,0.1, not '{text}'")
     return numbers
 
 
@@ -28,7 +29,15 @@ def command(
     name: ModelName,
     eps: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="As 0,8/255,0.1 (default: 0 to 24/255 and 0.1).", show_default=False),
+        typer.Option(
+            metavar="LIST",
+            help="As 0,8/255,0.1 (default: 0 to 24/255 and 0.1 in linf, 0 to 2 in l2).",
+            show_default=False,
+        ),
+    ] = None,
+    norm: Annotated[
+        Norm | None,
+        typer.Option(help="Of the perturbations; else of the model's threat model.", show_default=False),
     ] = None,
     attack: Annotated[str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.")] = "fgsm,pgd20",
     n: Annotated[int, typer.Option("-n", min=1, help="The first N test images.")] = 1000,
@@ -43,44 +52,49 @@ def command(
 ) -> None:
     """Sweep eps: accuracy under attacks of growing size, with n and 95 % Wilson interval.
 
-    PGD's step grows with eps: it is eps/4, as 2/255 at 8/255. Every eps is attacked anew, so a curve may rise. NAME may
-    be a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO.
+    PGD's step grows with eps: it is eps/4, as 2/255 at 8/255, and eps/8 in l2. Every eps is attacked anew, so a curve
+    may rise. NAME may be a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO.
 
     \b
     Examples:
       zoo sweep trades-s7
       zoo sweep trades-s7 --eps 0,4/255,8/255,0.1 --attack pgd20 -n 200 --json
+      zoo sweep trades-s7 --norm l2 --eps 0,0.25,0.5
       zoo sweep trades-s7 --out trades-s7.json
     """
     import time
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    from zoo.datasets.cifar10 import check_fits, load_dataset, source_for
-    from zoo.evaluation.sweep import GRID, sweep
+    from zoo.datasets import dataset_for
+    from zoo.datasets.base import check_fits
+    from zoo.evaluation.sweep import sweep
     from zoo.registry.file import pretty
     from zoo.system.files import write_atomic
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import load, weights_sha256
+    from zoo.weights.load import load, task_of, weights_sha256
 
     output = Output(as_json=as_json, quiet=quiet)
-    grid = GRID if eps is None else levels(eps)
+    task = task_of(name, offline=offline)
+    chosen = norm or task.threat.norm
+    grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     model = load(name, local_files_only=offline)
-    source = source_for(model.spec)
-    dataset = load_dataset(source, data, offline=offline)
+    dataset = dataset_for(model.spec, task.dataset).load(data, offline=offline)
     check_fits(dataset, model.spec)
     split = dataset.split("test")
 
     start = time.perf_counter()
     with output.progress() as advance:
         attacks = [part.strip() for part in attack.split(",")]
-        curves = sweep(model, split, attacks=attacks, eps=grid, n=n, batch_size=batch_size, progress=advance)
+        options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance}
+        curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)
     record = {
         "name": name,
         "weights_sha256": weights_sha256(model),
-        "dataset": source,
+        "dataset": dataset.name,
+        "norm": chosen,
         "split": split.name,
         "dataset_sha256": split.fingerprint,
         "toolchain": toolchain(),
@@ -90,15 +104,15 @@ def command(
     }
     if out is not None:
         write_atomic(out, (pretty(record) + "\n").encode())
-    output.result(record, lambda: _table(curves))
+    output.result(record, lambda: _table(curves, chosen))
 
 
-def _table(curves: dict[str, Any]) -> str:
+def _table(curves: dict[str, Any], norm: Norm) -> str:
     """A row for every eps, a column for every attack."""
-    from zoo.cli.tables import in_pixels, points
+    from zoo.cli.tables import points
 
     rows = [
-        [in_pixels(here[0].eps), *(points(point.accuracy) for point in here)]
+        [ThreatModel(norm=norm, eps=here[0].eps).size, *(points(point.accuracy) for point in here)]
         for here in zip(*curves.values(), strict=True)
     ]
     count = next(iter(curves.values()))[0].accuracy.n

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.cli.output import table
 from zoo.evaluation.statistics import Accuracy
+from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Entry, Registry, Result
 from zoo.system.units import format_count
 
@@ -46,16 +47,10 @@ def described(protocol: Mapping[str, Any]) -> str:
     """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
     words = ["no attack" if protocol["attack"] == "none" else protocol["attack"]]
     if protocol["attack"] != "none":
-        words.append(f"{protocol['norm']} {in_pixels(protocol['eps'])}")
+        words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
     if protocol.get("steps"):
         words.append(f"{protocol['steps']} steps")
     return f"{', '.join(words)}, n = {protocol['n']:,} {protocol['split']} images"
-
-
-def in_pixels(eps: float) -> str:
-    """``8/255`` for 0.03137..., the number itself where it is no multiple of 1/255."""
-    levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
 
 
 def in_words(spec: Mapping[str, Any]) -> str:

@@ -58,7 +58,8 @@ def command(
       zoo train rnascl-s7-wrt34-2 --set distill.teacher=runs/my-teacher/model
       zoo train rnascl-i-r18 --data imagenet100 --set distill.teacher=my-teacher
     """
-    from zoo.datasets.cifar10 import check_fits, load_dataset
+    from zoo.datasets import dataset_called
+    from zoo.datasets.base import check_fits
     from zoo.train.pipeline import run
     from zoo.train.recipes.phases import load_phases
 
@@ -67,7 +68,7 @@ def command(
     budget = None if time_budget is None else seconds(time_budget)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
-    dataset = load_dataset(first.dataset, data, offline=offline)
+    dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
 

@@ -55,8 +55,10 @@ def command(
     """
     from zoo.cli.ladder import rungs_table
     from zoo.export import sign_off, verify_bundle
+    from zoo.export.bundle.folder import MANIFEST
+    from zoo.export.bundle.manifest import read_manifest
     from zoo.export.engines.options import parse_pairs
-    from zoo.export.ladder.report import UNVERIFIED, robustness
+    from zoo.export.ladder.report import robustness, unverified
 
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as advance:
@@ -78,9 +80,14 @@ def command(
     if report.failed is not None:
         output.say(rungs_table(report.rungs))
     sign_off(report)
+    dataset = read_manifest(bundle / MANIFEST).data_set
     if level is None and report.reached != "robust":
-        output.say(UNVERIFIED)
+        output.say(unverified(dataset))
     output.result(
-        {"bundle": str(bundle), "robustness": robustness(report), **report.model_dump(mode="json", exclude_none=True)},
+        {
+            "bundle": str(bundle),
+            "robustness": robustness(report, dataset),
+            **report.model_dump(mode="json", exclude_none=True),
+        },
         lambda: f"{rungs_table(report.rungs)}\n\nEvery file of {bundle} is as it was written, and every rung holds.",
     )

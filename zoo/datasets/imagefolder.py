@@ -12,18 +12,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-import numpy as np
-
-from zoo.datasets.cifar10 import Dataset, Split, SplitName
-from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.datasets.base import Dataset, Split, SplitName, check_split
+from zoo.system.errors import DataNotFound, IntegrityError
 from zoo.system.files import cached
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 SIZE, RESIZE = 224, 256  # a central crop of SIZE pixels from an image whose shorter side has RESIZE
@@ -43,50 +42,71 @@ class Files:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def pixels(self, index: np.ndarray) -> np.ndarray:
+        """The images at ``index`` [n], decoded now: uint8 [n, SIZE, SIZE, 3]."""
+        import numpy as np
 
-@dataclass(frozen=True)
+        return np.stack([centred(opened(self.paths[i])) for i in index])
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFolder(Dataset):
     """The folder ``root``, with ``classes`` in alphabetical order."""
 
-    image_size: int = SIZE
     files: Mapping[str, Files] = field(default_factory=dict)
+
+    def load(self, data: Path | str | None = None, *, offline: bool = False) -> ImageFolder:
+        """The image folder with the files of its splits; nothing is decoded yet.
+
+        Raises:
+            DataNotFound: there is none, a class has too few images, or train and val have other classes.
+        """
+        root = self.named_folder(data)
+        if root is None:
+            raise DataNotFound(
+                f"set {self.variable}, or pass --data, to a folder with images in train/CLASS and val/CLASS"
+            )
+        train, val = (_classes(root / folder) for folder in FOLDERS)
+        for one, other, lacking in ((train, val, "val"), (val, train, "train")):
+            missing = sorted(one.keys() - other.keys())
+            if missing:
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise DataNotFound(
+                    f"'{root / lacking}' lacks the class '{missing[0]}'{more}: both need the same classes"
+                )
+        kept, held_out = {}, {}
+        for name, paths in train.items():
+            cut = len(paths) - max(1, len(paths) // HELD_OUT)
+            if not cut:
+                raise DataNotFound(
+                    f"class '{name}' in '{root / 'train'}' has one image: it needs another, for validation"
+                )
+            kept[name], held_out[name] = paths[:cut], paths[cut:]
+        parts = {"train": kept, "validation": held_out, "test": val}
+        files = {name: _taking_turns(name, list(part.values())) for name, part in parts.items()}
+        sizes = {name: len(part) for name, part in files.items()}
+        return replace(self, root=root, classes=tuple(train), sizes=sizes, files=files)
 
     @overload  # type: ignore[override]  # of the training images, there are only files
     def split(self, name: Literal["train"]) -> Files: ...
     @overload
     def split(self, name: Literal["validation", "test"]) -> Split: ...
     def split(self, name: SplitName) -> Split | Files:
-        if name not in self.files:
-            raise UsageError(f"no split is called '{name}' (known: train, validation, test)")
+        check_split(name)
+        if self.root is None:
+            raise DataNotFound(f"{self.title} has no images before it is loaded")
         files = self.files[name]
         return files if name == "train" else _decoded(files, self.root)
 
 
-def load_imagefolder(data: Path | str | None = None) -> ImageFolder:
-    """The image folder ``data``, else the one that ``ZOO_IMAGENET`` names.
-
-    Raises:
-        DataNotFound: there is none, a class has too few images, or train and val have other classes.
-    """
-    given = data or os.environ.get("ZOO_IMAGENET")
-    if not given:
-        raise DataNotFound("set ZOO_IMAGENET, or pass --data, to a folder with images in train/CLASS and val/CLASS")
-    root = Path(given)
-    train, val = (_classes(root / folder) for folder in FOLDERS)
-    for one, other, lacking in ((train, val, "val"), (val, train, "train")):
-        missing = sorted(one.keys() - other.keys())
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise DataNotFound(f"'{root / lacking}' lacks the class '{missing[0]}'{more}: both need the same classes")
-    kept, held_out = {}, {}
-    for name, paths in train.items():
-        cut = len(paths) - max(1, len(paths) // HELD_OUT)
-        if not cut:
-            raise DataNotFound(f"class '{name}' in '{root / 'train'}' has one image: it needs another, for validation")
-        kept[name], held_out[name] = paths[:cut], paths[cut:]
-    parts = {"train": kept, "validation": held_out, "test": val}
-    files = {name: _taking_turns(name, list(part.values())) for name, part in parts.items()}
-    return ImageFolder(root, classes=tuple(train), files=files)
+DATASET = IMAGEFOLDER = ImageFolder(
+    name="imagefolder",
+    title="an image folder",
+    image_size=SIZE,
+    mean=(0.485, 0.456, 0.406),  # ImageNet's
+    std=(0.229, 0.224, 0.225),
+    variable="ZOO_IMAGENET",
+)
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -114,6 +134,8 @@ def _images(folder: Path) -> list[Path]:
 
 def _taking_turns(name: str, classes: Sequence[Sequence[Path]]) -> Files:
     """The first image of every class, then the second of every class, and so on."""
+    import numpy as np
+
     labelled = [[(path, label) for path in paths] for label, paths in enumerate(classes)]
     pairs = [pair for pair in chain.from_iterable(zip_longest(*labelled)) if pair is not None]
     return Files(name, tuple(path for path, _ in pairs), np.array([label for _, label in pairs], np.int64))
@@ -136,6 +158,7 @@ def opened(path: Path) -> Image:
 
 def centred(image: Image) -> np.ndarray:
     """uint8 [SIZE, SIZE, 3]: the shorter side to RESIZE pixels, then the centre, as torchvision evaluates models."""
+    import numpy as np
     from torchvision.transforms import functional
 
     return np.asarray(functional.center_crop(functional.resize(image, RESIZE), [SIZE, SIZE]))
@@ -143,6 +166,7 @@ def centred(image: Image) -> np.ndarray:
 
 def _decoded(files: Files, root: Path) -> Split:
     """The images of ``files``, decoded into the cache once."""
+    import numpy as np
 
     def decode(folder: Path) -> None:
         np.save(folder / "labels.npy", files.labels)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attacks import broken
-from zoo.datasets.cifar10 import Split, to_float
+from zoo.datasets.base import Split, to_float
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm

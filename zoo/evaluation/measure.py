@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from zoo.datasets.cifar10 import Dataset
+from zoo.datasets.base import Dataset
 from zoo.evaluation.evaluate import Counts, evaluate_split
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy

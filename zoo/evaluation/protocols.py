@@ -1,6 +1,7 @@
 """Named evaluation protocols: immutable records of how an accuracy was attacked. Nothing here imports torch.
 
-EPS is 8/255 in pixel space on [0, 1] inputs. A protocol's ``n`` is the number of leading images of the split.
+The named ones are for CIFAR-10 and the default threat model, l-infinity 8/255. Protocols for another data set or threat
+model are derived from them, and their names say what changed: ``cifar100-pgd20``, ``pgd20-l2-0.5``.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zoo.evaluation.threat import LINF_8, Norm, ThreatModel
 from zoo.system.errors import UsageError, nearest
 
-EPS = 8 / 255
-STEP = 2 / 255
+EPS = LINF_8.eps
+STEP = EPS / 4
+DATASET = "cifar10"
 
 
 class Protocol(BaseModel):
-    """One way to attack, completely specified."""
+    """One way to attack, completely specified; ``n`` is the number of leading images of the split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     attack: str = Field(pattern=r"^[a-z0-9-]+$", description="a name of zoo.attacks.ATTACKS, or none")
-    dataset: str = "cifar10"
+    dataset: str = DATASET
     split: Literal["test", "validation"] = "test"
     n: int = Field(10_000, ge=1)
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: float = Field(EPS, ge=0)
     step: float | None = None
     steps: int | None = None
@@ -33,6 +36,33 @@ class Protocol(BaseModel):
     loss: Literal["ce", "cw", "dlr"] | None = None
     queries: int | None = None
     seed: int = 0
+
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel(norm=self.norm, eps=self.eps)
+
+    def on(self, dataset: str) -> Protocol:
+        """This protocol on the data set ``dataset``."""
+        name = self.name.removeprefix(f"{self.dataset}-")
+        name = name if dataset == DATASET else f"{dataset}-{name}"
+        return self.model_copy(update={"name": name, "dataset": dataset})
+
+    def under(self, threat: ThreatModel) -> Protocol:
+        """This protocol with the norm and the eps of ``threat``; itself where it does not attack.
+
+        A fixed step would leave a small ball at once and not cross a large one, so the step grows with eps. In another
+        norm it is the usual one there: eps / 4 in l-infinity, and 2.5 eps / steps in l2 (Madry et al. 2018).
+        """
+        if self.attack == "none" or threat == self.threat:
+            return self
+        step = self.step
+        if step is not None and threat.norm == self.norm:
+            step = step / self.eps * threat.eps
+        elif step is not None:
+            step = threat.eps * (1 / 4 if threat.norm == "linf" else 2.5 / (self.steps or 1))
+        name = self.name.removesuffix(f"-{self.threat.slug}")
+        name = name if threat == LINF_8 else f"{name}-{threat.slug}"
+        return self.model_copy(update={"name": name, "norm": threat.norm, "eps": threat.eps, "step": step})
 
 
 def _named(*protocols: Protocol) -> dict[str, Protocol]:

@@ -7,19 +7,24 @@ wrong without an attack are left alone: they count as wrong at every ε.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from zoo.datasets.cifar10 import Split
+from zoo.datasets.base import Split
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.evaluation.statistics import Accuracy
+from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
 
-GRID = (*(level / 255 for level in (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24)), 0.1)
+GRIDS: dict[Norm, tuple[float, ...]] = {
+    "linf": (*(level / 255 for level in (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24)), 0.1),
+    "l2": (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
+}
 ATTACKS = ("fgsm", "pgd20")
 
 
@@ -37,7 +42,8 @@ def sweep(
     split: Split,
     *,
     attacks: Iterable[str] = ATTACKS,
-    eps: Iterable[float] = GRID,
+    norm: Norm = "linf",
+    eps: Iterable[float] | None = None,
     n: int = 1000,
     progress: Callable[[str, int, int], None] = lambda attack, done, total: None,
     **options: Any,
@@ -46,8 +52,8 @@ def sweep(
 
     Args:
         model: a float32 classifier of [0, 1] images; any mode, left as it is.
-        attacks: names of protocols; all but their ε, step, split and n stays.
-        eps: on the scale of [0, 1] pixels, in any order.
+        attacks: names of protocols; all but their norm, ε, step, split and n stays.
+        eps: in ``norm`` on the scale of [0, 1] pixels, in any order; by default those of ``GRIDS``.
         progress: called with an attack, the images done over all ε, and how many there are.
         options: ``batch_size`` and ``device`` of :func:`zoo.evaluation.evaluate.evaluate`.
 
@@ -55,11 +61,11 @@ def sweep(
         by attack, a point for every ε in ascending order; at ε = 0 it is the clean accuracy.
 
     Raises:
-        UsageError: an ε is outside [0, 1], there are none, or an attack is unknown or none.
+        UsageError: an ε is negative, infinite or, in l-infinity, above 1, there are none, or an attack is unknown or
+            none.
     """
-    grid = sorted(set(eps))
-    if not grid or not all(0 <= level <= 1 for level in grid):  # NaN is outside too
-        raise UsageError(f"a sweep takes at least one eps, each from 0 to 1 on the scale of pixels, not {grid}")
+    grid = sorted(set(GRIDS[norm] if eps is None else eps))
+    check_grid(grid, norm)
     if n < 1:
         raise UsageError(f"a sweep takes at least one image, not {n}")
     bases = [protocol(name) for name in dict.fromkeys(attacks)]
@@ -71,7 +77,7 @@ def sweep(
     for base in bases:
         points: list[Point] = []
         for level in grid:
-            chosen = at(base, level).model_copy(update={"split": split.name, "n": n})
+            chosen = at(base, level, norm).model_copy(update={"split": split.name, "n": n})
             before = len(points) * total // len(grid)
             bits = evaluate_split(
                 model,
@@ -85,11 +91,13 @@ def sweep(
     return curves
 
 
-def at(base: Protocol, eps: float) -> Protocol:
-    """``base`` with another ε: its step grows and shrinks with ε (2/255 at 8/255 is ε / 4 everywhere).
+def check_grid(grid: Sequence[float], norm: Norm) -> None:
+    """Raise UsageError unless ``grid`` holds sizes of perturbations in ``norm``, and at least one."""
+    if not grid or not all(0 <= level <= (1 if norm == "linf" else sys.float_info.max) for level in grid):  # no NaN
+        to = "from 0 to 1" if norm == "linf" else "0 or more"
+        raise UsageError(f"a sweep takes at least one eps, each {to} on the scale of pixels, not {list(grid)}")
 
-    A fixed step would leave the ball in one stride at small ε, and not cross it at large ε. ε = 0 is no attack.
-    """
-    if eps == 0:
-        return PROTOCOLS["clean"]
-    return base.model_copy(update={"eps": eps, "step": None if base.step is None else base.step / base.eps * eps})
+
+def at(base: Protocol, eps: float, norm: Norm = "linf") -> Protocol:
+    """``base`` with another ε, see :meth:`zoo.evaluation.protocols.Protocol.under`; ε = 0 is no attack."""
+    return PROTOCOLS["clean"] if eps == 0 else base.under(ThreatModel(norm=norm, eps=eps))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from zoo.evaluation.statistics import Accuracy
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.system.records import Amount, Bounds, Count, Record, Sha256, Share, Text
 
 Batch = Annotated[str, Bounds(pattern=r"^[1-9][0-9]*$")]  # a number of images, as JSON has keys
@@ -143,6 +144,8 @@ class Model(Record):
     spec: dict[str, Any]
     macs: Count
     params: Count
+    dataset: Text = "cifar10"
+    threat: ThreatModel = LINF_8
     weights: Weights
     license: Text
     paper: str | None = None
@@ -181,6 +184,7 @@ class Entry(Model):
         """The entry that checked JSON ``data`` describes."""
         hub, subnet = data["weights"].get("hub"), data.get("subnet")
         nested = {
+            "threat": ThreatModel(**data.get("threat", {})),
             "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
             "train": _train(data["train"]),
             "results": {protocol: _result(result) for protocol, result in data["results"].items()},

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.registry.entry import Entry, Registry
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.system.files import cache_root, locked, write_atomic
 from zoo.system.units import parse_count
 from zoo.version import __version__
+
+if TYPE_CHECKING:
+    from zoo.evaluation.protocols import Protocol
 
 PACKAGED = Path(__file__).parents[1] / "registry.json"
 
@@ -76,6 +79,7 @@ def write_model(
     model: Mapping[str, Any],
     *,
     datasets: Mapping[str, Any] | None = None,
+    protocols: Iterable[Protocol] = (),
     path: Path | str | None = None,
 ) -> None:
     """Add ``model`` to the registry as ``name``, or replace it. All or nothing, one writer at a time.
@@ -86,6 +90,7 @@ def write_model(
         model: the entry's JSON form, as :meth:`zoo.registry.entry.Entry.to_dict` gives it.
         datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for splits that the results refer to; those that
             the registry has already must be the same.
+        protocols: those that the results refer to, besides the named ones.
 
     Raises:
         IntegrityError: the registry would not be valid, and was left as it was.
@@ -99,9 +104,10 @@ def write_model(
             for split, stored in facts["splits"].items():
                 if splits.setdefault(split, dict(stored)) != dict(stored):
                     raise IntegrityError(f"the registry '{path}' has another {split} split of {dataset} than this one")
+        known = PROTOCOLS | {one.name: one for one in protocols}
         for protocol in model.get("results", {}):
-            if protocol in PROTOCOLS:
-                current = PROTOCOLS[protocol].model_dump(mode="json")
+            if protocol in known:
+                current = known[protocol].model_dump(mode="json")
                 if data["protocols"].setdefault(protocol, current) != current:
                     raise IntegrityError(
                         f"the registry '{path}' defines protocol '{protocol}' differently: give the new one a new name"

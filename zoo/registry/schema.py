@@ -157,6 +157,8 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
     if protocol is None:
         yield "", "no protocol of that name is defined in 'protocols'"
         return
+    if protocol.dataset != model.dataset:
+        yield "", f"the protocol is for {protocol.dataset}, and the model for {model.dataset}"
     n = result.accuracy.n
     if n > protocol.n:
         yield ".accuracy.n", f"{n} images, but the protocol has {protocol.n}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.system.files import check_sha256
@@ -35,7 +35,13 @@ class HubFiles:
     progress: bool = True
 
     def fetch(
-        self, repo_id: str, filename: str, revision: str | None, *, check: Callable[[Path], None] = check_blob
+        self,
+        repo_id: str,
+        filename: str,
+        revision: str | None,
+        *,
+        check: Callable[[Path], None] = check_blob,
+        repo_type: Literal["model", "dataset"] = "model",
     ) -> Path:
         """The file, checked. The client does not notice damage that keeps the size: such a file is fetched once more.
 
@@ -44,13 +50,13 @@ class HubFiles:
             IntegrityError: it fails ``check``, fetched afresh too.
             UsageError: the repository's name is malformed.
         """
-        path = self._cached_or_fetched(repo_id, filename, revision)
+        path = self._cached_or_fetched(repo_id, filename, revision, repo_type=repo_type)
         try:
             check(path)
         except IntegrityError:
             if self._offline:
                 raise
-            path = self._get(repo_id, filename, revision, force_download=True)
+            path = self._get(repo_id, filename, revision, repo_type=repo_type, force_download=True)
             check(path)
         return path
 
@@ -60,15 +66,15 @@ class HubFiles:
 
         return self.offline or constants.HF_HUB_OFFLINE
 
-    def _cached_or_fetched(self, repo_id: str, filename: str, revision: str | None) -> Path:
+    def _cached_or_fetched(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return self._get(repo_id, filename, revision, local_files_only=True)
+            return self._get(repo_id, filename, revision, local_files_only=True, **options)
         except Unreachable as error:
             if self._offline or not isinstance(error.__cause__, LocalEntryNotFoundError):
                 raise
-        return self._get(repo_id, filename, revision)
+        return self._get(repo_id, filename, revision, **options)
 
     def _get(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Path:
         from huggingface_hub import errors, hf_hub_download

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Weights
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, WrongDevice
 from zoo.system.files import check_sha256, sha256_file, write_atomic
@@ -81,6 +82,20 @@ class _Found(NamedTuple):
     path: Path | None
     subnet: Mapping[str, Any] | None = None
     supernet: str | None = None
+    task: Task | None = None
+
+
+class Task(NamedTuple):
+    """What a model is for: a data set, None where the model names none, and the threat model that it withstands."""
+
+    dataset: str | None = None
+    threat: ThreatModel = LINF_8
+
+
+def task_of(name: str, *, offline: bool = False) -> Task:
+    """What the model called ``name`` is for. No weights are opened; errors are those of :func:`load`."""
+    found = _found(name, HubFiles(cache_dir=None, offline=offline, progress=False), pretrained=False)
+    return found.task or Task()
 
 
 def weights_file(name: str, *, offline: bool = False) -> Path:
@@ -109,8 +124,16 @@ def _found(name: str, hub: HubFiles, *, revision: str | None = None, pretrained:
 
         entry = info(name)
         path = _released(entry.name, entry.weights, hub) if pretrained else None
-        return _Found(entry.spec, path, vars(entry.subnet) if entry.subnet else None, entry.supernet)
-    return _Found(config["spec"], path, config.get("subnet"), config.get("supernet"))
+        task = Task(entry.dataset, entry.threat)
+        return _Found(entry.spec, path, vars(entry.subnet) if entry.subnet else None, entry.supernet, task)
+    return _Found(config["spec"], path, config.get("subnet"), config.get("supernet"), task_in(config))
+
+
+def task_in(config: Mapping[str, Any]) -> Task:
+    """What the model of a config.json is for. Trainings did not always write it there, but always their settings."""
+    settings = (config.get("train") or {}).get("settings") or {}
+    dataset, threat = config.get("dataset", settings.get("dataset")), config.get("threat", settings.get("attack")) or {}
+    return Task(dataset, ThreatModel(**{key: threat[key] for key in ("norm", "eps") if key in threat}))
 
 
 def _tensors(found: _Found, hub: HubFiles) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from zoo.registry.schema import check_model
 from zoo.specs import cost, parse_spec
 from zoo.system.errors import UsageError
 from zoo.system.files import write_atomic
-from zoo.weights.load import BUNDLED, PREDICTOR
+from zoo.weights.load import BUNDLED, PREDICTOR, task_in
 
 LICENSE = "Apache-2.0"
 
@@ -62,7 +62,7 @@ def candidate(name: str) -> Candidate:
             train.pop("history")
             train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
         identity = {key: config[key] for key in ("family", "description", "paper", "spec")}
-        called = str(config["name"])
+        called, task = str(config["name"]), task_in(config)
     except (OSError, KeyError, ValueError) as error:
         raise UsageError(f"'{folder}' is not a model folder that zoo train leaves: {error}") from None
     sha256 = hashlib.sha256(weights).hexdigest()
@@ -71,6 +71,8 @@ def candidate(name: str) -> Candidate:
         **identity,
         "macs": macs,
         "params": params,
+        **({"dataset": task.dataset} if task.dataset else {}),
+        "threat": asdict(task.threat),
         "weights": {"file": f"{called}.safetensors", "size": len(weights), "sha256": sha256},
         "license": LICENSE,
         "train": train,
@@ -118,7 +120,7 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     known = before.get(model.name)
     if known is not None and known.weights.sha256 == model.sha256:  # timed, perhaps, since the evaluation began
         model.entry["latency"] = known.to_dict()["latency"]
-    write_model(model.name, model.entry, datasets=datasets)
+    write_model(model.name, model.entry, datasets=datasets, protocols=[one.protocol for one in measured])
     for gone in before.keys() - load_registry().models.keys():  # sub-nets of the weights that these replace
         for file in (before[gone].weights.file, f"{gone}.bits.npz"):
             (BUNDLED / file).unlink(missing_ok=True)

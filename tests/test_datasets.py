@@ -1,0 +1,264 @@
+"""What every data set of the table must do, shown on small ones that are written here, and on the real ones at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from zoo.datasets import DATASETS, dataset_called, dataset_for
+from zoo.datasets.base import Dataset, Split, to_float
+from zoo.datasets.cifar10 import CIFAR10
+from zoo.datasets.parquet import Parquet
+from zoo.specs import StagedSpec
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.files import cache_root
+
+SIZES = {"train": 26, "validation": 4, "test": 10}
+TOP = [name for name, dataset in DATASETS.items() if isinstance(dataset, Parquet)]
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray, column: str = "label", kind: str = "PNG") -> None:
+    rows = [{"bytes": encoded(image, kind), "path": None} for image in images]
+    pq.write_table(pa.table({"img": rows, column: labels}), path)
+
+
+def written(name: str, folder: Path, seed: int = 0) -> Dataset:
+    """The data set ``name`` with few images, random ones, in ``folder``; not loaded yet."""
+    dataset, rng = DATASETS[name], np.random.default_rng(seed)
+    if not isinstance(dataset, Parquet):
+        for part, count in (("train", 10), ("val", 2)):
+            for place in (folder / part / f"class{label}" for label in range(3)):
+                place.mkdir(parents=True)
+                for k in range(count):
+                    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(place / f"{k}.png")
+        return dataset
+    images, labels = rng.integers(0, 256, (40, 32, 32, 3), np.uint8), rng.integers(0, len(dataset.classes), 40)
+    place = folder / dataset.folder
+    place.mkdir(parents=True)
+    write_parquet(place / "train-00000-of-00002.parquet", images[:20], labels[:20], dataset.label)
+    write_parquet(place / "train-00001-of-00002.parquet", images[20:30], labels[20:30], dataset.label, "WEBP")
+    write_parquet(place / "test-00000-of-00001.parquet", images[30:], labels[30:], dataset.label)
+    return replace(dataset, sizes=SIZES)
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch) -> None:
+    """Empty caches, and no variable that names a folder."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for variable in ("ZOO_DATA", *(dataset.variable for dataset in DATASETS.values())):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(params=DATASETS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, nowhere) -> Path:
+    return tmp_path / "data"
+
+
+# -- the contract ------------------------------------------------------------------------------------------------
+
+
+def pixels(part) -> set[bytes]:
+    return {image.tobytes() for image in part.pixels(np.arange(len(part)))}
+
+
+def test_a_data_set_knows_all_that_a_recipe_or_a_model_asks_of_it(name, folder):
+    dataset = written(name, folder).load(folder)
+    assert dataset_called(name).name == dataset.name == name
+    assert len(set(dataset.classes)) == len(dataset.classes) >= 2
+    assert len(dataset.mean) == len(dataset.std) == 3
+    assert all(0 < number < 1 for number in dataset.mean + dataset.std)
+    assert dataset.contract() == {
+        "classes": len(dataset.classes),
+        "image_size": dataset.image_size,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }
+    size = dataset.image_size
+    for split, n in dataset.sizes.items():
+        part = dataset.split(split)
+        assert len(part) == n
+        assert part.labels.dtype == np.int64
+        assert set(part.labels.tolist()) <= {*range(len(dataset.classes))}
+        found = part.pixels(np.arange(2))
+        assert (found.shape, found.dtype) == ((2, size, size, 3), np.uint8)
+    with pytest.raises(UsageError, match="known: train, validation, test"):
+        dataset.split("val")
+    with pytest.raises(DataNotFound, match="before it is loaded"):
+        DATASETS[name].split("test")
+
+
+def test_no_image_is_in_two_splits_and_validation_is_cut_from_the_training_images(name, folder):
+    dataset = written(name, folder).load(folder)
+    train, held_out, test = (dataset.split(part) for part in ("train", "validation", "test"))
+    assert not pixels(train) & pixels(held_out)
+    assert not pixels(test) & (pixels(train) | pixels(held_out))
+    assert len(pixels(train) | pixels(held_out)) == len(train) + len(held_out) == 30
+
+
+def test_what_is_not_the_data_set_is_refused(name, folder, tmp_path):
+    dataset = written(name, folder)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for other in DATASETS.keys() - {name}:
+        written(other, tmp_path / other)
+    for place in ("missing", "empty", "file", *(DATASETS.keys() - {name})):
+        with pytest.raises(DataNotFound, match=str(tmp_path / place)) as caught:
+            dataset.load(tmp_path / place)
+        assert caught.value.exit_code == 4
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_named_and_leaves_no_cache(name, folder):
+    dataset = written(name, folder)
+    broken = sorted(folder.rglob("test-*.parquet")) or sorted(folder.glob("val/*/*"))
+    broken[-1].write_bytes(broken[-1].read_bytes()[:100])
+    with pytest.raises(IntegrityError, match=broken[-1].name) as caught:
+        dataset.load(folder).split("test")
+    assert caught.value.exit_code == 5
+    assert not list(cache_root().iterdir())
+
+
+def test_an_offline_miss_says_how_to_get_the_data(name, nowhere):
+    with pytest.raises(DataNotFound, match=DATASETS[name].variable) as caught:
+        DATASETS[name].load(offline=True)
+    assert caught.value.exit_code == 4
+    assert "--data" in str(caught.value)
+
+
+def test_it_is_found_by_its_variable_or_by_its_name_in_zoo_data(name, folder, tmp_path, monkeypatch):
+    dataset = written(name, folder / name)
+    expected = dataset.load(folder / name).split("test").fingerprint
+    with monkeypatch.context() as patch:
+        patch.setenv(dataset.variable, str(folder / name))
+        assert dataset.load().split("test").fingerprint == expected
+    monkeypatch.setenv("ZOO_DATA", str(folder))
+    assert dataset.load().split("test").fingerprint == expected
+    with pytest.raises(DataNotFound, match="elsewhere"):  # a place that is passed is the only one
+        dataset.load(tmp_path / "elsewhere")
+
+
+def test_the_fingerprint_is_that_of_the_pixels_and_the_labels(name, folder, tmp_path):
+    test = written(name, folder).load(folder).split("test")
+    again = written(name, tmp_path / "again").load(tmp_path / "again").split("test")
+    other = written(name, tmp_path / "other", seed=1).load(tmp_path / "other").split("test")
+    relabelled = Split("test", test.images, (test.labels + 1) % 3)
+    assert test.fingerprint == again.fingerprint
+    assert len({test.fingerprint, other.fingerprint, relabelled.fingerprint}) == 3
+
+
+def test_the_real_one_is_as_its_value_says(name):
+    try:
+        dataset = DATASETS[name].load(offline=True)
+    except DataNotFound as error:
+        pytest.skip(f"needs {DATASETS[name].title}: {error}")
+    for split, n in dataset.sizes.items():
+        assert len(dataset.split(split)) == n
+    test = dataset.split("test")
+    assert test.images.shape[1:] == (dataset.image_size, dataset.image_size, 3)
+    assert np.unique(np.bincount(test.labels, minlength=len(dataset.classes))).size == 1  # of every class as many
+    if isinstance(dataset, Parquet):  # the held-out images are as bright as all, within their error
+        held_out = to_float(dataset.split("validation").images)
+        assert held_out.mean((0, 2, 3)).tolist() == pytest.approx(dataset.mean, abs=0.02)
+        assert held_out.std((0, 2, 3)).tolist() == pytest.approx(dataset.std, abs=0.02)
+
+
+def test_a_typo_is_told_and_a_model_that_names_none_gets_what_it_takes():
+    with pytest.raises(UsageError, match="did you mean 'cifar100'"):
+        dataset_called("cifar-100")
+    spec = StagedSpec(widths=((4,),), resolutions=(16,))
+    assert dataset_for(spec, "cifar100").name == "cifar100"
+    for classes, size, expected in ((10, 32, "cifar10"), (100, 32, "cifar100"), (7, 224, "imagefolder")):
+        assert dataset_for(spec.model_copy(update={"classes": classes, "image_size": size}), None).name == expected
+    with pytest.raises(UsageError, match="7 classes and images of 32 pixels"):
+        dataset_for(spec.model_copy(update={"classes": 7}), None)
+
+
+# -- parquet files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_the_cache_answers_once_the_data_are_gone(name, folder):
+    dataset = written(name, folder)
+    before = dataset.load(folder).split("test").fingerprint
+    for path in (folder / dataset.folder).iterdir():
+        path.unlink()
+    assert dataset.load().split("test").fingerprint == before
+    with pytest.raises(DataNotFound):  # another data set's images do not stand in
+        next(other for key, other in DATASETS.items() if key != name).load(offline=True)
+
+
+def test_png_and_lossless_webp_shards_decode_to_the_same_pixels_in_order(folder):
+    dataset = written("cifar10", folder).load(folder)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    train, held_out = dataset.split("train"), dataset.split("validation")
+    assert np.array_equal(np.concatenate([train.images, held_out.images]), images[:30])
+    assert np.array_equal(dataset.split("test").images, images[30:])
+
+
+def test_a_changed_parquet_file_is_decoded_anew(folder):
+    dataset = written("cifar10", folder)
+    test = dataset.load(folder).split("test")
+    write_parquet(folder / "plain_text" / "test-00000-of-00001.parquet", 255 - test.images, test.labels)
+    assert dataset.load(folder).split("test").fingerprint != test.fingerprint
+
+
+def test_other_numbers_of_images_or_classes_are_refused(folder):
+    dataset = written("cifar10", folder)
+    with pytest.raises(IntegrityError, match=r"\(30, 32, 32, 3\)"):
+        replace(dataset, sizes={**SIZES, "train": 27}).load(folder)
+    with pytest.raises(IntegrityError, match="CIFAR-10 has 3 classes"):
+        replace(dataset, classes=("a", "b", "c")).load(folder)
+
+
+def test_files_of_the_hub_are_hashed_and_fetched_once_more_if_damaged(folder, tmp_path, monkeypatch):
+    dataset = written("cifar10", folder)
+    whole = (folder / "plain_text" / "test-00000-of-00001.parquet").read_bytes()
+    blob = tmp_path / "hub" / hashlib.sha256(whole).hexdigest()  # the client's cache names large files so
+    blob.parent.mkdir()
+    calls, answers = [], iter([b"damaged", b"damaged again"])
+
+    def download(repo_id, name, *, repo_type, revision, force_download=False, **_):
+        calls.append((repo_id, repo_type, revision, force_download))
+        blob.write_bytes(next(answers))
+        return str(blob)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        dataset.load()
+    asked = (CIFAR10.repo_id, "dataset", CIFAR10.revision)
+    assert calls == [(*asked, False), (*asked, True)]
+    assert not cache_root().exists()
+
+
+def test_images_become_contiguous_floats_in_0_1():
+    images = np.array([0, 51, 255], np.uint8).repeat(32 * 32 * 3).reshape(3, 32, 32, 3)
+    x = to_float(images)
+    assert x.is_contiguous()
+    assert x.shape == (3, 3, 32, 32)
+    assert torch.equal(x[:, 0, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
+
+
+def test_real_images_are_decoded_once(cifar, monkeypatch):
+    monkeypatch.setattr(Parquet, "_read", lambda self, paths: pytest.fail("decoded again"))
+    assert CIFAR10.load(offline=True).root == cifar.root

@@ -1,0 +1,33 @@
+"""CIFAR-100 with its 100 fine classes: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+
+No revision of the Hub's copy is pinned yet, so it must be given as a folder.
+"""
+
+from __future__ import annotations
+
+from zoo.datasets.parquet import Parquet
+
+CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+DATASET = CIFAR100 = Parquet(
+    name="cifar100",
+    title="CIFAR-100",
+    classes=tuple(CLASSES.split()),
+    image_size=32,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    sizes={"train": 49_000, "validation": 1_000, "test": 10_000},
+    variable="ZOO_DATA_CIFAR100",
+    label="fine_label",
+    repo_id="uoft-cs/cifar100",
+    folder="cifar100",
+    revision=None,
+)

@@ -1,0 +1,154 @@
+"""A data set in the Hub's parquet layout, decoded once into a memory-mapped cache."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from zoo.datasets.base import Dataset, Split, SplitName, check_split
+from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
+from zoo.system.files import cache_root, cached
+from zoo.system.hub import HubFiles
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(Dataset):
+    """Files ``train-*.parquet`` and ``test-*.parquet``: encoded images in column ``img``, labels in ``label``.
+
+    The last ``sizes["validation"]`` training images are the validation split.
+
+    Attributes:
+        label: the column of the labels.
+        repo_id: of the Hub; ``folder``: where the repository has the files.
+        revision: the commit of the Hub that is fetched; None: none is pinned, and the Hub is never asked.
+    """
+
+    label: str
+    repo_id: str
+    folder: str
+    revision: str | None
+
+    def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
+        named = self.named_folder(data)
+        if named is not None:
+            files = self._files(named)
+            return self._decoded(files, self._key(files))
+        for mark in sorted(cache_root().glob(f"{self.name}-*/complete")):
+            return replace(self, root=mark.parent)
+        return self._decoded(self._from_hub(offline), f"{self.name}-hub-{(self.revision or '')[:12]}")
+
+    def split(self, name: SplitName) -> Split:
+        import numpy as np
+
+        check_split(name)
+        if self.root is None:
+            raise DataNotFound(f"{self.title} has no images before it is loaded")
+        stored = "test" if name == "test" else "train"
+        images = np.load(self.root / f"{stored}_images.npy", mmap_mode="r")
+        labels = np.load(self.root / f"{stored}_labels.npy", mmap_mode="r")
+        held_out = self.sizes["validation"]
+        part = {"train": slice(None, -held_out), "validation": slice(-held_out, None), "test": slice(None)}
+        return Split(name, images[part[name]], labels[part[name]])
+
+    def _files(self, folder: Path) -> dict[str, list[Path]]:
+        if not folder.is_dir():
+            raise DataNotFound(f"'{folder}' is not a folder: give the one that holds {self.title}'s parquet files")
+        for home in (folder, folder / self.name):
+            for place in (home, home / self.folder):
+                files = {split: sorted(place.glob(f"{split}-*.parquet")) for split in ("train", "test")}
+                if all(files.values()):
+                    return files
+        raise DataNotFound(
+            f"'{folder}' holds no train-*.parquet and test-*.parquet: "
+            f"give a folder laid out as the Hub's {self.repo_id}"
+        )
+
+    def _key(self, files: dict[str, list[Path]]) -> str:
+        """Changes whenever a parquet file does, without reading them."""
+        facts = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths
+        ]
+        return f"{self.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+    def _from_hub(self, offline: bool) -> dict[str, list[Path]]:
+        """The files of the pinned revision, checked like weights."""
+        place = f"set {self.variable}, or pass --data, to a folder laid out as the Hub's {self.repo_id}"
+        if self.revision is None:
+            raise DataNotFound(f"{self.title} is not here, and no revision of it on the Hub is pinned yet: {place}")
+        hub = HubFiles(offline=offline)
+        names = {split: f"{self.folder}/{split}-00000-of-00001.parquet" for split in ("train", "test")}
+        try:
+            return {
+                split: [hub.fetch(self.repo_id, name, self.revision, repo_type="dataset")]
+                for split, name in names.items()
+            }
+        except Unreachable as error:
+            raise DataNotFound(f"{self.title} is not here ({error}): {place}") from None
+
+    def _decoded(self, files: dict[str, list[Path]], key: str) -> Self:
+        """Decode into the cache under ``key``, once."""
+
+        def decode(folder: Path) -> None:
+            import numpy as np
+
+            for split, paths in files.items():
+                images, labels = self._read(paths)
+                n = self.sizes[split] + (self.sizes["validation"] if split == "train" else 0)
+                if images.shape != (n, self.image_size, self.image_size, 3):
+                    raise IntegrityError(
+                        f"the {split} split in '{paths[0].parent}' has images of shape {images.shape}, "
+                        f"{self.title} has {(n, self.image_size, self.image_size, 3)}"
+                    )
+                if not 0 <= labels.min() <= labels.max() < len(self.classes):
+                    raise IntegrityError(
+                        f"the {split} split in '{paths[0].parent}' has labels from {labels.min()} to {labels.max()}, "
+                        f"{self.title} has {len(self.classes)} classes"
+                    )
+                np.save(folder / f"{split}_images.npy", images)
+                np.save(folder / f"{split}_labels.npy", labels)
+
+        return replace(self, root=cached(key, decode))
+
+    def _read(self, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """The images and the labels of parquet files, in their order."""
+        import numpy as np
+        import pyarrow
+        import pyarrow.parquet as parquet
+        from PIL import Image, UnidentifiedImageError
+
+        def decode(row: Any) -> np.ndarray:
+            return np.asarray(Image.open(io.BytesIO(row["bytes"].as_py())).convert("RGB"))
+
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for path in paths:
+            try:
+                columns = parquet.read_schema(path).names
+                if not {"img", self.label} <= {*columns}:
+                    raise DataNotFound(
+                        f"'{path}' is not {self.title}: its columns are {', '.join(columns)}, not img and {self.label}"
+                    )
+                table = parquet.read_table(path, columns=["img", self.label])
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    images.extend(pool.map(decode, table["img"]))
+                labels.append(table[self.label].to_numpy().astype(np.int64))
+            except (pyarrow.ArrowException, UnidentifiedImageError, OSError, KeyError) as error:
+                raise IntegrityError(
+                    f"'{path}' is not a readable parquet file of images and labels: {str(error).splitlines()[0]}"
+                ) from None
+        try:
+            stacked = np.stack(images)
+        except ValueError:
+            raise IntegrityError(
+                f"the images in '{paths[0].parent}' differ in size: this is not {self.title}"
+            ) from None
+        return stacked, np.concatenate(labels)
