@@ -76,7 +76,7 @@ def command(
 
     The engine must agree with the float model (exit code 8 if not), and be
     shown to be as accurate (8) and as robust (9), within --margin. Without
-    CIFAR-10 only agreement is checked, and the bundle says so. Of several
+    the model's data set only agreement is checked, and the bundle says so. Of several
     exports each is tried, and the exit code is the highest.
 
     \b

@@ -74,6 +74,13 @@ def load(
     return model.eval().to(where)
 
 
+class Task(NamedTuple):
+    """What a model is for: a data set, None where the model names none, and the threat model that it withstands."""
+
+    dataset: str | None = None
+    threat: ThreatModel = LINF_8
+
+
 class _Found(NamedTuple):
     """A model: its architecture, as JSON has it; its weights file, where one is wanted; and the dynamic net that it is
     a part of, or the space of those that are parts of it."""
@@ -82,20 +89,12 @@ class _Found(NamedTuple):
     path: Path | None
     subnet: Mapping[str, Any] | None = None
     supernet: str | None = None
-    task: Task | None = None
-
-
-class Task(NamedTuple):
-    """What a model is for: a data set, None where the model names none, and the threat model that it withstands."""
-
-    dataset: str | None = None
-    threat: ThreatModel = LINF_8
+    task: Task = Task()
 
 
 def task_of(name: str, *, offline: bool = False) -> Task:
     """What the model called ``name`` is for. No weights are opened; errors are those of :func:`load`."""
-    found = _found(name, HubFiles(cache_dir=None, offline=offline, progress=False), pretrained=False)
-    return found.task or Task()
+    return _found(name, HubFiles(offline=offline, progress=False), pretrained=False).task
 
 
 def weights_file(name: str, *, offline: bool = False) -> Path:

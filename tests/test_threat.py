@@ -1,0 +1,287 @@
+"""Threat models and data sets other than the usual ones, from a model's config.json to its bundle and its registry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sturdy import SPEC, pictures
+from test_registry import registry_data
+
+import zoo.weights.load
+import zoo.weights.release
+from zoo.attacks.ball import norm_of
+from zoo.cli.app import run
+from zoo.datasets.base import Dataset, to_float
+from zoo.datasets.cifar10 import CIFAR10
+from zoo.datasets.cifar100 import CIFAR100
+from zoo.evaluation.protocols import PROTOCOLS, Protocol
+from zoo.evaluation.threat import LINF_8, ThreatModel
+from zoo.export import export_model, read_bundle, sign_off, verify_bundle
+from zoo.export.bundle.folder import MANIFEST, sha256, write_sums
+from zoo.export.bundle.manifest import read_manifest
+from zoo.export.bundle.triton import write_triton
+from zoo.export.engines.twin import Twin
+from zoo.export.ladder.rungs import right, surrogate_pgd
+from zoo.export.onnx.calibration import Sampling
+from zoo.export.onnx.graph import metadata_of, save_onnx
+from zoo.models import Classifier, build
+from zoo.registry.file import info, pretty
+from zoo.specs import StagedSpec
+from zoo.system.errors import DataNotFound, IntegrityError, RobustnessGateFailed, UsageError
+from zoo.train.recipes.schema import parse_recipe
+from zoo.train.run.loop import fit
+from zoo.weights.load import task_of
+
+L2 = ThreatModel(norm="l2", eps=2.0)  # the faint texture of the pictures has an l2 norm of 1.5, the loud colours of 13
+
+
+def folder_of(folder: Path, model: Classifier, **config) -> str:
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"name": "model", "spec": model.spec.to_dict(), **config}))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Dataset:
+    """300 test pictures, and 1,100 to calibrate by."""
+    root = tmp_path_factory.mktemp("world")
+    for name, n, seed in (("train", 1100, 1), ("test", 300, 2)):
+        images, labels = pictures(n, seed=seed)
+        np.save(root / f"{name}_images.npy", images)
+        np.save(root / f"{name}_labels.npy", labels)
+    return replace(CIFAR10, root=root)
+
+
+# -- the value ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["linf 8/255", "linf 4/255", "linf 0.1", "l2 0.5", "l2 1"])
+def test_the_short_form_is_read_back(text):
+    assert str(ThreatModel.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "linf", "l1 8/255", "linf 8", "linf 0", "l2 -1", "l2 nan", "l2 inf", "l2 1/0", "2"]
+)
+def test_what_is_no_threat_model_is_refused(text):
+    with pytest.raises(UsageError, match="a norm and its eps"):
+        ThreatModel.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "threat", "derived", "step"),
+    [
+        ("pgd20", "linf 8/255", "pgd20", 2 / 255),
+        ("pgd20", "linf 4/255", "pgd20-linf-4-255", 1 / 255),
+        ("pgd20", "l2 0.5", "pgd20-l2-0.5", 2.5 * 0.5 / 20),
+        ("autoattack", "l2 0.5", "autoattack-l2-0.5", None),
+        ("clean", "l2 0.5", "clean", None),
+    ],
+)
+def test_a_protocol_under_another_threat_model_says_so_in_its_name(name, threat, derived, step):
+    base, threat = PROTOCOLS[name], ThreatModel.parse(threat)
+    found = base.under(threat)
+    assert (found.name, found.step) == (derived, pytest.approx(step))
+    assert base.attack == "none" or found.threat == threat
+    assert found.under(LINF_8) == base
+    elsewhere = found.on("cifar100")
+    assert (elsewhere.name, elsewhere.dataset) == (f"cifar100-{derived}", "cifar100")
+    assert base.on("cifar100").under(threat) == elsewhere
+    assert elsewhere.on("cifar10") == found
+
+
+# -- what a model is for -----------------------------------------------------------------------------------------
+
+
+def test_a_model_says_what_it_is_for_and_older_folders_say_it_in_their_settings(robust, tmp_path):
+    def told(**config):
+        return task_of(folder_of(tmp_path / str(len(list(tmp_path.iterdir()))), robust, **config))
+
+    assert told() == (None, LINF_8)
+    assert told(dataset="cifar100", threat={"norm": "l2", "eps": 0.5}) == ("cifar100", ThreatModel(norm="l2", eps=0.5))
+    settings = {"dataset": "imagefolder", "attack": {"eps": 4 / 255, "step": 0.01, "steps": 1}}
+    assert told(train={"settings": settings}) == ("imagefolder", ThreatModel(eps=4 / 255))
+    assert task_of("trades-s7") == ("cifar10", LINF_8)
+
+
+def test_a_training_names_its_data_set_and_its_eps(toy, tmp_path):
+    from test_training import recipe
+
+    settings = recipe(train={"epochs": 1, "images": 200}, attack={"eps": 4 / 255}).model_dump()
+    brief = parse_recipe(settings | {"dataset": "cifar100", "arch": ARCH}, "brief.toml")
+    hundred = replace(CIFAR100, root=toy.root)
+    assert (brief.arch.classes, brief.arch.mean) == (100, CIFAR100.mean)
+    assert task_of(f"local-dir:{fit(brief, hundred, tmp_path)}") == ("cifar100", ThreatModel(eps=4 / 255))
+    with pytest.raises(UsageError, match="did you mean 'cifar100'"):
+        parse_recipe(settings | {"dataset": "cifar-100"}, "typo.toml")
+
+
+ARCH = {"arch": "staged", "widths": [[4]], "resolutions": [16], "stem": 4}
+
+
+# -- in l2 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_l2(robust, world, found, tmp_path) -> str:
+    """A model for perturbations in l2; loads of CIFAR-10 find the pictures."""
+    found(world)
+    return folder_of(tmp_path / "l2", robust, dataset="cifar10", threat={"norm": L2.norm, "eps": L2.eps})
+
+
+@pytest.fixture
+def bundle(in_l2, tmp_path) -> Path:
+    return export_model(in_l2, out=tmp_path / "out", n=150, margin=0.02)
+
+
+def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):
+    manifest = read_bundle(bundle)
+    assert manifest.verified == "robust"
+    assert (manifest.dataset, manifest.threat_model) == ("cifar10", L2)
+    assert json.loads((bundle / MANIFEST).read_text())["threat_model"]["access"] == "white-box, untargeted"
+    attacks = {rung.name: [Protocol(**one) for one in rung.protocols] for rung in manifest.gates if rung.protocols}
+    assert attacks.keys() == {"transfer", "surrogate"}
+    assert all(one.threat == L2 and one.name.endswith("-l2-2") for each in attacks.values() for one in each)
+    assert manifest.gates[-1].measured["engine"]["accuracy"] > 0.9
+    assert "robust to l2 perturbations of 2." in (bundle / "README.md").read_text()
+    assert metadata_of(bundle / "model.onnx")["threat_model"] == "l2, eps 2 of [0, 1]"
+    clean, attacked = (np.load(bundle / "probe" / f"{kind}.npz")["images"] for kind in ("clean", "adversarial"))
+    assert np.linalg.norm((attacked - clean).reshape(len(clean), -1), axis=1) == pytest.approx(2.0, abs=0.01)
+    report = verify_bundle(bundle, n=150)
+    assert report.reached == "robust"
+    assert {one["norm"] for rung in report.rungs for one in rung.protocols} == {"l2"}
+
+
+def test_an_engine_that_is_not_robust_in_l2_fails_the_gate(bundle, fragile):
+    save_onnx(fragile, bundle / "model.onnx")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["artifact"]["sha256"] = sha256(bundle / "model.onnx")
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    write_sums(bundle)
+    report = verify_bundle(bundle, n=150, tolerance=1e6)
+    assert report.reached == "clean"
+    with pytest.raises(RobustnessGateFailed, match="the engine is worse"):
+        sign_off(report)
+
+
+def test_the_surrogate_attack_stays_in_its_l2_ball_and_breaks_what_is_fragile(fragile, robust, split):
+    x, y = to_float(split.images[:60]), torch.from_numpy(split.labels[:60])
+    for model, low, high in ((fragile, 0.0, 0.1), (robust, 0.9, 1.0)):
+        engine = Twin(model)
+        x_adv = surrogate_pgd(model, engine, x, y, eps=2.0, norm="l2", step=0.25, steps=20, seed=0)
+        assert norm_of(x_adv - x, "l2").max() <= 2.0 + 1e-4
+        assert 0 <= x_adv.min() <= x_adv.max() <= 1
+        assert right(engine, x, y).mean() > 0.9
+        assert low <= right(engine, x_adv, y).mean() <= high
+
+
+def test_an_l2_model_is_evaluated_and_swept_in_l2_unless_told_otherwise(in_l2, capsys):
+    def told(*arguments: str):
+        assert run([*arguments, "--json", "-q"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert told("eval", in_l2, "-n", "20")["results"].keys() == {"clean", "pgd20-l2-2"}
+    assert told("eval", in_l2, "-n", "20", "-p", "pgd20", "--threat", "linf 8/255")["results"].keys() == {"pgd20"}
+    swept = told("sweep", in_l2, "-n", "20", "--attack", "pgd20", "--eps", "0,2")
+    assert (swept["norm"], [point["step"] for point in swept["curves"]["pgd20"]]) == ("l2", [None, 0.25])
+    assert told("sweep", in_l2, "-n", "5", "--attack", "fgsm", "--norm", "linf", "--eps", "0.1")["norm"] == "linf"
+
+
+# -- data sets ---------------------------------------------------------------------------------------------------
+
+
+def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tmp_path):
+    asked = found(world)
+    name = folder_of(tmp_path / "unknown", robust)
+    bundle = export_model(name, out=tmp_path / "out", notify=lambda told: None)
+    manifest = read_bundle(bundle)
+    assert (manifest.labels, manifest.dataset, manifest.verified, asked) == ((), None, "parity", [])
+    assert "names no data set" in manifest.robustness
+    assert metadata_of(bundle / "model.onnx")["labels"] == "[]"
+    assert "airplane" not in (bundle / "README.md").read_text()
+    assert not (write_triton(bundle, tmp_path / "triton", notify=lambda told: None) / "labels.txt").exists()
+    with pytest.raises(UsageError, match="names none"):
+        export_model(name, out=tmp_path / "int8", precision="int8")
+
+
+def test_manifests_from_before_are_read(robust, tmp_path):
+    name = folder_of(tmp_path / "model", robust, dataset="cifar10")
+    bundle = export_model(name, out=tmp_path, verify="none")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    assert manifest["labels"] == list(CIFAR10.classes)
+    del manifest["dataset"]
+    path = tmp_path / MANIFEST
+    path.write_text(json.dumps(manifest))
+    assert (read_manifest(path).data_set, read_manifest(path).threat_model) == ("cifar10", LINF_8)
+    path.write_text(json.dumps({**manifest, "labels": []}))
+    assert read_manifest(path).data_set is None
+    manifest["threat_model"]["access"] = "black-box"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="access"):
+        read_manifest(path)
+
+
+@pytest.fixture
+def hundred(world, found, tmp_path) -> str:
+    """A model of CIFAR-100; loads find the pictures."""
+    found(replace(CIFAR100, root=world.root))
+    torch.manual_seed(0)
+    spec = StagedSpec(**{**SPEC.to_dict(), "classes": 100})
+    train = {
+        **{"recipe": "try", "recipe_sha256": "a" * 64, "seed": 0, "epochs": 1.0, "images_seen": 1, "wall_s": 1.0},
+        **{"device": "cpu", "torch": torch.__version__},
+    }
+    known = {"dataset": "cifar100", "family": "try", "description": "for tests", "paper": None, "train": train}
+    return folder_of(tmp_path / "hundred", build(spec).eval(), **known)
+
+
+def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_name(
+    hundred, world, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "registry.json").write_text(pretty(registry_data({})))
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
+    for module in (zoo.weights.load, zoo.weights.release):
+        monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--threat", "l2 0.5", "--write", "-q"]) == 0
+    entry = info("model")
+    assert (entry.dataset, entry.threat) == ("cifar100", LINF_8)
+    assert entry.results.keys() == {"cifar100-clean", "cifar100-fgsm-l2-0.5"}
+    assert entry.results["cifar100-clean"].dataset_sha256 == world.split("test").fingerprint
+    assert task_of("model") == ("cifar100", LINF_8)
+    capsys.readouterr()
+    assert run(["list", "--by", "cifar100-fgsm-l2-0.5"]) == 0
+    assert "fgsm, l2 0.5" in " ".join(capsys.readouterr().out.split())
+
+
+def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):
+    bundle = export_model(hundred, out=tmp_path / "out", precision="int8", calibration=Sampling(n=8), verify="none")
+    manifest = read_bundle(bundle)
+    assert (manifest.dataset, manifest.calibration.dataset, manifest.labels) == (
+        "cifar100",
+        "cifar100",
+        CIFAR100.classes,
+    )
+
+
+def test_an_int8_engine_for_image_folders_calibrates_on_one_and_is_refused_at_once_without(tmp_path, monkeypatch):
+    from test_imagefolder import draw, tiny_spec
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ZOO_IMAGENET", raising=False)
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    name = folder_of(tmp_path / "model", build(tiny_spec(224, 3)).eval(), dataset="imagefolder")
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo.export.exporter.load_source", lambda *_, **__: pytest.fail("the model was loaded first"))
+        with pytest.raises(DataNotFound, match="ZOO_IMAGENET"):
+            export_model(name, out=tmp_path / "out", precision="int8")
+    images = draw(tmp_path / "images", classes=3, train=5, val=2)
+    few = Sampling(n=4, adversarial=0.5)
+    bundle = export_model(name, out=tmp_path / "out", precision="int8", calibration=few, data=images, verify="none")
+    assert read_bundle(bundle).calibration.dataset == "imagefolder"
