@@ -76,8 +76,8 @@ def command(
 
     The engine must agree with the float model (exit code 8 if not), and be
     shown to be as accurate (8) and as robust (9), within --margin. Without
-    the model's data set only agreement is checked, and the bundle says so. Of several
-    exports each is tried, and the exit code is the highest.
+    the model's data set only agreement is checked, and the bundle says so.
+    Of several exports each is tried, and the exit code is the highest.
 
     \b
     Examples:
