@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.datasets import dataset_called
-from zoo.datasets.base import Dataset, Split, check_fits, to_float
+from zoo.datasets.base import Dataset, Split, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import DATASET, PROTOCOLS
@@ -122,10 +122,7 @@ def export_model(
     dataset = _dataset(task_of(name, offline=offline).dataset, data, offline=offline) if sampling else None
     model, known = load_source(name, offline=offline)
     level, split = choose_level(verify, known.dataset, model.spec, data, offline=offline)
-    calibrated = None
-    if sampling and dataset:
-        check_fits(dataset, model.spec)
-        calibrated = calibration_images(model, dataset, sampling, known.threat)
+    calibrated = calibration_images(model, dataset, sampling, known.threat) if sampling and dataset else None
     if verify is None and level != "robust":
         notify(unverified(known.dataset))
     return write_bundle(

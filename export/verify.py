@@ -117,7 +117,7 @@ def verify_bundle(
         queries=queries,
     )
     if split is None:
-        level, split = choose_level(level, manifest.data_set, manifest.spec, data, offline=offline)
+        level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:
         model, _ = load_source(manifest.source.name, offline=offline)
     if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
@@ -135,7 +135,7 @@ def verify_bundle(
             split=split,
             batches=manifest.artifact.batches,
             terms=terms,
-            dataset=manifest.data_set or DATASET,
+            dataset=manifest.dataset or DATASET,
             threat=manifest.threat_model,
             progress=progress,
         )

@@ -219,9 +219,9 @@ def test_manifests_from_before_are_read(robust, tmp_path):
     del manifest["dataset"]
     path = tmp_path / MANIFEST
     path.write_text(json.dumps(manifest))
-    assert (read_manifest(path).data_set, read_manifest(path).threat_model) == ("cifar10", LINF_8)
+    assert (read_manifest(path).dataset, read_manifest(path).threat_model) == ("cifar10", LINF_8)
     path.write_text(json.dumps({**manifest, "labels": []}))
-    assert read_manifest(path).data_set is None
+    assert read_manifest(path).dataset is None
     manifest["threat_model"]["access"] = "black-box"
     path.write_text(json.dumps(manifest))
     with pytest.raises(IntegrityError, match="access"):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
@@ -93,17 +93,11 @@ class Calibration(_Record):
 ACCESS = {"access": "white-box, untargeted"}  # which every threat model grants, and a manifest spells out
 
 
-def _without_access(threat: Any) -> Any:
-    return (
-        {key: value for key, value in threat.items() if ACCESS.get(key) != value}
-        if isinstance(threat, dict)
-        else threat
-    )
+def _plain(threat: Any) -> Any:
+    return dict(threat.items() - ACCESS.items()) if isinstance(threat, dict) else threat
 
 
-Threat = Annotated[
-    ThreatModel, BeforeValidator(_without_access), PlainSerializer(lambda threat: asdict(threat) | ACCESS)
-]
+Threat = Annotated[ThreatModel, BeforeValidator(_plain), PlainSerializer(lambda threat: asdict(threat) | ACCESS)]
 
 
 class Rung(_Record):
@@ -169,10 +163,13 @@ class Manifest(_Record):
     command: str
     created: str
 
-    @property
-    def data_set(self) -> str | None:
-        """The name of the data set. Older bundles have only its labels, and these are CIFAR-10's."""
-        return self.dataset or (CIFAR10.name if self.labels == CIFAR10.classes else None)
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, data: Any) -> Any:
+        """Older manifests do not name the data set: those with labels are of CIFAR-10."""
+        if isinstance(data, dict) and "dataset" not in data and tuple(data.get("labels", ())) == CIFAR10.classes:
+            return data | {"dataset": CIFAR10.name}
+        return data
 
 
 def now() -> str:

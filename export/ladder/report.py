@@ -50,7 +50,7 @@ def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
     signed = manifest.model_copy(
         update={
             "verified": report.reached,
-            "robustness": robustness(report, manifest.data_set),
+            "robustness": robustness(report, manifest.dataset),
             "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
         }
     )

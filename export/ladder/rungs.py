@@ -101,12 +101,7 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
     """PGD along the gradients of a float model: the same walks for both, each step judged by who is attacked."""
     if protocol.attack != "pgd" or protocol.step is None or protocol.steps is None:
         raise UsageError(f"protocol '{protocol.name}' is not a PGD with a step size and steps")
-    walk: dict[str, Any] = {
-        "eps": protocol.eps,
-        "norm": protocol.norm,
-        "step": protocol.step,
-        "steps": protocol.steps,
-    }
+    walk: dict[str, Any] = {key: getattr(protocol, key) for key in ("eps", "norm", "step", "steps")}
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         return (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.datasets.base import Dataset, Split, to_float
+from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import PROTOCOLS
@@ -56,8 +56,9 @@ def calibration_images(
     """Images [N, C, H, W] in [0, 1] and their record. Those that the test split has too are passed over.
 
     Raises:
-        UsageError: more images than the training split has.
+        UsageError: more images than the training split has, or the data set is not one for the model.
     """
+    check_fits(dataset, model.spec)
     train, tested = dataset.split("train"), _hashes(dataset.split("test"))
     order = np.random.default_rng(sampling.seed).permutation(len(train))
     fresh = (i for i in order if _hash(train.pixels(np.array([i]))) not in tested)

@@ -80,7 +80,7 @@ def command(
     if report.failed is not None:
         output.say(rungs_table(report.rungs))
     sign_off(report)
-    dataset = read_manifest(bundle / MANIFEST).data_set
+    dataset = read_manifest(bundle / MANIFEST).dataset
     if level is None and report.reached != "robust":
         output.say(unverified(dataset))
     output.result(
