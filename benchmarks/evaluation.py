@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.timing import interleaved, row
-from zoo.datasets.cifar10 import load_cifar10, to_float
+from zoo.datasets.base import to_float
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import EPS, STEP, protocol
 from zoo.weights.load import load
@@ -20,7 +21,7 @@ def run() -> list[dict]:
     from art.estimators.classification import PyTorchClassifier
 
     model = load(MODEL)
-    split = load_cifar10().split("test")
+    split = CIFAR10.load().split("test")
     images, labels = split.images[:N], split.labels[:N]
     x, y = to_float(images), torch.from_numpy(labels.copy())
     verdict: dict[str, float] = {}

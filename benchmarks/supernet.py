@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
 from zoo import info, list_models
-from zoo.datasets.cifar10 import Dataset, load_cifar10
+from zoo.datasets.base import Dataset
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.specs import parse_spec
 from zoo.train.methods import losses
 from zoo.train.proard.dynamic import calibration
@@ -34,7 +35,7 @@ SHARED = ["supernet.attacker=random", "supernet.refine=2"]
 
 
 def run() -> list[dict]:
-    dataset = load_cifar10()
+    dataset = CIFAR10.load()
     contestants = {}
     for name, more in {
         "zoo, shared images, 2 steps each (bf16)": ["train.precision=bf16", *SHARED],

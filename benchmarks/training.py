@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.timing import interleaved, row
-from zoo.datasets.cifar10 import load_cifar10
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.models import build
 from zoo.train.recipes.phases import load_recipe
 from zoo.train.run.trainer import Trainer
@@ -16,7 +16,7 @@ STEPS_A_ROUND = 5
 
 def run() -> list[dict]:
     settings = ["train.method=pgd-at", "attack.steps=10", "attack.step=0.00784313725490196", "train.images=12800"]
-    dataset = load_cifar10()
+    dataset = CIFAR10.load()
     contestants = {}
     for precision in ("bf16", "fp32"):
         trainer = Trainer(load_recipe("trades-s7", overrides=[*settings, f"train.precision={precision}"]), dataset)

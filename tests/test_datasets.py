@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +183,11 @@ def test_the_real_one_is_as_its_value_says(name):
         held_out = to_float(dataset.split("validation").images)
         assert held_out.mean((0, 2, 3)).tolist() == pytest.approx(dataset.mean, abs=0.02)
         assert held_out.std((0, 2, 3)).tolist() == pytest.approx(dataset.std, abs=0.02)
+
+
+def test_the_table_is_read_without_torch_and_numpy():
+    check = "import sys, zoo.datasets; sys.exit(bool({'torch', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
 def test_a_typo_is_told_and_a_model_that_names_none_gets_what_it_takes():

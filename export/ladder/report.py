@@ -73,6 +73,8 @@ def readme(manifest: Manifest) -> str:
     """A page for those who are handed the folder and nothing else."""
     size = manifest.spec.image_size
     threat, artifact = manifest.threat_model, manifest.artifact
+    named = f" of {', '.join(manifest.labels)}" if manifest.labels else ""
+    named = named if len(manifest.labels) <= 20 else ", whose names are the `labels` of `manifest.json`"
     engine = backend(manifest.engine)
     own = "" if artifact.format == "onnx" else RUN.format(engine=engine, file=artifact.file)
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
@@ -84,7 +86,7 @@ multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
 
 - Input `{manifest.io.input.name}`: float32 RGB images [N, 3, {size}, {size}] in [0, 1]; normalisation is inside.
 - Output `{manifest.io.output.name}`: logits [N, {manifest.spec.classes}]\
-{" of " + ", ".join(manifest.labels) if manifest.labels else ""}.
+{named}.
 
 ```python
 import numpy, onnxruntime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from math import inf
 from typing import Literal, get_args
 
@@ -42,6 +41,8 @@ class ThreatModel(Record):
         Raises:
             UsageError: it is not one.
         """
+        from fractions import Fraction
+
         norm, _, size = text.strip().partition(" ")
         try:
             eps = float(Fraction(size.strip()))
