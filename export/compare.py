@@ -132,12 +132,13 @@ def _subject(given: str) -> Subject:
     return _released(given) if folder is None else _exported(given, folder)
 
 
-def _released(name: str) -> Subject:
+def _released(given: str) -> Subject:
     from zoo.registry.file import info
     from zoo.weights.release import stored_bits
 
     registry = load_registry()
-    entry = info(name, registry=registry)
+    entry = info(given, registry=registry)
+    name = entry.name
     try:
         bits = stored_bits(name)
     except UsageError:  # none at all

@@ -31,7 +31,7 @@ from zoo.system import device
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
 from zoo.system.files import sha256_file
-from zoo.weights.load import save_weights
+from zoo.weights.load import find, save_weights
 from zoo.weights.release import candidate, release
 
 TERMS = {"threads": 1, "cpus": None, "batches": [1, 2]}
@@ -427,7 +427,7 @@ def test_new_times_replace_those_of_the_same_batch_and_leave_the_rest(fresh):
 
 
 def test_an_evaluation_that_began_earlier_does_not_undo_a_bench(fresh):
-    evaluated = candidate("small")
+    evaluated = candidate(find("small"))
     write_latency("small", evaluated.sha256, {"phone": {"ort": {"1": timed(1.0)}}})
     release(evaluated, [])
     assert info("small").latency["phone"]["ort"]["1"].p50_ms == 1.0

@@ -20,6 +20,7 @@ from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
 from zoo.specs import StagedSpec, cost
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.weights.load import find
 from zoo.weights.release import candidate
 
 ROOT = Path(__file__).parent.parent
@@ -215,8 +216,8 @@ def trained(tmp_path):
 
 
 def test_a_candidate_brings_the_papers_numbers_its_teacher_and_its_phases(path, trained):
-    assert "reported" not in candidate(trained()).entry
-    entry = candidate(trained(reported=REPORTED)).entry
+    assert "reported" not in candidate(find(trained())).entry
+    entry = candidate(find(trained(reported=REPORTED))).entry
     assert entry["reported"] == REPORTED
     assert (entry["train"]["teacher"], entry["train"]["phases"]) == (TEACHER, PHASES)
     write_model("student", entry, path=path)
@@ -228,12 +229,12 @@ def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before
     released = taught() | {"results": {"pgd20": result(4000, sha256=sha256)}}
     released["weights"]["sha256"] = sha256
     write_model("student", released, path=path)
-    entry = candidate(trained(reported=REPORTED)).entry
+    entry = candidate(find(trained(reported=REPORTED))).entry
     assert entry["reported"] == REPORTED
     assert entry["results"]["pgd20"]["accuracy"]["value"] == 0.4
     write_model("student", entry, path=path)
-    assert set(candidate(trained()).entry["reported"]) == set(REPORTED)  # a config that has none takes none away
-    assert candidate(trained(reported={})).entry["reported"] == {}
+    assert set(candidate(find(trained())).entry["reported"]) == set(REPORTED)  # a config that has none takes none away
+    assert candidate(find(trained(reported={}))).entry["reported"] == {}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before
 )
 def test_a_papers_number_that_is_malformed_is_refused_before_anything_is_measured(path, trained, reported, place):
     with pytest.raises(UsageError, match=rf"config\.json' makes no entry: .*'{place}'"):
-        candidate(trained(reported=reported))
+        candidate(find(trained(reported=reported)))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(path):

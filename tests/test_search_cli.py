@@ -14,7 +14,8 @@ from zoo.system.files import sha256_file
 from zoo.train.proard import measuring, predictor
 from zoo.train.proard.labelled import Labels
 from zoo.train.spaces import SPACES
-from zoo.weights.load import PREDICTOR, load
+from zoo.weights.folder import PREDICTOR
+from zoo.weights.load import load
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, Usag
 from zoo.train.proard.dynamic import Dynamic, dynamic
 from zoo.train.proard.elastic import Elastic
 from zoo.train.spaces import SPACES
-from zoo.weights.load import save_weights, weights_sha256
+from zoo.weights.load import find, save_weights, weights_sha256
 from zoo.weights.release import candidate, release
 
 TRAIN = {
@@ -92,7 +92,7 @@ def put(name: str, toy) -> None:
     model = load(name)
     protocols = [PROTOCOLS[key].model_copy(update={"n": 50}) for key in ("clean", "pgd20")]
     results = list(measure(model, weights_sha256(model), toy, protocols))
-    release(candidate(name), [type(one)(PROTOCOLS[one.protocol.name], *rest(one)) for one in results])
+    release(candidate(find(name)), [type(one)(PROTOCOLS[one.protocol.name], *rest(one)) for one in results])
 
 
 def rest(one):

@@ -8,8 +8,8 @@ from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 from zoo.system.errors import UsageError
 from zoo.train.teachers.attention import attention_map, unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
-from zoo.train.teachers.teacher import Lesson, Teacher, address
-from zoo.weights.load import load
+from zoo.train.teachers.teacher import Lesson, Teacher
+from zoo.weights.load import find, load
 
 STAGED = StagedSpec(widths=((4, 6), (8,)), resolutions=(16, 8), stem=4)
 CPU = torch.device("cpu")
@@ -210,9 +210,8 @@ def test_rows_of_a_lesson_are_the_lesson_on_these_images(teacher_folder):
 
 
 def test_a_teacher_is_named_by_its_folder_or_by_the_registry(teacher_folder):
-    assert address(str(teacher_folder)) == f"local-dir:{teacher_folder}"
-    assert address("nfgsm-w15") == "nfgsm-w15"
-    assert address("hf-hub:some/repo") == "hf-hub:some/repo"
+    for name, address in ((str(teacher_folder), f"local-dir:{teacher_folder}"), ("nfgsm-w15", "nfgsm-w15")):
+        assert str(find(name, folders=True).address) == address
 
 
 @pytest.mark.slow

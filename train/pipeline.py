@@ -20,7 +20,8 @@ from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
 from zoo.train.run.loop import fit
 from zoo.train.run.trainer import Trainer
-from zoo.train.teachers.teacher import HELD_OUT, held_out_accuracy
+from zoo.train.teachers.teacher import held_out_accuracy
+from zoo.weights.folder import ModelFolder
 from zoo.weights.load import load
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -81,7 +82,7 @@ def run(
             model = left[phase]
             if PartialState().is_main_process:
                 _judge(model, dataset, recipe.guard.images)
-            earlier = json.loads((model / "config.json").read_text())["train"]["phases"]
+            earlier = (ModelFolder(model).read().train or {})["phases"]
     if model is not None and recipe.supernet is not None and PartialState().is_main_process:
         _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
     return left
@@ -118,22 +119,23 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     """Fit the predictor of the dynamic net in the folder ``model``, and leave it there with what it was fitted to."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
-    from zoo.weights.load import LABELS, PREDICTOR
 
-    if (model / PREDICTOR).exists():
+    folder = ModelFolder(model)
+    if folder.predictor.exists():
         return
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
     reach = {"images": settings.images, "steps": settings.steps, "calibration": recipe.ema.recalibrate}
-    told = measuring.label(net, genes, dataset, model / LABELS, **reach, progress=progress)
+    told = measuring.label(net, genes, dataset, folder.labels, **reach, progress=progress)
     how = {"members": settings.members, "seed": recipe.train.seed}
     scores = predictor.cross_validated(net.space, told, **how)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
-    predictor.fit(net.space, told, **how).save(model / PREDICTOR)
+    predictor.fit(net.space, told, **how).save(folder.predictor)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:
-    if (model / HELD_OUT).exists():
+    kept = ModelFolder(model).held_out
+    if kept.exists():
         return
     accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
-    write_atomic(model / HELD_OUT, (json.dumps(accuracy, indent=2) + "\n").encode())
+    write_atomic(kept, (json.dumps(accuracy, indent=2) + "\n").encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from zoo.export.engines.options import reloading
 from zoo.export.exporter import export_model
 from zoo.export.remote.engine import runner_of
 from zoo.system.errors import UsageError, ZooError
+from zoo.weights.address import has_scheme
+from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import save_weights
 
 
@@ -27,7 +28,7 @@ def as_bundle(subject: Path | str) -> Path | None:
     """
     folder = Path(subject)
     holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
-    meant = isinstance(subject, Path) or holds or (os.sep in subject and ":" not in subject)
+    meant = isinstance(subject, Path) or holds or (os.sep in subject and not has_scheme(subject))
     return folder if meant else None
 
 
@@ -118,7 +119,6 @@ def _unpack(manifest: Manifest, folder: Path, offline: bool) -> str | None:
         return f"the float model cannot be had: {error}"
     if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
         return f"the source '{manifest.source.name}' is not the model that the bundle was made from"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"spec": model.spec.to_dict()}), encoding="utf-8")
-    save_weights(model.state_dict(), folder / "model.safetensors")
+    ModelFolder(folder).write(ModelConfig(spec=model.spec.to_dict()))
+    save_weights(model.state_dict(), ModelFolder(folder).weights)
     return None

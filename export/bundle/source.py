@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,7 +12,10 @@ from torch import nn
 from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.models import Classifier
+from zoo.registry.entry import Entry
 from zoo.specs import Spec
+from zoo.system.hub import HubFiles
+from zoo.weights.address import HUB
 
 
 def digest(model: nn.Module) -> str:
@@ -58,38 +59,29 @@ def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]
         Unreachable: the weights are not here, and cannot be fetched.
         IntegrityError: the weights are not what they should be.
     """
-    from zoo.weights.load import load, task_of
+    from zoo.weights.load import find
 
-    model = load(name, local_files_only=offline)
-    task = task_of(name, offline=offline)._asdict()
-    scheme, _, place = name.partition(":")
-    if scheme == "local-dir":
-        folder = Path(place).expanduser().resolve()
-        title = json.loads((folder / "config.json").read_text()).get("name")
-        return model, Known(name=f"local-dir:{folder}", title=_as_folder(title or folder.name), **task)
-    if scheme == "hf-hub":
-        repo_id, _, revision = place.partition("@")
-        title = _as_folder(repo_id.rpartition("/")[2])
-        return model, Known(name, title, repo_id=repo_id, revision=revision or None, **task)
-    return model, _registered(name, task)
-
-
-def _registered(name: str, task: dict[str, Any]) -> Known:
-    from zoo.registry.file import info
-
-    entry = info(name).to_dict()
-    weights = entry["weights"]
-    hub = weights.get("hub") or {}
-    return Known(
-        name,
-        _as_folder(name),
-        measured=entry.get("results") or {},
-        reported=entry.get("reported") or {},
-        file_sha256=weights["sha256"],
-        repo_id=hub.get("repo_id"),
-        revision=hub.get("revision"),
-        **task,
-    )
+    found = find(name, HubFiles(offline=offline))
+    address, facts = found.address.absolute(), found.facts
+    task = found.task._asdict()
+    if isinstance(facts, Entry):
+        entry = facts.to_dict()
+        known = Known(
+            name=facts.name,
+            title=_as_folder(facts.name),
+            measured=entry["results"],
+            reported=entry["reported"],
+            file_sha256=facts.weights.sha256,
+            repo_id=facts.weights.hub.repo_id if facts.weights.hub else None,
+            revision=facts.weights.hub.revision if facts.weights.hub else None,
+            **task,
+        )
+    elif address.scheme == HUB:
+        title = _as_folder(address.place.rpartition("/")[2])
+        known = Known(str(address), title, repo_id=address.place, revision=address.revision, **task)
+    else:
+        known = Known(str(address), _as_folder(found.title), **task)
+    return found.load(), known
 
 
 def _as_folder(title: str) -> str:

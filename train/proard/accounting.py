@@ -16,7 +16,7 @@ from zoo.train.proard.sampling import drawn
 from zoo.train.recipes.schema import Recipe
 from zoo.train.spaces import space_called
 from zoo.train.spaces.dynamic import Space
-from zoo.train.teachers.start import spec_of
+from zoo.weights.load import find
 
 DRAWS = 2000
 
@@ -53,7 +53,11 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
         total += attack * (attacker if settings.attacker == "random" else largest)
         total += 2 * settings.refine * (others + settings.largest * largest)
     if frozen:  # one forward pass of clean images
-        total += largest if settings.teacher in phases else cost(spec_of(settings.teacher)).macs
+        total += (
+            largest
+            if settings.teacher in phases
+            else cost(find(settings.teacher, folders=True, pretrained=False).spec).macs
+        )
     elif settings.teacher == "largest" and others:
         total += largest
     return total
@@ -61,8 +65,10 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
 
 def per_image_alone(recipe: Recipe) -> float:
     """Multiply-accumulates for an image that a step of a net trained by itself sees, its teacher's pass included."""
-    teacher = cost(spec_of(recipe.distill.teacher)).macs if recipe.distill else 0
-    return passes(recipe) * cost(recipe.arch).macs + teacher
+    alone = passes(recipe) * cost(recipe.arch).macs
+    if recipe.distill is None:
+        return alone
+    return alone + cost(find(recipe.distill.teacher, folders=True, pretrained=False).spec).macs
 
 
 def _drawn_macs(space: Space, recipe: Recipe) -> tuple[float, float]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,36 +14,47 @@ from torch import Tensor
 from zoo.datasets.base import Dataset, check_fits
 from zoo.models import Classifier
 from zoo.models.subnet import STATISTICS
+from zoo.registry.entry import Subnet, Train
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import sha256_file, write_atomic
+from zoo.system.hub import HubFiles
 from zoo.train.data.images import source_of
 from zoo.train.proard.elastic import Elastic
 from zoo.train.proard.predictor import Predictor
 from zoo.train.spaces import space_called
 from zoo.train.spaces.dynamic import Genes, Space
-from zoo.train.teachers.teacher import address
-from zoo.weights.load import CONFIG, CUT_FROM, PREDICTOR, read_tensors, save_weights, weights_file
+from zoo.weights.address import HUB, Address
+from zoo.weights.folder import CONFIG, PREDICTOR, ModelConfig, ModelFolder
+from zoo.weights.load import CUT_FROM, Found, find, save_weights
 
 CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of a sub-net
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """A dynamic net: its weights file, and what is known of its training, as a registry entry has it."""
+    """A dynamic net: its weights file, and what is known of it."""
 
-    name: str
+    found: Found
     path: Path
-    facts: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        return self.found.sha256
+
+    @property
+    def name(self) -> str:
+        """Its address, as sub-nets have it: the same from any working folder."""
+        return str(self.found.address.absolute())
 
     @property
     def space(self) -> Space:
-        return space_called(self.facts["supernet"])
+        assert self.found.facts.supernet is not None
+        return space_called(self.found.facts.supernet)
 
     @cached_property
     def net(self) -> Elastic:
         net = Elastic(self.space).requires_grad_(False)
-        net.load_released(read_tensors(self.path))
+        net.load_released(self.found.tensors())
         return net
 
     @property
@@ -66,7 +75,7 @@ class Dynamic:
         if not path.exists():
             raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
         predictor = Predictor.load(path, self.space)
-        if predictor.weights_sha256 != sha256_file(self.path):
+        if predictor.weights_sha256 != self.sha256:
             raise UsageError(f"'{path}' was fitted to other weights than '{self.path}': fit it anew")
         return predictor
 
@@ -83,26 +92,27 @@ class Dynamic:
         Raises:
             UsageError: there is a model in ``folder`` already; the genes are not of this space.
         """
-        check_free(folder)
+        place, facts = ModelFolder(folder), self.found.facts
+        place.check_free()
         values = self.space.values(genes)
         state = self.cut(genes, dataset).state_dict()
         statistics = {key: tensor for key, tensor in state.items() if key.endswith(STATISTICS)}
-        sha256 = sha256_file(self.path)
         spec = self.space.spec(genes)
-        of = {"of": self.name, "weights_sha256": sha256, "values": values, "size": self.width * cost(spec).params}
-        config: dict[str, Any] = {
-            "name": name,
-            "family": self.facts["family"],
-            "description": f"Sub-net of {self.facts['name']}, cut without retraining",
-            "paper": self.facts["paper"],
-            "spec": spec.to_dict(),
-            "subnet": of,
-            **{key: self.facts[key] for key in ("dataset", "threat") if key in self.facts},
-            "train": self.facts["train"],
-        }
+        size = self.width * cost(spec).params
+        config = ModelConfig(
+            name=name,
+            family=facts.family,
+            description=f"Sub-net of {self.found.title}, cut without retraining",
+            paper=facts.paper,
+            spec=spec.to_dict(),
+            subnet=Subnet(of=self.name, weights_sha256=self.sha256, values=values, size=size),
+            dataset=self.found.task.dataset,
+            threat=self.found.task.threat,
+            train=asdict(facts.train) if isinstance(facts.train, Train) else facts.train,
+        )
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(statistics, folder / "model.safetensors", **{CUT_FROM: sha256})
-        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        save_weights(statistics, place.weights, **{CUT_FROM: self.sha256})
+        place.write(config)
         return folder
 
 
@@ -113,30 +123,19 @@ def dynamic(name: str, *, offline: bool = False) -> Dynamic:
         UsageError: it is no dynamic net, or a Hub repository that is not in the registry.
         UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load.load`.
     """
-    where = address(name)
-    scheme, _, place = where.partition(":")
-    if scheme == "hf-hub":
-        raise UsageError(f"sub-nets are cut from a net of the registry or of a folder: download '{place}' to a folder")
-    path = weights_file(where, offline=offline)
-    if scheme == "local-dir":
-        where = f"local-dir:{path.parent.resolve()}"  # sub-nets refer to it, from wherever they are loaded
-        facts = json.loads(path.with_name(CONFIG).read_text())
-    else:
-        from zoo.registry.file import info
-
-        facts = {"name": where, **info(where).to_dict()}
-    if not facts.get("supernet"):
+    address = Address.parse(name, folders=True)
+    if address.scheme == HUB:
+        raise UsageError(
+            f"sub-nets are cut from a net of the registry or of a folder: download '{address.place}' to a folder"
+        )
+    found = find(address, HubFiles(offline=offline, progress=False))
+    if not found.facts.supernet:
         raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
-    missing = sorted({"name", "family", "paper", "train"} - facts.keys())
+    assert found.path is not None
+    missing = [key for key in ("family", "name", "train") if getattr(found.facts, key) is None]
     if missing:
-        raise IntegrityError(f"'{path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
-    return Dynamic(where, path, facts)
-
-
-def check_free(folder: Path) -> None:
-    """Raise UsageError if ``folder`` holds a model."""
-    if (folder / "config.json").exists():
-        raise UsageError(f"'{folder}' already holds a model: choose another folder")
+        raise IntegrityError(f"'{found.path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
+    return Dynamic(found, found.path)
 
 
 def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:

@@ -11,7 +11,6 @@ from zoo.datasets.base import Dataset
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.system.errors import UsageError
-from zoo.system.files import sha256_file
 from zoo.train.proard.dynamic import Dynamic
 from zoo.train.proard.labelled import Labels
 from zoo.train.spaces.dynamic import Genes, Space
@@ -64,7 +63,7 @@ def label(
     Raises:
         UsageError: ``path`` holds labels of other weights, or measured in another way.
     """
-    space, sha256 = net.space, sha256_file(net.path)
+    space, sha256 = net.space, net.sha256
     how = f"PGD-{steps}, statistics of {calibration} images"
     known: dict[tuple[int, ...], tuple[float, float]] = {}
     if path.exists():

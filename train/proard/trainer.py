@@ -18,8 +18,8 @@ from zoo.train.proard.sort import sort_hidden
 from zoo.train.recipes.schema import Supernet
 from zoo.train.run.trainer import Trainer
 from zoo.train.spaces import space_called
-from zoo.train.teachers.start import stored
 from zoo.train.teachers.teacher import Teacher
+from zoo.weights.load import find
 
 
 class SupernetTrainer(Trainer):
@@ -56,7 +56,7 @@ class SupernetTrainer(Trainer):
 
     def begin(self, net: nn.Module, start: str) -> None:
         assert isinstance(net, Elastic)
-        net.load_released(stored(start))
+        net.load_released(find(start, folders=True).tensors())
         if self.supernet.sort:
             sort_hidden(net)
 

@@ -12,9 +12,10 @@ from zoo.system.errors import UsageError, nearest
 from zoo.train.recipes.schema import ONLY, SEARCH, SEARCHED, Recipe, Section, parse_recipe
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
-from zoo.train.teachers.start import spec_of
+from zoo.weights.load import find
 
 RECIPES = Path(__file__).parent
+RENAMED = {"nfgsm-p4": "ard-p4-w15", "nfgsm-p12": "ard-p12-w15", "nfgsm-p30": "ard-p30-w15"}
 
 
 def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> Recipe:
@@ -75,7 +76,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
         teacher = recipe.supernet.teacher if recipe.supernet else "none"
         if teacher not in ("largest", "none", *list(phases)[:-1]):
-            spec_of(teacher)  # or it would be missed after the phases before
+            find(teacher, folders=True, pretrained=False)  # or it would be missed after the phases before
         if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
                 f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "
@@ -118,7 +119,7 @@ def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
 def _with_arch(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` with the architecture of the model that it starts from, unless it names one itself."""
     if "start" in data and "arch" not in data:
-        data["arch"] = spec_of(str(data["start"])).to_dict()
+        data["arch"] = find(str(data["start"]), folders=True, pretrained=False).spec.to_dict()
     return data
 
 
@@ -131,6 +132,7 @@ def _find(source: str | Path) -> Path:
     if Path(source).is_file():
         return Path(source)
     name = Path(source).name.removesuffix(".toml")
+    name = RENAMED.get(name, name)
     published = published_recipes()
     if name in published:
         return published[name]

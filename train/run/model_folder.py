@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoo.train.teachers import teacher
-from zoo.train.teachers.start import origin
-from zoo.train.teachers.teacher import HELD_OUT
-from zoo.weights.load import LABELS, PREDICTOR, save_weights
+from zoo.weights.folder import ModelConfig, ModelFolder
+from zoo.weights.load import find, save_weights
 
 if TYPE_CHECKING:
     from zoo.train.run.trainer import Trainer
@@ -24,25 +22,25 @@ if TYPE_CHECKING:
 
 def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) -> None:
     """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
+    left = ModelFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (HELD_OUT, PREDICTOR, LABELS):
-        (folder / name).unlink(missing_ok=True)  # of other weights
+    for file in (left.held_out, left.predictor, left.labels):
+        file.unlink(missing_ok=True)  # of other weights
     recipe, position = trainer.recipe, trainer.position
     phases = [*trainer.earlier, trainer.effort()]
-    distiller = trainer.distiller
-    config: dict[str, Any] = {
-        "name": recipe.name,
-        "family": recipe.family,
-        "description": recipe.description,
-        "paper": recipe.paper,
-        "spec": recipe.arch.to_dict(),
-        "dataset": trainer.dataset.name,
-        "reported": {key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
-        "train": {
+    config = ModelConfig(
+        name=recipe.name,
+        family=recipe.family,
+        description=recipe.description,
+        paper=recipe.paper,
+        spec=recipe.arch.to_dict(),
+        dataset=trainer.dataset.name,
+        reported={key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
+        train={
             "recipe": recipe.name,
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
-            "start": origin(recipe.start),
+            "start": find(recipe.start, folders=True).reference() if recipe.start else None,
             "teacher": None if trainer.taught_by is None else teacher.record(trainer.taught_by, trainer.dataset),
             **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
@@ -52,15 +50,13 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "torch": torch.__version__,
             "history": position.history,
         },
-    }
-    if distiller is not None:
-        config["tutors"] = distiller.tutors
-    if recipe.supernet is not None:
-        config["supernet"] = recipe.supernet.space
+        tutors=trainer.distiller.tutors if trainer.distiller else None,
+        supernet=recipe.supernet.space if recipe.supernet else None,
+    )
     if recipe.train.weights == "fp16":
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-    save_weights(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_weights(weights, left.weights)
+    left.write(config)
 
 
 def device_name(device: torch.device) -> str:

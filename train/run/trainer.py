@@ -26,8 +26,8 @@ from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
 from zoo.train.teachers.cache import LessonBook, Versions
-from zoo.train.teachers.start import started
 from zoo.train.teachers.teacher import Teacher
+from zoo.weights.load import find
 
 
 @dataclass
@@ -125,7 +125,10 @@ class Trainer:
 
     def begin(self, net: nn.Module, start: str) -> None:
         """Give ``net`` the weights of the model ``start``."""
-        net.load_state_dict(started(start, self.recipe.arch).state_dict())
+        found = find(start, folders=True)
+        if found.spec != self.recipe.arch:
+            raise UsageError(f"'{start}' is of another architecture than [arch] of the recipe: take one of the two out")
+        net.load_state_dict(found.load().state_dict())
 
     def parallel(self, net: nn.Module) -> nn.Module:
         """``net`` as several processes train it: with gradients that are means over all of them."""

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from zoo.datasets.base import Dataset
+from zoo.registry.entry import Entry
 from zoo.train.teachers.attention import unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
+from zoo.weights.folder import ModelFolder
+from zoo.weights.load import find, weights_sha256
 
 if TYPE_CHECKING:
     from zoo.models import Classifier
     from zoo.train.teachers.cache import LessonBook
-
-
-HELD_OUT = "held_out.json"  # beside a model: its accuracy on held-out training images
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ class Teacher:
     """
 
     def __init__(self, name: str, device: torch.device, *, size: int = 16, compile: bool = False) -> None:
-        from zoo.weights.load import load
-
         # Not folded: folding would rescale what the taps see, channel by channel.
-        model = load(address(name), progress=False).requires_grad_(False)
+        model = find(name, folders=True).load().requires_grad_(False)
         self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
         self.taps: Taps | None = None
@@ -87,43 +85,28 @@ class Teacher:
         return Lesson(*self._answer(x))
 
 
-def address(name: str) -> str:
-    """``name`` as :func:`zoo.weights.load.load` wants it: the path of an existing folder becomes ``local-dir:``."""
-    return f"local-dir:{name}" if ":" not in name and Path(name).is_dir() else name
-
-
-def title(name: str) -> str:
-    """What the model ``name`` is called, if it is that of a folder: by the folder's config.json."""
-    config = Path(name) / "config.json"
-    return json.loads(config.read_text()).get("name", name) if config.is_file() else name
-
-
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
     """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
 
-    A registry name brings its measured accuracy along. Another model's is that on held-out training images, measured
-    here if not after its training (the protocols are then called ``validation-clean`` and ``validation-pgd20``).
+    A model of the registry brings its measured accuracy along. Another model's is that on held-out training images,
+    measured here if not after its training (the protocols are then called ``validation-clean`` and
+    ``validation-pgd20``).
     """
-    from zoo.registry.file import load_registry
-    from zoo.weights.load import load, weights_sha256
-
-    entry = load_registry().models.get(address(name))  # a folder of that name comes first, as in loading
-    if entry is not None and {"clean", "pgd20"} <= entry.results.keys():
-        accuracy: dict[str, Any] = {key: entry.results[key].accuracy.to_dict() for key in ("clean", "pgd20")}
-        return {"name": name, "weights_sha256": entry.weights.sha256, "accuracy": accuracy}
-    model = load(address(name), progress=False)
-    sha256 = weights_sha256(model)
-    kept = Path(name) / HELD_OUT
-    told = json.loads(kept.read_text()) if kept.is_file() else held_out_accuracy(model, dataset)
-    accuracy = {f"validation-{key}": one for key, one in told.items()}
-    return {"name": title(name), "weights_sha256": sha256, "accuracy": accuracy}
+    found = find(name, folders=True, pretrained=False)
+    if isinstance(found.facts, Entry) and {"clean", "pgd20"} <= found.facts.results.keys():
+        results = found.facts.results
+        accuracy: dict[str, Any] = {key: results[key].accuracy.to_dict() for key in ("clean", "pgd20")}
+        return {**found.reference(), "accuracy": accuracy}
+    found = find(name, folders=True)
+    kept = ModelFolder(Path(found.address.place)).held_out
+    measured = json.loads(kept.read_text()) if kept.is_file() else held_out_accuracy(found.load(), dataset)
+    return {**found.reference(), "accuracy": {f"validation-{key}": one for key, one in measured.items()}}
 
 
 def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
     """Clean and PGD-20 accuracy of a loaded model on the first ``n`` held-out training images, by protocol."""
     from zoo.evaluation.measure import measure
     from zoo.evaluation.protocols import PROTOCOLS
-    from zoo.weights.load import weights_sha256
 
     n = min(n, len(dataset.split("validation")))
     device = "cuda" if torch.cuda.is_available() else "cpu"  # training has one too, and a large teacher needs it

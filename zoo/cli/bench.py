@@ -69,10 +69,11 @@ def command(
     from zoo.export.bench.entrants import as_bundle
     from zoo.export.bench.times import write_to_bundle, write_to_registry
     from zoo.system.errors import UsageError
+    from zoo.weights.address import has_scheme
 
     output = Output(as_json=as_json, quiet=quiet)
     bundles = [folder for subject in subjects if (folder := as_bundle(subject)) is not None]
-    unkept = [subject for subject in subjects if ":" in subject]
+    unkept = [subject for subject in subjects if has_scheme(subject)]
     if write and unkept:
         raise UsageError(f"--write stores in bundles and registry entries, and '{unkept[0]}' is neither: leave it out")
     report = bench(

@@ -52,7 +52,8 @@ def command(
     from zoo.evaluation.statistics import Accuracy
     from zoo.evaluation.threat import ThreatModel
     from zoo.system.files import cache_root
-    from zoo.weights.load import load, task_of, weights_sha256
+    from zoo.system.hub import HubFiles
+    from zoo.weights.load import find
     from zoo.weights.release import candidate, release
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -64,12 +65,11 @@ def command(
             raise UsageError("--write stores whole protocols only: leave -n out")
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     asked_threat = None if threat is None else ThreatModel.parse(threat)
-    releasing = candidate(name) if write else None
-    task = task_of(name, offline=offline)
-    model = load(name, local_files_only=offline)
-    sha256 = weights_sha256(model)
+    found = find(name, HubFiles(offline=offline))
+    releasing, task = candidate(found) if write else None, found.task
     if releasing and task.dataset is None:
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
+    model = found.load()
     dataset = dataset_for(model.spec, task.dataset).load(data, offline=offline)
     check_fits(dataset, model.spec)
     chosen = [one.on(dataset.name).under(asked_threat or task.threat) for one in chosen]
@@ -78,7 +78,7 @@ def command(
     with output.progress() as advance:
         for measurement in measure(
             model,
-            sha256,
+            found.sha256,
             dataset,
             chosen,
             batch_size=batch_size,
@@ -102,7 +102,7 @@ def command(
         output.say("unreliable: Square breaks over 0.2 % of the images after the white-box attacks")
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
-        {"name": name, "weights_sha256": sha256, "results": results, "flags": flags},
+        {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": flags},
         lambda: table(columns, rows),
     )
 

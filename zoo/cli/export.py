@@ -152,8 +152,9 @@ def _names(pattern: str) -> list[str]:
     """The models that a pattern of the shell's kind stands for; any other name as it is."""
     from zoo.registry.pick import list_models
     from zoo.system.errors import UnknownModel
+    from zoo.weights.address import has_scheme
 
-    if ":" in pattern or not set(pattern) & set("*?["):
+    if has_scheme(pattern) or not set(pattern) & set("*?["):
         return [pattern]
     names = list_models(pattern)
     if not names:

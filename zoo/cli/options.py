@@ -11,11 +11,11 @@ from zoo.system.errors import ZooError
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Names of the registry that start so, for the shell to complete."""
+    """Names and aliases of the registry that start so, for the shell to complete."""
     from zoo.registry.file import load_registry
 
     try:
-        return [name for name in load_registry().models if name.startswith(incomplete)]
+        return [name for name in load_registry().named if name.startswith(incomplete)]
     except ZooError:  # there is no place for a message while a shell completes
         return []
 

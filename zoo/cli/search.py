@@ -57,8 +57,9 @@ def command(
     """
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share
-    from zoo.train.proard.dynamic import check_free, dynamic
+    from zoo.train.proard.dynamic import dynamic
     from zoo.train.proard.search import Limits, best, search
+    from zoo.weights.folder import ModelFolder
 
     output = Output(as_json=as_json, quiet=quiet)
     if latency_ms is not None and not latency_ms > 0:
@@ -70,7 +71,7 @@ def command(
         min_robust=None if min_robust is None else parse_share(min_robust),
     )
     if out is not None:
-        check_free(out)
+        ModelFolder(out).check_free()
     net = dynamic(name, offline=offline)
     space, predictor = net.space, net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
@@ -95,8 +96,8 @@ def command(
         from zoo.datasets import dataset_for
 
         budget = flops or format_count(int(found.macs[chosen]))
-        dataset = dataset_for(net.net.full.spec, net.facts.get("dataset")).load(data, offline=offline)
-        report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.facts['name']}@{budget}"))
+        dataset = dataset_for(net.net.full.spec, net.found.task.dataset).load(data, offline=offline)
+        report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.found.title}@{budget}"))
     told = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
     if front[chosen] not in told:
         told.append(front[chosen])

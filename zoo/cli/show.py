@@ -33,6 +33,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
     yield from wrapped(f"{entry.description.rstrip('.')}.")
     yield ""
     facts = {
+        "also called": ", ".join(entry.aliases),
         "family": entry.family,
         "architecture": in_words(entry.spec),
         "cost": f"{entry.macs:,} MACs (multiply-accumulates) an image, {format_count(entry.params)} parameters",

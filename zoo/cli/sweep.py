@@ -71,17 +71,18 @@ def command(
     from zoo.evaluation.sweep import sweep
     from zoo.registry.file import pretty
     from zoo.system.files import write_atomic
+    from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import load, task_of, weights_sha256
+    from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet)
-    task = task_of(name, offline=offline)
-    chosen = norm or task.threat.norm
+    found = find(name, HubFiles(offline=offline))
+    chosen = norm or found.task.threat.norm
     grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
-    model = load(name, local_files_only=offline)
-    dataset = dataset_for(model.spec, task.dataset).load(data, offline=offline)
+    model = found.load()
+    dataset = dataset_for(model.spec, found.task.dataset).load(data, offline=offline)
     check_fits(dataset, model.spec)
     split = dataset.split("test")
 
@@ -91,8 +92,8 @@ def command(
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance}
         curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)
     record = {
-        "name": name,
-        "weights_sha256": weights_sha256(model),
+        "name": str(found.address),
+        "weights_sha256": found.sha256,
         "dataset": dataset.name,
         "norm": chosen,
         "split": split.name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from zoo.evaluation.statistics import Accuracy
@@ -136,10 +137,12 @@ class Subnet(Record):
 class Model(Record):
     """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image.
 
-    A dynamic net tells the space of its sub-nets in ``supernet``; as a model it is the largest of them.
+    ``aliases`` are other names that it is found by. A dynamic net has the space of its sub-nets in ``supernet``; as a
+    model it is the largest of them.
     """
 
     family: Text
+    aliases: tuple[Text, ...] = ()
     description: str
     spec: dict[str, Any]
     macs: Count
@@ -196,6 +199,7 @@ class Entry(Model):
                 }
                 for device, engines in data.get("latency", {}).items()
             },
+            "aliases": tuple(data.get("aliases", ())),
             "flags": tuple(data.get("flags", ())),
             "subnet": Subnet(**subnet) if subnet else None,
         }
@@ -225,3 +229,8 @@ class Registry:
     protocols: Mapping[str, Mapping[str, Any]]
     datasets: Mapping[str, Mapping[str, Any]]
     models: Mapping[str, Entry]
+
+    @cached_property
+    def named(self) -> Mapping[str, Entry]:
+        """The entries by name and by alias."""
+        return dict(self.models) | {alias: entry for entry in self.models.values() for alias in entry.aliases}

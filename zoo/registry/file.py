@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,22 @@ def registry_path(path: Path | str | None = None) -> Path:
 
 
 def load_registry(path: Path | str | None = None) -> Registry:
-    """The registry at ``path``, else at ``ZOO_REGISTRY``, else the packaged one.
+    """The registry at ``path``, else at ``ZOO_REGISTRY``, else the packaged one; read anew only if it changed.
 
     Raises:
         IntegrityError: the file cannot be read, or is not a valid registry; the message names the first fault.
     """
     path = registry_path(path)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise IntegrityError(f"the registry '{path}' cannot be read: {error.strerror}") from None
+    return _parsed(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, *state: int) -> Registry:
+    """The registry at ``path``, which is in this ``state``."""
     text = _read(path)
     _check_once(text, path)
     data = json.loads(text)
@@ -42,20 +53,21 @@ def load_registry(path: Path | str | None = None) -> Registry:
 
 
 def info(name: str, *, registry: Registry | None = None) -> Entry:
-    """The registry's entry called ``name``; ``SUPERNET@BUDGET`` is its best released sub-net within so many MACs.
+    """The registry's entry of this name or alias; ``SUPERNET@BUDGET`` is its best released sub-net within so many MACs.
 
     Raises:
         UnknownModel: there is none; the message names the nearest.
         UsageError, NothingMatches: the budget is not one or is above all sub-nets, or is below; tells their range.
     """
-    models = (registry or load_registry()).models
-    if name not in models:
-        supernet, at, budget = name.partition("@")
-        if at and supernet in models and models[supernet].supernet:
-            return _within(budget, supernet, models)
-        hint = nearest(name, models) or ("" if models else ": the registry is empty")
-        raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if models else ""))
-    return models[name]
+    registry = registry or load_registry()
+    named = registry.named
+    if name in named:
+        return named[name]
+    supernet, at, budget = name.partition("@")
+    if at and supernet in named and named[supernet].supernet:
+        return _within(budget, named[supernet].name, registry.models)
+    hint = nearest(name, named) or ("" if named else ": the registry is empty")
+    raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 
 def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
@@ -118,6 +130,52 @@ def write_model(
         data["models"] = {key: models[key] for key in sorted(models) if key not in stale}
 
 
+def write_aliases(name: str, aliases: Iterable[str], *, path: Path | str | None = None) -> None:
+    """Let the registry's entry called ``name`` be found by ``aliases`` too, and by no others.
+
+    Raises:
+        UnknownModel: there is no such entry.
+        IntegrityError: an alias is malformed or taken; the registry was left as it was.
+    """
+    path = registry_path(path).resolve()
+    with _rewriting(path) as data:
+        _entry(data, name, path)["aliases"] = sorted(aliases)
+
+
+def rename_model(old: str, new: str, *, path: Path | str | None = None, **identity: str) -> None:
+    """Call the registry's entry ``old`` by the name ``new``; the old name becomes an alias.
+
+    Results, hashes and the record of the training stay; sub-nets and the name of the weights file follow.
+
+    Args:
+        identity: family, description or paper, where they change too.
+
+    Raises:
+        UnknownModel: there is no such entry.
+        IntegrityError: the new name is malformed or taken; the registry was left as it was.
+    """
+    path = registry_path(path).resolve()
+    with _rewriting(path) as data:
+        models = data["models"]
+        model = _entry(data, old, path) | identity
+        if new in models:
+            raise IntegrityError(f"the registry '{path}' has a model called '{new}' already")
+        model["aliases"] = sorted({*model.get("aliases", ()), old} - {new})
+        if model["weights"]["file"] == f"{old}.safetensors":
+            model["weights"] |= {"file": f"{new}.safetensors"}
+        for one in models.values():
+            if (one.get("subnet") or {}).get("of") == old:
+                one["subnet"]["of"] = new
+        del models[old]
+        data["models"] = {key: one for key, one in sorted({**models, new: model}.items())}
+
+
+def _entry(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    if name not in data["models"]:
+        raise UnknownModel(f"the registry '{path}' has no model called '{name}' any more")
+    return data["models"][name]
+
+
 def _cut_from(model: Mapping[str, Any], supernet: str) -> str | None:
     """The hash of the weights of ``supernet`` that the entry ``model`` was cut from, if it was."""
     subnet = model.get("subnet") or {}
@@ -142,9 +200,7 @@ def write_latency(
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
-        if name not in data["models"]:
-            raise UnknownModel(f"the registry '{path}' has no model called '{name}' any more")
-        model = data["models"][name]
+        model = _entry(data, name, path)
         if model["weights"]["sha256"] != weights_sha256:
             raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those that were timed")
         stored = model.setdefault("latency", {})
@@ -168,6 +224,7 @@ def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
         text = (pretty(data) + "\n").encode()
         check(text, path)
         write_atomic(path, text)
+    _parsed.cache_clear()
 
 
 def pretty(data: Any, indent: str = "", width: int = 120) -> str:

@@ -78,7 +78,7 @@ def list_models(
     family: str | None = None,
     registry: Registry | None = None,
 ) -> list[str]:
-    """Names of the models that match the glob ``pattern`` and the limits, sorted; none is an empty list.
+    """Names of the models whose name or alias matches the glob ``pattern``, within the limits, sorted; maybe none.
 
     >>> list_models("rnascl-s3-*", min_robust="30%")
     ['rnascl-s3-wrt34-2-trades']
@@ -95,7 +95,7 @@ def list_models(
     return sorted(
         name
         for name, entry in registry.models.items()
-        if fnmatchcase(name, pattern)
+        if any(fnmatchcase(one, pattern) for one in (name, *entry.aliases))
         and (family is None or fnmatchcase(entry.family, family))
         and all(limit.holds(entry) for limit in limits)
     )

@@ -25,6 +25,7 @@ from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.records import Bounds, Record, Sha256
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,39}", re.ASCII)
+NAMING = "a name is 1 to 40 letters, digits, '@', '.', '_' and '-', and starts with a letter or digit"
 PROVENANCE = ("torch", "cpu")  # what every toolchain must name
 
 
@@ -105,10 +106,16 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
     for name, protocol in file.protocols.items():
         if protocol.name != name:
             yield f"protocols.{name}.name", f"the protocol calls itself '{protocol.name}'"
+    taken = {name: name for name in file.models}  # whose each name and alias is
     for name, model in file.models.items():
         where = f"models.{name}"
         if not NAME.fullmatch(name):
-            yield where, "a name is 1 to 40 letters, digits, '@', '.', '_' and '-', and starts with a letter or digit"
+            yield where, NAMING
+        for alias in model.aliases:
+            if not NAME.fullmatch(alias):
+                yield f"{where}.aliases", NAMING
+            if taken.setdefault(alias, name) != name or alias == name or model.aliases.count(alias) > 1:
+                yield f"{where}.aliases", f"'{alias}' is the name of '{taken[alias]}' already"
         try:
             macs, params = cost(parse_spec(model.spec))
         except UsageError as error:

@@ -16,13 +16,16 @@ from zoo.system.files import check_sha256
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def check_blob(path: Path) -> None:
-    """Raise IntegrityError if ``path`` is a cached large file whose bytes are not those that the Hub promised.
+def promised_sha256(path: Path) -> str | None:
+    """The SHA-256 that the Hub promised of a cached file: it names large files by it, and its cache keeps the name. Of
+    small files nothing is known."""
+    name = path.resolve().name
+    return name if _SHA256.fullmatch(name) else None
 
-    The Hub names large files by their SHA-256, and its cache keeps the name; of small files nothing is known.
-    """
-    promised = path.resolve().name
-    if _SHA256.fullmatch(promised):
+
+def check_blob(path: Path) -> None:
+    """Raise IntegrityError if ``path`` is a cached large file whose bytes are not those that the Hub promised."""
+    if promised := promised_sha256(path):
         check_sha256(path, promised)
 
 

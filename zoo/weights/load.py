@@ -5,34 +5,35 @@ Only safetensors files are opened. Files are found before torch is imported, so 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.evaluation.threat import LINF_8, ThreatModel
-from zoo.registry.entry import Weights
-from zoo.system.errors import IntegrityError, Unreachable, UsageError, WrongDevice
+from zoo.registry.entry import Entry, Weights
+from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import check_sha256, sha256_file, write_atomic
-from zoo.system.hub import HubFiles
+from zoo.system.hub import HubFiles, promised_sha256
+from zoo.weights.address import HUB, LOCAL, NAME, Address
+from zoo.weights.folder import CONFIG, TENSORS, ModelConfig, ModelFolder, read_config
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from zoo.models import Classifier
+    from zoo.specs import Spec
 
+QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
-CONFIG, TENSORS = "config.json", "model.safetensors"
-PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net, in the package after their name
-LABELS = "labels.json"  # what it was fitted to
 CUT_FROM = "cut_from"  # in the metadata of a sub-net's file: the hash of the dynamic net's
 _ORIGIN = "_weights_sha256"  # where a loaded model keeps the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save
 
 
 def load(
-    name: str,
+    name: str | Address,
     *,
     pretrained: bool = True,
     revision: str | None = None,
@@ -44,8 +45,9 @@ def load(
     """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out.
 
     Args:
-        name: a name of the registry; ``local-dir:PATH``, a folder with config.json (its "spec" is read) and
-            model.safetensors; or ``hf-hub:org/repo[@revision]``, a Hub repository with the same two files.
+        name: a name or an alias of the registry; ``SUPERNET@BUDGET``, the best released sub-net within so many MACs;
+            ``local-dir:PATH``, a folder with config.json (its "spec" is read) and model.safetensors; or
+            ``hf-hub:org/repo[@revision]``, a Hub repository with the same two files.
         pretrained: False gives freshly initialised weights.
         revision: of a Hub repository; the registry pins its own.
         cache_dir: where the Hub's client keeps its files, if not in its default place.
@@ -57,21 +59,11 @@ def load(
         NothingMatches: no released sub-net of the dynamic net is as small as the budget.
         Unreachable: a file is neither here nor, as far as the network may be used, on the Hub.
         IntegrityError: a file is damaged, has another hash than the registry says, or does not fit the architecture.
-        UsageError: the name or the config is malformed.
+        UsageError: the name or the spec is malformed, or the name is a path without ``local-dir:``.
         WrongDevice: this torch has no such device.
     """
     hub = HubFiles(cache_dir=cache_dir, offline=local_files_only, progress=progress)
-    found = _found(name, hub, revision=revision, pretrained=pretrained)
-
-    from zoo.models import build
-    from zoo.specs import parse_spec
-
-    where = _device(device)
-    model = build(parse_spec(found.spec))
-    if found.path is not None:
-        _fill(model, _tensors(found, hub), found.path)
-        vars(model)[_ORIGIN] = sha256_file(found.path)
-    return model.eval().to(where)
+    return find(Address.parse(name).at(revision), hub, pretrained=pretrained).load(device)
 
 
 class Task(NamedTuple):
@@ -81,82 +73,134 @@ class Task(NamedTuple):
     threat: ThreatModel = LINF_8
 
 
-class _Found(NamedTuple):
-    """A model: its architecture, as JSON has it; its weights file, where one is wanted; and the dynamic net that it is
-    a part of, or the space of those that are parts of it."""
+@dataclass(frozen=True)
+class Found:
+    """A model that was found by its address.
 
-    spec: Any
+    Attributes:
+        address: where it is; the registry's own name, whatever alias or budget was asked for.
+        facts: what is known of it.
+        path: its weights file, None where none was wanted.
+        sha256: the hash of this file, taken once; without a file that of the registry, else "".
+        hub: how files that it needs besides are fetched.
+    """
+
+    address: Address
+    facts: Entry | ModelConfig
     path: Path | None
-    subnet: Mapping[str, Any] | None = None
-    supernet: str | None = None
-    task: Task = Task()
+    sha256: str
+    hub: HubFiles = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+        if self.address.scheme == HUB:
+            return str(self.address)
+        return self.facts.name or Path(self.address.place).resolve().name
+
+    @property
+    def spec(self) -> Spec:
+        """Its architecture; UsageError if that is malformed."""
+        from zoo.specs import parse_spec
+
+        return parse_spec(self.facts.spec)
+
+    @property
+    def task(self) -> Task:
+        """What it is for. Trainings did not always write it in config.json, but always their settings."""
+        facts = self.facts
+        if isinstance(facts, Entry):
+            return Task(facts.dataset, facts.threat)
+        settings = (facts.train or {}).get("settings") or {}
+        attack = {key: value for key, value in settings.get("attack", {}).items() if key in ("norm", "eps")}
+        return Task(facts.dataset or settings.get("dataset"), facts.threat or ThreatModel(**attack))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that its weights file holds."""
+        assert self.path is not None
+        return read_tensors(self.path)
+
+    def load(self, device: str | torch.device = "cpu") -> Classifier:
+        """The model; with fresh weights if no file was wanted. Errors are those of :func:`load`."""
+        spec = self.spec
+
+        from zoo.models import build
+
+        where = _device(device)
+        model = build(spec)
+        if self.path is not None:
+            _fill(model, _tensors(self), self.path)
+            vars(model)[_ORIGIN] = self.sha256
+        return model.eval().to(where)
+
+    def reference(self) -> dict[str, str]:
+        """What is stored of it with a model that came of it: its name, and the hash of its weights file."""
+        return {"name": self.title, "weights_sha256": self.sha256}
+
+
+def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True, folders: bool = False) -> Found:
+    """The model ``name`` (all that :func:`load` takes): its weights file is checked, and not read. Without torch.
+
+    Args:
+        pretrained: False if its weights are not wanted.
+        folders: the path of a folder that exists is an address too, and comes before a name.
+
+    Raises:
+        UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
+    """
+    address = Address.parse(name, folders=folders)
+    if address.scheme == LOCAL:
+        folder = ModelFolder(Path(address.place))
+        config = folder.read()
+        path = folder.there(TENSORS) if pretrained else None
+        return Found(address, config, path, sha256_file(path) if path else "", hub)
+    if address.scheme == HUB:
+        config = read_config(hub.fetch(address.place, CONFIG, address.revision))
+        path = hub.fetch(address.place, TENSORS, address.revision) if pretrained else None
+        return Found(address, config, path, (promised_sha256(path) or sha256_file(path)) if path else "", hub)
+    entry = _registered(address.place)
+    path = _released(entry.name, entry.weights, hub) if pretrained else None
+    return Found(Address(NAME, entry.name), entry, path, entry.weights.sha256, hub)
 
 
 def task_of(name: str, *, offline: bool = False) -> Task:
     """What the model called ``name`` is for. No weights are opened; errors are those of :func:`load`."""
-    return _found(name, HubFiles(offline=offline, progress=False), pretrained=False).task
+    return find(name, HubFiles(offline=offline, progress=False), pretrained=False).task
 
 
-def weights_file(name: str, *, offline: bool = False) -> Path:
-    """The file that :func:`load` fills the model ``name`` from, checked like there; errors are the same."""
-    path = _found(name, HubFiles(cache_dir=None, offline=offline, progress=False)).path
-    assert path is not None
-    return path
+def _registered(name: str) -> Entry:
+    from zoo.registry.file import info
+
+    try:
+        return info(name)
+    except UnknownModel:
+        if Path(name).expanduser().is_dir():
+            raise UsageError(f"'{name}' is a folder, not a name of the registry: write local-dir:{name}") from None
+        raise
 
 
-def _found(name: str, hub: HubFiles, *, revision: str | None = None, pretrained: bool = True) -> _Found:
-    scheme, _, place = name.partition(":")
-    if revision is not None and scheme != "hf-hub":
-        raise UsageError(f"'{name}' has no revisions: only hf-hub: names take one")
-    if scheme == "local-dir":
-        folder = Path(place).expanduser()
-        config = _config(_local(folder / CONFIG))
-        path = _local(folder / TENSORS) if pretrained else None
-    elif scheme == "hf-hub":
-        repo_id, _, tag = place.partition("@")
-        if revision and tag:
-            raise UsageError(f"'{name}' names a revision, and revision={revision!r} another: leave one of them out")
-        config = _config(hub.fetch(repo_id, CONFIG, revision or tag or None))
-        path = hub.fetch(repo_id, TENSORS, revision or tag or None) if pretrained else None
-    else:
-        from zoo.registry.file import info
-
-        entry = info(name)
-        path = _released(entry.name, entry.weights, hub) if pretrained else None
-        task = Task(entry.dataset, entry.threat)
-        return _Found(entry.spec, path, vars(entry.subnet) if entry.subnet else None, entry.supernet, task)
-    return _Found(config["spec"], path, config.get("subnet"), config.get("supernet"), task_in(config))
-
-
-def task_in(config: Mapping[str, Any]) -> Task:
-    """What the model of a config.json is for. Trainings did not always write it there, but always their settings."""
-    settings = (config.get("train") or {}).get("settings") or {}
-    dataset, threat = config.get("dataset", settings.get("dataset")), config.get("threat", settings.get("attack")) or {}
-    return Task(dataset, ThreatModel(**{key: threat[key] for key in ("norm", "eps") if key in threat}))
-
-
-def _tensors(found: _Found, hub: HubFiles) -> dict[str, Tensor]:
+def _tensors(found: Found) -> dict[str, Tensor]:
     """All weights of the model, those of a sub-net cut from its dynamic net's."""
     from zoo.models.subnet import TRANSFORM, cut
-    from zoo.specs import parse_spec
 
-    assert found.path is not None
-    tensors = read_tensors(found.path)
-    if found.supernet:
+    tensors = found.tensors()
+    subnet = found.facts.subnet
+    if found.facts.supernet:
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(TRANSFORM)}
-    if not found.subnet:
+    if not subnet:
         return tensors
-    of = found.subnet["of"]
-    whole = _found(of, hub)
-    assert whole.path is not None
-    if {sha256_file(whole.path), read_metadata(found.path).get(CUT_FROM)} != {found.subnet["weights_sha256"]}:
+    assert found.path is not None
+    whole = find(subnet.of, found.hub)
+    if {whole.sha256, read_metadata(found.path).get(CUT_FROM)} != {subnet.weights_sha256}:
         raise IntegrityError(
-            f"'{found.path}' belongs to other weights than '{of}' has now: cut the sub-net again with zoo search"
+            f"'{found.path}' belongs to other weights than '{subnet.of}' has now: cut the sub-net again with zoo search"
         )
     try:
-        parts = cut(read_tensors(whole.path), parse_spec(whole.spec), parse_spec(found.spec))
+        parts = cut(whole.tensors(), whole.spec, found.spec)
     except (KeyError, ValueError):
-        raise IntegrityError(f"the architecture beside '{found.path}' is no part of '{of}': cut it again") from None
+        raise IntegrityError(
+            f"the architecture beside '{found.path}' is no part of '{subnet.of}': cut it again"
+        ) from None
     return {**parts, **tensors}
 
 
@@ -241,32 +285,6 @@ def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
         check_file(path, size=weights.size, sha256=weights.sha256)
 
     return hub.fetch(weights.hub.repo_id, weights.hub.filename, weights.hub.revision, check=check)
-
-
-def _local(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.parent.is_dir():
-        raise Unreachable(f"there is no folder '{path.parent}'")
-    raise Unreachable(f"'{path.parent}' holds no {path.name}: a model folder has {CONFIG} and {TENSORS}")
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The contents of a config.json, which has a "spec" at least."""
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError(f"'{path}' is not JSON: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("spec"), dict):
-        raise IntegrityError(f"'{path}' has no architecture in it: a model's {CONFIG} holds an object under 'spec'")
-    subnet, supernet = config.get("subnet"), config.get("supernet")
-    if subnet is not None and not (
-        isinstance(subnet, dict) and all(isinstance(subnet.get(key), str) for key in ("of", "weights_sha256"))
-    ):
-        raise IntegrityError(f"'{path}' does not tell under 'subnet' of which net, and of which weights, it is a part")
-    if supernet is not None and not isinstance(supernet, str):
-        raise IntegrityError(f"'{path}' does not name a space under 'supernet'")
-    return config
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from zoo.evaluation.measure import Measurement
-from zoo.registry.file import info, load_registry, write_model
+from zoo.registry.entry import Entry
+from zoo.registry.file import info, load_registry, rename_model, write_model
 from zoo.registry.schema import check_model
-from zoo.specs import cost, parse_spec
-from zoo.system.errors import UsageError
-from zoo.system.files import write_atomic
-from zoo.weights.load import BUNDLED, PREDICTOR, task_in
+from zoo.specs import cost
+from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.files import copy_atomic, write_atomic
+from zoo.weights.folder import CONFIG, PREDICTOR
+from zoo.weights.load import BUNDLED, Found
 
 LICENSE = "Apache-2.0"
+SUFFIXES = ("safetensors", "bits.npz", PREDICTOR)  # of a model's files in the package
 
 
 @dataclass(frozen=True)
@@ -34,61 +36,60 @@ class Candidate:
     entry: dict[str, Any]
 
 
-def candidate(name: str) -> Candidate:
-    """The registry entry called ``name``, or the trained model in the folder of ``local-dir:PATH``.
+def candidate(found: Found) -> Candidate:
+    """A model that could be released: an entry of the registry, or the trained model in a folder.
 
-    What the folder's config.json has under "reported" (``{protocol: {"value", "source"}}``, a paper's numbers) goes
-    into the entry, also where the weights were released before.
+    What the folder's config.json has under "reported" goes into the entry, also where the weights were released before.
 
     Raises:
-        UnknownModel: the registry has no such name.
-        UsageError: the folder is not one that training leaves, or a field of its config.json is malformed.
+        UsageError: the folder is not one that training leaves, a field of its config.json is malformed, or its name is
+            another model's alias.
     """
-    if not name.startswith("local-dir:"):
-        entry = info(name)
-        path = BUNDLED / entry.weights.file
-        if not path.is_file():
+    facts, path, sha256 = found.facts, found.path, found.sha256
+    assert path is not None
+    if isinstance(facts, Entry):
+        if path != BUNDLED / facts.weights.file:
             raise UsageError(
-                f"the weights of '{name}' are not in this checkout: --write wants them in '{BUNDLED.name}/'"
+                f"the weights of '{facts.name}' are not in this checkout: --write wants them in '{BUNDLED.name}/'"
             )
-        return Candidate(name, path, entry.weights.sha256, entry.to_dict())
-    folder = Path(name.removeprefix("local-dir:"))
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = (folder / "model.safetensors").read_bytes()
-        train = dict(config["train"])
-        if "recipe_sha256" not in train:  # which a sub-net has from its dynamic net's entry
-            settings = json.dumps(train.pop("settings"), sort_keys=True)
-            train.pop("history")
-            train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
-        identity = {key: config[key] for key in ("family", "description", "paper", "spec")}
-        called, task = str(config["name"]), task_in(config)
-    except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"'{folder}' is not a model folder that zoo train leaves: {error}") from None
-    sha256 = hashlib.sha256(weights).hexdigest()
-    macs, params = cost(parse_spec(identity["spec"]))
+        return Candidate(facts.name, path, sha256, facts.to_dict())
+    where = path.with_name(CONFIG)
+    missing = [key for key in ("name", "family", "description", "train") if getattr(facts, key) is None]
+    train = dict(facts.train or {})
+    if "recipe_sha256" not in train:  # which a sub-net has from its dynamic net's entry
+        missing += [f"train.{key}" for key in ("settings", "history") if key not in train]
+        settings = json.dumps(train.pop("settings", None), sort_keys=True)
+        train.pop("history", None)
+        train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
+    if missing or facts.name is None:
+        raise UsageError(f"'{path.parent}' is not a model folder that zoo train leaves: {CONFIG} has no '{missing[0]}'")
+    named = load_registry().named.get(facts.name)
+    if named is not None and named.name != facts.name:
+        raise UsageError(f"'{facts.name}' is an alias of '{named.name}': give the model in '{where}' another name")
+    macs, params = cost(found.spec)
     entry_so_far = {
-        **identity,
+        **{key: getattr(facts, key) for key in ("family", "description", "paper", "spec")},
+        "aliases": list(named.aliases) if named else [],
         "macs": macs,
         "params": params,
-        **({"dataset": task.dataset} if task.dataset else {}),
-        "threat": asdict(task.threat),
-        "weights": {"file": f"{called}.safetensors", "size": len(weights), "sha256": sha256},
+        **({"dataset": found.task.dataset} if found.task.dataset else {}),
+        "threat": asdict(found.task.threat),
+        "weights": {"file": f"{facts.name}.safetensors", "size": path.stat().st_size, "sha256": sha256},
         "license": LICENSE,
         "train": train,
         "results": {},
-        **{key: config[key] for key in ("supernet", "subnet") if key in config},
+        **({"supernet": facts.supernet} if facts.supernet else {}),
+        **({"subnet": asdict(facts.subnet)} if facts.subnet else {}),
     }
-    known = load_registry().models.get(called)
-    if known is not None and known.weights.sha256 == sha256:  # measured before: more results for the same weights
-        entry_so_far = known.to_dict()
-    if "reported" in config:
-        entry_so_far["reported"] = config["reported"]
+    if named is not None and named.weights.sha256 == sha256:  # measured before: more results for the same weights
+        entry_so_far = named.to_dict()
+    if facts.reported is not None:
+        entry_so_far["reported"] = facts.reported
     try:
         check_model(entry_so_far)
     except UsageError as error:
-        raise UsageError(f"'{folder / 'config.json'}' makes no entry: {error}") from None
-    return Candidate(called, folder / "model.safetensors", sha256, entry_so_far)
+        raise UsageError(f"'{where}' makes no entry: {error}") from None
+    return Candidate(facts.name, path, sha256, entry_so_far)
 
 
 def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
@@ -103,10 +104,10 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     BUNDLED.mkdir(exist_ok=True)
     target = BUNDLED / model.entry["weights"]["file"]
     if target.resolve() != model.weights.resolve():
-        _copy(model.weights, target)
+        copy_atomic(model.weights, target)
         predictor = model.weights.with_name(PREDICTOR)
         if predictor.exists():
-            _copy(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
+            copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
     _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
     model.entry["results"] |= {one.protocol.name: one.result for one in measured}
     flags = set(model.entry.get("flags", ())) | {"unreliable" for one in measured if one.unreliable}
@@ -126,11 +127,26 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
             (BUNDLED / file).unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all."""
-    scratch = target.with_suffix(".tmp")
-    shutil.copyfile(source, scratch)
-    scratch.replace(target)
+def rename(old: str, new: str, **identity: str) -> None:
+    """Call a released model by another name, with its files in the package; see :func:`rename_model`.
+
+    Raises:
+        UnknownModel: the registry has no such name.
+        IntegrityError: the new name is malformed or taken; everything was left as it was.
+    """
+    files = {BUNDLED / f"{old}.{suffix}": BUNDLED / f"{new}.{suffix}" for suffix in SUFFIXES}
+    files = {before: after for before, after in files.items() if before.exists()}
+    for before, after in files.items():
+        if after.exists():
+            raise IntegrityError(f"'{after}' is there already: choose another name, or remove it")
+        copy_atomic(before, after)
+    spare = list(files.values())
+    try:
+        rename_model(old, new, **identity)
+        spare = list(files)
+    finally:
+        for file in spare:
+            file.unlink()
 
 
 def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> None:
@@ -150,13 +166,14 @@ def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) ->
 
 
 def stored_bits(name: str) -> dict[str, np.ndarray]:
-    """The per-image bits, bool [n] by protocol, of the released model ``name``: right under that attack or not.
+    """The per-image bits, bool [n] by protocol, of the released model ``name`` or of that alias: right or not.
 
     Raises:
         UnknownModel: the registry has no such name.
         UsageError: no bits are stored for the entry's weights.
     """
-    entry, path = info(name), BUNDLED / f"{name}.bits.npz"
+    entry = info(name)
+    path = BUNDLED / f"{entry.name}.bits.npz"
     if path.exists():
         with np.load(path) as stored:
             if str(stored["weights_sha256"]) == entry.weights.sha256:
@@ -165,4 +182,4 @@ def stored_bits(name: str) -> dict[str, np.ndarray]:
                     for key in entry.results
                     if key in stored
                 }
-    raise UsageError(f"no per-image bits are stored for '{name}': measure it with `zoo eval {name} --write`")
+    raise UsageError(f"no per-image bits are stored for '{entry.name}': measure it: zoo eval {entry.name} --write")

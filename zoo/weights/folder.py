@@ -1,0 +1,132 @@
+"""A model folder: ``config.json`` beside ``model.safetensors``, as training leaves it and the Hub has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.evaluation.threat import ThreatModel
+from zoo.registry.entry import Subnet
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.files import write_atomic
+from zoo.system.records import Text
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+CONFIG, TENSORS = "config.json", "model.safetensors"
+PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net, in the package after their name
+LABELS = "labels.json"  # what the predictor was fitted to
+HELD_OUT = "held_out.json"  # the model's accuracy on held-out training images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What ``config.json`` says of a model. Only ``spec`` is needed to load it; other programs' fields are ignored.
+
+    ``reported`` (``{protocol: {"value", "source"}}``, a paper's numbers) and ``train`` are what a registry entry is
+    made from, and are checked when it is.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "ignore", "strict": True}
+
+    name: Text | None = None
+    family: Text | None = None
+    description: str | None = None
+    paper: str | None = None
+    spec: dict[str, Any]
+    dataset: Text | None = None  # that it is for; older trainings have it in their settings, and the threat model too
+    threat: ThreatModel | None = None
+    reported: Any = None
+    train: dict[str, Any] | None = None
+    tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of its own
+    supernet: Text | None = None  # of a dynamic net: the space of its sub-nets
+    subnet: Subnet | None = None
+
+
+@cache
+def _adapter() -> TypeAdapter[ModelConfig]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ModelConfig)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """What the ``config.json`` at ``path`` says.
+
+    Raises:
+        IntegrityError: it is not JSON, has no architecture, or a field is malformed; the message names the field.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        raise IntegrityError(f"'{path}' is not JSON: {first['msg']}")
+    if where in ("", "spec"):
+        raise IntegrityError(f"'{path}' has no architecture in it: a model's {CONFIG} holds an object under 'spec'")
+    raise IntegrityError(f"'{path}' is wrong at '{where}': {first['msg']}")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder of a model, and the files in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def weights(self) -> Path:
+        return self.path / TENSORS
+
+    @property
+    def predictor(self) -> Path:
+        return self.path / PREDICTOR
+
+    @property
+    def labels(self) -> Path:
+        return self.path / LABELS
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / HELD_OUT
+
+    def read(self) -> ModelConfig:
+        """What its config.json says; see :func:`read_config`.
+
+        Raises:
+            Unreachable: there is no such folder or file.
+        """
+        return read_config(self.there(CONFIG))
+
+    def write(self, config: ModelConfig) -> None:
+        """Make ``config`` its config.json, in one step; the folder is made if need be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        given = {key: value for key, value in asdict(config).items() if value is not None}
+        write_atomic(self.config, json.dumps(given, indent=2) + "\n")
+
+    def there(self, name: str) -> Path:
+        """The file called ``name``.
+
+        Raises:
+            Unreachable: there is no such folder or file.
+        """
+        if not self.path.is_dir():
+            raise Unreachable(f"there is no folder '{self.path}'")
+        if not (self.path / name).is_file():
+            raise Unreachable(f"'{self.path}' holds no {name}: a model folder has {CONFIG} and {TENSORS}")
+        return self.path / name
+
+    def check_free(self) -> None:
+        """Raise UsageError if the folder holds a model."""
+        if self.config.exists():
+            raise UsageError(f"'{self.path}' already holds a model: choose another folder")
