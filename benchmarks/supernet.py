@@ -87,7 +87,7 @@ class Plain:
 def sharing(dataset: Dataset) -> dict:
     """A step of proard-tiny as it was trained, against a step of each of nine students of its budgets trained alone."""
     settings = ["train.compile=false", "train.images=12800"]
-    control = load_recipe("nfgsm-p4", overrides=settings)
+    control = load_recipe("ard-p4-w15", overrides=settings)
     specs = [info(name).spec for name in list_models("proard-tiny@*")]
     alone = [Trainer(control.model_copy(update={"arch": parse_spec(spec)}), dataset) for spec in specs]
     contestants = {

@@ -109,7 +109,7 @@ def row(entry: Entry, words: str) -> str:
 
 def results() -> str:
     """Each sub-net, and below it the student of the same architecture that was trained alone, if there is one."""
-    alone = {json.dumps(info(name).spec): info(name) for name in list_models("nfgsm-p*")}
+    alone = {json.dumps(info(name).spec): info(name) for name in list_models("ard-p*-w15")}
     lines = [
         f"| sub-net | M MACs | M params | {' | '.join(COLUMNS.values())} |",
         f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
@@ -149,7 +149,7 @@ def costs() -> str:
 def bill_of_tiny() -> tuple[float, float, float]:
     """Multiply-accumulates of the released net with its teacher, of one of its budgets' students trained alone on as
     many images by the same teacher (on average), and of that teacher's own training."""
-    entry, recipe, control = info("proard-tiny"), load_recipe("proard-tiny"), load_recipe("nfgsm-p4")
+    entry, recipe, control = info("proard-tiny"), load_recipe("proard-tiny"), load_recipe("ard-p4-w15")
     students = [control.model_copy(update={"arch": parse_spec(one.spec)}) for one in subnets()]
     teacher = info("nfgsm-w15").train.images_seen * accounting.per_image_alone(load_recipe("nfgsm-w15"))
     alone = entry.train.images_seen * float(np.mean([accounting.per_image_alone(student) for student in students]))
@@ -195,7 +195,7 @@ def draw() -> None:
         released = [entry for entry in subnets() if key in entry.results]
         points(axes, released, key, "o", "#0b6e99", "sub-nets, measured")
         robust = [e for e in others if key in e.results and "pgd20" in e.results and e.accuracy("pgd20") > 0.2]
-        alone = [e for e in robust if e.name.startswith("nfgsm-p")]
+        alone = [e for e in robust if e.name.startswith("ard-p")]
         if alone:
             points(axes, alone, key, "D", "#c2571a", "the same, trained alone")
         points(axes, [e for e in robust if e not in alone and not e.supernet], key, "s", "#8a8a8a", "other models")

@@ -398,7 +398,7 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
 
 
 def test_cost_of_a_student_alone_is_that_of_its_passes_and_of_its_teachers():
-    control, teacher = load_recipe("nfgsm-p4"), cost(load_recipe("nfgsm-w15").arch).macs
+    control, teacher = load_recipe("ard-p4-w15"), cost(load_recipe("nfgsm-w15").arch).macs
     assert accounting.per_image_alone(control) == 5 * cost(control.arch).macs + teacher
     assert accounting.per_image_alone(control.model_copy(update={"distill": None})) == 5 * cost(control.arch).macs
 
