@@ -177,7 +177,7 @@ def write_bundle(
         progress("build", 0, 1)
         source = Source(
             name=known.name,
-            weights_sha256=digest(model),
+            tensors_sha256=digest(model),
             file_sha256=known.file_sha256,
             repo_id=known.repo_id,
             revision=known.revision,
@@ -296,7 +296,7 @@ def _metadata(model: Classifier, known: Known, source: Source, precision: Precis
     return {
         "name": known.title,
         "spec": json.dumps(model.spec.to_dict(), sort_keys=True),
-        "weights_sha256": source.weights_sha256,
+        "tensors_sha256": source.tensors_sha256,
         "precision": precision,
         "input": "float32 NCHW RGB in [0, 1], normalisation inside",
         "output": "logits",

@@ -108,7 +108,7 @@ def config(manifest: Manifest, name: str, *, max_batch: int = 64) -> str:
     layout = images.layout.partition(",")[0]
     sizes = [size for size in artifact.batches if 1 < size <= max_batch]  # for a batch of 1 nobody need wait
     facts = {
-        "weights_sha256": manifest.source.weights_sha256,
+        "tensors_sha256": manifest.source.tensors_sha256,
         "artifact_sha256": artifact.sha256,
         "precision": artifact.precision,
         "verified": manifest.verified,

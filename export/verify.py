@@ -120,7 +120,7 @@ def verify_bundle(
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:
         model, _ = load_source(manifest.source.name, offline=offline)
-    if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
+    if model.spec != manifest.spec or digest(model) != manifest.source.tensors_sha256:
         raise IntegrityError(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from sturdy import TEST, pictures, trained
+from tiny import bundled, folder, hub_cache, net  # noqa: F401
 
 from zoo.datasets.base import Dataset, Split
 from zoo.datasets.cifar10 import CIFAR10
@@ -74,15 +75,15 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset | Exception], li
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a tiny net of four convolutions and random weights, to be taught by."""
-    folder: Path = tmp_path_factory.mktemp("teacher") / "model"
-    folder.mkdir()
+    place: Path = tmp_path_factory.mktemp("teacher") / "model"
+    place.mkdir()
     spec = StagedSpec(widths=((4,), (8, 8)), resolutions=(8, 4), stem=4, stem_resolution=16)
     torch.manual_seed(3)
-    net = build(spec)
-    torch.nn.init.normal_(net.head.weight)  # answers that differ from image to image
-    save_weights(net.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
-    return folder
+    teacher = build(spec)
+    torch.nn.init.normal_(teacher.head.weight)  # answers that differ from image to image
+    save_weights(teacher.state_dict(), place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bench.entrants import as_bundle, entrants
 from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_registry
 from zoo.models import build
-from zoo.registry.file import info, pretty, write_latency
+from zoo.registry.file import info, pretty, write_aliases, write_latency
 from zoo.specs import parse_spec
 from zoo.system import device
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
@@ -158,7 +158,7 @@ def test_pick_and_show_tell_the_latency_of_this_machine(benched):
 
 def test_the_table_has_a_row_for_each_engine_and_batch_and_fits_80_columns(benched):
     missing = Timed(
-        **{"model": "small", "source": "small", "weights_sha256": benched.engines[0].weights_sha256},
+        **{"model": "small", "source": "small", "tensors_sha256": benched.engines[0].tensors_sha256},
         **{"engine": "aotinductor-fp32", "why": "InvalidCxxCompiler: No working C++ compiler found"},
     )
     text = _text(benched.model_copy(update={"engines": (*benched.engines, missing)}))
@@ -299,6 +299,16 @@ def test_a_name_is_exported_and_its_peers_get_the_float_model(place, tmp_path):
     assert {peer.job["device"] for peer in peers} == {"cpu"}
     assert all((Path(peer.job["folder"]) / "model.safetensors").is_file() for peer in peers)
     assert sha256_file(Path(peers[0].job["folder"]) / "model.safetensors") == info("small").weights.sha256
+
+
+def test_a_model_that_is_asked_for_by_an_alias_is_timed_and_kept_under_its_own_name(benched, fresh, tmp_path):
+    write_aliases("small", ["wee"])
+    (engine,) = taking_part(["wee"], tmp_path, [])
+    assert (engine.facts["model"], engine.facts["source"]) == ("small", "small")
+    assert engine.facts["file_sha256"] == info("small").weights.sha256
+    older = tuple(one.model_copy(update={"source": "wee", "device": "older"}) for one in benched.engines)
+    assert write_to_registry(benched.model_copy(update={"engines": older})) == ["small"]
+    assert info("small").latency["older"].keys() == {"onnxruntime-fp32", "pytorch-fp32"}
 
 
 def test_where_the_float_model_is_missing_peers_are_listed_with_the_reason(bundle, place, fresh, tmp_path):

@@ -20,7 +20,7 @@ from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Re
 from zoo.export.compare import compare
 from zoo.export.ladder.gate import compared
 from zoo.export.ladder.report import write_reports
-from zoo.registry.file import pretty
+from zoo.registry.file import pretty, write_aliases
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
 from zoo.weights.release import _store_bits
@@ -86,7 +86,7 @@ def bundle_of(folder: Path, rungs: dict[str, np.ndarray], *, dataset: str = "d" 
     )
     size = entry["spec"]["image_size"]
     manifest = Manifest(
-        **{"name": folder.name, "spec": entry["spec"], "source": Source(name="strong", weights_sha256="a" * 64)},
+        **{"name": folder.name, "spec": entry["spec"], "source": Source(name="strong", tensors_sha256="a" * 64)},
         cost=Compute(macs=entry["macs"], params=entry["params"]),
         io=IO(
             input=Port(name="images", shape=("batch", 3, size, size), layout="NCHW"),
@@ -110,6 +110,13 @@ def call(*arguments: str) -> tuple[int, str]:
 
 
 # -- models --------------------------------------------------------------------------------------------------------
+
+
+def test_an_alias_brings_the_bits_and_latency_of_its_entry(home):
+    write_aliases("strong", ["st"])
+    by_alias, by_name = compare("st", "weak"), compare("strong", "weak")
+    assert by_alias.protocols == by_name.protocols
+    assert by_alias.a.facts() == by_name.a.facts()
 
 
 def test_only_the_same_images_under_the_same_attack_are_compared():
@@ -201,7 +208,7 @@ def test_an_engine_is_compared_with_a_released_model_where_no_attack_differs(hom
 def test_a_bundles_own_times_are_found(home):
     engine = bundle_of(home / "engine", {"clean": BITS["strong"]["clean"]})
     times = (Times(batch=1, p50_ms=0.5, p95_ms=0.6, p99_ms=0.7, images_per_s=2000.0, calls=10),)
-    facts = {"model": "engine", "source": "strong", "weights_sha256": "a" * 64, "device": DEVICE, "times": times}
+    facts = {"model": "engine", "source": "strong", "tensors_sha256": "a" * 64, "device": DEVICE, "times": times}
     report = Bench(
         **{
             "threads": 1,

@@ -286,7 +286,7 @@ def test_a_repository_says_of_the_model_what_its_graph_says(bundle, tmp_path):
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 64]
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, ENUMS["Kind"]["KIND_CPU"])]
     manifest = json.loads((bundle / MANIFEST).read_text())
-    assert config.parameters["weights_sha256"].string_value == manifest["source"]["weights_sha256"]
+    assert config.parameters["tensors_sha256"].string_value == manifest["source"]["tensors_sha256"]
     assert config.parameters["artifact_sha256"].string_value == manifest["artifact"]["sha256"]
     assert config.parameters["verified"].string_value == "parity"
     assert (model / config.output[0].label_filename).read_text().splitlines() == manifest["labels"]

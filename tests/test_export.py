@@ -252,7 +252,7 @@ def test_the_manifest_holds_the_provenance(local_name, no_data, small, tmp_path)
     assert manifest.gates[1].measured["batches"] == [1, 2, 64]
     assert all(rung.artifact_sha256 == manifest.artifact.sha256 and rung.seed == 3 for rung in manifest.gates)
     assert manifest.threat_model.eps == pytest.approx(8 / 255)
-    assert metadata_of(bundle / "model.onnx")["weights_sha256"] == manifest.source.weights_sha256
+    assert metadata_of(bundle / "model.onnx")["tensors_sha256"] == manifest.source.tensors_sha256
     assert "--verify parity" in manifest.command
     assert json.loads(to_json(manifest))["labels"][3] == "cat"
 

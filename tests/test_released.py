@@ -10,6 +10,7 @@ import pytest
 from zoo import info, list_models, load, pick
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import EPS, PROTOCOLS, RELEASED, protocol
+from zoo.train.recipes.phases import load_recipe
 from zoo.weights.release import stored_bits
 
 
@@ -53,6 +54,29 @@ def test_bits_are_reproduced_but_for_rounding(name, pixels):
     for key in {"clean", "fgsm"} & info(name).results.keys():
         measured = evaluate(load(name), images, labels, protocol(key))
         assert (measured != stored_bits(name)[key][:100]).sum() <= 1
+
+
+@pytest.mark.parametrize("space", ["s7", "s5", "s3"])
+def test_the_short_name_of_a_paper_finds_the_best_student_that_keeps_its_promise(space, pixels):
+    """Searched in the space, taught by a robust WideResNet-34, and robust itself."""
+    entry = info(f"rnascl-{space}-wrt34")
+    able = [info(name) for name in list_models(f"rnascl-{space}-wrt34*") if info(name).accuracy("autoattack")]
+    assert entry == max(able, key=lambda one: one.accuracy("autoattack"))
+    assert entry.name == f"rnascl-{space}-wrt34-2-trades"
+    assert entry.train.teacher.name == "nfgsm-wrn34-2"
+    model = load(f"rnascl-{space}-wrt34")
+    images, labels = (array[:200] for array in pixels)
+    robust = evaluate(model, images, labels, protocol("pgd20"))
+    assert (robust != stored_bits(entry.name)["pgd20"][:200]).sum() <= 2
+
+
+@pytest.mark.parametrize("name", ["nfgsm-p4", "nfgsm-p12"])
+def test_a_model_that_was_renamed_is_found_by_its_old_name(name):
+    entry = info(name)
+    assert (entry.family, entry.train.teacher.name, entry.train.recipe) == ("ard", "nfgsm-w15", name)
+    assert load(name).spec.to_dict() == entry.spec
+    assert load_recipe(name).name == entry.name
+    assert load_recipe(name).arch == load(name).spec
 
 
 def test_a_15m_budget_finds_a_student_within_it():

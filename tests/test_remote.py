@@ -67,7 +67,7 @@ def describe_bundle(folder: Path, *, engine: str = "onnxruntime", **artifact) ->
     manifest = Manifest(
         name="small",
         spec=SMALL,
-        source=Source(name="small", weights_sha256="0" * 64),
+        source=Source(name="small", tensors_sha256="0" * 64),
         cost=Compute(macs=1, params=1),
         io=IO(
             input=Port(name="images", shape=("batch", 3, 32, 32), range=(0.0, 1.0), layout="NCHW, RGB"),

@@ -15,6 +15,7 @@ import zoo.weights.release
 from zoo import info, load, pick
 from zoo.evaluation.measure import measure
 from zoo.evaluation.protocols import PROTOCOLS
+from zoo.export.compare import compare
 from zoo.registry.file import load_registry, pretty
 from zoo.registry.schema import check
 from zoo.specs import cost
@@ -132,6 +133,16 @@ def test_a_budget_names_the_most_robust_sub_net_within_it(released):
     best = max(entries[:2], key=lambda e: (e.accuracy("pgd20"), -e.macs))
     assert info(f"proard-micro@{between}") == best
     assert load(f"proard-micro@{between}").spec.to_dict() == best.spec
+
+
+def test_a_comparison_by_a_budget_has_the_bits_of_the_sub_net_that_it_names(released):
+    small, middle, _ = sorted((e for e in load_registry().models.values() if e.subnet), key=lambda e: e.macs)
+    asked = f"proard-micro@{middle.macs - 1}"
+    assert asked != small.name
+    found = compare(asked, "proard-micro")
+    assert found.a.name == small.name
+    assert found.protocols.keys() == {"clean", "pgd20"}
+    assert not found.left_out
 
 
 @pytest.mark.parametrize(

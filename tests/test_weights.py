@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -9,63 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_registry import registry_data
+from tiny import REVISION, SPEC, register, same_function
 
 import zoo.weights.load
 from zoo import load
-from zoo.models import Classifier, build
-from zoo.registry.file import pretty
-from zoo.specs import StagedSpec, cost
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import sha256_file
 from zoo.weights.load import read_tensors, save_weights, weights_sha256
-
-SPEC = StagedSpec(widths=((8,), (12,)), resolutions=(16, 8), stem=4)
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def net() -> Classifier:
-    torch.manual_seed(0)
-    return build(SPEC).eval()
-
-
-@pytest.fixture
-def folder(net, tmp_path) -> Path:
-    """A model folder, as training leaves it."""
-    place = tmp_path / "model"
-    place.mkdir()
-    save_weights(net.state_dict(), place / "model.safetensors")
-    (place / "config.json").write_text(json.dumps({"spec": SPEC.to_dict()}))
-    return place
-
-
-@pytest.fixture
-def bundled(folder, tmp_path, monkeypatch) -> Path:
-    """The model 'tiny' in a registry of its own, with its bundled weights file, which is returned."""
-    monkeypatch.setattr(zoo.weights.load, "BUNDLED", tmp_path / "bundled")
-    (tmp_path / "bundled").mkdir()
-    file = tmp_path / "bundled" / "tiny.safetensors"
-    file.write_bytes((folder / "model.safetensors").read_bytes())
-    register(tmp_path, monkeypatch, file)
-    return file
-
-
-def register(tmp_path, monkeypatch, file: Path, hub: dict | None = None) -> None:
-    from test_registry import model
-
-    macs, params = cost(SPEC)
-    weights = {"file": "tiny.safetensors", "size": file.stat().st_size, "sha256": sha256_file(file), "hub": hub}
-    entry = {**model(8), "spec": SPEC.to_dict(), "macs": macs, "params": params, "weights": weights}
-    (tmp_path / "registry.json").write_text(pretty(registry_data({"tiny": entry})))
-    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-
-
-def same_function(a: torch.nn.Module, b: torch.nn.Module, *, atol: float = 0.0) -> bool:
-    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return torch.allclose(a(x), b(x), rtol=0, atol=atol)
 
 
 def test_a_registry_name_gives_the_released_model_in_eval_mode(net, bundled):
@@ -250,23 +199,6 @@ def test_saved_tensors_come_back_and_do_not_depend_on_layout(net, tmp_path):
     assert sha256_file(tmp_path / "a.safetensors") == sha256_file(tmp_path / "b.safetensors")
     back = read_tensors(tmp_path / "a.safetensors")
     assert all(torch.equal(back[key], value) for key, value in net.state_dict().items())
-
-
-@pytest.fixture
-def hub_cache(folder, tmp_path) -> Path:
-    """The Hub client's cache, with the two files of org/tiny at one revision as the client lays them out."""
-    repo = tmp_path / "hub" / "models--org--tiny"
-    (repo / "blobs").mkdir(parents=True)
-    (repo / "snapshots" / REVISION).mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(REVISION)
-    for name in ("config.json", "model.safetensors"):
-        content = (folder / name).read_bytes()
-        large = name.endswith(".safetensors")
-        blob = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
-        (repo / "blobs" / blob).write_bytes(content)
-        (repo / "snapshots" / REVISION / name).symlink_to(Path("../../blobs") / blob)
-    return tmp_path / "hub"
 
 
 @pytest.mark.parametrize("name", ["hf-hub:org/tiny", "hf-hub:org/tiny@main", f"hf-hub:org/tiny@{REVISION}"])

@@ -73,7 +73,7 @@ def entrants(
             order = {"format": engine, "batches": terms["batches"], "verify": "parity", "offline": offline}
             bundle = export_model(str(subject), out=folder, **order)
             manifest = read_bundle(bundle)
-        models.setdefault(manifest.source.weights_sha256, []).append((bundle.resolve(), manifest))
+        models.setdefault(manifest.source.tensors_sha256, []).append((bundle.resolve(), manifest))
     for theirs in models.values():
         yield from _engines(theirs, terms)
         if peers:
@@ -97,7 +97,7 @@ def _peers(
 ) -> Iterator[Contestant]:
     """On the GPU where an engine of the same model is."""
     manifest = manifests[0]
-    place = folder / manifest.source.weights_sha256[:12]
+    place = folder / manifest.source.tensors_sha256[:12]
     why = _unpack(manifest, place, offline)
     device = "cuda" if any(one.device.startswith("cuda") for one in manifests) else "cpu"
     for peer in (one for one in PEERS if one in peers):
@@ -107,7 +107,7 @@ def _peers(
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
     source = manifest.source
-    hashes = {"weights_sha256": source.weights_sha256, "file_sha256": source.file_sha256}
+    hashes = {"tensors_sha256": source.tensors_sha256, "file_sha256": source.file_sha256}
     return {"model": manifest.name, "source": source.name, **hashes}
 
 
@@ -117,7 +117,7 @@ def _unpack(manifest: Manifest, folder: Path, offline: bool) -> str | None:
         model, _ = load_source(manifest.source.name, offline=offline)
     except (ZooError, OSError) as error:
         return f"the float model cannot be had: {error}"
-    if model.spec != manifest.spec or digest(model) != manifest.source.weights_sha256:
+    if model.spec != manifest.spec or digest(model) != manifest.source.tensors_sha256:
         return f"the source '{manifest.source.name}' is not the model that the bundle was made from"
     ModelFolder(folder).write(ModelConfig(spec=model.spec.to_dict()))
     save_weights(model.state_dict(), ModelFolder(folder).weights)

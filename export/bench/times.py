@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.export.bundle.folder import read_bundle, staged, write_sums
-from zoo.export.bundle.manifest import Sha256, _Record, to_json
-from zoo.registry.file import load_registry, write_latency
-from zoo.system.errors import IntegrityError
+from zoo.export.bundle.manifest import Sha256, TensorsSha256, _Record, to_json
+from zoo.registry.file import info, write_latency
+from zoo.system.errors import IntegrityError, ZooError
 
 REPORT = "reports/bench.json"
 
@@ -40,7 +40,7 @@ class Timed(_Record):
 
     model: str
     source: str
-    weights_sha256: Sha256
+    tensors_sha256: TensorsSha256
     file_sha256: Sha256 | None = None
     artifact_sha256: Sha256 | None = None
     engine: str
@@ -82,7 +82,7 @@ def write_to_bundle(folder: Path, report: Bench) -> None:
     manifest = read_bundle(folder)
     if manifest.artifact.sha256 not in [one.artifact_sha256 for one in report.engines]:
         raise IntegrityError(f"'{folder}' is not a bundle that was timed: it was replaced meanwhile")
-    own = tuple(one for one in report.engines if one.weights_sha256 == manifest.source.weights_sha256)
+    own = tuple(one for one in report.engines if one.tensors_sha256 == manifest.source.tensors_sha256)
     with staged(folder, force=True) as scratch:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)
         (scratch / REPORT).parent.mkdir(exist_ok=True)
@@ -96,16 +96,23 @@ def write_to_registry(report: Bench) -> list[str]:
     Raises:
         IntegrityError: the registry would not be valid, and was left as it was.
     """
-    released = {name: entry.weights.sha256 for name, entry in load_registry().models.items()}
-    names = list(dict.fromkeys(one.source for one in report.engines if released.get(one.source, "") == one.file_sha256))
-    for name in names:
-        latency: dict[str, dict[str, Any]] = {}
-        for one in report.engines:
-            if one.source == name and one.device and one.times:
-                times = {str(each.batch): _stored(each, one, report) for each in one.times}
-                latency.setdefault(one.device, {})[one.engine] = times
-        write_latency(name, released[name], latency)
-    return names
+    latencies: dict[str, dict[str, dict[str, Any]]] = {}
+    hashes = {}
+    for one in report.engines:
+        try:
+            entry = info(one.source)  # older bundles have a name that has become an alias, or a budget
+        except ZooError:
+            continue
+        if entry.weights.sha256 != one.file_sha256:
+            continue
+        hashes[entry.name] = entry.weights.sha256
+        latency = latencies.setdefault(entry.name, {})
+        if one.device and one.times:
+            times = {str(each.batch): _stored(each, one, report) for each in one.times}
+            latency.setdefault(one.device, {})[one.engine] = times
+    for name, latency in latencies.items():
+        write_latency(name, hashes[name], latency)
+    return list(latencies)
 
 
 def _stored(times: Times, engine: Timed, report: Bench) -> dict[str, Any]:

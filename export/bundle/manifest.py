@@ -7,7 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
@@ -20,16 +29,19 @@ Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
+# "weights_sha256" in older manifests and reports, which elsewhere is the hash of a file.
+TensorsSha256 = Annotated[Sha256, Field(validation_alias=AliasChoices("tensors_sha256", "weights_sha256"))]
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(_Record):
-    """Where the float weights came from; ``weights_sha256`` is over the tensors, whatever file held them."""
+    """Where the float weights came from; ``tensors_sha256`` is over the tensors, whatever file held them."""
 
     name: str
-    weights_sha256: Sha256
+    tensors_sha256: TensorsSha256
     file_sha256: Sha256 | None = None
     repo_id: str | None = None
     revision: str | None = None

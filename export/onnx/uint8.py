@@ -14,7 +14,7 @@ from zoo.system.errors import ExportFailed, IntegrityError, UsageError
 from zoo.system.files import write_atomic
 
 CONTRACT = "uint8 NHWC RGB in [0, 255], division by 255 and normalisation inside"
-FIELDS = ("name", "spec", "weights_sha256", "precision", "input", "output", "labels")  # that every graph of ours has
+FIELDS = ("name", "spec", "precision", "input", "output", "labels")  # that every graph of ours has
 
 
 def save_with_uint8_input(source: Path | str, target: Path | str) -> None:

@@ -113,7 +113,7 @@ def _text(report: Bench) -> str:
     columns = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "calls", "+MB"]
     models: dict[str, list[Timed]] = {}
     for one in report.engines:
-        models.setdefault(one.weights_sha256, []).append(one)
+        models.setdefault(one.tensors_sha256, []).append(one)
     parts = []
     for engines in models.values():
         parts += [engines[0].model, "", table(columns, [row for one in engines for row in _rows(one)])]

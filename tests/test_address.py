@@ -1,0 +1,231 @@
+"""How models are named: addresses, aliases, and the folder that an address may mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from test_registry import model, registry_data
+from tiny import REVISION, SPEC, same_function
+
+import zoo.registry.file
+from zoo import info, list_models, load
+from zoo.cli.app import run
+from zoo.cli.options import model_names
+from zoo.registry.entry import Subnet
+from zoo.registry.file import load_registry, pretty, rename_model, write_aliases
+from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
+from zoo.weights.address import HUB, LOCAL, NAME, Address, has_scheme
+from zoo.weights.folder import ModelConfig, ModelFolder
+from zoo.weights.load import find, save_weights
+from zoo.weights.release import candidate, release, rename, stored_bits
+
+# -- addresses -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("trades-s7", Address(NAME, "trades-s7")),
+        ("proard-tiny@12.5M", Address(NAME, "proard-tiny@12.5M")),
+        ("local-dir:runs/a:b@c/model", Address(LOCAL, "runs/a:b@c/model")),
+        ("hf-hub:org/repo", Address(HUB, "org/repo")),
+        (f"hf-hub:org/repo@{REVISION}", Address(HUB, "org/repo", REVISION)),
+    ],
+)
+def test_an_address_is_read_and_written_again(text, address):
+    assert Address.parse(text) == address
+    assert str(address) == text
+    assert has_scheme(text) == (address.scheme != NAME)
+
+
+@pytest.mark.parametrize("wrong", [5, None, Path("runs/x/model"), "https://example.org/model", "local-dir:", "hf-hub:"])
+def test_what_is_no_address_is_refused_with_the_kinds_there_are(wrong):
+    with pytest.raises(UsageError, match=r"local-dir:PATH or hf-hub:ORG/REPO"):
+        load(wrong)
+
+
+def test_a_bare_path_is_refused_with_what_to_write_and_is_an_address_in_training(net, folder, bundled, monkeypatch):
+    with pytest.raises(UsageError, match=f"'{folder}' is a folder, .*: write local-dir:{folder}"):
+        load(str(folder))
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(UsageError, match="write local-dir:model"):
+        load("model")
+    assert same_function(find("model", folders=True).load(), net)
+    (folder.parent / "tiny").mkdir()
+    assert find("tiny").address == Address(NAME, "tiny")  # a folder that merely has the name is not meant ...
+    with pytest.raises(Unreachable, match=r"'tiny' holds no config\.json"):
+        find("tiny", folders=True)  # ... but in training, where a folder's path is an address
+
+
+# -- aliases -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(bundled) -> str:
+    write_aliases("tiny", ["wee", "t"])
+    return "wee"
+
+
+def test_an_alias_finds_the_entry_everywhere_and_the_entrys_own_name_is_shown(net, short, bundled, capsys):
+    assert same_function(load(short), net)
+    assert info(short) is info("tiny")
+    assert find(short).address == Address(NAME, "tiny")
+    assert find(short).reference() == {"name": "tiny", "weights_sha256": info("tiny").weights.sha256}
+    assert candidate(find(short)).name == "tiny"
+    assert list_models("w*") == ["tiny"]
+    assert model_names("w") == ["wee"]
+    assert run(["show", short, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["aliases"]) == ("tiny", ["t", "wee"])
+    assert run(["show", short]) == 0
+    assert "also called  t, wee" in capsys.readouterr().out
+    with pytest.raises(UnknownModel, match="did you mean 'wee'"):
+        info("weee")
+
+
+def test_an_alias_survives_new_results_and_new_weights(net, short, folder):
+    release(candidate(find(short)), [])
+    assert info(short).name == "tiny"
+    train = model(8)["train"] | {"settings": {}, "history": []}
+    del train["recipe_sha256"]
+    config = ModelConfig(name="tiny", family="t", description="again", spec=SPEC.to_dict(), train=train)
+    ModelFolder(folder).write(config)
+    save_weights({key: value + 1 for key, value in net.state_dict().items()}, ModelFolder(folder).weights)
+    release(candidate(find(f"local-dir:{folder}")), [])
+    assert (info(short).description, info(short).aliases) == ("again", ("t", "wee"))
+    ModelFolder(folder).write(ModelConfig(**{**vars(config), "name": "wee"}))
+    with pytest.raises(UsageError, match=r"'wee' is an alias of 'tiny': give the model .* another name"):
+        candidate(find(f"local-dir:{folder}"))
+
+
+@pytest.mark.parametrize("wrong", [["tiny"], ["other"], ["o"], ["t", "t"], ["two words"]])
+def test_an_alias_is_nobody_elses_name_and_well_formed(bundled, wrong):
+    path = bundled.parents[1] / "registry.json"
+    data = json.loads(path.read_text())
+    path.write_text(pretty(registry_data({**data["models"], "other": model(12) | {"aliases": ["o"]}})))
+    before = path.read_text()
+    with pytest.raises(IntegrityError, match=r"wrong at 'models\.(tiny|other)\.aliases'"):
+        write_aliases("tiny", wrong)
+    assert path.read_text() == before
+
+
+def test_a_renamed_model_keeps_all_but_its_name_which_becomes_an_alias(net, bundled):
+    home = bundled.parent
+    release(candidate(find("tiny")), [])  # leaves the file of its bits
+    before = info("tiny")
+    rename("tiny", "small", family="new")
+    after = info("tiny")
+    assert (after.name, after.aliases, after.family) == ("small", ("tiny",), "new")
+    assert (after.results, after.train, after.weights.sha256) == (before.results, before.train, before.weights.sha256)
+    assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
+    assert same_function(load("tiny"), net)
+    with pytest.raises(UnknownModel):
+        rename("nobody", "somebody")
+    with pytest.raises(IntegrityError, match="a name is 1 to 40 letters"):
+        rename("small", "n" * 41)
+    assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
+    rename("small", "tiny")
+    assert (info("small").name, info("small").aliases) == ("tiny", ("small",))
+
+
+def test_sub_nets_follow_a_dynamic_net_that_is_renamed(bundled):
+    path = bundled.parents[1] / "registry.json"
+    part = vars(Subnet(of="tiny", weights_sha256=info("tiny").weights.sha256, values={"width": 1.0}, size=10))
+    whole = json.loads(path.read_text())["models"]["tiny"] | {"supernet": "space"}
+    path.write_text(pretty(registry_data({"tiny": whole, "tiny@1M": model(8) | {"subnet": part}})))
+    rename_model("tiny", "new")
+    assert info("tiny@1M").subnet.of == "new"
+    assert info(f"tiny@{info('new').macs}") == info("tiny@1M")  # by a budget, under the dynamic net's old name too
+
+
+# -- what was hashed or parsed once ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """The names of the files that are hashed."""
+    names: list[str] = []
+    true = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: (names.append(Path(file.name).name), true(file, kind))[1]
+    )
+    return names
+
+
+def test_a_load_hashes_a_file_once(bundled, folder, hub_cache, hashed):
+    load("tiny")
+    assert hashed == ["tiny.safetensors"]
+    found = find(f"local-dir:{folder}")
+    found.load()
+    assert found.sha256 == info("tiny").weights.sha256
+    assert hashed[1:] == ["model.safetensors"]
+    load("hf-hub:org/tiny", cache_dir=hub_cache, local_files_only=True)
+    assert hashed[2:] == ["model.safetensors"]
+
+
+@pytest.fixture
+def parsed(monkeypatch) -> list[Path]:
+    """The registries that are read."""
+    paths: list[Path] = []
+    true = zoo.registry.file._read
+    monkeypatch.setattr(zoo.registry.file, "_read", lambda path: (paths.append(path), true(path))[1])
+    return paths
+
+
+def test_the_registry_is_parsed_once_and_again_after_a_change(bundled, parsed, capsys):
+    assert run(["show", "tiny"]) == 0
+    assert run(["compare", "tiny", "tiny"]) == 0
+    load("tiny")
+    assert len(parsed) == 1
+    write_aliases("tiny", ["wee"])  # reads the file itself, under its lock
+    assert info("wee").name == "tiny"
+    assert len(parsed) == 3
+    path = bundled.parents[1] / "registry.json"
+    path.write_text(path.read_text().replace('"wee"', '"mite"'))  # by hand
+    assert load_registry().named.keys() == {"tiny", "mite"}
+    assert len(parsed) == 4
+
+
+# -- model folders -----------------------------------------------------------------------------------------------------
+
+
+def test_a_config_comes_back_as_it_was_written(tmp_path):
+    subnet = Subnet(of="tiny", weights_sha256="a" * 64, values={"width": 1}, size=10)
+    config = ModelConfig(
+        **{"name": "one", "family": "f", "description": "d", "paper": "p", "spec": SPEC.to_dict(), "subnet": subnet},
+        **{"dataset": "cifar100", "threat": {"norm": "l2", "eps": 0.5}, "train": {"seed": 0, "loss": [0.5]}},
+    )
+    ModelFolder(tmp_path / "model").write(config)
+    assert ModelFolder(tmp_path / "model").read() == config
+
+
+def test_of_a_foreign_config_only_the_architecture_is_needed(folder):
+    (folder / "config.json").write_text(json.dumps({"spec": SPEC.to_dict(), "model_type": ["of", "others"]}))
+    config = ModelFolder(folder).read()
+    assert (config.name, config.dataset, config.threat) == (None, "cifar10", {"norm": "linf", "eps": 8 / 255})
+    assert find(f"local-dir:{folder}").title == "model"
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"name": 5}, "name"),
+        ({"supernet": ["tiny"]}, "supernet"),
+        ({"train": "long"}, "train"),
+        ({"dataset": ""}, "dataset"),
+        ({"subnet": {"of": "tiny"}}, "subnet.weights_sha256"),
+        ({"subnet": {"of": "tiny", "weights_sha256": "abc", "values": {}, "size": 1}}, "subnet.weights_sha256"),
+    ],
+)
+def test_a_damaged_config_is_refused_by_its_field(folder, change, place):
+    (folder / "config.json").write_text(json.dumps({"spec": SPEC.to_dict()} | change))
+    with pytest.raises(IntegrityError, match=rf"config\.json' is wrong at '{place}'"):
+        load(f"local-dir:{folder}")
+
+
+def test_bits_are_found_by_an_alias_and_missed_by_the_entrys_own_name(short):
+    with pytest.raises(UsageError, match="no per-image bits are stored for 'tiny'"):
+        stored_bits(short)
