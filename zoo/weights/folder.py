@@ -74,31 +74,12 @@ def read_config(path: Path) -> ModelConfig:
     raise IntegrityError(f"'{path}' is wrong at '{where}': {first['msg']}")
 
 
-@dataclass(frozen=True)
 class ModelFolder:
-    """The folder of a model, and the files in it."""
+    """The folder of a model at ``path``, and the files in it."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / CONFIG
-
-    @property
-    def weights(self) -> Path:
-        return self.path / TENSORS
-
-    @property
-    def predictor(self) -> Path:
-        return self.path / PREDICTOR
-
-    @property
-    def labels(self) -> Path:
-        return self.path / LABELS
-
-    @property
-    def held_out(self) -> Path:
-        return self.path / HELD_OUT
+    def __init__(self, path: Path) -> None:
+        self.path, self.config, self.weights = path, path / CONFIG, path / TENSORS
+        self.predictor, self.labels, self.held_out = path / PREDICTOR, path / LABELS, path / HELD_OUT
 
     def read(self) -> ModelConfig:
         """What its config.json says; see :func:`read_config`.

@@ -19,6 +19,7 @@ from zoo.registry.schema import check_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import copy_atomic, write_atomic
+from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
 from zoo.weights.load import BUNDLED, Found
 
@@ -53,6 +54,8 @@ def candidate(found: Found) -> Candidate:
                 f"the weights of '{facts.name}' are not in this checkout: --write wants them in '{BUNDLED.name}/'"
             )
         return Candidate(facts.name, path, sha256, facts.to_dict())
+    if found.address.scheme != LOCAL:
+        raise UsageError(f"only a model of the registry or of a folder is released: download '{found.address}' first")
     where = path.with_name(CONFIG)
     missing = [key for key in ("name", "family", "description", "train") if getattr(facts, key) is None]
     train = dict(facts.train or {})
