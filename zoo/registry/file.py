@@ -55,6 +55,11 @@ def _parsed(path: Path, *state: int) -> Registry:
 def info(name: str, *, registry: Registry | None = None) -> Entry:
     """The registry's entry of this name or alias; ``SUPERNET@BUDGET`` is its best released sub-net within so many MACs.
 
+    >>> info("rnascl-s7-wrt34").name
+    'rnascl-s7-wrt34-2-trades'
+    >>> info("proard-tiny@12.5M").name
+    'proard-tiny@12M'
+
     Raises:
         UnknownModel: there is none; the message names the nearest.
         UsageError, NothingMatches: the budget is not one or is above all sub-nets, or is below; tells their range.

@@ -44,6 +44,10 @@ def load(
 ) -> Classifier:
     """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out.
 
+    >>> import torch
+    >>> load("rnascl-s7-wrt34")(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+
     Args:
         name: a name or an alias of the registry; ``SUPERNET@BUDGET``, the best released sub-net within so many MACs;
             ``local-dir:PATH``, a folder with config.json (its "spec" is read) and model.safetensors; or
