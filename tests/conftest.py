@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from sturdy import TEST, pictures, trained
-from tiny import bundled, folder, hub_cache, net  # noqa: F401
+from tiny import bundled, folder, hashed, hub_cache, net  # noqa: F401
 
 from zoo.datasets.base import Dataset, Split
 from zoo.datasets.cifar10 import CIFAR10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -142,17 +141,6 @@ def test_sub_nets_follow_a_dynamic_net_that_is_renamed(bundled):
 
 
 # -- what was hashed or parsed once ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hashed(monkeypatch) -> list[str]:
-    """The names of the files that are hashed."""
-    names: list[str] = []
-    true = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda file, kind: (names.append(Path(file.name).name), true(file, kind))[1]
-    )
-    return names
 
 
 def test_a_load_hashes_a_file_once(bundled, folder, hub_cache, hashed):

@@ -135,6 +135,16 @@ def test_a_budget_names_the_most_robust_sub_net_within_it(released):
     assert load(f"proard-micro@{between}").spec.to_dict() == best.spec
 
 
+def test_a_sub_net_and_its_dynamic_net_are_hashed_once_each(released, toy, tmp_path, hashed):
+    entry = next(e for e in load_registry().models.values() if e.subnet)
+    load(entry.name)
+    assert sorted(hashed) == sorted([entry.weights.file, "proard-micro.safetensors"])
+    del hashed[:]
+    net = dynamic("proard-micro")
+    net.save(net.space.smallest[0], toy, tmp_path / "again", name="small")
+    assert hashed == ["proard-micro.safetensors"]
+
+
 def test_a_comparison_by_a_budget_has_the_bits_of_the_sub_net_that_it_names(released):
     small, middle, _ = sorted((e for e in load_registry().models.values() if e.subnet), key=lambda e: e.macs)
     asked = f"proard-micro@{middle.macs - 1}"

@@ -74,6 +74,17 @@ def hub_cache(folder, tmp_path) -> Path:
     return tmp_path / "hub"
 
 
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """The names of the files that are hashed."""
+    names: list[str] = []
+    true = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: (names.append(Path(file.name).name), true(file, kind))[1]
+    )
+    return names
+
+
 def same_function(a: torch.nn.Module, b: torch.nn.Module, *, atol: float = 0.0) -> bool:
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
