@@ -9,7 +9,7 @@ from typing import Any, Literal
 from zoo.export.bundle.folder import read_bundle, staged, write_sums
 from zoo.export.bundle.manifest import Sha256, TensorsSha256, _Record, to_json
 from zoo.registry.file import info, write_latency
-from zoo.system.errors import IntegrityError, ZooError
+from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 
 REPORT = "reports/bench.json"
 
@@ -96,23 +96,20 @@ def write_to_registry(report: Bench) -> list[str]:
     Raises:
         IntegrityError: the registry would not be valid, and was left as it was.
     """
-    latencies: dict[str, dict[str, dict[str, Any]]] = {}
-    hashes = {}
+    latencies: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for one in report.engines:
         try:
-            entry = info(one.source)  # older bundles have a name that has become an alias, or a budget
-        except ZooError:
+            entry = info(one.source)  # in older bundles it may be a name that has become an alias, or a budget
+        except (UnknownModel, UsageError, NothingMatches):
             continue
-        if entry.weights.sha256 != one.file_sha256:
-            continue
-        hashes[entry.name] = entry.weights.sha256
-        latency = latencies.setdefault(entry.name, {})
-        if one.device and one.times:
-            times = {str(each.batch): _stored(each, one, report) for each in one.times}
-            latency.setdefault(one.device, {})[one.engine] = times
-    for name, latency in latencies.items():
-        write_latency(name, hashes[name], latency)
-    return list(latencies)
+        if entry.weights.sha256 == one.file_sha256:
+            latency = latencies.setdefault((entry.name, entry.weights.sha256), {})
+            if one.device and one.times:
+                times = {str(each.batch): _stored(each, one, report) for each in one.times}
+                latency.setdefault(one.device, {})[one.engine] = times
+    for (name, sha256), latency in latencies.items():
+        write_latency(name, sha256, latency)
+    return [name for name, _ in latencies]
 
 
 def _stored(times: Times, engine: Timed, report: Bench) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +35,11 @@ class Dynamic:
     """A dynamic net: its weights file, and what is known of it."""
 
     found: Found
-    path: Path
+
+    @property
+    def path(self) -> Path:
+        assert self.found.path is not None
+        return self.found.path
 
     @property
     def sha256(self) -> str:
@@ -110,6 +114,8 @@ class Dynamic:
             threat=self.found.task.threat,
             train=asdict(facts.train) if isinstance(facts.train, Train) else facts.train,
         )
+        if isinstance(facts, ModelConfig):
+            config = replace(config, dataset=facts.dataset, threat=facts.threat)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(statistics, place.weights, **{CUT_FROM: self.sha256})
         place.write(config)
@@ -131,11 +137,11 @@ def dynamic(name: str, *, offline: bool = False) -> Dynamic:
     found = find(address, HubFiles(offline=offline, progress=False))
     if not found.facts.supernet:
         raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
-    assert found.path is not None
+    net = Dynamic(found)
     missing = [key for key in ("family", "name", "train") if getattr(found.facts, key) is None]
     if missing:
-        raise IntegrityError(f"'{found.path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
-    return Dynamic(found, found.path)
+        raise IntegrityError(f"'{net.path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
+    return net
 
 
 def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:

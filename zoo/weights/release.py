@@ -139,9 +139,9 @@ def rename(old: str, new: str, **identity: str) -> None:
     """
     files = {BUNDLED / f"{old}.{suffix}": BUNDLED / f"{new}.{suffix}" for suffix in SUFFIXES}
     files = {before: after for before, after in files.items() if before.exists()}
+    if taken := [after for after in files.values() if after.exists()]:
+        raise IntegrityError(f"'{taken[0]}' is there already: choose another name, or remove it")
     for before, after in files.items():
-        if after.exists():
-            raise IntegrityError(f"'{after}' is there already: choose another name, or remove it")
         copy_atomic(before, after)
     spare = list(files.values())
     try:
