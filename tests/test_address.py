@@ -13,6 +13,7 @@ import zoo.registry.file
 from zoo import info, list_models, load
 from zoo.cli.app import run
 from zoo.cli.options import model_names
+from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.registry.file import load_registry, pretty, rename_model, write_aliases
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
@@ -184,7 +185,7 @@ def test_a_config_comes_back_as_it_was_written(tmp_path):
     subnet = Subnet(of="tiny", weights_sha256="a" * 64, values={"width": 1}, size=10)
     config = ModelConfig(
         **{"name": "one", "family": "f", "description": "d", "paper": "p", "spec": SPEC.to_dict(), "subnet": subnet},
-        **{"dataset": "cifar100", "threat": {"norm": "l2", "eps": 0.5}, "train": {"seed": 0, "loss": [0.5]}},
+        **{"dataset": "cifar100", "threat": ThreatModel(norm="l2", eps=0.5), "train": {"seed": 0, "loss": [0.5]}},
     )
     ModelFolder(tmp_path / "model").write(config)
     assert ModelFolder(tmp_path / "model").read() == config
@@ -193,7 +194,7 @@ def test_a_config_comes_back_as_it_was_written(tmp_path):
 def test_of_a_foreign_config_only_the_architecture_is_needed(folder):
     (folder / "config.json").write_text(json.dumps({"spec": SPEC.to_dict(), "model_type": ["of", "others"]}))
     config = ModelFolder(folder).read()
-    assert (config.name, config.dataset, config.threat) == (None, "cifar10", {"norm": "linf", "eps": 8 / 255})
+    assert (config.name, config.dataset, config.threat) == (None, None, None)
     assert find(f"local-dir:{folder}").title == "model"
 
 
@@ -204,6 +205,7 @@ def test_of_a_foreign_config_only_the_architecture_is_needed(folder):
         ({"supernet": ["tiny"]}, "supernet"),
         ({"train": "long"}, "train"),
         ({"dataset": ""}, "dataset"),
+        ({"threat": {"norm": "l7", "eps": 0.5}}, "threat.norm"),
         ({"subnet": {"of": "tiny"}}, "subnet.weights_sha256"),
         ({"subnet": {"of": "tiny", "weights_sha256": "abc", "values": {}, "size": 1}}, "subnet.weights_sha256"),
     ],

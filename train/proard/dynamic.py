@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -114,8 +114,6 @@ class Dynamic:
             threat=self.found.task.threat,
             train=asdict(facts.train) if isinstance(facts.train, Train) else facts.train,
         )
-        if isinstance(facts, ModelConfig):
-            config = replace(config, dataset=facts.dataset, threat=facts.threat)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(statistics, place.weights, **{CUT_FROM: self.sha256})
         place.write(config)
