@@ -135,7 +135,7 @@ def _measured(
     from zoo.datasets import dataset_for
     from zoo.train.proard.measuring import measured
 
-    dataset = dataset_for(net.net.full.spec, net.facts.get("dataset")).load(data, offline=offline)
+    dataset = dataset_for(net.net.full.spec, net.found.task.dataset).load(data, offline=offline)
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))
