@@ -93,6 +93,18 @@ def split() -> Split:
 
 
 @pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Dataset:
+    """Pictures to calibrate by; the first 50 for training are in the test split too."""
+    root = tmp_path_factory.mktemp("world")
+    (images, labels), (tested, answers) = pictures(1300, seed=1), pictures(TEST, seed=2)
+    images[:50], labels[:50] = tested[:50], answers[:50]
+    for name, arrays in (("train", (images, labels)), ("test", (tested, answers))):
+        np.save(root / f"{name}_images.npy", arrays[0])
+        np.save(root / f"{name}_labels.npy", arrays[1])
+    return replace(CIFAR10, root=root)
+
+
+@pytest.fixture(scope="session")
 def robust() -> Classifier:
     return trained(robustly=True)
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from sturdy import pictures
 
-from zoo.datasets.base import Split
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend
@@ -16,16 +14,9 @@ pytest.importorskip("openvino")
 KNOWN = Known("sturdy", "sturdy")
 
 
-class World:
-    """Two splits to calibrate by and to test on."""
-
-    def split(self, name: str) -> Split:
-        return Split(name, *pictures(300, seed=2 if name == "test" else 1))
-
-
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
-def bundle(request, robust, split, tmp_path_factory):
-    calibrated = calibration_images(robust, World(), Sampling(n=64)) if request.param == "int8" else None
+def bundle(request, robust, split, world, tmp_path_factory):
+    calibrated = calibration_images(robust, world, Sampling(n=64)) if request.param == "int8" else None
     return write_bundle(
         robust,
         KNOWN,

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from sturdy import TEST, pictures
 
-from zoo.datasets.base import Dataset, to_float
-from zoo.datasets.cifar10 import CIFAR10
+from zoo.datasets.base import to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
@@ -24,18 +21,6 @@ from zoo.system.errors import DataNotFound, ExportFailed, UsageError
 
 TERMS = {"n": 150, "margin": 0.03}
 KNOWN = Known("sturdy", "sturdy")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Dataset:
-    """Pictures to calibrate by; the first 50 for training are in the test split too."""
-    root = tmp_path_factory.mktemp("world")
-    (images, labels), (tested, answers) = pictures(1300, seed=1), pictures(TEST, seed=2)
-    images[:50], labels[:50] = tested[:50], answers[:50]
-    for name, arrays in (("train", (images, labels)), ("test", (tested, answers))):
-        np.save(root / f"{name}_images.npy", arrays[0])
-        np.save(root / f"{name}_labels.npy", arrays[1])
-    return replace(CIFAR10, root=root)
 
 
 @pytest.fixture
