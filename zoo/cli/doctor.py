@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from zoo.cli.options import AsJson, Offline, Quiet
+from zoo.cli.options import AsJson, Quiet
 from zoo.cli.output import Output
 
 
-def command(as_json: AsJson = False, quiet: Quiet = False, offline: Offline = False) -> None:
+def command(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show what is installed, which engines work, on which devices, and whether data and models are in order.
 
     Nothing is installed, downloaded or changed. Exits with 5 if the registry or a weights file is damaged.
