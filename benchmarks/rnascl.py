@@ -24,6 +24,7 @@ from zoo.datasets.base import Dataset
 from zoo.models import build
 from zoo.models.staged import ConvBlock
 from zoo.specs import WideResNetSpec
+from zoo.train.methods.rnascl import CrossLayer, RnasCL
 from zoo.train.recipes.phases import load_phases
 from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.search import Searcher
@@ -113,9 +114,9 @@ class Textbook:
     """What search and training have in common: a teacher, tapped at every convolution, and the loss around it."""
 
     def __init__(self, ours: Trainer, *, teacher_gradients: bool) -> None:
-        assert ours.recipe.distill is not None
-        self.ours, self.settings, self.device = ours, ours.recipe.distill, ours.device
-        self.teacher = load(f"local-dir:{self.settings.teacher}").to(self.device)
+        assert isinstance(ours.recipe.method, RnasCL)
+        self.ours, self.settings, self.device = ours, ours.recipe.method, ours.device
+        self.teacher = load(f"local-dir:{ours.teacher_name}").to(self.device)
         self.taught = Heard([module for module in self.teacher.modules() if isinstance(module, nn.Conv2d)])
         self.asking: Callable[[], AbstractContextManager] = nullcontext if teacher_gradients else torch.no_grad
         generator, n = torch.Generator().manual_seed(0), ours.recipe.train.batch_size
@@ -187,10 +188,11 @@ class TextbookTraining(Textbook):
         self.net = build(ours.recipe.arch).to(self.device)
         self.net.load_state_dict(ours.net.state_dict())
         self.heard = Heard([module for module in self.net.modules() if isinstance(module, nn.Conv2d)])
-        assert ours.distiller is not None
-        layers = ours.distiller.teacher.layers
+        assert ours.teacher is not None
+        assert isinstance(ours.parts, CrossLayer)
+        layers = ours.teacher.layers
         self.g = torch.zeros(len(self.heard.activations), len(layers), device=self.device)
-        for i, tutor in enumerate(ours.distiller.tutors.values()):
+        for i, tutor in enumerate(ours.parts.tutors.values()):
             self.g[i, layers.index(tutor)] = 1
         self.optimizer = self.sgd(self.net)
 
@@ -237,7 +239,7 @@ def contestant(phase: str, name: str, teacher: Path, dataset: Dataset, batch: in
 
 
 def _recipe(phase: str, teacher: Path, batch: int, *, plain: bool) -> Recipe:
-    settings = [f"distill.teacher={teacher}", "distill.tutors=depth", "distill.versions=0", f"train.batch_size={batch}"]
+    settings = [f"teacher.name={teacher}", "method.tutors=depth", "teacher.versions=0", f"train.batch_size={batch}"]
     settings += ["train.precision=fp32", "train.compile=false"] if plain else []
     return load_phases("rnascl-s7-wrt34-2", overrides=settings)[phase]
 

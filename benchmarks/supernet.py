@@ -12,7 +12,7 @@ from zoo import info, list_models
 from zoo.datasets.base import Dataset
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.specs import parse_spec
-from zoo.train.methods import losses
+from zoo.train.methods.rslad import rslad
 from zoo.train.proard.dynamic import calibration
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipes.phases import load_recipe
@@ -20,13 +20,12 @@ from zoo.train.run.trainer import Trainer
 
 STEPS = 10
 SETTINGS = [
-    "train.method=pgd-at",
+    "method=rslad",
+    "teacher.name=largest",
     f"attack.steps={STEPS}",
     "attack.step=0.0078",
     "attack.objective=kl",
     "train.images=12800",
-    "supernet.teacher=largest",
-    "supernet.loss=rslad",
     "supernet.smallest=false",
     "supernet.largest=0",
     "supernet.random=4",
@@ -67,7 +66,7 @@ class Plain:
             teacher = self.net(batch.x)
             x_adv = self.attacked(self.net.subnet(spec), batch.x, teacher)
             live = self.net.subnet(spec)
-            losses.rslad(live(batch.x), live(x_adv), teacher).backward()
+            rslad(live(batch.x), live(x_adv), teacher).backward()
         self.optimizer.step()
         self.step += 1
 

@@ -15,7 +15,7 @@ STEPS_A_ROUND = 5
 
 
 def run() -> list[dict]:
-    settings = ["train.method=pgd-at", "attack.steps=10", "attack.step=0.00784313725490196", "train.images=12800"]
+    settings = ["method=pgd-at", "attack.steps=10", "attack.step=0.00784313725490196", "train.images=12800"]
     dataset = CIFAR10.load()
     contestants = {}
     for precision in ("bf16", "fp32"):

@@ -163,7 +163,7 @@ def bill(name: str) -> tuple[float, float, float]:
     largest = float(space.macs(space.largest)[0])
     average = float(space.macs(space.sample(5000, np.random.default_rng(0))).mean())
     width = phases["width"]
-    passes = 6 + 2 * width.attack.steps
+    passes = width.method.passes(width.attack)
     return sum(spent.values()), width.train.epochs * 50_000 * (passes * average + largest), spent["teacher"]
 
 

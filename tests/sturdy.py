@@ -6,10 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from zoo.attacks.ball import Ball
 from zoo.datasets.base import to_float
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
-from zoo.train.methods.adversary import pgd
+from zoo.train.methods.adversary import cross_entropy, pgd, random_start
 
 SPEC = StagedSpec(widths=((8,), (16,), (16,)), resolutions=(16, 8, 4), stem=6)
 TEST = 500
@@ -43,8 +44,8 @@ def trained(*, robustly: bool) -> Classifier:
         for index in torch.randperm(len(x)).split(50):
             batch = x[index]
             if robustly:
-                noise = torch.empty_like(batch).uniform_(-1, 1)
-                batch = pgd(model, batch, y[index], noise, eps=8 / 255, step=8 / 255, steps=1)
+                ball, noise = Ball(batch, 8 / 255, "linf"), torch.empty_like(batch).uniform_(-1, 1)
+                batch = pgd(model, ball, random_start(ball, noise), cross_entropy(y[index]), step=8 / 255, steps=1)
             model.train()
             optimizer.zero_grad()
             F.cross_entropy(model(batch), y[index]).backward()

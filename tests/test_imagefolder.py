@@ -278,7 +278,7 @@ def teacher(tmp_path):
 
 BRIEF = [
     *("train.batch_size=2", "train.images=4", "ema.recalibrate=2"),
-    *("guard.images=2", "guard.steps=1", "attack.steps=1"),
+    *("guard.images=2", "guard.steps=1", "phase.trades.attack.steps=1"),
 ]
 
 
@@ -298,7 +298,7 @@ def check_phases(space: str, out: Path) -> None:
 def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path):
     toy = replace(toy, sizes={**toy.sizes, "validation": 16})
     name = f"rnascl-{space}-wrt34-10"
-    overrides = [*BRIEF, f"distill.teacher={teacher(32, 10)}"]
+    overrides = [*BRIEF, f"teacher.name={teacher(32, 10)}"]
     run(load_phases(name, preset="smoke", overrides=overrides), toy, tmp_path / name)
     check_phases(space, tmp_path / name)
 
@@ -306,7 +306,7 @@ def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path):
 @pytest.mark.parametrize("space", ["is", *(pytest.param(space, marks=pytest.mark.slow) for space in IMAGENET[1:])])
 def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeypatch):
     name = f"rnascl-{space}-r18"
-    overrides = [*BRIEF, f"distill.teacher={teacher(224, 100)}"]
+    overrides = [*BRIEF, f"teacher.name={teacher(224, 100)}"]
     arguments = [f"--set={one}" for one in overrides]
     out = tmp_path / name
     assert command_line(["train", name, "--preset=smoke", f"--data={hundred}", f"--out={out}", "-q", *arguments]) == 0
@@ -343,7 +343,7 @@ def test_a_model_of_image_folders_is_swept_on_one(folder, teacher, capsys):
 
 
 def test_a_run_on_streamed_images_draws_the_same_batches_when_it_is_resumed(hundred, teacher):
-    overrides = [*BRIEF, "train.images=20", f"distill.teacher={teacher(224, 100)}", "distill.tutors=depth"]
+    overrides = [*BRIEF, "train.images=20", f"teacher.name={teacher(224, 100)}", "method.tutors=depth"]
     recipe = load_phases("rnascl-is-r18", preset="smoke", overrides=overrides)["train"]
     straight, resumed = (Trainer(recipe, IMAGEFOLDER.load(hundred)) for _ in range(2))
     for _ in range(3):

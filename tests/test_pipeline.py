@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -17,8 +16,6 @@ from zoo.registry.entry import Registry
 from zoo.specs import parse_spec
 from zoo.system.errors import UsageError
 from zoo.train import pipeline
-from zoo.train.methods import adversary, losses
-from zoo.train.methods.objective import batch_loss
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.rnascl.search import Searcher
 from zoo.train.run.loop import Interrupted, fit
@@ -102,7 +99,7 @@ def test_a_phase_changes_what_it_names_and_shares_the_rest(phased):
     phases = load_phases(phased)
     assert list(phases) == ["search", "train", "trades", "longer"]
     assert [one.train.epochs for one in phases.values()] == [2, 1, 1, 1]
-    assert [one.train.method for one in phases.values()] == ["natural", "natural", "trades", "natural"]
+    assert [one.method.hard for one in phases.values()] == ["natural", "natural", "trades", "natural"]
     assert [one.name for one in phases.values()] == [
         "rnascl-tiny",
         "rnascl-tiny",
@@ -137,8 +134,8 @@ def test_a_recipe_without_phases_is_one_phase_and_one_with_phases_is_no_single_r
         ("search.latensy=1", "did you mean 'latency'"),
         ("train.method=n-fgsm", "set distill.gamma = 0"),
         ("train.method=mart", r"takes no \[distill\]"),
-        ("train.method=trades", r"needs \[distill\] and train.method = 'natural'"),
-        ("distill.tutors=deep", "distill.tutors"),
+        ("train.method=trades", r"a search needs method.name = 'rnascl' with hard = 'natural'"),
+        ("distill.tutors=deep", r"method\.tutors"),
         ("distill.gama=1", "did you mean 'gamma'"),
     ],
 )
@@ -152,7 +149,7 @@ def test_a_search_without_a_teacher_is_refused(phased):
     text = phased.read_text()
     start, end = text.index("[distill]"), text.index("[train]")
     phased.write_text(text[:start] + text[end:])
-    with pytest.raises(UsageError, match=r"a search needs \[distill\]"):
+    with pytest.raises(UsageError, match=r"a search needs method.name = 'rnascl'"):
         load_phases(phased)
 
 
@@ -272,7 +269,7 @@ def test_a_time_budget_is_shared_out_by_the_passes_of_each_phase(phased, toy, tm
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(phases, toy, tmp_path, time_budget=60.0)
     assert shares["search"] == pytest.approx(60 * 2 * 3 / (2 * 3 + 3 + 8 + 3))
-    assert pipeline.passes(load_recipe("nfgsm-w15")) == 5  # one to the input, of the attack, costs two as well
+    assert pipeline._per_image(load_recipe("nfgsm-w15"), {}) == 5  # one to the input, of the attack, costs two as well
 
 
 def test_tutors_that_were_not_searched_for_are_refused_where_there_was_no_search(phased, toy, tmp_path):
@@ -293,59 +290,40 @@ def test_tutors_by_name_must_name_one_layer_of_the_teacher_for_each_of_the_stude
     train = load_phases(phased)["train"]
     tutors = {f"features.{i}.conv": "features.2.conv" for i in range(4)} | change
     tutors = {layer: tutor for layer, tutor in tutors.items() if tutor}
-    train = train.model_copy(update={"distill": train.distill.model_copy(update={"tutors": tutors})})
+    train = train.model_copy(update={"method": train.method.model_copy(update={"tutors": tutors})})
     with pytest.raises(UsageError, match=says):
         Trainer(train, toy)
 
 
 def test_tutors_of_equal_depth_rise_with_the_layer_and_random_ones_follow_the_seed(phased, toy):
     phases = load_phases(phased, overrides=["distill.tutors=depth"])
-    tutors = Trainer(phases["train"], toy).distiller.tutors
+    tutors = Trainer(phases["train"], toy).parts.tutors
     assert list(tutors.values()) == [f"features.{i}.conv" for i in range(4)]  # as many layers as the student has
     drawn = [
         Trainer(load_phases(phased, overrides=["distill.tutors=random", f"train.seed={seed}"])["train"], toy)
         for seed in (1, 1, 2)
     ]
-    one, again, other = (trainer.distiller.tutors for trainer in drawn)
+    one, again, other = (trainer.parts.tutors for trainer in drawn)
     assert one == again != other
-
-
-@pytest.mark.parametrize("method", ["n-fgsm", "pgd-at"])
-def test_where_no_clean_logits_are_the_teacher_labels_adversarial_images(phased, toy, method):
-    overrides = ["phase.train.distill.gamma=0", "phase.train.distill.kl=0.7", f"phase.train.train.method={method}"]
-    trainer = Trainer(load_phases(phased, overrides=[*overrides, "distill.tutors=depth"])["train"], toy)
-    batch, net, attack = trainer.batch(0), trainer.net.train(), trainer.recipe.attack
-    twin = copy.deepcopy(net)  # whose statistics no attack has seen
-    loss = batch_loss(trainer.recipe, twin, twin, batch, trainer.distiller)
-    reach = {"eps": attack.eps, "step": attack.step}
-    if method == "n-fgsm":
-        x_adv = adversary.n_fgsm(net, batch.x, batch.y, batch.noise, **reach)
-    else:
-        x_adv = adversary.pgd(net, batch.x, batch.y, batch.noise, **reach, steps=attack.steps)
-    logits = net(x_adv)
-    soft = trainer.distiller.teacher(batch.x).logits
-    expected = losses.pgd_at(logits, batch.y) + 0.7 * losses.taught(logits, soft)
-    torch.testing.assert_close(loss, expected)
-    assert trainer.taught_by == trainer.recipe.distill.teacher
 
 
 def test_without_an_attention_loss_nothing_is_tapped(phased, toy):
     phases = load_phases(phased, overrides=["distill.gamma=0"])
-    distiller = Trainer(phases["trades"], toy).distiller
-    assert distiller.taps is None
-    assert distiller.teacher.taps is None
-    assert distiller.tutors == {}
+    trainer = Trainer(phases["trades"], toy)
+    assert trainer.parts.taps is None
+    assert trainer.teacher.taps is None
+    assert trainer.parts.tutors == {}
 
 
 @pytest.mark.parametrize("gamma", [0, 1])
-def test_a_step_on_kept_lessons_has_the_loss_of_one_that_asks_the_teacher(phased, toy, tmp_path, monkeypatch, gamma):
+def test_a_step_on_cached_answers_has_the_loss_of_one_that_asks_the_teacher(phased, toy, tmp_path, monkeypatch, gamma):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     settings = [f"distill.gamma={gamma}", "distill.tutors=depth", "distill.versions=2"]
     losses = []
     for _ in ("written", "found again", "asked"):
         trainer = Trainer(load_phases(phased, overrides=settings)["train"], toy)
         if len(losses) == 2:
-            trainer.distiller.teacher.book = None
+            trainer.teacher.cached = None
         trainer.net.train()
         losses.append(trainer.train_step().item())
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-3)  # kept in half precision

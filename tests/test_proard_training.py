@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from micro import RECIPE, micro
@@ -17,13 +19,14 @@ from zoo.cli.app import run as cli
 from zoo.specs import cost
 from zoo.system.errors import UnknownModel, UsageError
 from zoo.system.files import sha256_file
-from zoo.train.methods import adversary, losses
+from zoo.train.methods import METHODS, adversary
+from zoo.train.methods.losses import kl
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipes.phases import load_phases, load_recipe
-from zoo.train.recipes.schema import Supernet
+from zoo.train.recipes.schema import Supernet, parse_recipe
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.spaces import SPACES
 from zoo.weights.load import load, read_tensors
@@ -76,9 +79,15 @@ def recipe(written):
     return load_phases(written())["train"]
 
 
-def trainer(recipe, toy, **supernet) -> SupernetTrainer:
-    changed = recipe.supernet.model_copy(update=supernet)
-    return SupernetTrainer(recipe.model_copy(update={"supernet": changed}), toy)
+def trainer(toy, *, method: str | None = None, **supernet) -> SupernetTrainer:
+    data = tomllib.loads(RECIPE)
+    del data["phase"], data["preset"]
+    data["supernet"] |= supernet
+    if method is not None:
+        del data["train"]["method"]
+        data |= {"method": method} | ({"teacher": {"name": "trades-s3"}} if METHODS[method].takes_teacher else {})
+    data["arch"] = micro().spec(micro().largest[0]).to_dict()
+    return SupernetTrainer(parse_recipe(data, "test"), toy)
 
 
 # -- which sub-nets ----------------------------------------------------------------------------------------------
@@ -120,18 +129,18 @@ def test_choices_open_gradually():
 
 
 def test_sub_nets_change_with_every_step_or_with_every_epoch(recipe, toy):
-    by_step, by_epoch = trainer(recipe, toy, random=3), trainer(recipe, toy, random=3, redraw="epoch")
+    by_step, by_epoch = trainer(toy, random=3), trainer(toy, random=3, redraw="epoch")
     assert len({tuple(by_step.drawn(step)) for step in range(10)}) > 5
     assert len({tuple(by_epoch.drawn(step)) for step in range(10)}) == 1  # ten steps make an epoch
     assert by_epoch.drawn(0) != by_epoch.drawn(10)
-    assert by_step.drawn(3) == trainer(recipe, toy, random=3).drawn(3)
+    assert by_step.drawn(3) == trainer(toy, random=3).drawn(3)
 
 
 # -- a step ------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
-    run = trainer(recipe, toy, random=1)
+    run = trainer(toy, random=1)
     run.net.train()
     net, batch, (smallest, other) = run.net, run.batch(0), run.drawn(0)
     full, options = net.full.spec, recipe.attack
@@ -141,10 +150,10 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
         reach = {"eps": options.eps, "step": options.step}
         return adversary.n_fgsm(net.subnet(spec, attacked=True), batch.x, batch.y, batch.noise, **reach)
 
-    expected = losses.pgd_at(net(attacked(full)), batch.y)
+    expected = F.cross_entropy(net(attacked(full)), batch.y)
     for spec in (smallest, other):
         logits = net(attacked(spec), spec)
-        expected = expected + 0.5 * losses.pgd_at(logits, batch.y) + 0.5 * losses.taught(logits, soft)
+        expected = expected + 0.5 * F.cross_entropy(logits, batch.y) + 0.5 * kl(soft, logits)
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
@@ -158,19 +167,27 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
         torch.testing.assert_close(taken[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.trains_subnets()])
+def test_sub_nets_learn_by_any_method_that_attacks_and_scores_once(toy, method):
+    run = trainer(toy, method=method, attacker="largest", refine=1)
+    before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
+    assert torch.isfinite(run.train_step())
+    assert all(not torch.equal(p, before[name]) for name, p in run.net.full.named_parameters())
+
+
 def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_the_ball(recipe, toy):
-    shared = trainer(recipe, toy, attacker="largest", refine=2)
-    batch = shared.batch(0)
-    first = shared.attack(shared.net.full.spec, batch)
-    spec = shared.drawn(0)[0]
-    refined = shared.refined(spec, batch, first, None)
+    shared = trainer(toy, attacker="largest", refine=2)
+    batch, method = shared.batch(0), shared.recipe.method
+    first = method.attacked(shared.subnet_step(shared.net.full.spec, batch, None))
+    step = shared.subnet_step(shared.drawn(0)[0], batch, None)
+    refined = shared.refined(method, step, first)
     assert not torch.equal(refined, first)
     assert (refined - batch.x).abs().max() <= recipe.attack.eps + 1e-6
-    assert torch.equal(trainer(recipe, toy, attacker="largest").refined(spec, batch, first, None), first)
+    assert torch.equal(trainer(toy, attacker="largest").refined(method, step, first), first)
 
 
 def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy):
-    run = trainer(recipe, toy, largest=0, random=0, teacher="none")
+    run = trainer(toy, largest=0, random=0, teacher="none")
     before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
     for group in run.optimizer.param_groups:
         group["weight_decay"] = 0.0
@@ -192,7 +209,7 @@ def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy
     ],
 )
 def test_a_run_is_judged_by_sub_nets_that_it_trains(recipe, toy, settings, judges, floor):
-    run, space = trainer(recipe, toy, **settings), micro()
+    run, space = trainer(toy, **settings), micro()
     assert list(run.judges) == judges
     assert run.judges["largest"] == run.net.full.spec
     for widths in (spec.widths for spec in run.judges.values()):
@@ -207,16 +224,16 @@ def test_a_run_is_judged_by_sub_nets_that_it_trains(recipe, toy, settings, judge
 
 
 def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
-    run = trainer(recipe, toy, random=0, smallest=False, teacher="trades-s3")
+    run = trainer(toy, random=0, smallest=False, teacher="trades-s3")
     run.net.train()
     net, batch = run.net, run.batch(0)
-    x_adv = run.attack(net.full.spec, batch)
     soft = run.teacher(batch.x).logits
+    x_adv = run.recipe.method.attacked(run.subnet_step(net.full.spec, batch, None))
     logits = net(x_adv)
-    expected = 0.5 * losses.pgd_at(logits, batch.y) + 0.5 * losses.taught(logits, soft)
+    expected = 0.5 * F.cross_entropy(logits, batch.y) + 0.5 * kl(soft, logits)
     torch.testing.assert_close(run.train_step(), expected.detach())
-    assert run.taught_by == "trades-s3"
-    assert trainer(recipe, toy).taught_by is None
+    assert run.teacher_name == "trades-s3"
+    assert trainer(toy).teacher_name is None
 
 
 TWO_PROCESSES = """
@@ -226,7 +243,7 @@ sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
 from dataclasses import replace
 from zoo.datasets.cifar10 import CIFAR10
-from zoo.train.methods.objective import Batch
+from zoo.train.methods.method import Batch
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES
 from zoo.train.proard.trainer import SupernetTrainer
@@ -314,7 +331,7 @@ def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(writ
     left = run(phases, toy, tmp_path / "run")
     assert list(left) == ["teacher", "width", "depth"]
     config = json.loads((left["width"] / "config.json").read_text())
-    assert config["train"]["settings"]["supernet"]["teacher"] == "teacher"  # wherever the folder is
+    assert config["train"]["settings"]["teacher"]["name"] == "teacher"  # wherever the folder is
     assert config["train"]["teacher"]["weights_sha256"] == sha256_file(left["teacher"] / "model.safetensors")
     assert [phase["name"] for phase in config["train"]["phases"]] == ["teacher", "width"]
     assert not (left["width"] / "predictor.safetensors").exists()  # the last phase's only
@@ -346,7 +363,7 @@ def test_labels_measured_in_another_way_are_not_mixed_in(written, toy, tmp_path)
         ("supernet.space=nano", "no space is called 'nano'"),
         ("supernet.opening=[0.5, 0.2]", "opening ends before it begins"),
         ("train.compile=true", "train.compile = false"),
-        ("train.method=natural", "method n-fgsm, pgd-at or trades"),
+        ("train.method=natural", "and method pgd-at, n-fgsm, trades, mart, ard or rslad"),
         ("train.int8=true", "neither"),
         ("supernet.rndom=3", "'random'"),
         ("supernet.refine=2", "refine goes on from shared images"),
@@ -400,7 +417,10 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
 def test_cost_of_a_student_alone_is_that_of_its_passes_and_of_its_teachers():
     control, teacher = load_recipe("ard-p4-w15"), cost(load_recipe("nfgsm-w15").arch).macs
     assert accounting.per_image_alone(control) == 5 * cost(control.arch).macs + teacher
-    assert accounting.per_image_alone(control.model_copy(update={"distill": None})) == 5 * cost(control.arch).macs
+    assert (
+        accounting.per_image_alone(load_recipe("nfgsm-w15").model_copy(update={"arch": control.arch}))
+        == 5 * cost(control.arch).macs
+    )
 
 
 @pytest.mark.parametrize("budget", ["4", "12", "30"])

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from zoo.specs import cost
 from zoo.system.errors import UsageError
+from zoo.train.recipes.migrate import migrated
 from zoo.train.recipes.phases import load_phases, load_recipe, published_recipes
 
 MINIMAL = """
@@ -51,7 +54,7 @@ def test_overrides_win_over_the_preset_which_wins_over_the_file(minimal):
 
 
 def test_bare_words_are_strings(minimal):
-    assert load_recipe(minimal, overrides=["train.method=mart"]).train.method == "mart"
+    assert load_recipe(minimal, overrides=["train.method=mart"]).method.name == "mart"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,71 @@ def test_bare_words_are_strings(minimal):
 def test_a_bad_override_is_one_sentence_that_names_the_key(minimal, override, says):
     with pytest.raises(UsageError, match=says) as caught:
         load_recipe(minimal, overrides=[override])
+    assert "\n" not in str(caught.value)
+
+
+def table(text: str) -> dict:
+    """TOML with a space for a line's end."""
+    return tomllib.loads(text.replace(" ", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("train.method='trades' train.beta=3.0", "method.name='trades' method.beta=3.0"),
+        (
+            "train.method='trades' distill.teacher='a'",
+            "method.name='rnascl' method.hard='trades' teacher.name='a'",
+        ),
+        (
+            "train.method='n-fgsm' distill.teacher='a' distill.gamma=0 distill.kl=0.5 distill.versions=2",
+            "method.name='ard' method.inner='n-fgsm' method.kl=0.5 teacher.name='a' teacher.versions=2",
+        ),
+        (
+            "train.method='pgd-at' train.label_smoothing=0.1 supernet.soft=0.25",
+            "method.name='ard' method.inner='pgd' method.ce=0.75 method.kl=0.25 method.label_smoothing=0.1 "
+            "teacher.name='largest' supernet.own.name='pgd-at' supernet.own.label_smoothing=0.1",
+        ),
+        (
+            "train.method='trades' train.beta=3.0 supernet.loss='rslad' supernet.teacher='a' supernet.random=3",
+            "method.name='rslad' teacher.name='a' supernet.random=3",
+        ),
+        (
+            "train.method='trades' train.beta=3.0 supernet.random=3 supernet.teacher='none'",
+            "method.name='trades' method.beta=3.0 supernet.random=3",
+        ),
+        (
+            "train.method='natural' attack.steps=2 attack.eps=0.1",
+            "method.name='natural' attack.eps=0.1",
+        ),
+    ],
+)
+def test_old_keys_are_read_as_todays(old, new):
+    given = table(old)
+    assert migrated(given, "x") == table(new) | {"train": {}}
+    assert given == table(old)  # untouched
+    assert migrated(table(new), "x") == table(new)
+
+
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [
+        ("train.method='mart' train.label_smoothing=0.1", "method 'mart' does not use 'method.label_smoothing'"),
+        ("train.method='n-fgsm' train.beta=3.0", "method 'n-fgsm' does not use 'train.beta'"),
+        (
+            "train.method='trades' train.label_smoothing=0.1 supernet.loss='rslad' supernet.teacher='trades-s3'",
+            "method 'rslad' does not use 'method.label_smoothing'",
+        ),
+        ("train.method='n-fgsm' supernet.loss='rslad'", "choose method pgd-at or trades"),
+        ("train.method='pgd-at' supernet.soft=2", "a share from 0 to 1"),
+        ("train.method='pgd-at' supernet.loss='rslad' supernet.teacher='none'", "needs a teacher"),
+        ("train.method='pgd-at' supernet.random=1 distill.teacher='a'", "names its teacher itself"),
+        ("train.method='trades' teacher.name='a'", "'train.method' is now 'method': rename it"),
+    ],
+)
+def test_old_keys_that_nothing_uses_are_refused(minimal, old, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        load_recipe(minimal, overrides=old.split())
     assert "\n" not in str(caught.value)
 
 

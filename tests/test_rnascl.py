@@ -417,9 +417,9 @@ def test_the_weights_learn_from_one_part_of_a_batch_and_the_logits_from_the_rest
     def weights():
         return torch.cat([p.detach().flatten() for p in searcher.net.parameters()])
 
-    def spying(self, x, y, lesson, key):
-        seen.append((key, len(x), len(lesson.logits), len(lesson.maps), weights(), self.widths.detach().clone()))
-        return loss_of(self, x, y, lesson, key)
+    def spying(self, x, y, answer, key):
+        seen.append((key, len(x), len(answer.logits), len(answer.maps), weights(), self.widths.detach().clone()))
+        return loss_of(self, x, y, answer, key)
 
     monkeypatch.setattr(Searcher, "loss", spying)
     before, logits = weights(), searcher.widths.detach().clone()
@@ -451,8 +451,8 @@ def test_the_search_loss_is_equation_2(toy, teacher_folder):
         searcher.widths.normal_(generator=seeded(1))
         searcher.tutors.normal_(generator=seeded(2))
     x, y, *_ = searcher.batch(0)
-    lesson = searcher.teacher(x)
-    loss = searcher.loss(x, y, lesson, CHOICES)
+    answer = searcher.teacher(x)
+    loss = searcher.loss(x, y, answer, CHOICES)
 
     g, tutors = searcher.sample(CHOICES)
     masks = searcher.net.mask(g)
@@ -466,8 +466,8 @@ def test_the_search_loss_is_equation_2(toy, teacher_folder):
     total = torch.zeros(())
     for i in range(4):
         for j in range(4):
-            total = total + tutors[i, j] * (student[:, i] - lesson.maps[:, j]).norm(dim=1).mean()
-    p, q = logits.softmax(1), lesson.logits.softmax(1)
+            total = total + tutors[i, j] * (student[:, i] - answer.maps[:, j]).norm(dim=1).mean()
+    p, q = logits.softmax(1), answer.logits.softmax(1)
     kl = (p * (p / q).log()).sum(1).mean()
     expected = (F.cross_entropy(logits, y) + 0.7 * kl + 3.0 * total / 16) * searcher.latency(g)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -7,7 +7,6 @@ import torch
 from test_rnascl import BUDGET, TINY, recipe, seeded
 
 from benchmarks.rnascl import TextbookSearch, TextbookTraining
-from zoo.train.methods.objective import batch_loss
 from zoo.train.rnascl.search import CHOICES, Searcher
 from zoo.train.run.trainer import Trainer
 from zoo.train.spaces.rnascl import SPACES
@@ -27,8 +26,8 @@ def test_the_textbook_search_has_the_loss_of_ours_and_its_gradients(toy, teacher
     g = [one.softmax(0) for one in v]
     searcher.sample = lambda key: (g, tutors)
     searcher.net.train()
-    lesson = searcher.teacher(textbook.x)
-    ours = searcher.loss(textbook.x, textbook.y, lesson, CHOICES)
+    answer = searcher.teacher(textbook.x)
+    ours = searcher.loss(textbook.x, textbook.y, answer, CHOICES)
     theirs = textbook.loss(textbook.x, textbook.y, g, tutors)
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-4)
     for a, b in zip(torch.autograd.grad(ours, v, retain_graph=True), torch.autograd.grad(theirs, v), strict=True):
@@ -41,7 +40,7 @@ def test_the_textbook_training_has_the_loss_of_ours(toy, teacher_folder):
     textbook = TextbookTraining(trainer)
     trainer.net.train()
     batch = trainer.batch(0)._replace(x=textbook.x, y=textbook.y)
-    ours = batch_loss(trainer.recipe, trainer.net, trainer.net, batch, trainer.distiller)
+    ours = next(trainer.recipe.method.updates(trainer.step(batch)))
     assert textbook.loss(textbook.x, textbook.y).item() == pytest.approx(ours.item(), rel=1e-4)
 
 

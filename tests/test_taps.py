@@ -8,7 +8,7 @@ from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 from zoo.system.errors import UsageError
 from zoo.train.teachers.attention import attention_map, unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
-from zoo.train.teachers.teacher import Lesson, Teacher
+from zoo.train.teachers.teacher import Answer, Teacher
 from zoo.weights.load import find, load
 
 STAGED = StagedSpec(widths=((4, 6), (8,)), resolutions=(16, 8), stem=4)
@@ -158,22 +158,22 @@ def test_a_compiled_network_gives_the_same_maps_and_gradients_and_only_while_rec
 # -- the teacher -------------------------------------------------------------------------------------------------
 
 
-def test_a_lesson_is_what_the_loaded_model_answers(teacher_folder):
+def test_an_answer_is_what_the_loaded_model_answers(teacher_folder):
     model, x = load(f"local-dir:{teacher_folder}"), images()
-    lesson = Teacher(str(teacher_folder), CPU)(x)
-    assert torch.allclose(lesson.logits, model(x), atol=1e-5)  # channels last adds in another order
-    assert lesson.maps is None
+    answer = Teacher(str(teacher_folder), CPU)(x)
+    assert torch.allclose(answer.logits, model(x), atol=1e-5)  # channels last adds in another order
+    assert answer.maps is None
 
 
-def test_a_lesson_holds_the_unit_maps_of_the_named_layers_only(teacher_folder):
+def test_an_answer_holds_the_unit_maps_of_the_named_layers_only(teacher_folder):
     model, x = load(f"local-dir:{teacher_folder}"), images()
     teacher = Teacher(str(teacher_folder), CPU, size=8)
     assert teacher.layers == conv_names(model)
     layers = [teacher.layers[3], teacher.layers[1]]
     teacher.tap(layers)
-    lesson = teacher(x)
+    answer = teacher(x)
     found = activations(model, x)
-    assert torch.allclose(lesson.maps, unit_maps([attention_map(found[layer]) for layer in layers], 8), atol=1e-6)
+    assert torch.allclose(answer.maps, unit_maps([attention_map(found[layer]) for layer in layers], 8), atol=1e-6)
     with pytest.raises(UsageError, match="no convolution"):
         teacher.tap(["features.9.conv"])
 
@@ -182,31 +182,31 @@ def test_a_teacher_is_in_eval_mode_without_gradients_and_never_changes(teacher_f
     teacher, x = Teacher(str(teacher_folder), CPU), images().requires_grad_()
     teacher.tap(teacher.layers)
     before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
-    lesson = teacher(x)
+    answer = teacher(x)
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    assert not lesson.logits.requires_grad
-    assert not lesson.maps.requires_grad
+    assert not answer.logits.requires_grad
+    assert not answer.maps.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in teacher.model.state_dict().items())
 
 
-def test_a_lesson_is_float32_under_autocast(teacher_folder):
+def test_an_answer_is_float32_under_autocast(teacher_folder):
     teacher = Teacher(str(teacher_folder), CPU)
     teacher.tap(teacher.layers)
     with torch.autocast("cpu", torch.bfloat16):
-        lesson = teacher(images())
-    assert lesson.logits.dtype == lesson.maps.dtype == torch.float32
-    assert torch.allclose(lesson.maps, teacher(images()).maps, atol=0.02)
+        answer = teacher(images())
+    assert answer.logits.dtype == answer.maps.dtype == torch.float32
+    assert torch.allclose(answer.maps, teacher(images()).maps, atol=0.02)
 
 
-def test_rows_of_a_lesson_are_the_lesson_on_these_images(teacher_folder):
+def test_rows_of_an_answer_are_the_answer_on_these_images(teacher_folder):
     teacher = Teacher(str(teacher_folder), CPU)
     teacher.tap(teacher.layers)
     x = images(5)
     whole, part = teacher(x), teacher(x[2:])
     assert torch.allclose(whole[slice(2, 5)].logits, part.logits, atol=1e-5)
     assert torch.allclose(whole[slice(2, 5)].maps, part.maps, atol=1e-5)
-    assert Lesson(whole.logits, None)[slice(0, 1)].maps is None
+    assert Answer(whole.logits, None)[slice(0, 1)].maps is None
 
 
 def test_a_teacher_is_named_by_its_folder_or_by_the_registry(teacher_folder):
@@ -215,12 +215,12 @@ def test_a_teacher_is_named_by_its_folder_or_by_the_registry(teacher_folder):
 
 
 @pytest.mark.slow
-def test_a_compiled_teacher_gives_the_same_lesson(teacher_folder):
+def test_a_compiled_teacher_gives_the_same_answer(teacher_folder):
     torch._dynamo.reset()
-    lessons = []
+    answers = []
     for compile in (False, True):
         teacher = Teacher(str(teacher_folder), CPU, compile=compile)
         teacher.tap(teacher.layers)
-        lessons.append(teacher(images()))
-    assert torch.allclose(lessons[0].logits, lessons[1].logits, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(lessons[0].maps, lessons[1].maps, atol=1e-4)
+        answers.append(teacher(images()))
+    assert torch.allclose(answers[0].logits, answers[1].logits, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(answers[0].maps, answers[1].maps, atol=1e-4)

@@ -12,10 +12,10 @@ from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
 from zoo.system.files import write_atomic
-from zoo.train.methods.passes import passes
+from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.recipes.schema import SEARCHED, Recipe
+from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
 from zoo.train.run.loop import fit
@@ -90,7 +90,7 @@ def run(
 
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:
     """What an image costs a phase, in a unit that all phases of a training share."""
-    return accounting.per_image(recipe, phases) if recipe.supernet else passes(recipe)
+    return accounting.per_image(recipe, phases) if recipe.supernet else recipe.method.passes(recipe.attack)
 
 
 def _kind(recipe: Recipe) -> type[Trainer]:
@@ -101,18 +101,18 @@ def _kind(recipe: Recipe) -> type[Trainer]:
 
 def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
     """``recipe`` for the architecture and the tutors that a search found (the contents of its ``search.json``)."""
-    data = recipe.model_dump()
+    data = recipe.model_dump(exclude_unset=True)  # or every key would count as one that the recipe sets
     data["arch"] = found["spec"]
-    if data["distill"] is not None and data["distill"]["tutors"] == SEARCHED:
-        data["distill"]["tutors"] = found["tutors"]
+    if data["method"].get("tutors") == SEARCHED:
+        data["method"]["tutors"] = found["tutors"]
     return Recipe.model_validate(data)
 
 
 def _earlier_teacher(recipe: Recipe, left: Mapping[str, Path]) -> str | None:
     """The model of the earlier phase that the recipe calls its teacher, if it does."""
-    if recipe.supernet is None or recipe.supernet.teacher not in left:
+    if recipe.supernet is None or recipe.teacher is None or recipe.teacher.name not in left:
         return None
-    return str(left[recipe.supernet.teacher])
+    return str(left[recipe.teacher.name])
 
 
 def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
@@ -126,11 +126,11 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
     reach = {"images": settings.images, "steps": settings.steps, "calibration": recipe.ema.recalibrate}
-    told = measuring.label(net, genes, dataset, folder.labels, **reach, progress=progress)
+    labels = measuring.label(net, genes, dataset, folder.labels, **reach, progress=progress)
     how = {"members": settings.members, "seed": recipe.train.seed}
-    scores = predictor.cross_validated(net.space, told, **how)
+    scores = predictor.cross_validated(net.space, labels, **how)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
-    predictor.fit(net.space, told, **how).save(folder.predictor)
+    predictor.fit(net.space, labels, **how).save(folder.predictor)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:

@@ -1,16 +1,31 @@
-"""The inner maximisation: the few steps that make a training batch adversarial.
+"""Parts of inner maximisations: the few steps that make a training batch adversarial.
 
 Unlike the attacks of ``zoo.attacks``, which judge a model, these never look whether they succeeded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.attacks.ball import Ball, steepest
+
+Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits on them to what is ascended, a scalar
+
+
+def cross_entropy(y: Tensor) -> Objective:
+    """CE(x', y), summed over the batch."""
+    return lambda x_adv, logits: F.cross_entropy(logits, y, reduction="sum")
+
+
+def divergence(log_probs: Tensor) -> Objective:
+    """KL(p || p(x')), summed over the batch, for log-probabilities [N, K] of p: the net's own on clean images
+    (TRADES), or a teacher's (RSLAD)."""
+    return lambda x_adv, logits: F.kl_div(F.log_softmax(logits, 1), log_probs, reduction="sum", log_target=True)
 
 
 @contextmanager
@@ -30,46 +45,34 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         model.train(before)
 
 
-def _ascend(model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
-    """Sign of the gradient at ``x`` of the cross-entropy, or of KL(clean || .) where clean log-probs are given."""
+def gradient(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
+    """Gradient of the objective at the images ``x`` [N, C, H, W]."""
     x = x.detach().requires_grad_()
-    logits = model(x).float()
-    if clean is None:
-        loss = F.cross_entropy(logits, y, reduction="sum")
-    else:
-        loss = F.kl_div(F.log_softmax(logits, 1), clean, reduction="sum", log_target=True)
-    (gradient,) = torch.autograd.grad(loss, x)
-    return gradient.sign()
+    (found,) = torch.autograd.grad(objective(x, model(x).float()), x)
+    return found
 
 
-def pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    noise: Tensor,
-    *,
-    eps: float,
-    step: float,
-    steps: int,
-    kl: bool = False,
-    taught: Tensor | None = None,
-) -> Tensor:
-    """l-infinity PGD from ``x + eps * noise``, noise in [-1, 1] (Madry et al. 2018; TRADES' objective with ``kl``).
+def random_start(ball: Ball, noise: Tensor) -> Tensor:
+    """A point of the ball for each image, from noise [N, C, H, W] that is uniform in [-1, 1].
 
-    Shapes: x and noise [N, C, H, W], y [N]; returns x' [N, C, H, W] within eps of x and in [0, 1].
-
-    Args:
-        taught: log-probabilities [N, K] to lead away from, a teacher's (RSLAD), in place of the model's own.
+    In l-infinity x + eps * noise. In l2 a point of the sphere in a direction drawn uniformly: of a ball in thousands
+    of dimensions nearly all lies there.
     """
+    if ball.norm == "linf":
+        return ball.project(ball.x + ball.eps * noise)
+    normal = torch.erfinv(noise.clamp(-1 + 1e-6, 1 - 1e-6))  # its direction is uniform
+    return ball.project(ball.x + ball.eps * steepest(normal, "l2"))
+
+
+def pgd(model: nn.Module, ball: Ball, start: Tensor, objective: Objective, *, step: float, steps: int) -> Tensor:
+    """Projected gradient ascent from ``start`` [N, C, H, W] within the ball: Madry et al. 2018, section 2.1.
+
+    Returns x' [N, C, H, W] within the ball and in [0, 1]. ``step`` is measured in the ball's norm.
+    """
+    x_adv = start
     with frozen(model):
-        clean = taught
-        if kl and clean is None:
-            with torch.no_grad():
-                clean = F.log_softmax(model(x).float(), 1)
-        x_adv = (x + eps * noise).clamp_(0, 1)
         for _ in range(steps):
-            x_adv = x_adv + step * _ascend(model, x_adv, y, clean)
-            x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp_(0, 1)
+            x_adv = ball.project(x_adv + step * steepest(gradient(model, x_adv, objective), ball.norm))
     return x_adv
 
 
@@ -80,4 +83,4 @@ def n_fgsm(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, eps: float,
     """
     with frozen(model):
         start = x + 2 * eps * noise
-        return (start + step * _ascend(model, start, y, None)).clamp_(0, 1)
+        return (start + step * steepest(gradient(model, start, cross_entropy(y)), "linf")).clamp_(0, 1)

@@ -11,7 +11,6 @@ from collections.abc import Container, Mapping
 import numpy as np
 
 from zoo.specs import cost
-from zoo.train.methods.passes import passes
 from zoo.train.proard.sampling import drawn
 from zoo.train.recipes.schema import Recipe
 from zoo.train.spaces import space_called
@@ -41,34 +40,29 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
     space = space_called(settings.space)
     largest = float(space.macs(space.largest)[0])
     others, attacker = _drawn_macs(space, recipe)
-    attack = 2 * recipe.attack.steps
-    trades = recipe.train.method == "trades"
-    own = 6 if trades else 3  # clean and adversarial images, or adversarial only
-    taught = 6 if settings.loss == "rslad" else 3 if settings.teacher != "none" else own
-    frozen = settings.teacher not in ("largest", "none")
-    total = settings.largest * (taught if frozen else own) * largest + taught * others
+    method, teacher = recipe.method, recipe.teacher.name if recipe.teacher else None
+    attack = method.attack_passes(recipe.attack)
+    total = 3 * ((settings.own or method).forwards * settings.largest * largest + method.forwards * others)
     if settings.attacker == "each":
         total += attack * (others + settings.largest * largest)
     else:
         total += attack * (attacker if settings.attacker == "random" else largest)
         total += 2 * settings.refine * (others + settings.largest * largest)
-    if frozen:  # one forward pass of clean images
-        total += (
-            largest
-            if settings.teacher in phases
-            else cost(find(settings.teacher, folders=True, pretrained=False).spec).macs
-        )
-    elif settings.teacher == "largest" and others:
-        total += largest
+    if teacher == "largest":  # one forward pass of clean images
+        total += largest if others else 0
+    elif teacher:
+        total += largest if teacher in phases else _macs_of(teacher)
     return total
 
 
 def per_image_alone(recipe: Recipe) -> float:
     """Multiply-accumulates for an image that a step of a net trained by itself sees, its teacher's pass included."""
-    alone = passes(recipe) * cost(recipe.arch).macs
-    if recipe.distill is None:
-        return alone
-    return alone + cost(find(recipe.distill.teacher, folders=True, pretrained=False).spec).macs
+    teacher = _macs_of(recipe.teacher.name) if recipe.teacher and recipe.method.needs else 0
+    return recipe.method.passes(recipe.attack) * cost(recipe.arch).macs + teacher
+
+
+def _macs_of(teacher: str) -> int:
+    return cost(find(teacher, folders=True, pretrained=False).spec).macs
 
 
 def _drawn_macs(space: Space, recipe: Recipe) -> tuple[float, float]:

@@ -6,27 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.specs import Spec
-from zoo.train.methods import adversary, losses
-from zoo.train.methods.objective import Batch
+from zoo.train.methods import adversary
+from zoo.train.methods.method import Batch, Method, Step
 from zoo.train.proard.elastic import Elastic
 from zoo.train.proard.sampling import drawn, least
 from zoo.train.proard.sort import sort_hidden
 from zoo.train.recipes.schema import Supernet
 from zoo.train.run.trainer import Trainer
 from zoo.train.spaces import space_called
-from zoo.train.teachers.teacher import Teacher
+from zoo.train.teachers.teacher import Answer
 from zoo.weights.load import find
 
 
 class SupernetTrainer(Trainer):
     """A run that trains a dynamic net.
 
-    A frozen teacher gives all sub-nets soft labels; without one the largest learns by the recipe's method and gives
-    them to the others. A step's gradient is the sum over its sub-nets: their mean learns more slowly.
+    All sub-nets learn by the recipe's method, from a frozen teacher if it needs one; where the largest is the teacher,
+    it learns by ``supernet.own`` itself. A step's gradient is the sum over its sub-nets: their mean learns more slowly.
     """
 
     net: Elastic
@@ -36,9 +35,6 @@ class SupernetTrainer(Trainer):
         super().__init__(*args, **options)
         self.space = self.net.space
         self.judged: dict[str, dict[str, float]] = {}
-        self.teacher: Teacher | None = None
-        if self.taught_by is not None:
-            self.teacher = self.find_teacher(self.taught_by)
 
     @property
     def supernet(self) -> Supernet:
@@ -46,10 +42,13 @@ class SupernetTrainer(Trainer):
         return self.recipe.supernet
 
     @property
-    def taught_by(self) -> str | None:
-        if self.supernet.teacher in ("largest", "none"):
-            return None
-        return self.earlier_model or self.supernet.teacher
+    def in_place(self) -> bool:
+        """Whether the largest sub-net is the teacher, as it is now."""
+        return self.recipe.teacher is not None and self.recipe.teacher.name == "largest"
+
+    @property
+    def teacher_name(self) -> str | None:
+        return None if self.in_place else self.earlier_model or super().teacher_name
 
     def network(self) -> nn.Module:
         return Elastic(space_called(self.supernet.space))
@@ -72,95 +71,52 @@ class SupernetTrainer(Trainer):
         progress = self.progress(self.position.seconds)
         return [self.space.spec(row) for row in drawn(self.space, self.supernet, progress, rng)]
 
-    def attack(self, spec: Spec, batch: Batch, taught: Tensor | None = None) -> Tensor:
-        """Adversarial images by the recipe's attack on the sub-net ``spec``, with its batch statistics."""
-        live, options = self.net.subnet(spec, attacked=True), self.recipe.attack
-        x, y, noise, _ = batch
-        if self.recipe.train.method == "n-fgsm":
-            return adversary.n_fgsm(live, x, y, noise, eps=options.eps, step=options.step)
-        reach = {"eps": options.eps, "step": options.step}
-        return adversary.pgd(
-            live, x, y, noise, **reach, steps=options.steps, kl=options.objective == "kl", taught=taught
-        )
+    def subnet_step(self, spec: Spec, batch: Batch, answer: Answer | None) -> Step:
+        """``batch`` and the sub-net ``spec``: attacked by its batch statistics, without moving the running ones."""
+        live, attacked = self.net.subnet(spec), self.net.subnet(spec, attacked=True)
+        return Step(attacked, live, batch, self.recipe.attack, teacher=self.teacher, answer=answer)
 
-    def refined(self, spec: Spec, batch: Batch, shared: Tensor, taught: Tensor | None) -> Tensor:
-        """The shared adversarial images after a few steps of PGD on this sub-net."""
-        settings, options = self.supernet, self.recipe.attack
-        if settings.attacker == "each":
-            return self.attack(spec, batch, taught)
-        if not settings.refine:
+    def refined(self, method: Method, step: Step, shared: Tensor | None) -> Tensor:
+        """The adversarial images of a sub-net: its own, or the shared ones after ``refine`` steps of PGD on it."""
+        if shared is None:
+            return method.attacked(step)
+        if not self.supernet.refine:
             return shared
-        live, x = self.net.subnet(spec, attacked=True), batch.x
-        start = ((shared - x) / options.eps).clamp_(-1, 1)
-        reach = {"eps": options.eps, "step": options.step}
-        return adversary.pgd(
-            live, x, batch.y, start, **reach, steps=settings.refine, kl=options.objective == "kl", taught=taught
-        )
+        ball = step.attack.ball(step.batch.x)
+        how = {"step": step.attack.step, "steps": self.supernet.refine}
+        return adversary.pgd(step.net, ball, ball.project(shared), method.objective(step), **how)
 
     def train_step(self) -> Tensor:
         """One update of the shared weights; returns the mean loss of its sub-nets, without waiting for it."""
-        settings, net, full = self.supernet, self.net, self.net.full.spec
-        batch = self.batch(self.position.step)
-        others = self.drawn(self.position.step)
-        largest = int((self.position.step + 1) * settings.largest) > int(self.position.step * settings.largest)
-        count = len(others) + largest
+        settings, method, now = self.supernet, self.recipe.method, self.position.step
+        batch, others, full = self.batch(now), self.drawn(now), self.net.full.spec
         total = torch.zeros((), device=self.device)
         with self.autocast():
-            soft = self.soft_labels(batch.x) if others or self.teacher else None
-            taught = None if soft is None or settings.loss != "rslad" else F.log_softmax(soft, 1)
-            shared = batch.x
+            answer = self.answer(batch.x) if others or self.teacher else None
+            learners = [(method, spec, answer) for spec in others]
+            if int((now + 1) * settings.largest) > int(now * settings.largest):
+                learners.insert(0, (settings.own or method, full, None if self.in_place else answer))
+            shared = None
             if settings.attacker != "each":
                 attacker = full if settings.attacker == "largest" else others[-1]
-                shared = self.attack(attacker, batch, taught)
-            if largest:
-                lesson, aim = (None, None) if self.teacher is None else (soft, taught)
-                loss = self.taught_loss(full, batch, self.refined(full, batch, shared, aim), lesson)
+                by = method if others else learners[0][0]
+                shared = by.attacked(self.subnet_step(attacker, batch, answer))
+            for learning, spec, given in learners:
+                step = self.subnet_step(spec, batch, given)
+                loss = learning.loss(step, self.refined(learning, step, shared))
                 self.accelerator.backward(loss)
                 total += loss.detach()
-            for spec in others:
-                loss = self.taught_loss(spec, batch, self.refined(spec, batch, shared, taught), soft)
-                self.accelerator.backward(loss)
-                total += loss.detach()
-        if self.accelerator.num_processes > 1:
-            for parameter in net.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update_parameters(net)
+        self.reduce_gradients(self.net)
+        self.update()
         self.position.step += 1
-        return total / count
+        return total / len(learners)
 
     @torch.no_grad()
-    def soft_labels(self, x: Tensor) -> Tensor | None:
-        """The teacher's logits [N, K] on clean images, if there is one."""
-        if self.supernet.teacher == "none":
-            return None
-        if self.teacher is not None:
-            return self.teacher(x).logits
-        return self.net.subnet(self.net.full.spec, attacked=True)(x).float()
-
-    def own_loss(self, spec: Spec, batch: Batch, x_adv: Tensor) -> Tensor:
-        """The recipe's loss of a sub-net that nobody teaches."""
-        train, live = self.recipe.train, self.net.subnet(spec)
-        logits_adv = live(x_adv).float()
-        if train.method == "trades":
-            logits = live(batch.x).float()
-            smooth = {"beta": train.beta, "label_smoothing": train.label_smoothing}
-            return losses.trades(logits, logits_adv, batch.y, **smooth)
-        return losses.pgd_at(logits_adv, batch.y, label_smoothing=train.label_smoothing)
-
-    def taught_loss(self, spec: Spec, batch: Batch, x_adv: Tensor, soft: Tensor | None) -> Tensor:
-        """The loss of a sub-net that learns soft labels ``soft`` [N, K]; without any, the recipe's own."""
-        settings = self.supernet
-        if soft is None:
-            return self.own_loss(spec, batch, x_adv)
-        live = self.net.subnet(spec)
-        if settings.loss == "rslad":
-            return losses.rslad(live(batch.x), live(x_adv), soft)
-        logits_adv = live(x_adv).float()
-        hard = losses.pgd_at(logits_adv, batch.y, label_smoothing=self.recipe.train.label_smoothing)
-        return (1 - settings.soft) * hard + settings.soft * losses.taught(logits_adv, soft)
+    def answer(self, x: Tensor) -> Answer | None:
+        """The teacher's answer on clean images, if there is one."""
+        if self.in_place:
+            return Answer(self.net.subnet(self.net.full.spec, attacked=True)(x).float(), None)
+        return self.teacher(x) if self.teacher else None
 
     # -- judging -----------------------------------------------------------------------------------------------
 
@@ -189,8 +145,8 @@ class SupernetTrainer(Trainer):
             frozen = net.freeze(spec, self.samples(self.recipe.ema.recalibrate))
             clean, pgd = super().guarded_accuracy(frozen)
             self.judged[name] = {"clean": clean, "pgd": pgd}
-        told = [self.judged[name] for name in judges]
-        return sum(one["clean"] for one in told) / len(told), sum(one["pgd"] for one in told) / len(told)
+        found = [self.judged[name] for name in judges]
+        return sum(one["clean"] for one in found) / len(found), sum(one["pgd"] for one in found) / len(found)
 
     def metrics(self) -> dict[str, Any]:
         """Clean and PGD accuracy of the averaged sub-nets by which the run is judged."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.system.errors import UsageError, nearest
-from zoo.train.recipes.schema import ONLY, SEARCH, SEARCHED, Recipe, Section, parse_recipe
+from zoo.train.methods.method import Section
+from zoo.train.methods.rnascl import SEARCHED, RnasCL
+from zoo.train.recipes.schema import ONLY, SEARCH, Recipe, parse_recipe
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
 from zoo.weights.load import find
@@ -70,16 +72,15 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         for key, value in {**own, **_changes_of(phase, changes)}.items():
             if isinstance(value, dict) and _is_section(key):  # or it would replace all of that section
                 raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
-            _set(changed, key, value)
+            _set(changed, key, {"name": value} if key == "method" else value)
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
-        teacher = recipe.supernet.teacher if recipe.supernet else "none"
-        if teacher not in ("largest", "none", *list(phases)[:-1]):
-            find(teacher, folders=True, pretrained=False)  # or it would be missed after the phases before
-        if recipe.distill and recipe.distill.tutors == SEARCHED and SEARCH not in phases:
+        if recipe.supernet and recipe.teacher and recipe.teacher.name not in ("largest", *list(phases)[:-1]):
+            find(recipe.teacher.name, folders=True, pretrained=False)  # or it would be missed after the phases before
+        if isinstance(recipe.method, RnasCL) and recipe.method.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
-                f"{path.name}: distill.tutors = 'searched' needs a phase 'search' before '{phase}': "
+                f"{path.name}: method.tutors = 'searched' needs a phase 'search' before '{phase}': "
                 f"choose depth or random, or name the tutors"
             )
     return phases

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from zoo.datasets import DATASETS, dataset_called
-from zoo.evaluation.protocols import EPS
 from zoo.specs import ArchSpec, cost
 from zoo.system.errors import UsageError, nearest
 from zoo.system.units import format_count, parse_count
+from zoo.train.methods import METHODS
+from zoo.train.methods.method import Attack, Section
+from zoo.train.methods.rnascl import RnasCL
+from zoo.train.recipes.migrate import migrated
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
 
 ONLY, SEARCH = "train", "search"  # names of phases
-SEARCHED = "searched"
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+if TYPE_CHECKING:
+    from zoo.train.methods.method import Method as AnyMethod
+else:  # whichever of the table has the name
+    AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class Train(Section):
-    method: Literal["natural", "pgd-at", "trades", "mart", "n-fgsm"]
     epochs: int = Field(ge=1)
     batch_size: int = Field(128, ge=1, description="of all processes together")
-    beta: float = Field(6.0, ge=0, description="weight of the divergence in TRADES and MART")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device has instructions for it, else fp32"
     )
@@ -39,17 +39,6 @@ class Train(Section):
         description="round weights and activations as int8 engines do: zoo.train.run.qat; precision = 'fp32'",
     )
     images: int | None = Field(None, ge=1, description="train on the leading images only: for smoke runs")
-
-
-class Attack(Section):
-    """The inner maximisation. For N-FGSM, ``steps`` is 1 and ``step`` its step size."""
-
-    eps: float = Field(EPS, gt=0)
-    step: float = Field(EPS / 4, gt=0)
-    steps: int = Field(1, ge=1)
-    objective: Literal["ce", "kl"] = Field(
-        "ce", description="what PGD ascends: cross-entropy, or KL(p(x) || p(x')) as TRADES has it"
-    )
 
 
 class Optimizer(Section):
@@ -77,24 +66,19 @@ class Guard(Section):
     rollbacks: int = Field(3, ge=0)
 
 
-class Distill(Section):
-    """What a teacher adds to the loss: kl * KL(p, q) + gamma * L_attn (RNAS-CL, eq. 3); to that of n-fgsm or pgd-at
-    kl * KL(T(x) || S(x')) (ARD)."""
+class TeacherSettings(Section):
+    """The trained model that a method learns from."""
 
-    teacher: str = Field(description="a name of the registry, or the path of a model folder")
-    kl: float = Field(1.0, ge=0)
-    gamma: float = Field(1.0, ge=0, description="gamma_s and gamma_t of the paper; 0: no attention loss, no tutors")
-    map_size: int = Field(16, ge=1, description="attention maps are interpolated to this height and width")
+    name: str = Field(
+        description="a name of the registry, or the path of a model folder; of a dynamic net also 'largest', its own "
+        "largest sub-net as it is now, and the name of an earlier phase; 'none' where a phase has no teacher"
+    )
     versions: int = Field(
         0,
         ge=0,
-        description="augmented versions of each image, drawn once, on which the teacher's lessons are computed once "
-        "and kept in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and taught anew",
-    )
-    tutors: Literal["searched", "depth", "random"] | dict[str, str] = Field(
-        "depth",
-        description="the teacher's convolution for each of the student's: what the search before found, the one at "
-        "the same relative depth, one drawn at random, or by name",
+        description="augmented versions of each image, drawn once, on which the teacher's answers are computed once "
+        "and stored in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and answered "
+        "anew",
     )
 
 
@@ -133,7 +117,7 @@ class Search(Section):
 
 
 class Supernet(Section):
-    """Training of a dynamic net (ProARD): which sub-nets a step trains, on whose adversarial images, taught by whom."""
+    """Training of a dynamic net (ProARD): which sub-nets a step trains, and on whose adversarial images."""
 
     space: str = Field(description="tiny, resnet or mbv3")
     largest: float = Field(1.0, ge=0, le=1, description="share of the steps that train the largest sub-net ...")
@@ -151,16 +135,9 @@ class Supernet(Section):
         "each", description="whose adversarial images a sub-net learns from: its own, or those a step shares"
     )
     refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
-    teacher: str = Field(
-        "largest",
-        description="whose soft labels the sub-nets learn: the largest's as it is now, 'none', or those of a frozen "
-        "model: of an earlier phase, by its name, of the registry, or of a folder",
+    own: AnyMethod | None = Field(
+        None, description="the method of the largest sub-net where it is the teacher, and so has none itself"
     )
-    loss: Literal["adversarial", "rslad"] = Field(
-        "adversarial",
-        description="(1 - soft) CE(S(x'), y) + soft KL(T(x) || S(x')); or 5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x))",
-    )
-    soft: float = Field(0.5, ge=0, le=1, description="share of the soft labels in the adversarial loss")
     sort: bool = Field(False, description="sort channels by importance first: so before expand opens in ProARD")
 
     @field_validator("space")
@@ -182,8 +159,6 @@ class Supernet(Section):
             raise ValueError("refine goes on from shared images: set attacker = 'largest' or 'random', or refine = 0")
         if self.opening[0] > self.opening[1]:
             raise ValueError("opening ends before it begins: give two shares in ascending order")
-        if self.loss == "rslad" and self.teacher == "none":
-            raise ValueError("loss = 'rslad' needs a teacher")
         return self
 
 
@@ -204,12 +179,13 @@ class Recipe(Section):
     dataset: str = Field("cifar10", description="a name of zoo.datasets; [arch] takes from it what it leaves out")
     start: str | None = Field(None, description="model whose weights the first phase starts from: a name or a folder")
     arch: ArchSpec = Field(description="that of start where it is left out")
+    method: AnyMethod
+    teacher: TeacherSettings | None = None
     train: Train
     attack: Attack = Attack()
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     guard: Guard = Guard()
-    distill: Distill | None = None
     search: Search | None = None
     supernet: Supernet | None = None
     predictor: Predictor = Predictor()
@@ -230,49 +206,86 @@ class Recipe(Section):
         arch, dataset = data.get("arch"), DATASETS.get(data.get("dataset", "cifar10"))
         return {**data, "arch": dataset.contract() | arch} if isinstance(arch, dict) and dataset else data
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _none_by_name(cls, value: Any) -> Any:
+        return None if value == {"name": "none"} else value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.train.method == "n-fgsm" and self.attack.steps != 1:
-            raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
-        if self.train.method == "n-fgsm" and self.attack.objective != "ce":
-            raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
-        if self.distill and self.train.method == "mart":
-            raise ValueError(
-                "mart weighs images by the student's own mistakes, and takes no [distill]: choose another method"
-            )
-        if self.distill and self.distill.gamma and self.train.method in ("n-fgsm", "pgd-at"):
-            raise ValueError(
-                f"attention maps are compared on clean images, which {self.train.method} does not have: "
-                "set distill.gamma = 0, or choose natural or trades"
-            )
-        if self.search and (self.train.method != "natural" or not self.distill):
-            raise ValueError("a search needs [distill] and train.method = 'natural'")
-        if self.train.int8 and (self.search or self.train.precision != "fp32"):
+        method, search, supernet = self.method, self.search, self.supernet
+        method.check(self.attack)
+        if self.attack.norm == "l2" and method.attacks and "step" not in self.attack.model_fields_set:
+            raise ValueError("the default attack.step is for norm = 'linf': set it")
+        if method.needs and not self.teacher:
+            raise ValueError(f"method '{method.name}' needs a teacher: set teacher.name")
+        if self.teacher and not method.takes_teacher:
+            known = ", ".join(name for name, one in METHODS.items() if one.takes_teacher)
+            raise ValueError(f"method '{method.name}' uses no teacher: take [teacher] out, or choose one of {known}")
+        if self.teacher and self.teacher.versions and (supernet or (method.needs and method.needs.adversarial)):
+            raise ValueError("only answers on clean images to a net of its own are cached: set teacher.versions = 0")
+        if search and not (isinstance(method, RnasCL) and method.hard == "natural" and method.needs):
+            raise ValueError("a search needs method.name = 'rnascl' with hard = 'natural', and kl or gamma above 0")
+        if self.train.int8 and (search or self.train.precision != "fp32"):
             raise ValueError(
                 "train.int8 = true wants train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
             )
-        if self.supernet and (self.search or self.distill or self.train.int8):
-            raise ValueError("[supernet] goes with neither [search] nor [distill] nor train.int8")
-        if self.supernet and (self.train.compile or self.train.method not in ("n-fgsm", "pgd-at", "trades")):
-            raise ValueError(
-                "a [supernet] wants train.compile = false (its nets change with every step) "
-                "and method n-fgsm, pgd-at or trades"
-            )
+        if supernet:
+            self._fits_a_supernet(supernet)
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
         return self
 
+    def _fits_a_supernet(self, supernet: Supernet) -> None:
+        if self.search or self.train.int8:
+            raise ValueError("[supernet] goes with neither [search] nor train.int8")
+        known = [name for name, one in METHODS.items() if one.trains_subnets()]
+        if self.train.compile or self.method.name not in known:
+            raise ValueError(
+                f"a [supernet] wants train.compile = false (its nets change with every step) "
+                f"and method {', '.join(known[:-1])} or {known[-1]}"
+            )
+        in_place = self.teacher is not None and self.teacher.name == "largest"
+        if supernet.own and not in_place:
+            raise ValueError("supernet.own is for teacher.name = 'largest': without it all sub-nets learn by [method]")
+        if in_place and supernet.largest and not supernet.own:
+            raise ValueError("the largest sub-net has no teacher itself: set supernet.own, such as { name = 'pgd-at' }")
+        if supernet.own:
+            supernet.own.check(self.attack)
+            if supernet.own.needs or supernet.own.name not in known:
+                raise ValueError(f"supernet.own needs a method without a teacher, not '{supernet.own.name}'")
+
 
 def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
+    """The recipe that ``data``, the contents of the file ``origin``, stands for, old keys included.
+
+    Raises:
+        UsageError: in one sentence, the first key or value that is wrong.
+    """
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(migrated(data, origin))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        tagged = [part for part in first["loc"] if part in METHODS]  # the tag of the union, which is no key
+        where = [str(part) for part in first["loc"] if part not in tagged]
+        if first["type"] == "extra_forbidden" and tagged:
+            settings = [key for key in METHODS[tagged[0]].model_fields if key != "name"]
+            hint = nearest(where[-1], settings) or f" (it has: {', '.join(settings) or 'none'})"
+            raise UsageError(f"{origin}: method '{tagged[0]}' does not use '{'.'.join(where)}'{hint}") from None
         if first["type"] == "extra_forbidden":
-            hint = nearest(str(first["loc"][-1]), _keys_beside(first["loc"]))
-            raise UsageError(f"{origin}: unknown key '{where}'{hint}") from None
-        raise UsageError(f"{origin}: '{where}' is wrong: {first['msg']}") from None
+            hint = nearest(where[-1], _keys_beside(first["loc"]))
+            raise UsageError(f"{origin}: unknown key '{'.'.join(where)}'{hint}") from None
+        if first["type"] == "union_tag_invalid":
+            known, tag = first["ctx"]["expected_tags"].replace("'", ""), str(first["ctx"]["tag"])
+            hint = nearest(tag, known.split(", "))
+            raise UsageError(f"{origin}: {'.'.join(where)} '{tag}' is unknown{hint} (known are: {known})") from None
+        raise UsageError(f"{origin}: '{'.'.join(where)}' is wrong: {said}" if where else f"{origin}: {said}") from None
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

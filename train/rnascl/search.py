@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from zoo.specs import StagedSpec, cost
 from zoo.system.files import write_atomic
 from zoo.train.methods.adversary import frozen
-from zoo.train.methods.distill import Distiller
-from zoo.train.methods.losses import distilled
-from zoo.train.recipes.schema import Distill, Search
+from zoo.train.methods.losses import kl
+from zoo.train.methods.rnascl import RnasCL
+from zoo.train.recipes.schema import Search
 from zoo.train.rnascl.gumbel import gumbel_softmax, temperature
 from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
 from zoo.train.run.trainer import Trainer
 from zoo.train.spaces.rnascl import search_space
 from zoo.train.teachers.attention import attention_loss, unit_maps
 from zoo.train.teachers.hooks import Taps
-from zoo.train.teachers.teacher import Lesson
+from zoo.train.teachers.teacher import Answer, Teacher
 
 WEIGHTS, CHOICES = 0, 1  # what an update is for
 
@@ -35,12 +35,12 @@ class Searcher(Trainer):
     """
 
     net: SuperNet
+    teacher: Teacher
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.space = self.net.space
         device, settings = self.device, self.search
-        self.teacher = self.hire(self.lessons)
         self.teacher.tap(self.teacher.layers)
         self.taps = Taps(self.net)
         sizes = [len(choices) for choices in self.space.blocks]
@@ -59,14 +59,14 @@ class Searcher(Trainer):
         return self.recipe.search
 
     @property
-    def lessons(self) -> Distill:
-        assert self.recipe.distill is not None
-        return self.recipe.distill
+    def method(self) -> RnasCL:
+        assert isinstance(self.recipe.method, RnasCL)
+        return self.recipe.method
 
     def network(self) -> nn.Module:
         return SuperNet(search_space(self.search.space))
 
-    def distilling(self, settings: Distill) -> Distiller | None:
+    def own_parts(self) -> nn.Module | None:
         return None  # all teacher layers teach all student layers here
 
     # -- the loss ----------------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ class Searcher(Trainer):
         ratio = (expected_macs(self.space, g) / self.search.budget).log().abs()
         return (self.search.latency * ratio).exp()
 
-    def loss(self, x: Tensor, y: Tensor, lesson: Lesson, key: int) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, answer: Answer, key: int) -> Tensor:
         """(CE + kl KL(p, q) + gamma_s L_attn) n_f: RNAS-CL, eq. 2, at newly drawn Gumbel weights."""
-        settings = self.lessons
+        method = self.method
         with torch.set_grad_enabled(key == CHOICES):
             g, tutors = self.sample(key)
         forward = self.forward if key == WEIGHTS else self.net  # a data-parallel wrapper reduces weights only
@@ -102,28 +102,28 @@ class Searcher(Trainer):
         _, *blocks = self.taps.names  # the stem has no mask
         with self.autocast(), self.taps.recording(dict(zip(blocks, masks.split(self.net.widest), strict=True))):
             logits = forward(x, masks).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.train.label_smoothing)
-        loss = loss + settings.kl * distilled(logits, lesson.logits)
-        assert lesson.maps is not None
-        loss = loss + settings.gamma * self._attention(self.taps.maps(), lesson.maps, tutors)
+        loss = F.cross_entropy(logits, y, label_smoothing=method.label_smoothing)
+        loss = loss + method.kl * kl(logits, answer.logits)
+        assert answer.maps is not None
+        loss = loss + method.gamma * self._attention(self.taps.maps(), answer.maps, tutors)
         return loss * self.latency(g)
 
-    def _eager_attention(self, maps: list[Tensor], taught: Tensor, tutors: Tensor) -> Tensor:
-        return attention_loss(unit_maps(maps, self.lessons.map_size), taught, tutors)
+    def _eager_attention(self, maps: list[Tensor], teachers: Tensor, tutors: Tensor) -> Tensor:
+        return attention_loss(unit_maps(maps, self.method.map_size), teachers, tutors)
 
     def train_step(self) -> Tensor:
         """One update of the weights, then one of the Gumbel logits; the teacher is asked once for both."""
         x, y, _, rows = self.batch(self.position.step)
         with self.autocast():
-            lesson = self.teacher(x, rows)
+            answer = self.teacher(x, rows)
         cut = len(x) - max(1, round(self.search.share * len(x)))
-        loss = self.loss(x[:cut], y[:cut], lesson[slice(0, cut)], key=WEIGHTS)
+        loss = self.loss(x[:cut], y[:cut], answer[slice(0, cut)], key=WEIGHTS)
         self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
         with frozen(self.net, training=True):  # batch statistics: the running ones are of other widths
-            held_out = self.loss(x[cut:], y[cut:], lesson[slice(cut, len(x))], key=CHOICES)
+            held_out = self.loss(x[cut:], y[cut:], answer[slice(cut, len(x))], key=CHOICES)
             gradients = torch.autograd.grad(held_out, (self.widths, self.tutors))
         for logits, gradient in zip((self.widths, self.tutors), gradients, strict=True):
             logits.grad = self.accelerator.reduce(gradient, "mean")
@@ -180,7 +180,7 @@ class Searcher(Trainer):
             "spec": spec.to_dict(),
             "macs": macs,
             "params": params,
-            "teacher": self.lessons.teacher,
+            "teacher": self.teacher_name,
             "teacher_layers": self.teacher.layers,
             "tutors": self.found_tutors(),
             "width_choices": [list(choices) for choices in self.space.blocks],

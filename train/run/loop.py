@@ -121,7 +121,7 @@ def _run(
             continue
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
-        robust = recipe.train.method != "natural"  # else there is no robustness to lose
+        robust = recipe.method.attacks  # else there is no robustness to lose
         collapsed = robust and raw < recipe.guard.drop * position.best
         if _anyone(trainer, collapsed or math.isnan(running)):
             _roll_back(trainer, checkpoint)
@@ -164,11 +164,11 @@ def _roll_back(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def _anyone(trainer: Trainer, stop: bool) -> bool:
-    """Whether any process was told to stop, so that all stop after the same step."""
+    """Whether any process was asked to stop, so that all stop after the same step."""
     if trainer.accelerator.num_processes == 1:
         return stop
-    told = torch.tensor(int(stop), device=trainer.device)
-    return bool(trainer.accelerator.reduce(told, "sum").item())
+    asked = torch.tensor(int(stop), device=trainer.device)
+    return bool(trainer.accelerator.reduce(asked, "sum").item())
 
 
 @contextmanager

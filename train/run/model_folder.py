@@ -35,13 +35,14 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
         paper=recipe.paper,
         spec=recipe.arch.to_dict(),
         dataset=trainer.dataset.name,
+        threat=recipe.attack.threat,
         reported={key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
         train={
             "recipe": recipe.name,
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
             "start": find(recipe.start, folders=True).reference() if recipe.start else None,
-            "teacher": None if trainer.taught_by is None else teacher.record(trainer.taught_by, trainer.dataset),
+            "teacher": None if trainer.teacher_name is None else teacher.record(trainer.teacher_name, trainer.dataset),
             **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
             "device": device_name(trainer.device),
@@ -50,7 +51,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "torch": torch.__version__,
             "history": position.history,
         },
-        tutors=trainer.distiller.tutors if trainer.distiller else None,
+        **recipe.method.facts(trainer.parts),
         supernet=recipe.supernet.space if recipe.supernet else None,
     )
     if recipe.train.weights == "fp16":

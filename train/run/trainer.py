@@ -12,20 +12,20 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
+from zoo.attacks.inputs import generator
 from zoo.datasets.base import Dataset, check_fits, to_float
 from zoo.models import build
 from zoo.system.errors import UsageError
 from zoo.train.data.images import InMemory, source_of
 from zoo.train.methods import adversary
-from zoo.train.methods.distill import Distiller
-from zoo.train.methods.objective import Batch, batch_loss
-from zoo.train.recipes.schema import ONLY, Distill, Recipe
+from zoo.train.methods.method import Batch, Step
+from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run import schedule
 from zoo.train.run.ema import ema_of, recalibrate
 from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
-from zoo.train.teachers.cache import LessonBook, Versions
+from zoo.train.teachers.cache import CachedAnswers, Versions
 from zoo.train.teachers.teacher import Teacher
 from zoo.weights.load import find
 
@@ -106,17 +106,17 @@ class Trainer:
             self.ema.module.compile(dynamic=False)
         self.forward = self.parallel(self.net) if processes > 1 else self.net
         options = recipe.optimizer
+        self.versions: Versions | None = None
+        self.teacher = self.named_teacher()
+        self.parts = self.own_parts()
         self.optimizer = torch.optim.SGD(
-            self.net.parameters(),
+            [*self.net.parameters(), *(self.parts.parameters() if self.parts else ())],
             fused=self.fused,
             lr=options.lr,
             momentum=options.momentum,
             nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
-        self.versions: Versions | None = None
-        taught = recipe.distill is not None and (recipe.distill.kl or recipe.distill.gamma)
-        self.distiller = self.distilling(recipe.distill) if recipe.distill and taught else None
         self.position = Position()
 
     def network(self) -> nn.Module:
@@ -140,26 +140,30 @@ class Trainer:
         chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:n]
         return (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
 
-    def distilling(self, settings: Distill) -> Distiller | None:
-        """The teacher's part in the loss."""
-        train = self.recipe.train
-        return Distiller(settings, self.net, self.hire(settings), compile=train.compile, seed=train.seed)
+    @property
+    def teacher_name(self) -> str | None:
+        """The name or the folder of the frozen model that teaches, if one does."""
+        return self.recipe.teacher.name if self.recipe.teacher and self.recipe.method.needs else None
 
-    def hire(self, settings: Distill) -> Teacher:
-        """The teacher; where its lessons are kept, they are at hand now, and batches come from the kept versions."""
-        teacher = self.find_teacher(settings.teacher, size=settings.map_size)
+    def named_teacher(self) -> Teacher | None:
+        """The frozen model that teaches, if one does; where its answers are cached, they are at hand now, and batches
+        come from the augmented versions that they are of."""
+        name, settings, needs = self.teacher_name, self.recipe.teacher, self.recipe.method.needs
+        if name is None or settings is None or needs is None:
+            return None
+        teacher = self.find_teacher(name, **({"size": needs.maps} if needs.maps else {}))
         if settings.versions:
             if not isinstance(self.source, InMemory):
-                raise UsageError("lessons are kept of images in memory only: set distill.versions = 0")
+                raise UsageError("answers are cached for images in memory only: set teacher.versions = 0")
             self.versions = Versions(self.source, settings.versions)
             with self.accelerator.main_process_first():
-                teacher.book = LessonBook(teacher, self.versions, self.autocast(), precision=self.precision)
+                teacher.cached = CachedAnswers(teacher, self.versions, self.autocast(), precision=self.precision)
         return teacher
 
-    @property
-    def taught_by(self) -> str | None:
-        """The name or the folder of the frozen model that teaches, if one does."""
-        return self.recipe.distill.teacher if self.recipe.distill and self.distiller else None
+    def own_parts(self) -> nn.Module | None:
+        """The method's modules beside the net."""
+        train = self.recipe.train
+        return self.recipe.method.parts(self.net, self.teacher, compile=train.compile, seed=train.seed)
 
     def find_teacher(self, name: str, **options: Any) -> Teacher:
         """The model ``name`` as a teacher for these images and classes; options are those of :class:`Teacher`."""
@@ -183,7 +187,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.train.epochs * self.steps_per_epoch
+        return max(1, self.recipe.train.epochs * self.steps_per_epoch // self.recipe.method.replays)
 
     def progress(self, seconds: float) -> float:
         """Share of the run that is done: of its steps, or of its time budget where that is nearer its end, so
@@ -208,8 +212,7 @@ class Trainer:
 
     def generator(self, *key: int) -> torch.Generator:
         """Seeded by the recipe, the attempt and ``key``: any step can be repeated without those before it."""
-        seed = hash((self.recipe.train.seed, self.position.attempt, *key)) & 0x7FFF_FFFF_FFFF_FFFF
-        return torch.Generator(self.device).manual_seed(seed)
+        return generator(self.recipe.train.seed, f"training {(self.position.attempt, *key)}", self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -240,17 +243,43 @@ class Trainer:
         index = self._order[place * size : (place + 1) * size]
         return index, self.generator(1, step)
 
-    def train_step(self) -> Tensor:
-        """One update of the weights and of their average; returns the loss, without waiting for it."""
-        batch = self.batch(self.position.step)
+    def step(self, batch: Batch) -> Step:
+        """``batch`` and the net that learns from it, with the teacher's answer on clean images if it is needed."""
+        ask, needs = self.teacher, self.recipe.method.needs
         with self.autocast():
-            loss = batch_loss(self.recipe, self.net, self.forward, batch, self.distiller)
-        self.accelerator.backward(loss)
+            answer = ask(batch.x, batch.rows) if ask and needs and not needs.adversarial else None
+        return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, ask, answer)
+
+    def train_step(self) -> Tensor:
+        """The updates of the weights from one batch, and of their average; returns the last loss, without waiting
+        for it."""
+        updates = self.recipe.method.updates(self.step(self.batch(self.position.step)))
+        last = torch.zeros((), device=self.device)
+        while True:
+            with self.autocast():
+                loss = next(updates, None)
+            if loss is None:
+                break
+            self.accelerator.backward(loss)
+            if self.parts:
+                self.reduce_gradients(self.parts)
+            self.update()
+            last = loss.detach()
+        self.position.step += 1
+        return last
+
+    def update(self) -> None:
+        """One update of the weights by their gradients, and of their average."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update_parameters(self.net)
-        self.position.step += 1
-        return loss.detach()
+
+    def reduce_gradients(self, module: nn.Module) -> None:
+        """The mean of the gradients over all processes, of a module that no data-parallel wrapper has in hand."""
+        if self.accelerator.num_processes > 1:
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     # -- judging ---------------------------------------------------------------------------------------------
 
@@ -262,13 +291,14 @@ class Trainer:
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
         """Clean and PGD accuracy of ``net`` on the guard's held-out images."""
-        steps, eps = self.recipe.guard.steps, self.recipe.attack.eps
-        generator = torch.Generator(self.device).manual_seed(0)
+        steps, attack = self.recipe.guard.steps, self.recipe.attack
+        source = torch.Generator(self.device).manual_seed(0)
         hits = torch.zeros(2, device=self.device)
         with self.autocast(), adversary.frozen(net):
             for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
-                noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
-                x_adv = adversary.pgd(net, x, y, noise, eps=eps, step=eps / 4, steps=steps)
+                ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=source)
+                start, objective = adversary.random_start(ball, noise), adversary.cross_entropy(y)
+                x_adv = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
                 with torch.no_grad():
                     hits += torch.stack([(net(seen).argmax(1) == y).sum() for seen in (x, x_adv)])
         clean, robust = (hits / len(self.held_out[1])).tolist()
@@ -311,6 +341,7 @@ class Trainer:
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "parts": self.parts.state_dict() if self.parts else {},
             "position": vars(self.position),
         }
 
@@ -318,4 +349,6 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.parts:
+            self.parts.load_state_dict(state["parts"])
         self.position = Position(**state["position"])

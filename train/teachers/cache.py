@@ -1,7 +1,7 @@
-"""Lessons learnt once: a fixed number of augmented versions of every image, and what a teacher says of them.
+"""Cached answers: a fixed number of augmented versions of every image, and a teacher's answers on them.
 
-A teacher is often ten times the student's size, and asking it about every batch is then most of a training step.
-With a few versions of each image drawn once, its answers can be kept and shared by all phases, students and seeds.
+A teacher is often ten times the student's size, and its forward pass is then most of a training step. With a few
+versions of each image drawn once, its answers can be stored and shared by all phases, students and seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.system.files import cached
 from zoo.train.data.images import InMemory
-from zoo.train.teachers.teacher import Lesson, Teacher
+from zoo.train.teachers.teacher import Answer, Teacher
 
 BATCH = 500
 
@@ -52,12 +52,12 @@ class Versions:
         return x, self.labels[rows % len(self.labels)]
 
 
-class LessonBook:
-    """A teacher's lessons on all ``versions``, as memory-mapped float16 files: logits [R, K] and, for every
-    convolution of the teacher, unit attention maps [R, n_t, P]. They are computed when no complete book is found.
+class CachedAnswers:
+    """A teacher's answers on all ``versions``, as memory-mapped float16 files: logits [R, K] and, for every
+    convolution of the teacher, unit attention maps [R, n_t, P]. They are computed when no complete cache is found.
 
     Args:
-        precision: what ``autocast`` makes the teacher answer in; books of different precision are different books.
+        precision: what ``autocast`` makes the teacher compute in; each precision has a cache of its own.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class LessonBook:
         self.logits = np.load(root / "logits.npy", mmap_mode="r")
         self.maps = np.load(root / "maps.npy", mmap_mode="r")
 
-    def lesson(self, rows: Tensor, layers: list[str] | None) -> Lesson:
-        """The lesson on the versions at ``rows`` [B], with the maps of ``layers`` (None: without maps)."""
+    def answer(self, rows: Tensor, layers: list[str] | None) -> Answer:
+        """The answer on the versions at ``rows`` [B], with the maps of ``layers`` (None: without maps)."""
         where = rows.cpu().numpy()
         logits = torch.from_numpy(self.logits[where]).to(rows.device).float()
         if layers is None:
-            return Lesson(logits, None)
+            return Answer(logits, None)
         places = [self.layers.index(layer) for layer in layers]
         maps = self.maps[where] if layers == self.layers else self.maps[where[:, None], places]
-        return Lesson(logits, torch.from_numpy(maps).to(rows.device).float())
+        return Answer(logits, torch.from_numpy(maps).to(rows.device).float())
 
 
 def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
@@ -89,19 +89,19 @@ def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
 
 
 def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
-    """All lessons, as files in the folder ``to``; the teacher is left without taps."""
+    """All answers, as files in the folder ``to``; the teacher is left without taps."""
     teacher.tap(teacher.layers)
     files: dict[str, np.memmap] = {}
     try:
         for part in torch.arange(len(versions), device=versions.labels.device).split(BATCH):
             with autocast:
-                lesson = teacher(versions[part][0])
-            assert lesson.maps is not None
-            for name, told in (("logits", lesson.logits), ("maps", lesson.maps)):
+                answer = teacher(versions[part][0])
+            assert answer.maps is not None
+            for name, value in (("logits", answer.logits), ("maps", answer.maps)):
                 if name not in files:
-                    shape = (len(versions), *told.shape[1:])
+                    shape = (len(versions), *value.shape[1:])
                     files[name] = np.lib.format.open_memmap(to / f"{name}.npy", "w+", np.float16, shape)
-                files[name][part.cpu()] = told.half().cpu()
+                files[name][part.cpu()] = value.half().cpu()
         for file in files.values():
             file.flush()
     finally:

@@ -20,22 +20,22 @@ from zoo.weights.load import find, weights_sha256
 
 if TYPE_CHECKING:
     from zoo.models import Classifier
-    from zoo.train.teachers.cache import LessonBook
+    from zoo.train.teachers.cache import CachedAnswers
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a teacher says of a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
+class Answer:
+    """A teacher's answer on a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
 
     logits: Tensor
     maps: Tensor | None
 
-    def __getitem__(self, rows: slice) -> Lesson:
-        return Lesson(self.logits[rows], None if self.maps is None else self.maps[rows])
+    def __getitem__(self, rows: slice) -> Answer:
+        return Answer(self.logits[rows], None if self.maps is None else self.maps[rows])
 
 
 class Teacher:
-    """A model of the registry, or of a folder, as a source of lessons.
+    """A model of the registry, or of a folder, that answers on batches of images.
 
     Args:
         name: a registry name, ``hf-hub:...``, or the path of a model folder that training left.
@@ -51,12 +51,12 @@ class Teacher:
         self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
         self.taps: Taps | None = None
-        self.book: LessonBook | None = None
+        self.cached: CachedAnswers | None = None
         self.size = size
         self._answer = torch.compile(self._eager, dynamic=False) if compile else self._eager
 
     def tap(self, layers: Sequence[str]) -> None:
-        """From now on lessons hold the maps of these convolutions, in this order.
+        """From now on answers hold the maps of these convolutions, in this order.
 
         Raises:
             UsageError: the teacher has no such convolution.
@@ -65,7 +65,7 @@ class Teacher:
         self.taps = Taps(self.model, layers)
 
     def untap(self) -> None:
-        """From now on lessons hold no maps."""
+        """From now on answers hold no maps."""
         if self.taps is not None:
             self.taps.remove()
         self.taps = None
@@ -78,11 +78,11 @@ class Teacher:
         return logits.float(), unit_maps(self.taps.maps(), self.size)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Lesson:
-        """The lesson on images [N, 3, H, W] in [0, 1]: looked up where it is kept, at ``rows`` [N] of the book."""
-        if self.book is not None and rows is not None:
-            return self.book.lesson(rows, None if self.taps is None else self.taps.names)
-        return Lesson(*self._answer(x))
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Answer:
+        """The answer on images [N, 3, H, W] in [0, 1]: looked up at ``rows`` [N] of the cache, if there is one."""
+        if self.cached is not None and rows is not None:
+            return self.cached.answer(rows, None if self.taps is None else self.taps.names)
+        return Answer(*self._answer(x))
 
 
 def record(name: str, dataset: Dataset) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def command(
       zoo train trades-s7 --preset smoke --out runs/try
       zoo train my.toml --set train.epochs=2 --set optimizer.lr=0.1
       zoo train trades-s7 --resume --time-budget 45m
-      zoo train rnascl-s7-wrt34-2 --set distill.teacher=runs/my-teacher/model
-      zoo train rnascl-i-r18 --data imagenet100 --set distill.teacher=my-teacher
+      zoo train rnascl-s7-wrt34-2 --set teacher.name=runs/my-teacher/model
+      zoo train rnascl-i-r18 --data imagenet100 --set teacher.name=my-teacher
     """
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits

@@ -9,7 +9,7 @@ import torch
 from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.train.data.images import InMemory
-from zoo.train.teachers.cache import LessonBook, Versions
+from zoo.train.teachers.cache import CachedAnswers, Versions
 from zoo.train.teachers.teacher import Teacher
 from zoo.weights.load import save_weights
 
@@ -37,10 +37,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
 
 
-def book_of(folder, versions, precision="fp32"):
+def cached_by(folder, versions, precision="fp32"):
     teacher = Teacher(str(folder), CPU, size=4)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-    return teacher, LessonBook(teacher, versions, autocast, precision=precision)
+    return teacher, CachedAnswers(teacher, versions, autocast, precision=precision)
 
 
 def test_every_version_is_an_augmented_image_of_the_same_label(toy, versions):
@@ -61,35 +61,35 @@ def test_versions_do_not_depend_on_the_seed_of_a_run(toy, versions):
     assert torch.equal(again.images, versions.images)
 
 
-def test_a_kept_lesson_is_what_the_teacher_says_of_that_version(teacher_folder, versions):
-    teacher, book = book_of(teacher_folder, versions)
+def test_a_cached_answer_is_the_teachers_on_that_version(teacher_folder, versions):
+    teacher, cached = cached_by(teacher_folder, versions)
     rows = torch.tensor([0, 179, 61, 61])
     teacher.tap(teacher.layers)
-    asked = teacher(versions[rows][0])  # no book is asked where no rows are given
-    kept = book.lesson(rows, teacher.layers)
+    asked = teacher(versions[rows][0])  # the cache is not read where no rows are given
+    kept = cached.answer(rows, teacher.layers)
     assert torch.allclose(kept.logits, asked.logits, atol=2e-3)
     assert torch.allclose(kept.maps, asked.maps, atol=2e-3)
-    some = book.lesson(rows, [teacher.layers[2], teacher.layers[0]])
+    some = cached.answer(rows, [teacher.layers[2], teacher.layers[0]])
     assert torch.equal(some.maps, kept.maps[:, [2, 0]])
-    assert book.lesson(rows, None).maps is None
+    assert cached.answer(rows, None).maps is None
 
 
-def test_a_book_is_written_once_and_again_for_other_images_or_another_precision(
+def test_a_cache_is_written_once_and_again_for_other_images_or_another_precision(
     teacher_folder, versions, toy, tmp_path, monkeypatch
 ):
-    book_of(teacher_folder, versions)
+    cached_by(teacher_folder, versions)
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "__call__", lambda self, x: pytest.fail("the teacher was asked again"))
-        book_of(teacher_folder, versions)
+        cached_by(teacher_folder, versions)
     others = Versions(InMemory(toy.split("train"), CPU, 59), 3)
-    book_of(teacher_folder, others)
-    book_of(teacher_folder, versions, "bf16")
-    books = [path for path in tmp_path.iterdir() if (path / "complete").exists()]
-    assert len(books) == 3 == len(list(tmp_path.iterdir()))
+    cached_by(teacher_folder, others)
+    cached_by(teacher_folder, versions, "bf16")
+    caches = [path for path in tmp_path.iterdir() if (path / "complete").exists()]
+    assert len(caches) == 3 == len(list(tmp_path.iterdir()))
 
 
-def test_an_interrupted_book_leaves_nothing(teacher_folder, versions, tmp_path, monkeypatch):
+def test_an_interrupted_cache_leaves_nothing(teacher_folder, versions, tmp_path, monkeypatch):
     monkeypatch.setattr(np.memmap, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        book_of(teacher_folder, versions)
+        cached_by(teacher_folder, versions)
     assert not list(tmp_path.iterdir())

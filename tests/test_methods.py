@@ -1,0 +1,322 @@
+"""What every training method promises, over the whole table: a new one is covered once its equation is written here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training import recipe as old_recipe
+from torch import nn
+
+from zoo import attacks
+from zoo.attacks.ball import Ball, norm_of, steepest
+from zoo.system.errors import UsageError
+from zoo.train.methods import METHODS, adversary
+from zoo.train.methods.mart import mart
+from zoo.train.methods.method import Method
+from zoo.train.recipes.schema import Recipe, parse_recipe
+from zoo.train.run.trainer import Trainer
+
+SETTINGS = {  # other than the defaults, so that each setting has a part in the numbers
+    "natural": {"label_smoothing": 0.1},
+    "pgd-at": {"label_smoothing": 0.1},
+    "n-fgsm": {"label_smoothing": 0.1},
+    "trades": {"label_smoothing": 0.1, "beta": 3.0},
+    "mart": {"beta": 4.0},
+    "ard": {"label_smoothing": 0.1, "ce": 0.6, "kl": 0.7},
+    "rslad": {},
+    "rnascl": {"label_smoothing": 0.1, "kl": 0.7, "gamma": 30.0, "map_size": 4},
+}
+VARIANTS = {"ard": {"inner": "n-fgsm"}, "rnascl": {"hard": "trades", "beta": 3.0}}
+CASES = [(name, {}) for name in METHODS] + list(VARIANTS.items())
+TEACHER_FREE = [name for name, one in METHODS.items() if not one.takes_teacher]
+
+
+def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recipe:
+    data = old_recipe().model_dump(exclude_unset=True, mode="json")
+    data["method"] = {"name": name, **SETTINGS[name], **(changes or {})}
+    data["attack"] = {"step": 0.02} if one_step(data["method"]) else {"step": 0.02, "steps": 2}
+    if not METHODS[name].model_construct(**data["method"]).attacks:
+        data["attack"] = {}
+    if teacher is not None and METHODS[name].takes_teacher:
+        data["teacher"] = {"name": str(teacher)}
+    for section, values in sections.items():
+        data[section] = {**data[section], **values}
+    return parse_recipe(data, "test")
+
+
+def one_step(settings: dict) -> bool:
+    return "n-fgsm" in settings.values()
+
+
+# -- each equation, as slowly and as plainly as the paper writes it ------------------------------------------------
+
+
+def divergence(p, q):
+    """KL(P || Q), image by image and class by class."""
+    return sum(p[i, k] * (p[i, k] / q[i, k]).log() for i in range(len(p)) for k in range(p.shape[1])) / len(p)
+
+
+def cross_entropy(p, y, smoothing=0.0):
+    k = p.shape[1]
+    target = F.one_hot(y, k) * (1 - smoothing) + smoothing / k
+    return -(target * p.log()).sum() / len(p)
+
+
+def misclassified(p, q, y, beta):
+    total = 0.0
+    for i, label in enumerate(y):
+        others = torch.cat([q[i, :label], q[i, label + 1 :]])
+        boosted = -q[i, label].log() - (1 - others.max()).log()
+        total = total + boosted + beta * (p[i] * (p[i] / q[i]).log()).sum() * (1 - p[i, label])
+    return total / len(y)
+
+
+def heard(net: nn.Module, x):
+    """Logits, and the unit attention map of every convolution, 4 x 4."""
+    maps, convolutions = [], [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [one.register_forward_hook(lambda m, i, z: maps.append(z.square().sum(1))) for one in convolutions]
+    logits = net(x)
+    [hook.remove() for hook in hooks]
+    same = [F.interpolate(one[:, None], (4, 4), mode="bilinear").flatten(1) for one in maps]
+    return logits, [one / one.norm(dim=1, keepdim=True) for one in same]
+
+
+def cross_layer(net, teacher, x, y, x_adv, settings):
+    logits, student = heard(net, x)
+    soft, maps = heard(teacher, x)
+    p, t = logits.softmax(1), soft.softmax(1)
+    hard = cross_entropy(p, y, 0.1)
+    if settings.hard == "trades":
+        hard = hard + settings.beta * divergence(p, net(x_adv).softmax(1))
+    places = [round(i * (len(maps) - 1) / (len(student) - 1)) for i in range(len(student))]  # of the same depth
+    attended = sum((student[i] - maps[j]).norm(dim=1).mean() for i, j in enumerate(places))
+    return hard + 0.7 * divergence(p, t) + 30.0 * attended / (len(student) * len(maps))
+
+
+EQUATIONS = {  # net, teacher, x, y, x', settings to the loss
+    "natural": lambda s, t, x, y, x_adv, _: cross_entropy(s(x).softmax(1), y, 0.1),
+    "pgd-at": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
+    "n-fgsm": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
+    "trades": lambda s, t, x, y, x_adv, _: (
+        cross_entropy(s(x).softmax(1), y, 0.1) + 3.0 * divergence(s(x).softmax(1), s(x_adv).softmax(1))
+    ),
+    "mart": lambda s, t, x, y, x_adv, _: misclassified(s(x).softmax(1), s(x_adv).softmax(1), y, 4.0),
+    "ard": lambda s, t, x, y, x_adv, _: (
+        0.6 * cross_entropy(s(x_adv).softmax(1), y, 0.1) + 0.7 * divergence(t(x).softmax(1), s(x_adv).softmax(1))
+    ),
+    "rslad": lambda s, t, x, y, x_adv, _: (
+        5 / 6 * divergence(t(x).softmax(1), s(x_adv).softmax(1)) + 1 / 6 * divergence(t(x).softmax(1), s(x).softmax(1))
+    ),
+    "rnascl": cross_layer,
+}
+
+
+def ascended(net: nn.Module, teacher, batch, settings: Recipe):
+    """The inner maximisation, written out: PGD on the cross-entropy, or on the divergence from the teacher."""
+    x, y, noise, _ = batch
+    eps, step, name = settings.attack.eps, settings.attack.step, settings.method.name
+    single = one_step(settings.method.model_dump())
+    x_adv = x + 2 * eps * noise if single else (x + eps * noise).clamp(0, 1)
+    net.eval()
+    for _ in range(settings.attack.steps):
+        x_adv = x_adv.detach().requires_grad_()
+        p = net(x_adv).softmax(1)
+        loss = divergence(teacher(x).softmax(1), p) if name == "rslad" else cross_entropy(p, y)
+        x_adv = x_adv + step * torch.autograd.grad(loss, x_adv)[0].sign()
+        if not single:
+            x_adv = torch.min(torch.max(x_adv, x - eps), x + eps)
+        x_adv = x_adv.clamp(0, 1)
+    net.train()
+    return x_adv.detach()
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, teacher_folder):
+    settings = recipe(name, teacher_folder, changes, train={"batch_size": 20})
+    trainer = Trainer(settings, toy)
+    trainer.net.train()
+    nn.init.normal_(trainer.net.head.weight)  # answers that differ from image to image
+    batch, plain = trainer.batch(0), copy.deepcopy(trainer.net)
+    for module in plain.modules():
+        module._forward_hooks.clear()  # the taps
+    step = trainer.step(batch)
+    x_adv, soft = settings.method.attacked(step), trainer.teacher.model if trainer.teacher else None
+    if settings.method.attacks:
+        near = (x_adv - ascended(plain, soft, batch, settings)).abs() < 1e-5
+        assert near.float().mean() > 0.999  # a gradient of zero, but for rounding, has any sign
+    loss = settings.method.loss(step, x_adv)
+    expected = EQUATIONS[name](plain, soft, batch.x, batch.y, x_adv, settings.method)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, list(trainer.net.parameters())),
+        torch.autograd.grad(expected, list(plain.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name, changes, toy, teacher_folder):
+    settings = recipe(name, teacher_folder, changes)
+    trainer, count = Trainer(settings, toy), 0
+    trainer.net.train()
+
+    def counting(net, inputs, output):
+        nonlocal count
+        count += 1
+        if output.requires_grad:
+            backward = 2 if any(p.requires_grad for p in net.parameters()) else 1  # weights and image, or image only
+            output.register_hook(lambda gradient: counted(backward))
+
+    def counted(backward):
+        nonlocal count
+        count += backward
+
+    hook = trainer.net.register_forward_hook(counting)
+    before = [p.detach().clone() for p in trainer.net.parameters()]
+    loss = trainer.train_step()
+    hook.remove()
+    assert count == settings.method.passes(settings.attack)
+    assert torch.isfinite(loss)
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_a_section_round_trips(name, changes, teacher_folder):
+    settings = recipe(name, teacher_folder, changes)
+    assert parse_recipe(settings.model_dump(mode="json", exclude_unset=True), "again") == settings
+    assert settings.model_dump(mode="json")["method"].items() >= {"name": name, **SETTINGS[name], **changes}.items()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_setting_that_the_method_does_not_use_is_refused_in_one_sentence(name, teacher_folder):
+    others = {key for one in METHODS.values() for key in one.model_fields} - METHODS[name].model_fields.keys()
+    for key in [*others, "lamda"]:
+        with pytest.raises(UsageError, match=f"method '{name}' does not use 'method.{key}'") as caught:
+            recipe(name, teacher_folder, {key: 0.5})
+        assert "\n" not in str(caught.value)
+    if not METHODS[name](**SETTINGS[name]).attacks:
+        with pytest.raises(UsageError, match=r"trains on clean images: take attack\.steps out"):
+            recipe(name, teacher_folder, attack={"steps": 2})
+    if name == "rnascl":
+        with pytest.raises(UsageError, match=r"set method.hard = 'trades', or take it out"):
+            recipe(name, teacher_folder, {"beta": 3.0})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_whether_it_needs_a_teacher(name, teacher_folder):
+    if METHODS[name](**SETTINGS[name]).needs:
+        with pytest.raises(UsageError, match=f"method '{name}' needs a teacher"):
+            recipe(name, None)
+        assert recipe(name, teacher_folder).teacher.name == str(teacher_folder)
+    elif name in TEACHER_FREE:
+        data = recipe(name, None).model_dump(exclude_unset=True) | {"teacher": {"name": "nfgsm-w15"}}
+        with pytest.raises(UsageError, match=f"method '{name}' uses no teacher"):
+            parse_recipe(data, "test")
+
+
+def test_an_unknown_method_is_refused_with_its_neighbour():
+    with pytest.raises(UsageError, match=r"method 'trade' is unknown; did you mean 'trades'"):
+        parse_recipe(recipe("natural", None).model_dump(exclude_unset=True) | {"method": "trade"}, "test")
+
+
+def test_mart_is_finite_where_the_net_is_sure_and_wrong():
+    logits = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    loss = mart(logits, logits, torch.tensor([1]), beta=6.0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+# -- what the interface can carry ----------------------------------------------------------------------------------
+
+
+class FreeRobustFeatures(Method):
+    """Several updates from one batch, weights and perturbation by one backward pass; with a layer of its own."""
+
+    name: Literal["free-features"] = "free-features"
+    m: int = 3
+
+    @property
+    def replays(self) -> int:
+        return self.m
+
+    def parts(self, net, teacher, *, compile, seed) -> nn.Module:
+        return nn.Linear(10, 10)
+
+    def updates(self, step) -> Iterator[torch.Tensor]:
+        delta = torch.zeros_like(step.batch.x)
+        for _ in range(self.m):
+            x_adv = (step.batch.x + delta).clamp(0, 1).requires_grad_()
+            yield F.cross_entropy(step.parts(step.forward(x_adv).float()), step.batch.y)
+            delta = step.attack.ball(step.batch.x).project(x_adv + step.attack.eps * x_adv.grad.sign()) - step.batch.x
+            delta = delta.detach()
+            assert delta.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # it is not in the table
+def test_a_method_with_replays_and_modules_of_its_own_is_one_class(toy, tmp_path):
+    settings = recipe("natural", None).model_copy(update={"method": FreeRobustFeatures()})
+    trainer = Trainer(settings, toy)
+    trainer.net.train()
+    assert trainer.total_steps == 3 * trainer.steps_per_epoch // 3  # three epochs, three replays
+    before, own = trainer.net.head.weight.detach().clone(), trainer.parts.weight.detach().clone()
+    trainer.train_step()
+    assert trainer.ema.n_averaged == 3
+    assert not torch.equal(trainer.net.head.weight, before)
+    assert not torch.equal(trainer.parts.weight, own)
+    again = Trainer(settings, toy)
+    again.restore(copy.deepcopy(trainer.state()))
+    assert torch.equal(again.parts.weight, trainer.parts.weight)
+    assert trainer.weights().keys() == again.net.state_dict().keys()
+
+
+# -- the threat model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_reaches_the_best_point_of_the_ball_on_a_linear_model(norm):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    x, y = torch.full((4, 3, 4, 4), 0.5), torch.tensor([0, 1, 0, 1])
+    ball, noise = Ball(x, 0.3, norm), torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    start = adversary.random_start(ball, noise)
+    assert norm_of(start - x, norm).flatten().tolist() == pytest.approx([0.3] * 4, rel=0.2 if norm == "linf" else 1e-5)
+    x_adv = adversary.pgd(model, ball, start, adversary.cross_entropy(y), step=0.1, steps=50)
+    weight = torch.stack([model[1].weight[1 - k] - model[1].weight[k] for k in y]).view_as(x)
+    assert torch.allclose(x_adv - x, 0.3 * steepest(weight, norm), atol=1e-3)
+
+
+def test_training_for_l2_resists_l2(toy):
+    robust = {}
+    threat = {"norm": "l2", "eps": 2.0}
+    for name, attack in (("natural", threat), ("pgd-at", {**threat, "step": 1.0, "steps": 2})):
+        data = recipe(name, None, guard={"steps": 10}).model_dump(exclude_unset=True) | {"attack": attack}
+        trainer = Trainer(parse_recipe(data, "test"), toy)
+        for _ in range(60):
+            trainer.net.train()
+            trainer.train_step()
+        net, (x, y) = trainer.averaged(), trainer.held_out
+        x_adv = attacks.pgd(net, x, y, steps=10, **threat)
+        robust[name] = (net(x_adv).argmax(1) == y).float().mean().item()
+        assert abs(trainer.guarded_accuracy(net)[1] - robust[name]) < 0.1  # judged by the same threat model
+    assert robust["pgd-at"] > robust["natural"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "says"),
+    [
+        ("pgd-at", {"norm": "l2", "step": 0.1}, "default eps is for norm = 'linf'"),
+        ("pgd-at", {"norm": "l2", "eps": 0.5}, r"default attack.step is for norm = 'linf'"),
+        ("n-fgsm", {"norm": "l2", "eps": 0.5, "step": 0.1}, "choose pgd-at for l2"),
+        ("rslad", {"objective": "ce"}, "rslad ascends the divergence"),
+    ],
+)
+def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, teacher_folder):
+    data = recipe(name, teacher_folder).model_dump(exclude_unset=True) | {"attack": attack}
+    with pytest.raises(UsageError, match=says):
+        parse_recipe(data, "test")

@@ -1,0 +1,41 @@
+"""ARD, adversarially robust distillation: Goldblum et al. 2020, arXiv:1905.09747."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from zoo.train.methods.losses import kl
+from zoo.train.methods.method import Attack, Method, Needs, Step
+from zoo.train.methods.n_fgsm import check_single_step, single_step
+
+
+class Ard(Method):
+    """ce * CE(S(x'), y) + kl * KL(T(x) || S(x')): the teacher's soft labels of clean images, for adversarial images of
+    the student, at temperature 1. The paper's hard labels are for clean images; here they are for x' as well."""
+
+    name: Literal["ard"] = "ard"
+    inner: Literal["pgd", "n-fgsm"] = Field("pgd", description="how x' is found: by PGD, or as N-FGSM does")
+    ce: float = Field(1.0, ge=0)
+    kl: float = Field(1.0, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    takes_teacher: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def check(self, attack: Attack) -> None:
+        if self.inner == "n-fgsm":
+            check_single_step(attack)
+
+    def attacked(self, step: Step) -> Tensor:
+        return single_step(step) if self.inner == "n-fgsm" else super().attacked(step)
+
+    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        logits_adv = step.forward(x_adv).float()
+        hard = F.cross_entropy(logits_adv, step.batch.y, label_smoothing=self.label_smoothing)
+        return self.ce * hard + self.kl * kl(step.soft, logits_adv)
