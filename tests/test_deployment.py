@@ -30,7 +30,9 @@ from zoo.system.errors import ExportFailed, IntegrityError, UsageError
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    return write_bundle(model_of(SMALL), Known("small", "small@15M"), out=out, level="parity", split=None)
+    return write_bundle(
+        model_of(SMALL), Known("small", "small@15M", dataset="cifar10"), out=out, level="parity", split=None
+    )
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])

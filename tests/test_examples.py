@@ -41,7 +41,9 @@ def model() -> Classifier:
 
 @pytest.fixture(scope="module")
 def bundle(model, tmp_path_factory) -> Path:
-    return write_bundle(model, Known("small", "small"), out=tmp_path_factory.mktemp("out"), level="none", split=None)
+    return write_bundle(
+        model, Known("small", "small", dataset="cifar10"), out=tmp_path_factory.mktemp("out"), level="none", split=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,9 @@ def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
         engine.load_module().runtime()
     except MissingDependency as error:
         pytest.skip(str(error))
-    bundle = write_bundle(model, Known("small", "small"), out=tmp_path, level="none", split=None, engine=engine)
+    bundle = write_bundle(
+        model, Known("small", "small", dataset="cifar10"), out=tmp_path, level="none", split=None, engine=engine
+    )
     agree(run(name, bundle, picture), twins(model, picture))
 
 
