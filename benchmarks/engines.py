@@ -18,7 +18,7 @@ MODEL = "trades-s7"
 def run() -> list[dict]:
     model = load(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_model(MODEL, format="onnx", out=Path(folder), verify="parity")
+        bundle = export_model(MODEL, format="onnx", out=Path(folder), verify="parity").folder
         engine = load_engine(bundle / "model.onnx")
         rows = []
         for batch, repeats in ((1, 200), (128, 5)):

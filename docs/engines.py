@@ -44,7 +44,7 @@ def measure(model: str, engine: str, precision: str, n: int) -> None:
             format=engine,
             precision=precision,
             out=STUDY,
-            verify="robust",
+            verify="attacked",
             margin=REFUSES_NOTHING,
             n=n,
             queries=QUERIES[precision],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,95 +14,110 @@ import torch
 from torch import Tensor
 
 from zoo.datasets import dataset_called
-from zoo.datasets.base import Dataset, Split, to_float
+from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import DATASET, PROTOCOLS
 from zoo.evaluation.threat import ThreatModel
-from zoo.export.bundle.folder import artifact_sha256, read_bundle, staged
+from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.manifest import (
     IO,
-    PRECISIONS,
     Artifact,
     Calibration,
     Compute,
     Level,
     Manifest,
+    Notify,
     Port,
     Precision,
     Source,
+    level_called,
     now,
 )
-from zoo.export.bundle.source import Known, digest, load_source
-from zoo.export.engines import Backend, backend
+from zoo.export.bundle.source import Known, digest, source_of
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import Progress, Terms, climb, random_images, silent
+from zoo.export.ladder.climb import Progress, climb, random_images, silent
 from zoo.export.ladder.gate import sign_off
-from zoo.export.ladder.report import unverified, write_reports
-from zoo.export.onnx.calibration import Sampling, calibration_images
+from zoo.export.ladder.report import findings, unverified, write_reports
+from zoo.export.onnx.calibration import calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
 from zoo.export.onnx.int8 import to_int8
 from zoo.export.onnx.uint8 import save_with_uint8_input
+from zoo.export.options import ExportOptions
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
-from zoo.specs import cost
+from zoo.specs import Spec, cost
 from zoo.system.errors import DataNotFound, UsageError
+from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
-from zoo.weights.load import task_of
+from zoo.weights.load import Found
 
 PROBES = 8
 UINT8 = "model-uint8.onnx"
 
 
-def export_model(
-    name: str,
-    *,
-    format: str = "onnx",
-    precision: Precision = "fp32",
-    calibration: Sampling | None = None,
-    batches: Sequence[int] = (1, 8, 64),
-    out: Path | str,
-    verify: Level | None = None,
-    data: Path | str | None = None,
-    offline: bool = False,
-    keep_failed: bool = False,
-    force: bool = False,
-    margin: float = Terms.margin,
-    tolerance: float | None = None,
-    n: int = Terms.n,
-    seed: int = 0,
-    queries: int | None = None,
-    uint8: bool = False,
-    engine_options: Mapping[str, Any] | None = None,
-    command: str | None = None,
-    progress: Progress = silent,
-    notify: Callable[[str], None] = warnings.warn,
-) -> Path:
+@dataclass(frozen=True)
+class Job:
+    """An export that nothing known stands against: :meth:`run` alone loads the model.
+
+    Attributes:
+        level: how high to climb, and ``split``, the test images for it.
+        calibrating: the data set that int8 ranges are chosen by.
+    """
+
+    found: Found
+    known: Known
+    options: ExportOptions
+    level: Level
+    split: Split | None
+    calibrating: Dataset | None
+
+    def run(self, progress: Progress = silent) -> Bundle:
+        """Build, climb and write; errors are those of :func:`export_model`."""
+        model = self.found.load()
+        sampling, calibrated = self.options.sampling, None
+        if sampling and self.calibrating:
+            calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
+        options = replace(self.options, verify=self.level)
+        return write_bundle(model, self.known, options, split=self.split, calibrated=calibrated, progress=progress)
+
+
+def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn) -> Job:
+    """The export of the model called ``name``, checked as far as it can be without loading it.
+
+    Args:
+        notify: takes one sentence if robustness cannot be verified.
+
+    Raises:
+        UsageError: the bundle exists, or the data set is not one for the model.
+        UnknownModel, Unreachable, DataNotFound, IntegrityError: the model or the data cannot be had.
+    """
+    found, known = source_of(name, offline=options.offline)
+    check_free(options.folder(known.title), force=options.force)
+    calibrating = _calibrating(known.dataset, found.spec, options) if options.sampling else None
+    asked = level_called(options.verify, notify)
+    level, split = choose_level(asked, known.dataset, found.spec, options.data, offline=options.offline)
+    if asked is None and level != "attacked":
+        notify(unverified(known.dataset))
+    return Job(found, known, options, level, split, calibrating)
+
+
+def export_model(name: str, *, progress: Progress = silent, notify: Notify = warnings.warn, **given: Any) -> Bundle:
     """Export the model called ``name`` into a bundle ``<out>/<name>--<engine>-<precision>``, signed off by the ladder.
+
+    Whatever can be refused is refused before the model is loaded.
 
     Args:
         name: all that :func:`zoo.load` takes.
-        format: an engine or one of its aliases, see :mod:`zoo.export.engines`.
-        precision: ``fp32``, ``fp16`` or ``int8``, see :mod:`zoo.export.precision`.
-        calibration: how the images for int8 are chosen; they come from the training split.
-        batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
-        verify: how high to climb: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data
-            at hand allow.
-        data: where the model's data set is, see :mod:`zoo.datasets`.
-        keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
-        force: replace a bundle that is there.
-        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.climb.Terms`; the
-            tolerance and whether Square attacks the engine follow from the precision unless they are given.
-        uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
-        engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
-        command: recorded in the manifest; made up from the arguments if None.
-        notify: takes one sentence if robustness could not be verified.
+        progress: called with a stage, what is done of it, and how much there is.
+        notify: takes one sentence if robustness cannot be verified.
+        given: see :class:`zoo.export.options.ExportOptions`; ``out`` is required.
 
     Returns:
-        The bundle's folder.
+        The bundle: its folder, manifest and report.
 
     Raises:
         UsageError: an option is not as it must be, or the bundle exists.
@@ -112,68 +126,26 @@ def export_model(
         ExportFailed: the model could not be converted, or the bundle not written.
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
-    engine = backend(format)
-    batches = _checked_options(engine, precision, batches)
-    engine.require(build=True)
-    engine.load_module().runtime()
-    options_of(engine, engine_options or {})
-    terms = Terms.of(precision, margin=margin, tolerance=tolerance, n=n, seed=seed, queries=queries)
-    sampling = _sampling(engine, precision, calibration)
-    dataset = _dataset(task_of(name, offline=offline).dataset, data, offline=offline) if sampling else None
-    model, known = load_source(name, offline=offline)
-    level, split = choose_level(verify, known.dataset, model.spec, data, offline=offline)
-    calibrated = calibration_images(model, dataset, sampling, known.threat) if sampling and dataset else None
-    if verify is None and level != "robust":
-        notify(unverified(known.dataset))
-    return write_bundle(
-        model,
-        known,
-        engine=engine,
-        precision=precision,
-        calibrated=calibrated,
-        out=Path(out),
-        batches=batches,
-        level=level,
-        split=split,
-        terms=terms,
-        uint8=uint8,
-        engine_options=engine_options,
-        command=command or f"zoo export {shlex.quote(name)} --format {format} --precision {precision} --verify {level}",
-        keep_failed=keep_failed,
-        force=force,
-        progress=progress,
-    )
+    return job_of(name, ExportOptions(**given), notify=notify).run(progress)
 
 
 def write_bundle(
     model: Classifier,
     known: Known,
+    options: ExportOptions,
     *,
-    out: Path,
-    level: Level,
-    split: Split | None,
-    engine: Backend | None = None,
-    precision: Precision = "fp32",
+    split: Split | None = None,
     calibrated: tuple[Tensor, Calibration] | None = None,
-    batches: Sequence[int] = (1, 8, 64),
-    terms: Terms | None = None,
-    uint8: bool = False,
-    engine_options: Mapping[str, Any] | None = None,
-    command: str = "zoo.export.write_bundle",
-    keep_failed: bool = False,
-    force: bool = False,
     progress: Progress = silent,
-) -> Path:
+) -> Bundle:
     """What :func:`export_model` does once it has the model and the images."""
-    engine = engine or backend("onnxruntime")
-    terms = terms or Terms.of(precision)
+    engine, precision, own = options.engine, options.precision, options_of(options.engine, options.engine_options)
     if precision == "int8" and calibrated is None:
         raise UsageError("an int8 engine needs calibration images: see zoo.export.onnx.calibration")
     images, calibration = calibrated or (None, None)
-    options = options_of(engine, engine_options or {})
-    model = model.eval()
-    final = out / f"{known.title}--{engine.name}-{precision}"
-    with staged(final, force=force, keep_failed=keep_failed) as scratch:
+    level = level_called(options.verify) or ("attacked" if split else "parity")
+    model, final = model.eval(), options.folder(known.title)
+    with staged(final, force=options.force, keep_failed=options.keep_failed) as scratch:
         progress("build", 0, 1)
         source = Source(
             name=known.name,
@@ -190,27 +162,28 @@ def write_bundle(
         elif lowered == "int8" and calibration:
             to_int8(graph, images, method=calibration.method, symmetric=engine.symmetric)
         built = engine.load_module().build(
-            Order(model=model, graph=graph, precision=precision, batches=tuple(batches), calibration=images),
+            Order(model=model, graph=graph, precision=precision, batches=options.sizes, calibration=images),
             scratch,
-            **({} if options is None else {"options": options}),
+            **({} if own is None else {"options": own}),
         )
-        if uint8:
+        if options.uint8:
             save_with_uint8_input(graph, scratch / UINT8)
         parts = (built.file, *built.companions)
+        sums = {part: sha256_file(scratch / part) for part in parts}
         artifact = Artifact(
             file=built.file,
             format=engine.file_format,
             precision=precision,
             opset=opset,
-            batches=tuple(batches),
+            batches=options.sizes,
             size=sum((scratch / part).stat().st_size for part in parts),
-            sha256=artifact_sha256(scratch, parts),
+            sha256=artifact_sha256(sums, parts),
             companions=built.companions,
             built_for=built.built_for,
             options=built.options,
         )
         progress("build", 1, 1)
-        load_options = loading(engine, asdict(options) if options else {})
+        load_options = loading(engine, asdict(own) if own else {})
         with engine.load_module().load(scratch / artifact.file, **load_options) as loaded:
             report = climb(
                 model,
@@ -219,8 +192,8 @@ def write_bundle(
                 files=len(parts),
                 level=level,
                 split=split,
-                batches=batches,
-                terms=terms,
+                batches=options.sizes,
+                terms=options.terms,
                 dataset=known.dataset or DATASET,
                 threat=known.threat,
                 progress=progress,
@@ -241,53 +214,26 @@ def write_bundle(
             toolchain=toolchain(*engine.tools),
             engine=engine.name,
             device=report.engine["device"],
-            verified=report.reached,
-            robustness="",
-            gates=(),
-            command=command,
+            command=options.command
+            or f"zoo export {shlex.quote(known.name)} --format {engine.name} --precision {precision} --verify {level}",
             created=now(),
+            **findings(report, known.dataset, model.spec.classes),
         )
         _write_probe(scratch / "probe", model, split, known.threat)
-        write_reports(scratch, manifest, report)
-        read_bundle(scratch)
+        write_reports(scratch, manifest, report, sums=sums)
         sign_off(report)
-    return final
+    return Bundle(final, manifest, report)
 
 
-def _checked_options(engine: Backend, precision: str, batches: Sequence[int]) -> tuple[int, ...]:
-    if precision not in PRECISIONS:
-        raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, not '{precision}'")
-    if precision not in engine.precisions:
-        raise UsageError(f"{engine.name} engines are {', '.join(engine.precisions)} here, not {precision}")
-    if not batches or not all(isinstance(size, int) and 1 <= size <= 4096 for size in batches):
-        raise UsageError(f"batch sizes are whole numbers from 1 to 4096, not {list(batches)}")
-    return tuple(sorted(set(batches)))
-
-
-def _sampling(engine: Backend, precision: Precision, asked: Sampling | None) -> Sampling | None:
-    """How calibration images are chosen; None where none are needed.
-
-    Raises:
-        UsageError: some were asked for, and the precision has no use for them, or not in a way that the engine has.
-    """
-    if precision == "int8":
-        asked = asked or Sampling()
-        if asked.method not in (None, *engine.calibrators):
-            known = ", ".join(engine.calibrators)
-            raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {asked.method}")
-        return replace(asked, method=asked.method or engine.calibrators[0])
-    if asked is not None:
-        raise UsageError(f"{precision} needs no calibration: leave it out, or ask for int8")
-    return None
-
-
-def _dataset(name: str | None, data: Path | str | None, *, offline: bool) -> Dataset:
+def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Dataset:
     if name is None:
         raise UsageError("int8 ranges are chosen by images of the model's data set, and the model names none")
     try:
-        return dataset_called(name).load(data, offline=offline)
+        dataset = dataset_called(name).load(options.data, offline=options.offline)
     except DataNotFound as error:
         raise DataNotFound(f"int8 ranges are chosen by training images: {error}") from None
+    check_fits(dataset, spec)
+    return dataset
 
 
 def _metadata(model: Classifier, known: Known, source: Source, precision: Precision) -> dict[str, str]:

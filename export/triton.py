@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo.export.bundle.folder import read_bundle, staged
+from zoo.export.bundle.folder import Bundle, read_bundle, staged
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines import ENGINES, Backend, backend
 from zoo.system.errors import UsageError
@@ -34,7 +34,7 @@ def check_served(engine: Backend) -> None:
 
 
 def write_triton(
-    bundle: Path | str,
+    bundle: Bundle | Path | str,
     out: Path | str,
     *,
     max_batch: int = 64,
@@ -60,26 +60,22 @@ def write_triton(
         IntegrityError: the bundle is damaged.
         ExportFailed: the operating system refused a write.
     """
+    manifest = bundle.manifest if isinstance(bundle, Bundle) else read_bundle(bundle)
     bundle, out = Path(bundle), Path(out)
-    manifest = read_bundle(bundle)
     artifact = manifest.artifact
     check_served(backend(manifest.engine))
     if max_batch < 1:
         raise UsageError(f"Triton's largest batch is 1 or more, not {max_batch}")
     if bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"'{out}' lies in the bundle, which is sealed: put the model repository elsewhere")
-    name = _name(manifest.name, name)
-    if (out / name).exists():
-        raise UsageError(
-            f"the model repository '{out}' has a '{name}' already: remove it, or give '{manifest.name}' another name"
-        )
-    with staged(out / name) as scratch:
+    place = free_place(out, manifest.name, name)
+    with staged(place) as scratch:
         (scratch / VERSION).mkdir()
         for part in (artifact.file, *artifact.companions):
             shutil.copyfile(bundle / part, scratch / VERSION / part)
         if manifest.labels:
             (scratch / LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
-        (scratch / CONFIG).write_text(config(manifest, name, max_batch=max_batch), encoding="utf-8")
+        (scratch / CONFIG).write_text(config(manifest, place.name, max_batch=max_batch), encoding="utf-8")
     for applies, message in (
         (artifact.format == "openvino-ir", BF16),
         (artifact.format == "onnx" and manifest.device == "cuda", TF32),
@@ -87,6 +83,17 @@ def write_triton(
     ):
         if applies:
             notify(message)
+    return place
+
+
+def free_place(out: Path, title: str, name: str | None = None) -> Path:
+    """Where in the repository ``out`` the model ``title`` goes, called ``name``; UsageError if there is one, or Triton
+    cannot call it so."""
+    name = _name(title, name)
+    if (out / name).exists():
+        raise UsageError(
+            f"the model repository '{out}' has a '{name}' already: remove it, or give '{title}' another name"
+        )
     return out / name
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,13 @@ from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
 from zoo.evaluation.protocols import DATASET
 from zoo.export.bundle.folder import files, read_bundle, staged
-from zoo.export.bundle.manifest import LEVELS, Level, Manifest, Report
+from zoo.export.bundle.manifest import Level, Notify, Report, level_called
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.ladder.climb import Progress, Terms, climb, silent
-from zoo.export.ladder.report import write_reports
+from zoo.export.ladder.report import findings, write_reports
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
@@ -34,14 +36,12 @@ def choose_level(
 
     Raises:
         DataNotFound: the level needs images, or a place for them was named, and they are not there.
-        UsageError: there is no such level or data set, the level needs images and the model names no data set, or the
+        UsageError: there is no such data set, the level needs images and the model names no data set, or the
             images are not those that the model takes.
     """
-    if asked is not None and asked not in LEVELS:
-        raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
     if asked == "none":
         return "none", None
-    needed = asked in ("clean", "robust")
+    needed = asked in ("clean", "attacked")
     named = DATASETS.get(dataset or "")
     if named is None:
         if needed:
@@ -56,7 +56,7 @@ def choose_level(
             raise
         return "parity", None
     check_fits(loaded, spec)
-    return asked or "robust", loaded.split("test")
+    return asked or "attacked", loaded.split("test")
 
 
 def verify_bundle(
@@ -65,29 +65,28 @@ def verify_bundle(
     level: Level | None = None,
     data: Path | str | None = None,
     offline: bool = False,
-    margin: float | None = None,
-    tolerance: float | None = None,
-    n: int = 1000,
-    seed: int = 0,
-    queries: int | None = None,
     device: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
     write: bool = False,
     model: Classifier | None = None,
     split: Split | None = None,
     progress: Progress = silent,
+    notify: Notify = warnings.warn,
+    **terms: Any,
 ) -> Report:
     """Check a bundle and attack its engine again, as when it was exported.
 
     Args:
-        level: ``none``, ``parity``, ``clean`` or ``robust``; by default the highest that the data at hand allow.
+        level: ``none``, ``parity``, ``clean`` or ``attacked``; by default the highest that the data at hand allow.
         data: where the model's data set is, see :mod:`zoo.datasets`.
-        margin, tolerance: see :class:`Terms`; by default those that the bundle was signed off with.
         device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
         engine_options: to load the engine with; others than those of its export, see :mod:`zoo.export.engines.options`.
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
+        notify: takes one sentence about a level's former name.
+        terms: margin, tolerance, n, seed, queries, see :class:`zoo.export.ladder.climb.Terms`; margin and tolerance
+            are by default those that the bundle was signed off with.
 
     Returns:
         The report; :func:`sign_off` raises if a gate in it does not hold.
@@ -100,22 +99,22 @@ def verify_bundle(
         MissingDependency, WrongDevice: the engine cannot run here, or not on ``device``.
     """
     folder = Path(folder)
+    level = level_called(level, notify)
     manifest = read_bundle(folder)
     if device and engine_options:
         raise UsageError("options of the engine are for this machine: leave them out with a device")
+    opened: Callable[[], Engine]
     if device:
         runner_of(manifest.artifact.format)
+        opened = partial(connect, device, folder)
     else:
-        backend(manifest.engine).require()
+        kind = backend(manifest.engine)
+        kind.require()
+        load_options = reloading(kind, manifest.artifact.options, engine_options or {})
+        opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
     recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
-    terms = Terms.of(
-        manifest.artifact.precision,
-        margin=recorded.get("margin", Terms.margin) if margin is None else margin,
-        tolerance=recorded.get("tolerance") if tolerance is None else tolerance,
-        n=n,
-        seed=seed,
-        queries=queries,
-    )
+    given = {key: value for key, value in terms.items() if value is not None}
+    agreed = Terms.of(manifest.artifact.precision, **recorded | given)
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:
@@ -125,16 +124,16 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
-    with connect(device, folder) if device else _loaded(folder, manifest, engine_options or {}) as engine:
+    with opened() as engine:
         report = climb(
             model.eval(),
             engine,
             artifact_sha256=manifest.artifact.sha256,
             files=len(files(folder)),
-            level=level or "robust",
+            level=level or "attacked",
             split=split,
             batches=manifest.artifact.batches,
-            terms=terms,
+            terms=agreed,
             dataset=manifest.dataset or DATASET,
             threat=manifest.threat_model,
             progress=progress,
@@ -142,11 +141,6 @@ def verify_bundle(
     if write:
         with staged(folder, force=True) as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)
-            write_reports(scratch, manifest, report)
+            found = findings(report, manifest.dataset, manifest.spec.classes)
+            write_reports(scratch, manifest.model_copy(update=found), report)
     return report
-
-
-def _loaded(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -> Engine:
-    engine = backend(manifest.engine)
-    load_options = reloading(engine, manifest.artifact.options, options)
-    return engine.load_module().load(folder / manifest.artifact.file, **load_options)

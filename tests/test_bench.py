@@ -69,7 +69,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def bundle(place) -> Path:
-    return export_model("small", out=place / "bundles", verify="none", offline=True)
+    return export_model("small", out=place / "bundles", verify="none", offline=True).folder
 
 
 @pytest.fixture(scope="module")

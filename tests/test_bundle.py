@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import bundle_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.export.bundle.folder import MANIFEST, SUMS, files, read_bundle, staged, write_sums
 from zoo.export.bundle.manifest import to_json
 from zoo.export.bundle.source import Known
-from zoo.export.exporter import write_bundle
 from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError
@@ -175,7 +175,7 @@ def test_what_failed_is_kept_when_asked_for(tmp_path):
 def pristine(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = build(StagedSpec(widths=((4,),), resolutions=(16,), stem=4))
-    return write_bundle(model, Known("tiny", "tiny"), out=tmp_path_factory.mktemp("out"), level="parity", split=None)
+    return bundle_of(model, Known("tiny", "tiny"), out=tmp_path_factory.mktemp("out"), verify="parity")
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def bundle_of(folder: Path, rungs: dict[str, np.ndarray], *, dataset: str = "d" 
     bound = {"artifact_sha256": digest, "seed": 0, "dataset": "test", "dataset_sha256": dataset, "seconds": 1.0}
     attack = PROTOCOLS["pgd20"].model_copy(update=protocol)
     report = Report(
-        **{"artifact_sha256": digest, "asked": "robust", "reached": "robust", "engine": {}, "toolchain": TOOLCHAIN},
+        **{"artifact_sha256": digest, "asked": "attacked", "reached": "attacked", "engine": {}, "toolchain": TOOLCHAIN},
         created=now(),
         rungs=tuple(
             Rung(**bound, **compared(name, (bits, bits), () if name == "clean" else (attack,), 0.5))
@@ -96,7 +96,7 @@ def bundle_of(folder: Path, rungs: dict[str, np.ndarray], *, dataset: str = "d" 
             **{"file": "model.onnx", "format": "onnx", "precision": "int8", "opset": 20, "batches": (1,)},
             **{"size": 12_300, "sha256": digest},
         ),
-        **{"labels": (), "toolchain": TOOLCHAIN, "engine": "onnxruntime", "device": "cpu", "verified": "robust"},
+        **{"labels": (), "toolchain": TOOLCHAIN, "engine": "onnxruntime", "device": "cpu", "verified": "attacked"},
         **{"robustness": "", "gates": (), "command": "test", "created": now()},
     )
     write_reports(folder, manifest, report)

@@ -12,27 +12,26 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from bundles import bundle_of
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from onnx import TensorProto, helper
 from test_export import SMALL, model_of
 
 from zoo.export.bundle.folder import MANIFEST, artifact_sha256, write_sums
 from zoo.export.bundle.source import Known
-from zoo.export.exporter import write_bundle
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import OPSET
 from zoo.export.onnx.int8 import to_int8
 from zoo.export.onnx.uint8 import CONTRACT, save_with_uint8_input, with_uint8_input
 from zoo.export.triton import BF16, HOST_CODE, TF32, write_triton
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError
+from zoo.system.files import sha256_file
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("out")
-    return write_bundle(
-        model_of(SMALL), Known("small", "small@15M", dataset="cifar10"), out=out, level="parity", split=None
-    )
+    known = Known("small", "small@15M", dataset="cifar10")
+    return bundle_of(model_of(SMALL), known, out=tmp_path_factory.mktemp("out"), verify="parity")
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
@@ -257,7 +256,8 @@ def holding(files: dict[str, bytes], bundle: Path, folder: Path, *, device: str 
     for name, content in files.items():
         (folder / name).write_bytes(content)
     first, *rest = files
-    artifact |= {"file": first, "companions": rest, "sha256": artifact_sha256(folder, list(files)), "size": 1}
+    sha256 = artifact_sha256({name: sha256_file(folder / name) for name in files}, list(files))
+    artifact |= {"file": first, "companions": rest, "sha256": sha256, "size": 1}
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["artifact"] |= artifact
     manifest |= {"device": device, "engine": manifest["artifact"]["format"].partition("-")[0]}

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import bundle_of
 from fake_tensorrt import FakeTensorRt, install
 from test_export import FAMILIES, images, model_of
 from torch import nn
@@ -29,7 +30,6 @@ from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, Backend, backend
 from zoo.export.engines.interface import Engine, Order
 from zoo.export.engines.twin import Twin
-from zoo.export.exporter import write_bundle
 from zoo.export.remote.engine import connect
 from zoo.export.triton import write_triton
 from zoo.models import Classifier
@@ -65,7 +65,7 @@ def row(request, tmp_path_factory) -> Iterator[Backend]:
 def bundle(row, model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp(row.name)
     known = Known("small", "small")
-    return write_bundle(model, known, engine=row, out=out, level="parity", split=None, batches=(1, 8))
+    return bundle_of(model, known, format=row.name, out=out, verify="parity", batches=(1, 8))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,8 @@ def lowered(row: Backend, model: Classifier, precision: str, out: Path) -> Engin
     """The model in ``precision``, with int8 ranges from noise."""
     facts = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
     calibrated = images(64, seed=1), Calibration(dataset="noise", split="train", n=64, **facts)
-    options = {"engine": row, "precision": precision, "calibrated": calibrated if precision == "int8" else None}
-    bundle = write_bundle(model, Known("small", "small"), out=out, level="none", split=None, **options)
+    options = {"format": row.name, "precision": precision, "calibrated": calibrated if precision == "int8" else None}
+    bundle = bundle_of(model, Known("small", "small"), out=out, verify="none", **options)
     return row.load_module().load(bundle / read_bundle(bundle).artifact.file)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import bundle_of
 from test_export import images, model_of
 from torch import nn
 
@@ -15,7 +16,6 @@ from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, litert
 from zoo.export.engines.interface import Order
 from zoo.export.engines.litert import ARTIFACT
-from zoo.export.exporter import write_bundle
 from zoo.models import Classifier
 from zoo.specs import StagedSpec
 from zoo.system.errors import IntegrityError
@@ -40,7 +40,7 @@ def small() -> Classifier:
 def bundle(small, tmp_path_factory) -> Path:
     """A bundle whose engine agrees with the model at batch sizes 1, 2, 8 and 64, or it would not have been written."""
     out = tmp_path_factory.mktemp("bundles")
-    return write_bundle(small, Known("small", "small"), engine=BACKEND, out=out, level="parity", split=None)
+    return bundle_of(small, Known("small", "small"), format=BACKEND.name, out=out, verify="parity")
 
 
 @pytest.fixture(scope="module")

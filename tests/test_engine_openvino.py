@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from bundles import bundle_of
 
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
-from zoo.export.engines import backend
-from zoo.export.exporter import write_bundle
-from zoo.export.ladder.climb import Terms
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.system.errors import IntegrityError
 
@@ -17,16 +15,16 @@ KNOWN = Known("sturdy", "sturdy")
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
 def bundle(request, robust, split, world, tmp_path_factory):
     calibrated = calibration_images(robust, world, Sampling(n=64)) if request.param == "int8" else None
-    return write_bundle(
+    return bundle_of(
         robust,
         KNOWN,
-        engine=backend("ov"),
+        format="openvino",
         precision=request.param,
         calibrated=calibrated,
         out=tmp_path_factory.mktemp("out"),
-        level="robust",
+        verify="attacked",
         split=split,
-        terms=Terms.of(request.param, n=150, margin=0.03, queries=20),
+        **{"n": 150, "margin": 0.03, "queries": 20},
     )
 
 
@@ -36,7 +34,7 @@ def test_a_bundle_climbs_the_ladder_and_is_verified_again(bundle, robust, split)
     assert manifest.artifact.size == sum((bundle / name).stat().st_size for name in ("model.xml", "model.bin"))
     report = verify_bundle(bundle, model=robust, split=split, n=150, margin=0.03, queries=20)
     sign_off(report)
-    assert report.reached == "robust"
+    assert report.reached == "attacked"
     assert report.engine["engine"] == "openvino"
 
 

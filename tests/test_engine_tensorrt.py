@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import bundle_of
 from fake_tensorrt import FakeTensorRt, install
 from test_export import SMALL, images, model_of
 
@@ -33,7 +34,6 @@ from zoo.export.engines.interface import Order
 from zoo.export.engines.tensorrt import bound_to
 from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
 from zoo.export.engines.tensorrt_device import misfits
-from zoo.export.exporter import write_bundle
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, OPSET, save_onnx
 from zoo.export.onnx.int8 import to_int8
@@ -361,8 +361,8 @@ def test_a_bare_plan_of_another_place_is_told_by_tensorrt_itself(other, plan, mo
 
 @pytest.fixture
 def bundle(exported_before, eleven, small, tmp_path) -> Path:
-    return write_bundle(
-        small, Known("a-name", "small"), out=tmp_path, level="parity", split=None, engine=BACKEND, batches=(1, 4)
+    return bundle_of(
+        small, Known("a-name", "small"), out=tmp_path, verify="parity", format=BACKEND.name, batches=(1, 4)
     )
 
 
@@ -448,7 +448,7 @@ def wrong(exported_before, others_graph, monkeypatch) -> None:
 
 def test_a_wrong_engine_fails_at_parity_and_leaves_nothing(wrong, eleven, small, tmp_path):
     with pytest.raises(ParityGateFailed):
-        write_bundle(small, Known("a", "small"), out=tmp_path / "out", level="parity", split=None, engine=BACKEND)
+        bundle_of(small, Known("a", "small"), out=tmp_path / "out", verify="parity", format=BACKEND.name)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -529,13 +529,12 @@ def test_tensorrt_itself_builds_and_runs(precision, small, tmp_path):
     if precision == "int8":
         facts = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
         calibrated = images(64), Calibration(dataset="noise", split="train", n=64, **facts)
-    bundle = write_bundle(
+    bundle = bundle_of(
         small,
         Known("a", "small"),
         out=tmp_path,
-        level="parity",
-        split=None,
-        engine=BACKEND,
+        verify="parity",
+        format=BACKEND.name,
         precision=precision,
         calibrated=calibrated,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundles import bundle_of
 from PIL import Image
 from test_export import SMALL, model_of
 
@@ -18,7 +19,6 @@ from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, backend
-from zoo.export.exporter import write_bundle
 from zoo.models import Classifier
 from zoo.system.errors import MissingDependency
 
@@ -41,9 +41,8 @@ def model() -> Classifier:
 
 @pytest.fixture(scope="module")
 def bundle(model, tmp_path_factory) -> Path:
-    return write_bundle(
-        model, Known("small", "small", dataset="cifar10"), out=tmp_path_factory.mktemp("out"), level="none", split=None
-    )
+    known = Known("small", "small", dataset="cifar10")
+    return bundle_of(model, known, out=tmp_path_factory.mktemp("out"), verify="none")
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +114,8 @@ def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
         engine.load_module().runtime()
     except MissingDependency as error:
         pytest.skip(str(error))
-    bundle = write_bundle(
-        model, Known("small", "small", dataset="cifar10"), out=tmp_path, level="none", split=None, engine=engine
-    )
+    known = Known("small", "small", dataset="cifar10")
+    bundle = bundle_of(model, known, out=tmp_path, verify="none", format=engine.name)
     agree(run(name, bundle, picture), twins(model, picture))
 
 

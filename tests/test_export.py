@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import bundle_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,7 +21,6 @@ from zoo.export.bundle.manifest import to_json
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.engines.twin import Twin
-from zoo.export.exporter import write_bundle
 from zoo.export.onnx.calibration import Sampling
 from zoo.export.onnx.graph import OPSET, metadata_of, save_onnx
 from zoo.models import Classifier, build
@@ -218,7 +218,7 @@ def no_data(monkeypatch, tmp_path_factory):
 
 def test_without_data_a_bundle_reaches_parity_and_says_so_everywhere(local_name, no_data, tmp_path):
     told: list[str] = []
-    bundle = export_model(local_name, out=tmp_path, offline=True, notify=told.append)
+    bundle = export_model(local_name, out=tmp_path, offline=True, notify=told.append).folder
     assert bundle == tmp_path / "small-one--onnxruntime-fp32"
     assert len(told) == 1
     assert "NOT verified" in told[0]
@@ -240,7 +240,7 @@ def test_without_data_python_is_warned(local_name, no_data, tmp_path):
 
 
 def test_the_manifest_holds_the_provenance(local_name, no_data, small, tmp_path):
-    bundle = export_model(local_name, out=tmp_path, batches=(64, 1, 1), verify="parity", seed=3)
+    bundle = export_model(local_name, out=tmp_path, batches=(64, 1, 1), verify="parity", seed=3).folder
     manifest = read_bundle(bundle)
     assert manifest.spec == SMALL
     assert manifest.source.name == local_name
@@ -258,7 +258,7 @@ def test_the_manifest_holds_the_provenance(local_name, no_data, small, tmp_path)
 
 
 def test_the_probe_lets_another_runtime_be_checked(local_name, no_data, tmp_path):
-    bundle = export_model(local_name, out=tmp_path, verify="none")
+    bundle = export_model(local_name, out=tmp_path, verify="none").folder
     engine = onnxruntime.load(bundle / "model.onnx", threads=1)
     clean, adversarial = (np.load(bundle / "probe" / f"{kind}.npz") for kind in ("clean", "adversarial"))
     for part in (clean, adversarial):
@@ -268,7 +268,7 @@ def test_the_probe_lets_another_runtime_be_checked(local_name, no_data, tmp_path
 
 
 def test_the_command_in_the_readme_works(local_name, no_data, tmp_path, capsys, monkeypatch):
-    bundle = export_model(local_name, out=tmp_path, verify="none")
+    bundle = export_model(local_name, out=tmp_path, verify="none").folder
     code = (bundle / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(bundle)
     exec(compile(code, "README.md", "exec"), {})
@@ -282,7 +282,7 @@ def test_the_command_in_the_readme_works(local_name, no_data, tmp_path, capsys, 
         ({"precision": "fp16", "calibration": Sampling()}, "fp16 needs no calibration"),
         ({"batches": ()}, "batch sizes"),
         ({"batches": (0,)}, "batch sizes"),
-        ({"verify": "fully"}, "none, parity, clean, robust, not 'fully'"),
+        ({"verify": "fully"}, "none, parity, clean, attacked, not 'fully'"),
         ({"margin": 0.0}, "margin"),
         ({"margin": float("nan")}, "margin"),
         ({"tolerance": -1.0}, "tolerance"),
@@ -297,7 +297,7 @@ def test_malformed_options_are_refused_and_leave_nothing(options, told, local_na
 
 
 def test_options_of_an_engine_are_recorded_and_used_again(local_name, no_data, tmp_path):
-    bundle = export_model(local_name, out=tmp_path, engine_options={"provider": "cpu"}, verify="parity")
+    bundle = export_model(local_name, out=tmp_path, engine_options={"provider": "cpu"}, verify="parity").folder
     assert read_bundle(bundle).artifact.options == {"provider": "cpu"}
     assert verify_bundle(bundle, level="parity").reached == "parity"
     with pytest.raises(MissingDependency, match="CUDAExecutionProvider"):
@@ -330,11 +330,11 @@ def test_a_wrong_conversion_fails_at_parity_and_leaves_nothing(small, tmp_path, 
     """The new exporter has had wrong results on ResNets: here it exports another net."""
     monkeypatch.setattr(exporter, "save_onnx", lambda model, path, **rest: save_onnx(model_of(SMALL, 1), path, **rest))
     with pytest.raises(ParityGateFailed, match="differ from the float model's") as caught:
-        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None)
+        bundle_of(small, Known("small", "small"), out=tmp_path, verify="parity")
     assert caught.value.exit_code == 8
     assert not list(tmp_path.iterdir())
     with pytest.raises(ParityGateFailed):
-        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None, keep_failed=True)
+        bundle_of(small, Known("small", "small"), out=tmp_path, verify="parity", keep_failed=True)
     (kept,) = tmp_path.iterdir()
     assert kept.name == "small--onnxruntime-fp32.failed"
     manifest = read_bundle(kept)
@@ -346,7 +346,7 @@ def test_an_engine_that_answers_nan_fails_at_parity(small, tmp_path):
     spoilt = model_of(SMALL)
     spoilt.head.bias.data[0] = float("nan")
     with pytest.raises(ParityGateFailed, match="nan"):
-        write_bundle(spoilt, Known("small", "small"), out=tmp_path, level="parity", split=None)
+        bundle_of(spoilt, Known("small", "small"), out=tmp_path, verify="parity")
 
 
 def test_a_full_disk_leaves_nothing(small, tmp_path, monkeypatch):
@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_nothing(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ExportFailed, match="No space left on device") as caught:
-        write_bundle(small, Known("small", "small"), out=tmp_path, level="none", split=None)
+        bundle_of(small, Known("small", "small"), out=tmp_path, verify="none")
     assert caught.value.exit_code == 7
     assert not list(tmp_path.iterdir())
 
@@ -367,5 +367,5 @@ def test_an_interruption_leaves_nothing(small, tmp_path, stage):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(small, Known("small", "small"), out=tmp_path, level="parity", split=None, progress=interrupt)
+        bundle_of(small, Known("small", "small"), out=tmp_path, verify="parity", progress=interrupt)
     assert not list(tmp_path.iterdir())

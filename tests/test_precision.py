@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import bundle_of
 
 from zoo.datasets.base import to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
-from zoo.export.exporter import write_bundle
 from zoo.export.ladder.climb import Terms
 from zoo.export.onnx.calibration import METHODS, Sampling, calibration_images
 from zoo.export.onnx.fp16 import to_fp16
@@ -131,16 +131,16 @@ def test_a_graph_that_cannot_be_converted_is_refused(tmp_path):
 
 def test_an_int8_bundle_climbs_the_whole_ladder_and_says_what_it_was_calibrated_by(robust, world, split, tmp_path):
     calibrated = calibration_images(robust, world, Sampling(n=64))
-    terms = Terms.of("int8", **TERMS, queries=50)
-    bundle = write_bundle(
+    bundle = bundle_of(
         robust,
         KNOWN,
         precision="int8",
         calibrated=calibrated,
         out=tmp_path,
-        level="robust",
+        verify="attacked",
         split=split,
-        terms=terms,
+        **TERMS,
+        queries=50,
     )
     assert bundle.name == "sturdy--onnxruntime-int8"
     manifest = read_bundle(bundle)
@@ -169,7 +169,7 @@ def test_an_engine_with_a_quantiser_of_its_own_refuses_methods_that_it_lacks(tmp
 
 def test_int8_without_images_is_refused(robust, tmp_path, found):
     with pytest.raises(UsageError, match="calibration images"):
-        write_bundle(robust, KNOWN, precision="int8", out=tmp_path, level="parity", split=None)
+        bundle_of(robust, KNOWN, precision="int8", out=tmp_path, verify="parity")
 
     found(DataNotFound("CIFAR-10 is not here"))
     with pytest.raises(DataNotFound, match="int8 ranges are chosen by training images: CIFAR-10 is not here"):

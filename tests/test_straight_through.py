@@ -126,7 +126,7 @@ def test_its_walk_finds_what_the_twin_s_misses_in_an_int8_engine(robust, fragile
         engine,
         artifact_sha256="0" * 64,
         files=1,
-        level="robust",
+        level="attacked",
         split=split,
         terms=Terms(n=150, margin=0.02, tolerance=1e6),
     )

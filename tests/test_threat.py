@@ -139,24 +139,27 @@ def in_l2(robust, world, found, tmp_path) -> str:
 
 @pytest.fixture
 def bundle(in_l2, tmp_path) -> Path:
-    return export_model(in_l2, out=tmp_path / "out", n=150, margin=0.02)
+    return export_model(in_l2, out=tmp_path / "out", n=150, margin=0.02).folder
 
 
 def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):
     manifest = read_bundle(bundle)
-    assert manifest.verified == "robust"
+    assert manifest.verified == "attacked"
     assert (manifest.dataset, manifest.threat_model) == ("cifar10", L2)
     assert json.loads((bundle / MANIFEST).read_text())["threat_model"]["access"] == "white-box, untargeted"
     attacks = {rung.name: [Protocol(**one) for one in rung.protocols] for rung in manifest.gates if rung.protocols}
     assert attacks.keys() == {"transfer", "surrogate"}
     assert all(one.threat == L2 and one.name.endswith("-l2-2") for each in attacks.values() for one in each)
     assert manifest.gates[-1].measured["engine"]["accuracy"] > 0.9
-    assert "robust to l2 perturbations of 2." in (bundle / "README.md").read_text()
+    assert manifest.robustness.startswith(
+        "attacked with pgd20-l2-2, apgd50-l2-2 (l2 2), the exported engine is right on"
+    )
+    assert "l2 perturbations of 2.\nAttacked with pgd20-l2-2" in (bundle / "README.md").read_text()
     assert metadata_of(bundle / "model.onnx")["threat_model"] == "l2, eps 2 of [0, 1]"
     clean, attacked = (np.load(bundle / "probe" / f"{kind}.npz")["images"] for kind in ("clean", "adversarial"))
     assert np.linalg.norm((attacked - clean).reshape(len(clean), -1), axis=1) == pytest.approx(2.0, abs=0.01)
     report = verify_bundle(bundle, n=150)
-    assert report.reached == "robust"
+    assert report.reached == "attacked"
     assert {one["norm"] for rung in report.rungs for one in rung.protocols} == {"l2"}
 
 
@@ -201,7 +204,7 @@ def test_an_l2_model_is_evaluated_and_swept_in_l2_unless_told_otherwise(in_l2, c
 def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tmp_path):
     asked = found(world)
     name = folder_of(tmp_path / "unknown", robust)
-    bundle = export_model(name, out=tmp_path / "out", notify=lambda told: None)
+    bundle = export_model(name, out=tmp_path / "out", notify=lambda told: None).folder
     manifest = read_bundle(bundle)
     assert (manifest.labels, manifest.dataset, manifest.verified, asked) == ((), None, "parity", [])
     assert "names no data set" in manifest.robustness
@@ -214,7 +217,7 @@ def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tm
 
 def test_manifests_from_before_are_read(robust, tmp_path):
     name = folder_of(tmp_path / "model", robust, dataset="cifar10")
-    bundle = export_model(name, out=tmp_path, verify="none")
+    bundle = export_model(name, out=tmp_path, verify="none").folder
     manifest = json.loads((bundle / MANIFEST).read_text())
     assert manifest["labels"] == list(CIFAR10.classes)
     del manifest["dataset"]
@@ -262,8 +265,8 @@ def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_
 
 
 def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):
-    bundle = export_model(hundred, out=tmp_path / "out", precision="int8", calibration=Sampling(n=8), verify="none")
-    manifest = read_bundle(bundle)
+    few = Sampling(n=8)
+    manifest = export_model(hundred, out=tmp_path, precision="int8", calibration=few, verify="none").manifest
     assert (manifest.dataset, manifest.calibration.dataset, manifest.labels) == (
         "cifar100",
         "cifar100",
@@ -279,10 +282,10 @@ def test_an_int8_engine_for_image_folders_calibrates_on_one_and_is_refused_at_on
     monkeypatch.delenv("ZOO_DATA", raising=False)
     name = folder_of(tmp_path / "model", build(tiny_spec(224, 3)).eval(), dataset="imagefolder")
     with monkeypatch.context() as patch:
-        patch.setattr("zoo.export.exporter.load_source", lambda *_, **__: pytest.fail("the model was loaded first"))
+        patch.setattr("zoo.export.exporter.load", lambda *_, **__: pytest.fail("the model was loaded first"))
         with pytest.raises(DataNotFound, match="ZOO_IMAGENET"):
             export_model(name, out=tmp_path / "out", precision="int8")
     images = draw(tmp_path / "images", classes=3, train=5, val=2)
     few = Sampling(n=4, adversarial=0.5)
     bundle = export_model(name, out=tmp_path / "out", precision="int8", calibration=few, data=images, verify="none")
-    assert read_bundle(bundle).calibration.dataset == "imagefolder"
+    assert bundle.manifest.calibration.dataset == "imagefolder"

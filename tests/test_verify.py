@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from copy import deepcopy
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import bundle_of
 from safetensors.torch import save_file
 from sturdy import SPEC, TEST
 from torch import nn
@@ -27,7 +29,6 @@ from zoo.export.bundle.manifest import Report
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
-from zoo.export.exporter import write_bundle
 from zoo.export.ladder.climb import SQUARE, Terms, climb
 from zoo.export.ladder.gate import compared, verdict
 from zoo.export.ladder.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
@@ -39,7 +40,7 @@ from zoo.system.errors import DataNotFound, IntegrityError, ParityGateFailed, Ro
 from zoo.system.files import sha256_file
 
 ATTACKED = 150
-TERMS = Terms(n=ATTACKED, margin=0.02)  # equal answers on 133 images show 2 points
+TERMS = {"n": ATTACKED, "margin": 0.02}  # equal answers on 133 images show 2 points
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def source(robust, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def signed_off(robust, source, split, tmp_path_factory) -> Path:
     known = Known(f"local-dir:{source}", "sturdy", dataset="cifar10")
-    return write_bundle(robust, known, out=tmp_path_factory.mktemp("out"), level="robust", split=split, terms=TERMS)
+    return bundle_of(robust, known, out=tmp_path_factory.mktemp("out"), verify="attacked", split=split, **TERMS)
 
 
 @pytest.fixture
@@ -95,14 +96,18 @@ def rungs(report: Report) -> dict[str, bool]:
 
 def test_a_faithful_engine_is_signed_off_on_every_rung(signed_off, split):
     manifest = read_bundle(signed_off)
-    assert manifest.verified == "robust"
+    assert manifest.verified == "attacked"
     assert [rung.name for rung in manifest.gates] == ["integrity", "parity", "clean", "transfer", "surrogate"]
     assert all(rung.holds for rung in manifest.gates)
     surrogate = manifest.gates[-1]
     assert surrogate.n == ATTACKED
     assert surrogate.measured["twin"]["accuracy"] > 0.9  # it has robustness to lose
     assert surrogate.threshold == {"margin": 0.02}
-    assert manifest.robustness.startswith("robustness was verified")
+    assert re.fullmatch(
+        r"attacked with pgd20, apgd50 \(linf 8/255\), the exported engine is right on 9\d\.\d% of 150 images "
+        r"\(95 % interval \d\d\.\d% to \d+\.\d%\), its float twin on 9\d\.\d%",
+        manifest.robustness,
+    )
 
 
 def test_every_result_is_bound_to_artifact_data_protocol_and_seed(signed_off, split):
@@ -181,7 +186,7 @@ def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_th
             Masked(fragile),
             artifact_sha256="0" * 64,
             files=1,
-            level="robust",
+            level="attacked",
             split=split,
             terms=Terms(n=ATTACKED, margin=0.02, tolerance=1e6, queries=queries),
         )
@@ -250,7 +255,7 @@ def test_a_rung_before_the_last_fails_only_where_the_engine_is_shown_to_be_worse
 
 def test_parity_catches_them_before(robust, sabotaged, split):
     report = climb(
-        robust, sabotaged, artifact_sha256="0" * 64, files=1, level="robust", split=split, terms=Terms(n=ATTACKED)
+        robust, sabotaged, artifact_sha256="0" * 64, files=1, level="attacked", split=split, terms=Terms(n=ATTACKED)
     )
     assert report.failed.name == "parity"
 
@@ -324,7 +329,7 @@ def test_a_bundle_of_another_source_is_refused(bundle, source, split, fragile, t
 
 def test_too_few_images_fail_the_gate_and_are_told_apart_from_a_worse_engine(robust, split):
     report = climb(
-        robust, Twin(robust), artifact_sha256="0" * 64, files=1, level="robust", split=split, terms=Terms(n=100)
+        robust, Twin(robust), artifact_sha256="0" * 64, files=1, level="attacked", split=split, terms=Terms(n=100)
     )
     assert report.failed.measured["difference"] == 0
     with pytest.raises(RobustnessGateFailed, match=r"too few images .* about 268 would do"):
@@ -352,19 +357,19 @@ def test_the_black_box_rung_is_climbed_when_asked_for(robust, split):
         Twin(robust),
         artifact_sha256="0" * 64,
         files=1,
-        level="robust",
+        level="attacked",
         split=split,
         terms=Terms(n=ATTACKED, margin=0.02, queries=30),
     )
     assert list(rungs(report))[-2:] == ["surrogate", "black-box"]
     assert report.rungs[-1].protocols[0]["queries"] == 30
-    assert report.reached == "robust"
+    assert report.reached == "attacked"
 
 
 def test_the_terms_of_the_sign_off_are_those_of_the_export(robust, source, split, tmp_path):
     known = Known(f"local-dir:{source}", "sturdy", dataset="cifar10")
-    lenient = Terms(margin=0.03, tolerance=0.5)
-    bundle = write_bundle(robust, known, out=tmp_path, level="clean", split=split, terms=lenient)
+    lenient = {"margin": 0.03, "tolerance": 0.5}
+    bundle = bundle_of(robust, known, out=tmp_path, verify="clean", split=split, **lenient)
     thresholds = {rung.name: rung.threshold for rung in verify_bundle(bundle, split=split, level="clean").rungs}
     assert thresholds["parity"] == {"tolerance": 0.5}
     assert thresholds["clean"] == {"margin": 0.03}
@@ -478,12 +483,12 @@ def asked(monkeypatch, found) -> list:
 
 def test_with_data_the_default_is_robust(data_at_hand):
     level, found = choose_level(None, "cifar10", SPEC, None, offline=True)
-    assert (level, len(found)) == ("robust", TEST)
+    assert (level, len(found)) == ("attacked", TEST)
 
 
 def test_without_data_the_default_is_parity_but_nothing_asked_for_is_skipped(asked, monkeypatch):
     assert choose_level(None, "cifar10", SPEC, None, offline=True) == ("parity", None)
-    for level in ("clean", "robust"):
+    for level in ("clean", "attacked"):
         with pytest.raises(DataNotFound):
             choose_level(level, "cifar10", SPEC, None, offline=True)
     with pytest.raises(DataNotFound):  # a place was named, and it is wrong
@@ -496,7 +501,7 @@ def test_without_data_the_default_is_parity_but_nothing_asked_for_is_skipped(ask
 def test_the_network_is_asked_for_data_only_when_they_were_asked_for(asked):
     choose_level(None, "cifar10", SPEC, None, offline=False)
     with pytest.raises(DataNotFound):
-        choose_level("robust", "cifar10", SPEC, None, offline=False)
+        choose_level("attacked", "cifar10", SPEC, None, offline=False)
     assert [offline for _, _, offline in asked] == [True, False]
 
 
@@ -504,7 +509,7 @@ def test_the_network_is_asked_for_data_only_when_they_were_asked_for(asked):
 def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand, dataset):
     assert choose_level(None, dataset, SPEC, None, offline=True) == ("parity", None)
     with pytest.raises(UsageError, match="names none that is known"):
-        choose_level("robust", dataset, SPEC, None, offline=True)
+        choose_level("attacked", dataset, SPEC, None, offline=True)
     other = StagedSpec(widths=((8,),), resolutions=(16,), classes=7)
     with pytest.raises(UsageError, match="7 classes"):
         choose_level(None, "cifar10", other, None, offline=True)
@@ -536,7 +541,7 @@ def test_the_commands_export_and_verify_sign_off(source, data_at_hand, tmp_path,
         == 0
     )
     told = json.loads(capsys.readouterr().out)
-    assert told["verified"] == "robust"
+    assert told["verified"] == "attacked"
     assert run(["verify", told["bundle"], "-n", str(ATTACKED), "--write"]) == 0
     again = read_bundle(told["bundle"])
     assert [rung.measured for rung in again.gates[1:]] == [rung["measured"] for rung in told["gates"][1:]]
@@ -570,9 +575,9 @@ def test_exit_codes_tell_the_gates_apart(bundle, data_at_hand, fragile, capsys):
 def test_the_ladder_is_climbed_on_real_images(cifar, robust, source, tmp_path):
     split = cifar.split("test")
     few = Split("test", split.images[:300], split.labels[:300])
-    bundle = write_bundle(robust, Known(f"local-dir:{source}", "sturdy"), out=tmp_path, level="robust", split=few)
+    bundle = bundle_of(robust, Known(f"local-dir:{source}", "sturdy"), out=tmp_path, verify="attacked", split=few)
     manifest = read_bundle(bundle)
-    assert manifest.verified == "robust"
+    assert manifest.verified == "attacked"
     assert {rung.dataset_sha256 for rung in manifest.gates} == {few.fingerprint}
     probe = np.load(bundle / "probe" / "clean.npz")
     assert np.array_equal(probe["labels"], split.labels[:8])
@@ -580,7 +585,6 @@ def test_the_ladder_is_climbed_on_real_images(cifar, robust, source, tmp_path):
 
 def test_export_model_finds_the_images_that_it_is_told_of(cifar, source, tmp_path, found):
     found(cifar)
-    bundle = export_model(f"local-dir:{source}", out=tmp_path, verify="clean")
-    manifest = read_bundle(bundle)
+    manifest = export_model(f"local-dir:{source}", out=tmp_path, verify="clean").manifest
     assert manifest.gates[-1].n == 10_000
     assert manifest.gates[-1].dataset_sha256 == cifar.split("test").fingerprint

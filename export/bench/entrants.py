@@ -13,7 +13,8 @@ from zoo.export.bundle.manifest import Manifest
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.options import reloading
-from zoo.export.exporter import export_model
+from zoo.export.exporter import Job, job_of
+from zoo.export.options import ExportOptions
 from zoo.export.remote.engine import runner_of
 from zoo.system.errors import UsageError, ZooError
 from zoo.weights.address import has_scheme
@@ -56,24 +57,27 @@ def entrants(
         MissingDependency: an engine is not installed, or has no runner for other devices.
         ZooError: a bundle cannot be read, or a model not exported.
     """
-    given: list[tuple[Path | str, Path | None, Manifest | None]] = []
+    given: list[tuple[Path, Manifest] | tuple[str, Job]] = []
     for subject in subjects:  # what cannot be run is refused before any model is loaded
         place = as_bundle(subject)
         manifest = read_bundle(place) if place else None
         kind = backend(manifest.engine if manifest else engine)
         if device:
             runner_of(kind.file_format)
-        if manifest is None or not device:
-            kind.require(build=manifest is None)
-        given.append((subject, place, manifest))
-    models: dict[str, list[tuple[Path, Manifest]]] = {}
-    for subject, bundle, manifest in given:
-        if bundle is None or manifest is None:
-            notify(f"exporting {subject} ...")
+        if place and manifest:
+            if not device:
+                kind.require()
+            given.append((place.resolve(), manifest))
+        else:
             order = {"format": engine, "batches": terms["batches"], "verify": "parity", "offline": offline}
-            bundle = export_model(str(subject), out=folder, **order)
-            manifest = read_bundle(bundle)
-        models.setdefault(manifest.source.tensors_sha256, []).append((bundle.resolve(), manifest))
+            given.append((str(subject), job_of(str(subject), ExportOptions(out=folder, **order))))
+    models: dict[str, list[tuple[Path, Manifest]]] = {}
+    for subject, one in given:
+        if isinstance(one, Job):
+            notify(f"exporting {subject} ...")
+            bundle = one.run()
+            subject, one = bundle.folder.resolve(), bundle.manifest
+        models.setdefault(one.source.tensors_sha256, []).append((Path(subject), one))
     for theirs in models.values():
         yield from _engines(theirs, terms)
         if peers:

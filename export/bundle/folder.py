@@ -6,15 +6,31 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.export.bundle.manifest import Manifest, read_manifest
+from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
 from zoo.system.files import lock_of, sha256_file
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was just written: its folder, and what its manifest and ``reports/verify.json`` say.
+
+    ``Path(bundle)`` is its folder, and functions that take a path take the bundle.
+    """
+
+    folder: Path
+    manifest: Manifest
+    report: Report
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
 
 @contextmanager
@@ -38,10 +54,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _recover(final, old)
-        if final.exists() and not force:
-            raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
-        if final.exists() and not (final / MANIFEST).is_file():
-            raise UsageError(f"'{final}' is not a bundle, and will not be replaced by one: move it away first")
+        check_free(final, force=force)
         scratch = final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
         scratch.mkdir()
         lock = lock_of(scratch)  # released by the system however this process ends
@@ -69,6 +82,14 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
             shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def check_free(final: Path, *, force: bool) -> None:
+    """Raise UsageError if something is at ``final``, other than a bundle that may be replaced by ``force``."""
+    if final.exists() and not force:
+        raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
+    if final.exists() and not (final / MANIFEST).is_file():
+        raise UsageError(f"'{final}' is not a bundle, and will not be replaced by one: move it away first")
 
 
 def _recover(final: Path, old: Path) -> None:
@@ -109,11 +130,15 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def artifact_sha256(folder: Path, parts: Sequence[str]) -> str:
-    """What binds a result to the files that an engine runs: their digest, as ``Artifact`` in the manifest has it."""
+def artifact_sha256(sums: Mapping[str, str], parts: Sequence[str]) -> str:
+    """What binds a result to the files ``parts`` that an engine runs, as ``Artifact`` in the manifest has it.
+
+    Args:
+        sums: the SHA-256 of each file.
+    """
     if len(parts) == 1:
-        return sha256_file(folder / parts[0])
-    return hashlib.sha256("".join(f"{sha256_file(folder / name)}  {name}\n" for name in parts).encode()).hexdigest()
+        return sums[parts[0]]
+    return hashlib.sha256("".join(f"{sums[name]}  {name}\n" for name in parts).encode()).hexdigest()
 
 
 def files(folder: Path) -> list[str]:
@@ -122,11 +147,10 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths if path != folder / SUMS)
 
 
-def write_sums(folder: Path) -> None:
-    """List every file with its SHA-256, in the format of ``sha256sum -c``."""
-    (folder / SUMS).write_text(
-        "".join(f"{sha256_file(folder / name)}  {name}\n" for name in files(folder)), encoding="utf-8"
-    )
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """List every file with its SHA-256, in the format of ``sha256sum -c``; those that are ``known`` are not read."""
+    sums = {name: (known or {}).get(name) or sha256_file(folder / name) for name in files(folder)}
+    (folder / SUMS).write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8")
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -156,7 +180,7 @@ def read_bundle(folder: Path | str) -> Manifest:
     for part in parts:
         if part not in sums:
             raise IntegrityError(f"the bundle '{folder}' lacks {part}, which its manifest names: do not use it")
-    if artifact_sha256(folder, parts) != manifest.artifact.sha256:
+    if artifact_sha256(sums, parts) != manifest.artifact.sha256:
         raise IntegrityError(
             f"'{folder / manifest.artifact.file}' is not the artifact of its manifest: their SHA-256 differ"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +22,18 @@ from pydantic import (
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.specs import ArchSpec
-from zoo.system.errors import IntegrityError
+from zoo.system.errors import IntegrityError, UsageError
 
-Level = Literal["none", "parity", "clean", "robust"]
-LEVELS: tuple[Level, ...] = ("none", "parity", "clean", "robust")
+LEVELS = ("none", "parity", "clean", "attacked")
+Notify = Callable[[str], None]  # takes one sentence for the user
+FORMER = {"robust": "attacked"}  # how bundles of earlier releases spell a level
+
+
+def _today(level: Any) -> Any:
+    return FORMER.get(level, level) if isinstance(level, str) else level
+
+
+Level = Annotated[Literal["none", "parity", "clean", "attacked"], BeforeValidator(_today)]
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -182,6 +191,20 @@ class Manifest(_Record):
         if isinstance(data, dict) and "dataset" not in data and tuple(data.get("labels", ())) == CIFAR10.classes:
             return data | {"dataset": CIFAR10.name}
         return data
+
+
+def level_called(asked: str | None, notify: Notify = lambda sentence: None) -> Level | None:
+    """The level that ``asked`` means, None as it is; ``notify`` takes one sentence about a former spelling.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    if asked in FORMER:
+        notify(f"the level '{asked}' is called '{FORMER[asked]}' now, after what is done")
+    level = _today(asked)
+    if level is not None and level not in LEVELS:
+        raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
+    return level
 
 
 def now() -> str:

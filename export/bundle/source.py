@@ -16,6 +16,7 @@ from zoo.registry.entry import Entry
 from zoo.specs import Spec
 from zoo.system.hub import HubFiles
 from zoo.weights.address import HUB
+from zoo.weights.load import Found, find
 
 
 def digest(model: nn.Module) -> str:
@@ -51,16 +52,14 @@ class Known:
         return classes if len(classes) == spec.classes else ()
 
 
-def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]:
-    """The float model called ``name`` (all that :func:`zoo.load` takes), in eval mode, and what is known about it.
+def source_of(name: str, *, offline: bool = False) -> tuple[Found, Known]:
+    """The model called ``name`` (all that :func:`zoo.load` takes), found and not loaded, and what is known about it.
 
     Raises:
         UnknownModel: the registry has no such name.
         Unreachable: the weights are not here, and cannot be fetched.
         IntegrityError: the weights are not what they should be.
     """
-    from zoo.weights.load import find
-
     found = find(name, HubFiles(offline=offline))
     address, facts = found.address.absolute(), found.facts
     task = found.task._asdict()
@@ -81,6 +80,12 @@ def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]
         known = Known(str(address), title, repo_id=address.place, revision=address.revision, **task)
     else:
         known = Known(str(address), _as_folder(found.title), **task)
+    return found, known
+
+
+def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]:
+    """The float model called ``name``, in eval mode, and what is known about it; errors as of :func:`source_of`."""
+    found, known = source_of(name, offline=offline)
     return found.load(), known
 
 

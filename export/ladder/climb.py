@@ -72,15 +72,14 @@ class Terms:
             raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
 
     @classmethod
-    def of(
-        cls, precision: Precision, *, tolerance: float | None = None, queries: int | None = None, **others: Any
-    ) -> Terms:
-        """The terms for an engine of ``precision``, where they are not given otherwise."""
-        return cls(
-            tolerance=TOLERANCE[precision] if tolerance is None else tolerance,
-            queries=(0 if precision == "fp32" else QUERIES) if queries is None else queries,
-            **others,
-        )
+    def of(cls, precision: Precision, **given: Any) -> Terms:
+        """The terms for an engine of ``precision``: those ``given``, by name; as usual where they are None.
+
+        Raises:
+            UsageError: one is out of range.
+        """
+        usual = {"tolerance": TOLERANCE[precision], "queries": 0 if precision == "fp32" else QUERIES}
+        return cls(**usual | {key: value for key, value in given.items() if value is not None})
 
 
 DEFAULTS = Terms()
@@ -120,7 +119,7 @@ def climb(
         UsageError: a level above parity without images.
     """
     if split is None:
-        if level in ("clean", "robust"):
+        if level in ("clean", "attacked"):
             raise UsageError(f"level '{level}' needs labelled images")
         split = random_images(model.spec, max(rungs.PARITY_IMAGES, *batches), terms.seed)
     bound = {
@@ -210,7 +209,7 @@ def _rungs(
         facts = compared(name, bits, protocols, terms.margin, decides=last)
         if name == "surrogate":
             facts["measured"]["gradients"] = list(gradients)
-        yield "robust" if last else "clean", facts
+        yield "attacked" if last else "clean", facts
 
 
 def _own_gradients(model: Classifier, engine: Engine, x: Tensor, twin: Twin) -> nn.Module | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zoo.datasets import DATASETS
+from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import backend
@@ -28,15 +31,41 @@ def unverified(dataset: str | None) -> str:
     return f"{said}{found.title} is not at hand: set {found.variable} or pass --data to verify it"
 
 
-def robustness(report: Report, dataset: str | None) -> str:
-    """The sentence about the engine's robustness that a manifest carries."""
-    if report.reached == "robust":
-        return f"robustness was verified on the exported engine; {verdict(report.rungs[-1])}"
+def robustness(report: Report, dataset: str | None, classes: int) -> str:
+    """What an attack on the exported engine found: the sentence that a manifest carries and a README begins with.
+
+    Args:
+        classes: of the model; an engine that is right on no more than one image in so many is not robust.
+    """
+    if report.reached == "attacked":
+        last = report.rungs[-1]
+        protocols = [protocol for rung in report.rungs for protocol in rung.protocols]
+        names = ", ".join(dict.fromkeys(protocol["name"] for protocol in protocols))
+        threat = ThreatModel(norm=protocols[-1]["norm"], eps=protocols[-1]["eps"])
+        twin, engine = last.measured["twin"], last.measured["engine"]
+        low, high = engine["ci95"]
+        found = (
+            f"attacked with {names} ({threat}), the exported engine is right on {engine['accuracy']:.1%} of {last.n:,} "
+            f"images (95 % interval {low:.1%} to {high:.1%}), its float twin on {twin['accuracy']:.1%}"
+        )
+        if low > 1 / classes:
+            return found
+        chance = f"that is no better than chance ({1 / classes:.1%})"
+        return f"{found}; {chance}: the engine is as good as its twin, and neither is robust"
     if report.failed is not None:
         return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
     if any(rung.dataset == RANDOM for rung in report.rungs):
         return unverified(dataset)
     return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
+
+
+def findings(report: Report, dataset: str | None, classes: int) -> dict[str, Any]:
+    """What a manifest says of ``report``: its fields ``verified``, ``robustness`` and ``gates``."""
+    return {
+        "verified": report.reached,
+        "robustness": robustness(report, dataset, classes),
+        "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
+    }
 
 
 def accuracy_on_the_engine(manifest: Manifest) -> float | None:
@@ -45,22 +74,19 @@ def accuracy_on_the_engine(manifest: Manifest) -> float | None:
     return climbed[-1].measured["engine"]["accuracy"] if climbed else None
 
 
-def write_reports(folder: Path, manifest: Manifest, report: Report) -> None:
-    """Finish the bundle in ``folder``, which holds artifact and probe: manifest, reports, README and sums."""
-    signed = manifest.model_copy(
-        update={
-            "verified": report.reached,
-            "robustness": robustness(report, manifest.dataset),
-            "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
-        }
-    )
+def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Mapping[str, str] | None = None) -> None:
+    """Finish the bundle in ``folder``, which holds artifact and probe: manifest, reports, README and sums.
+
+    Args:
+        sums: the SHA-256 of files that need not be read for that again.
+    """
     parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
     (folder / "reports").mkdir(exist_ok=True)
     (folder / "reports" / "verify.json").write_text(to_json(report), encoding="utf-8")
     (folder / "reports" / "parity.json").write_text(to_json(parity), encoding="utf-8")
-    (folder / "README.md").write_text(readme(signed), encoding="utf-8")
-    (folder / MANIFEST).write_text(to_json(signed), encoding="utf-8")
-    write_sums(folder)
+    (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+    write_sums(folder, sums)
 
 
 def _expected(manifest: Manifest) -> str:
@@ -80,7 +106,9 @@ def readme(manifest: Manifest) -> str:
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 
-An image classifier trained to be robust to {NORMS[threat.norm]} perturbations of {threat.size}.
+An image classifier. Threat model: {NORMS[threat.norm]} perturbations of {threat.size}.
+{manifest.robustness[0].upper()}{manifest.robustness[1:]}.
+
 {artifact.format.upper()}, {artifact.precision}, opset {artifact.opset}; {manifest.cost.macs / 1e6:.1f} M \
 multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
 
@@ -98,8 +126,6 @@ print(abs(logits - probe["logits"]).max())  # {_expected(manifest)}
 ```
 
 {own}## What was checked
-
-{manifest.robustness[0].upper()}{manifest.robustness[1:]}.
 
 {gates or "- nothing"}
 

@@ -20,11 +20,18 @@ from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
 
+CHECKPOINT = "checkpoint.pt"
 Report = Callable[[dict[str, Any]], None]
 
 
 class Interrupted(KeyboardInterrupt):
     """SIGTERM or SIGINT came; the checkpoint on disk holds everything up to the last step."""
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Raise UsageError if ``out`` holds a run that is not to be resumed."""
+    if (out / CHECKPOINT).exists() and not resume:
+        raise UsageError(f"'{out}' already holds a run: pass --resume to go on with it, or choose another --out")
 
 
 def fit(
@@ -62,10 +69,9 @@ def fit(
         TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
         Interrupted: a signal came; the checkpoint holds everything.
     """
-    checkpoint, state = out / "checkpoint.pt", None
-    if checkpoint.exists():  # a trainer may take minutes to build: refuse before
-        if not resume:
-            raise UsageError(f"'{out}' already holds a run: pass --resume to go on with it, or choose another --out")
+    checkpoint, state = out / CHECKPOINT, None
+    check_free(out, resume=resume)  # a trainer may take minutes to build: refuse before
+    if checkpoint.exists():
         state = load_checkpoint(checkpoint)
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")

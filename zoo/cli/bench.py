@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Offline, Quiet, engine_names, model_names
+from zoo.cli.options import AsJson, Batches, Offline, Quiet, batch_sizes, engine_names, model_names, parts
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def command(
             metavar="NAME|BUNDLE", help="Models, or folders that zoo export wrote.", autocompletion=model_names
         ),
     ],
-    batch: Annotated[str, typer.Option(metavar="SIZES", help="Images in a call.")] = "1,32",
+    batch: Batches = "1,32",
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads of each, on as many processors.")] = 1,
     seconds: Annotated[float, typer.Option(metavar="S", help="For calls, of each engine and batch size.")] = 3.0,
     peers: Annotated[
@@ -64,7 +64,6 @@ def command(
       zoo bench bundles/trades-s7--* --json
       zoo bench bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen --write
     """
-    from zoo.cli.pick import batch_sizes
     from zoo.export.bench.bench import bench
     from zoo.export.bench.entrants import as_bundle
     from zoo.export.bench.times import write_to_bundle, write_to_registry
@@ -102,7 +101,7 @@ def _peers(asked: str | None, device: str | None) -> Sequence[str]:
 
     if asked is None:
         return () if device else PEERS
-    return () if asked == "none" else [peer.strip() for peer in asked.split(",")]
+    return () if asked == "none" else parts(asked, "--peers")
 
 
 def _text(report: Bench) -> str:

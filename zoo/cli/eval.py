@@ -69,9 +69,9 @@ def command(
     releasing, task = candidate(found) if write else None, found.task
     if releasing and task.dataset is None:
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
+    dataset = dataset_for(found.spec, task.dataset).load(data, offline=offline)
+    check_fits(dataset, found.spec)
     model = found.load()
-    dataset = dataset_for(model.spec, task.dataset).load(data, offline=offline)
-    check_fits(dataset, model.spec)
     chosen = [one.on(dataset.name).under(asked_threat or task.threat) for one in chosen]
 
     done: list[Measurement] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import table
+from zoo.cli.tables import wrapped
 
 if TYPE_CHECKING:
+    from zoo.export.bundle.folder import Bundle
     from zoo.export.bundle.manifest import Rung
 
 LEGEND = (
@@ -25,14 +26,16 @@ def rungs_table(rungs: Sequence[Rung]) -> str:
     return f"{table(columns, [_row(rung) for rung in rungs])}\n\n{LEGEND}"
 
 
-def outcome(bundle: Path) -> tuple[dict[str, Any], str]:
-    """What an export came to: the manifest for machines, the rungs that were climbed for people."""
-    from zoo.export import read_bundle
+def headline(robustness: str) -> str:
+    """What the attacks on an engine found, as a paragraph."""
+    return "\n".join(wrapped(f"{robustness[0].upper()}{robustness[1:]}."))
 
-    manifest = read_bundle(bundle)
-    climbed = f"{rungs_table(manifest.gates)}\n\n" if manifest.gates else ""
-    facts = {"bundle": str(bundle), **manifest.model_dump(mode="json", exclude_none=True)}
-    return facts, f"{climbed}Exported to {bundle}"
+
+def outcome(bundle: Bundle) -> tuple[dict[str, Any], str]:
+    """What an export came to: the manifest for machines, the rungs that were climbed for people."""
+    manifest, folder = bundle.manifest, bundle.folder
+    facts = {"bundle": str(folder), **manifest.model_dump(mode="json", exclude_none=True)}
+    return facts, f"{rungs_table(manifest.gates)}\n\n{headline(manifest.robustness)}\n\nExported to {folder}"
 
 
 def _row(rung: Rung) -> list[str]:

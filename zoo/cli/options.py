@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.system.errors import ZooError
+from zoo.system.errors import UsageError, ZooError
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -28,6 +28,30 @@ def protocol_names(incomplete: str) -> list[str]:
         return [name for name in load_registry().protocols if name.startswith(incomplete)]
     except ZooError:
         return []
+
+
+def parts(text: str, option: str) -> list[str]:
+    """The parts of a list with commas, each once.
+
+    Raises:
+        UsageError: one is empty.
+    """
+    found = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if "" in found:
+        raise UsageError(f"{option} takes a list with commas and no empty part in it, not '{text}'")
+    return found
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """``"1,8,64"`` as ``(1, 8, 64)``.
+
+    Raises:
+        UsageError: one of them is not a positive integer.
+    """
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--batch takes positive integers, as 1,8,64, not '{text}'")
+    return tuple(int(size) for size in sizes)
 
 
 def engine_names(incomplete: str) -> list[str]:
@@ -57,4 +81,32 @@ Data = Annotated[
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]
 By = Annotated[
     str, typer.Option("--by", metavar="PROTOCOL", help="Rank by this protocol.", autocompletion=protocol_names)
+]
+
+# Of exports and their sign-off.
+Precisions = Annotated[
+    str, typer.Option("--precision", metavar="PRECISION", help="fp32, fp16 or int8; zoo export takes a list.")
+]
+Batches = Annotated[str, typer.Option("--batch", metavar="SIZES", help="Batch sizes that are used, with commas.")]
+Level = Annotated[
+    str | None,
+    typer.Option("--verify", metavar="LEVEL", help="none, parity, clean or attacked; else as far as the data allow."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
+KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="Keep what failed its gates, as BUNDLE.failed.")]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS", help="Accuracy that the engine may lose at most, in points; else 1, or as exported."
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as the precision allows, or as exported."),
+]
+Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")]
+Seed = Annotated[int, typer.Option(help="Of the attacks, and of the choice of calibration images.")]
+Square = Annotated[
+    int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
 ]

@@ -9,10 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, By, Data, Offline, Quiet, engine_names
+from zoo.cli.options import (
+    AsJson,
+    Batches,
+    By,
+    Data,
+    Force,
+    KeepFailed,
+    Level,
+    Offline,
+    Out,
+    Precisions,
+    Quiet,
+    batch_sizes,
+    engine_names,
+)
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
+    from zoo.export.options import ExportOptions
     from zoo.registry.entry import Entry
 
 
@@ -35,15 +50,13 @@ def command(
     export: Annotated[
         str | None, typer.Option(metavar="ENGINE", help="Export it too: onnx, ...", autocompletion=engine_names)
     ] = None,
-    precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the export: fp32, fp16 or int8.")] = "fp32",
-    batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes that the export is checked at.")] = "1,8,64",
-    verify: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="none, parity, clean or robust; else as far as the data allow.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")] = Path("bundles"),
+    precision: Precisions = "fp32",
+    batch: Batches = "1,8,64",
+    verify: Level = None,
+    out: Out = Path("bundles"),
     data: Data = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
-    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Keep a bundle that failed its gates.")] = False,
+    force: Force = False,
+    keep_failed: KeepFailed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -63,6 +76,7 @@ def command(
       zoo pick --flops 15M --export onnx --out bundles
       zoo pick --flops 15M --export openvino --precision int8
     """
+    from zoo.cli.ladder import outcome
     from zoo.cli.tables import entries_table
     from zoo.registry.constraints import Limits, timed_devices
     from zoo.registry.file import load_registry
@@ -77,10 +91,18 @@ def command(
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
     batches = batch_sizes(batch)
-    if export:
-        from zoo.export.engines import backend
-
-        backend(export).require(build=True)
+    order = {
+        "format": export,
+        "precision": precision,
+        "batches": batches,
+        "out": out,
+        "verify": verify,
+        "data": data,
+        "offline": offline,
+        "keep_failed": keep_failed,
+        "force": force,
+    }
+    options = _options(order) if export else None
     registry = load_registry()
     limits: Limits = {
         "flops": flops,
@@ -103,23 +125,17 @@ def command(
     text = entries_table(registry, picked, by=by)
     if latency_ms is not None:
         text += f"\n\n{_latencies(picked, timed_devices(registry, device))}"
-    if export:
-        order = {
-            "format": export,
-            "precision": precision,
-            "batches": batches,
-            "out": out,
-            "verify": verify,
-            "data": data,
-            "offline": offline,
-            "keep_failed": keep_failed,
-            "force": force,
-        }
+    if options is not None:
+        from zoo.export.exporter import job_of
+
+        job = job_of(picked[0].name, options, notify=out_.say)
         report["export"] = {**order, "out": str(out), "data": str(data) if data else None, "dry_run": dry_run}
         if dry_run:
             text += f"\n\n{_plan(picked[0], order)}"
         else:
-            report["bundle"], climbed = _export(picked[0], order, out_)
+            out_.say(f"exporting {picked[0].name} ...")
+            with out_.progress() as advance:
+                report["bundle"], climbed = outcome(job.run(advance))
             text += f"\n\n{climbed}"
     out_.result(report, text)
 
@@ -135,18 +151,13 @@ def _latencies(picked: list[Entry], devices: list[str]) -> str:
     return table(["model", "p50 ms", "of one image, with"], rows, right=[1])
 
 
-def batch_sizes(text: str) -> tuple[int, ...]:
-    """``"1,8,64"`` as ``(1, 8, 64)``.
+def _options(order: dict[str, Any]) -> ExportOptions:
+    from zoo.export.engines import backend
 
-    Raises:
-        UsageError: one of them is not a positive integer.
-    """
-    from zoo.system.errors import UsageError
+    backend(order["format"]).require(build=True)  # before torch is imported
+    from zoo.export.options import ExportOptions
 
-    sizes = [part.strip() for part in text.split(",")]
-    if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes):
-        raise UsageError(f"--batch takes positive integers, as 1,8,64, not '{text}'")
-    return tuple(int(size) for size in sizes)
+    return ExportOptions(**order, command=shlex.join(["zoo", *sys.argv[1:]]))
 
 
 def _plan(entry: Entry, order: dict[str, Any]) -> str:
@@ -156,14 +167,3 @@ def _plan(entry: Entry, order: dict[str, Any]) -> str:
         f"Would export {entry.name} as {order['format']} in {order['precision']} for batches of {sizes}\n"
         f"to {order['out']}, and verify: {level}."
     )
-
-
-def _export(entry: Entry, order: dict[str, Any], out: Output) -> tuple[dict[str, Any], str]:
-    out.say(f"exporting {entry.name} ...")
-    from zoo.cli.ladder import outcome
-    from zoo.export import export_model
-
-    command = shlex.join(["zoo", *sys.argv[1:]])
-    with out.progress() as advance:
-        bundle = export_model(entry.name, **order, command=command, progress=advance, notify=out.say)
-    return outcome(bundle)

@@ -11,6 +11,7 @@ from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
+    from zoo.datasets.base import Dataset
     from zoo.train.proard.search import Found
     from zoo.train.spaces.dynamic import Space
 
@@ -55,6 +56,7 @@ def command(
       zoo search proard-tiny --flops 15M --latency-ms 2 --json
       zoo search proard-tiny --flops 12.5M --measure 5 --out runs/my-12.5M
     """
+    from zoo.datasets import dataset_for
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share
     from zoo.train.proard.dynamic import dynamic
@@ -73,14 +75,17 @@ def command(
     if out is not None:
         ModelFolder(out).check_free()
     net = dynamic(name, offline=offline)
-    space, predictor = net.space, net.predictor()
+    space, dataset = net.space, None
+    if measure or out is not None:
+        dataset = dataset_for(space.spec(space.largest[0]), net.found.task.dataset).load(data, offline=offline)
+    predictor = net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
     front = [_told(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
-    if measure:
-        chosen = _measured(net, found, front, ranked[:measure], by, data, offline, output)
+    if measure and dataset:
+        chosen = _measured(net, found, front, ranked[:measure], by, dataset, output)
     report: dict[str, Any] = {
         "supernet": net.name,
         "space": space.name,
@@ -92,11 +97,8 @@ def command(
         "front": [front[index] for index in ranked[:n]] if n else front,
         "best": front[chosen],
     }
-    if out is not None:
-        from zoo.datasets import dataset_for
-
+    if out is not None and dataset:
         budget = flops or format_count(int(found.macs[chosen]))
-        dataset = dataset_for(net.net.full.spec, net.found.task.dataset).load(data, offline=offline)
         report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.found.title}@{budget}"))
     told = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
     if front[chosen] not in told:
@@ -127,15 +129,12 @@ def _measured(
     front: list[dict[str, Any]],
     indices: list[int],
     by: str,
-    data: Path | None,
-    offline: bool,
+    dataset: Dataset,
     output: Output,
 ) -> int:
     """Measure the sub-nets at ``indices``, tell it in ``front``, and return the best of them."""
-    from zoo.datasets import dataset_for
     from zoo.train.proard.measuring import measured
 
-    dataset = dataset_for(net.net.full.spec, net.found.task.dataset).load(data, offline=offline)
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, parts
 from zoo.cli.output import Output, table
 from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
@@ -68,7 +68,7 @@ def command(
 
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
-    from zoo.evaluation.sweep import sweep
+    from zoo.evaluation.sweep import attacks_called, sweep
     from zoo.registry.file import pretty
     from zoo.system.files import write_atomic
     from zoo.system.hub import HubFiles
@@ -81,14 +81,14 @@ def command(
     grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
-    model = found.load()
-    dataset = dataset_for(model.spec, found.task.dataset).load(data, offline=offline)
-    check_fits(dataset, model.spec)
-    split = dataset.split("test")
+    attacks = parts(attack, "--attack")
+    attacks_called(attacks)
+    dataset = dataset_for(found.spec, found.task.dataset).load(data, offline=offline)
+    check_fits(dataset, found.spec)
+    model, split = found.load(), dataset.split("test")
 
     start = time.perf_counter()
     with output.progress() as advance:
-        attacks = [part.strip() for part in attack.split(",")]
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance}
         curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)
     record = {

@@ -60,14 +60,24 @@ def command(
     """
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
+    from zoo.system.hub import HubFiles
     from zoo.train.pipeline import run
     from zoo.train.recipes.phases import load_phases
+    from zoo.train.run.loop import check_free
+    from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet)
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
     budget = None if time_budget is None else seconds(time_budget)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
+    for phase, settings in phases.items():  # refused before anything is read or trained
+        check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
+        earlier = ("largest", *phases)  # teachers that the training itself makes
+        teacher = settings.teacher.name if settings.teacher else None
+        for needed in (settings.start, None if settings.supernet and teacher in earlier else teacher):
+            if needed:
+                find(needed, HubFiles(offline=offline), folders=True, pretrained=False)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}

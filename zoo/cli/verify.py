@@ -7,28 +7,31 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Data, EngineOptions, Offline, Quiet
+from zoo.cli.options import (
+    AsJson,
+    Attacked,
+    Data,
+    EngineOptions,
+    Level,
+    Margin,
+    Offline,
+    Quiet,
+    Seed,
+    Square,
+    Tolerance,
+)
 from zoo.cli.output import Output
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that zoo export wrote.")],
-    level: Annotated[
-        str | None,
-        typer.Option("--verify", metavar="LEVEL", help="none, parity, clean or robust; else as far as the data allow."),
-    ] = None,
+    level: Level = None,
     data: Data = None,
-    margin: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="Accuracy that may be lost; else as it was exported.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as it was exported.")
-    ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the attacks.")] = 0,
-    square: Annotated[
-        int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
-    ] = None,
+    margin: Margin = None,
+    tolerance: Tolerance = None,
+    n: Attacked = 1000,
+    seed: Seed = 0,
+    square: Square = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +56,7 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
       zoo verify bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen
     """
-    from zoo.cli.ladder import rungs_table
+    from zoo.cli.ladder import headline, rungs_table
     from zoo.export import sign_off, verify_bundle
     from zoo.export.bundle.folder import MANIFEST
     from zoo.export.bundle.manifest import read_manifest
@@ -76,18 +79,23 @@ def command(
             engine_options=parse_pairs(engine_options or ()),
             write=write,
             progress=advance,
+            notify=output.say,
         )
     if report.failed is not None:
         output.say(rungs_table(report.rungs))
     sign_off(report)
-    dataset = read_manifest(bundle / MANIFEST).dataset
-    if level is None and report.reached != "robust":
-        output.say(unverified(dataset))
+    manifest = read_manifest(bundle / MANIFEST)
+    found = robustness(report, manifest.dataset, manifest.spec.classes)
+    if level is None and report.reached != "attacked":
+        output.say(unverified(manifest.dataset))
     output.result(
         {
             "bundle": str(bundle),
-            "robustness": robustness(report, dataset),
+            "robustness": found,
             **report.model_dump(mode="json", exclude_none=True),
         },
-        lambda: f"{rungs_table(report.rungs)}\n\nEvery file of {bundle} is as it was written, and every rung holds.",
+        lambda: (
+            f"{rungs_table(report.rungs)}\n\n{headline(found)}\n\n"
+            f"Every file of {bundle} is as it was written, and every rung holds."
+        ),
     )

@@ -68,10 +68,7 @@ def sweep(
     check_grid(grid, norm)
     if n < 1:
         raise UsageError(f"a sweep takes at least one image, not {n}")
-    bases = [protocol(name) for name in dict.fromkeys(attacks)]
-    idle = [base.name for base in bases if base.attack == "none"]
-    if idle or not bases:
-        raise UsageError(f"a sweep wants attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
+    bases = attacks_called(attacks)
     total = min(n, len(split)) * len(grid)
     curves: dict[str, tuple[Point, ...]] = {}
     for base in bases:
@@ -89,6 +86,15 @@ def sweep(
             points.append(Point(level, chosen.step, Accuracy.of(bits)))
         curves[base.name] = tuple(points)
     return curves
+
+
+def attacks_called(names: Iterable[str]) -> list[Protocol]:
+    """The protocols of these names, each once; UsageError if there are none, or one of them does not attack."""
+    bases = [protocol(name) for name in dict.fromkeys(names)]
+    idle = [base.name for base in bases if base.attack == "none"]
+    if idle or not bases:
+        raise UsageError(f"a sweep wants attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
+    return bases
 
 
 def check_grid(grid: Sequence[float], norm: Norm) -> None:

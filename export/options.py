@@ -1,0 +1,105 @@
+"""What an export is asked for: what to build, how to sign it off, and where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zoo.export.bundle.manifest import PRECISIONS, Precision, level_called
+from zoo.export.engines import Backend, backend
+from zoo.export.engines.options import options_of
+from zoo.export.ladder.climb import Terms
+from zoo.export.onnx.calibration import Sampling
+from zoo.system.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The options of an export. They are checked when they are made, before a model or an image is loaded.
+
+    Attributes:
+        out: the folder that gets the bundle ``<name>--<engine>-<precision>``.
+        format: an engine or one of its aliases, see :mod:`zoo.export.engines`.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        calibration: how the images for int8 are chosen; they come from the training split.
+        batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
+        uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
+        engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
+        verify: how high to climb: ``none``, ``parity``, ``clean`` or ``attacked``; None: as high as the data allow.
+        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.climb.Terms`;
+            where they are None, they are as usual for the precision.
+        data: where the model's data set is, see :mod:`zoo.datasets`; ``offline``: never use the network.
+        force: replace a bundle that is there.
+        keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
+        command: recorded in the manifest; made up from the other options if None.
+
+    Raises:
+        UsageError: an option is not as it must be, or the engine has none such.
+        MissingDependency: the engine is not in this release, or not installed.
+    """
+
+    out: Path | str
+    format: str = "onnx"
+    precision: Precision = "fp32"
+    calibration: Sampling | None = None
+    batches: Sequence[int] = (1, 8, 64)
+    uint8: bool = False
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    verify: str | None = None
+    margin: float | None = None
+    tolerance: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    queries: int | None = None
+    data: Path | str | None = None
+    offline: bool = False
+    force: bool = False
+    keep_failed: bool = False
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        engine, precision = self.engine, self.precision
+        if precision not in PRECISIONS:
+            raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, not '{precision}'")
+        if precision not in engine.precisions:
+            raise UsageError(f"{engine.name} engines are {', '.join(engine.precisions)} here, not {precision}")
+        if not self.batches or not all(isinstance(size, int) and 1 <= size <= 4096 for size in self.batches):
+            raise UsageError(f"batch sizes are whole numbers from 1 to 4096, not {list(self.batches)}")
+        if self.calibration is not None and precision != "int8":
+            raise UsageError(f"{precision} needs no calibration: leave it out, or ask for int8")
+        if (sampling := self.sampling) is not None and sampling.method not in engine.calibrators:
+            known = ", ".join(engine.calibrators)
+            raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {sampling.method}")
+        level_called(self.verify)
+        _ = self.terms  # are checked as they are made
+        engine.require(build=True)
+        engine.load_module().runtime()
+        options_of(engine, self.engine_options)
+
+    @property
+    def engine(self) -> Backend:
+        return backend(self.format)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How calibration images are chosen; None where the precision needs none."""
+        if self.precision != "int8":
+            return None
+        sampling = self.calibration or Sampling()
+        return replace(sampling, method=sampling.method or self.engine.calibrators[0])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes in ascending order, each once."""
+        return tuple(sorted(set(self.batches)))
+
+    @property
+    def terms(self) -> Terms:
+        given = {key: getattr(self, key) for key in Terms.__dataclass_fields__}
+        return Terms.of(self.precision, **given)
+
+    def folder(self, title: str) -> Path:
+        """Where the bundle of a model that is called ``title`` goes."""
+        return Path(self.out) / f"{title}--{self.engine.name}-{self.precision}"
