@@ -333,7 +333,7 @@ def absent(request, monkeypatch) -> Backend:
     def too_late(*_, **__):
         pytest.fail("a model was loaded or data read before the engine was refused")
 
-    for place in ("exporter.load_source", "exporter.choose_level", "verify.load_source", "verify.choose_level"):
+    for place in ("exporter.load", "exporter.choose_level", "verify.load_source", "verify.choose_level"):
         monkeypatch.setattr(f"zoo.export.{place}", too_late)
     monkeypatch.setattr(entrants, "load_source", too_late)
     return engine

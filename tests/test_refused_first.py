@@ -1,0 +1,147 @@
+"""What can be refused is refused before a model is loaded or an image is read, by every verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoo.cli.app import run
+from zoo.datasets.cifar10 import CIFAR10
+from zoo.export import exporter
+from zoo.system.errors import DataNotFound
+
+EXPORTS = (["export", "trades-s3"], ["pick", "--flops", "15M", "--export", "onnx"])
+EXPORTS += ([*EXPORTS[1], "--dry-run"],)
+FAMILY = ["export", "trades-s[35]"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch, tmp_path, found) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.weights.load.read_tensors", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(type(CIFAR10), "load", lambda *_, **__: pytest.fail("the data set was loaded"))
+
+
+def refused(capsys, arguments, code: int, told: str) -> None:
+    assert run([*arguments, "--json", "--offline", "-q"]) == code
+    assert told in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize("verb", EXPORTS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--verify", "fully"], "one of none, parity, clean, attacked, not 'fully'"),
+        (["--precision", "int4"], "one of fp32, fp16, int8, not 'int4'"),
+        (["--batch", "1,5000"], "whole numbers from 1 to 4096"),
+        (["--batch", "1,"], "--batch takes positive integers"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_malformed_options_of_an_export(verb, options, told, capsys):
+    refused(capsys, [*verb, *options], 2, told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["export", "trades-s3", "--precision", "fp32,"], 2, "--precision takes a list"),
+        (["export", "trades-s3", "-f", ",onnx"], 2, "--format takes a list"),
+        (["export", "trades-s3", "--margin", "0"], 2, "a margin lies between 0 and 1"),
+        (["export", "trades-s3", "--tolerance", "-1"], 2, "a tolerance is 0 or more"),
+        (["export", "trades-s3", "-n", "0"], 2, "1 image or more, not 0"),
+        (["export", "trades-s3", "--calibration", "8"], 2, "fp32 needs no calibration"),
+        (["export", "trades-s3", "-O", "providers=cpu"], 2, "no option 'providers'"),
+        (["export", "trades-s3", "-f", "pte", "--triton", "models"], 2, "Triton has no backend for executorch"),
+        ([*FAMILY, "--precision", "fp32,int4"], 2, "not 'int4'"),
+        ([*FAMILY, "--verify", "fully"], 2, "not 'fully'"),
+        (["export", "no-such-model"], 3, "no model is called"),
+        (["verify", "nowhere"], 2, "not a bundle"),
+        (["verify", "nowhere", "--verify", "fully"], 2, "not 'fully'"),
+        (["bench", "trades-s3", "--peers", "pytorch,"], 2, "--peers takes a list"),
+        (["bench", "trades-s3", "--batch", "5000"], 2, "whole numbers from 1 to 4096"),
+        (["bench", "local-dir:mine", "--write"], 2, "--write stores in bundles and registry entries"),
+        (["eval", "trades-s3", "-p", "pgd21"], 2, "no protocol is called 'pgd21'"),
+        (["eval", "trades-s3", "--threat", "l3 1"], 2, "a threat model is"),
+        (["eval", "trades-s3", "--write", "-n", "5"], 2, "--write stores whole protocols only"),
+        (["eval", "hf-hub:a/b", "--write"], 3, "no model is called"),
+        (["sweep", "trades-s3", "--attack", "clean"], 2, "a sweep wants attacks"),
+        (["sweep", "trades-s3", "--attack", "fgsm,"], 2, "--attack takes a list"),
+        (["sweep", "trades-s3", "--out", "no/such/folder/x.json"], 2, "--out takes a file"),
+        (["train", "trades-s7", "--set", "start=no-such-model"], 3, "no model is called"),
+        (["train", "rnascl-s7-wrt34-2", "--set", "distill.teacher=no-such-model"], 3, "no model is called"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_requests_that_cannot_be_met(arguments, code, told, capsys):
+    refused(capsys, arguments, code, told)
+
+
+def test_a_bench_of_what_is_not_there(capsys, found):
+    found(DataNotFound("CIFAR-10 is not here"))
+    refused(capsys, ["bench", "trades-s3", "no-such-model"], 3, "no model is called")
+    refused(capsys, ["bench", "trades-s3", "./nowhere"], 2, "not a bundle")
+
+
+@pytest.mark.parametrize("verb", EXPORTS, ids=" ".join)
+def test_a_bundle_that_is_there(verb, capsys, tmp_path):
+    run(["pick", "--flops", "15M", "--json"])
+    picked = json.loads(capsys.readouterr().out)["picked"][0]["name"]
+    for name in ("trades-s3", picked):
+        (tmp_path / "bundles" / f"{name}--onnxruntime-fp32").mkdir(parents=True)
+    refused(capsys, verb, 2, "exists already: pass --force")
+    refused(capsys, [*verb, "--force"], 2, "is not a bundle, and will not be replaced")
+
+
+def test_a_model_that_the_triton_repository_has(capsys, tmp_path):
+    (tmp_path / "models" / "trades-s3").mkdir(parents=True)
+    refused(capsys, ["export", "trades-s3", "--verify", "none", "--triton", "models"], 2, "has a 'trades-s3' already")
+
+
+def test_a_run_or_a_model_that_is_there(capsys, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    refused(capsys, ["train", "trades-s7", "--out", str(tmp_path)], 2, "already holds a run")
+    (tmp_path / "config.json").write_text("{}")
+    refused(capsys, ["search", "proard-tiny", "--out", str(tmp_path)], 2, "already holds a model")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([*verb, "--verify", level] for verb in EXPORTS for level in ("clean", "attacked")),
+        *([*verb, "--precision", "int8", "--verify", "parity"] for verb in EXPORTS),
+        ["eval", "trades-s3"],
+        ["sweep", "trades-s3"],
+        ["search", "proard-tiny", "--out", "cut"],
+        ["search", "proard-tiny", "--measure", "1"],
+        ["train", "trades-s7"],
+    ],
+    ids=" ".join,
+)
+def test_data_that_are_missing(arguments, capsys, found):
+    found(DataNotFound("CIFAR-10 is not here"))
+    refused(capsys, arguments, 4, "CIFAR-10 is not here")
+    assert not Path("cut").exists()
+
+
+def test_several_exports_are_checked_before_the_first_is_built(capsys, tmp_path, monkeypatch):
+    (tmp_path / "bundles" / "trades-s5--onnxruntime-fp32").mkdir(parents=True)
+    check, steps = exporter.job_of, []
+
+    def checked(name, options, **rest):
+        steps.append(f"check {name} {options.precision}")
+        return check(name, options, **rest)
+
+    def built(job, progress):
+        steps.append(f"build {job.known.name} {job.options.precision}")
+        raise DataNotFound("enough")
+
+    monkeypatch.setattr(exporter, "job_of", checked)
+    monkeypatch.setattr(exporter.Job, "run", built)
+    assert run([*FAMILY, "--precision", "fp32,fp16", "--verify", "none", "--json", "-q"]) == 4
+    assert [step.split()[0] for step in steps] == 4 * ["check"] + 3 * ["build"]
+    assert "build trades-s5 fp32" not in steps
+    told = json.loads(capsys.readouterr().out)["exports"]
+    assert [one["error"]["exit_code"] for one in told] == [4, 4, 2, 4]
