@@ -181,57 +181,47 @@ def test_pick_lists_the_pareto_front_from_the_cheapest(call):
 
 @pytest.fixture
 def exporter(monkeypatch):
-    """Stands in for the exporter and records what it is asked."""
-    import zoo.cli.ladder
-    import zoo.export
+    """Stands in for what builds an export; returns the exports that it is given."""
+    from zoo.export.exporter import Job
 
-    asked: list[tuple[str, dict]] = []
+    asked: list[Job] = []
 
-    def export_model(name: str, **order) -> Path:
-        asked.append((name, order))
-        return order["out"] / f"{name}--onnxruntime-fp32"
+    def run(job: Job, progress) -> Path:
+        asked.append(job)
+        return job.options.folder(job.known.title)
 
-    monkeypatch.setattr(zoo.export, "export_model", export_model)
-    monkeypatch.setattr(zoo.cli.ladder, "outcome", lambda bundle: ({"bundle": str(bundle)}, f"Exported to {bundle}"))
+    monkeypatch.setattr("zoo.weights.load._released", lambda name, weights, hub: Path(name))
+    monkeypatch.setattr(Job, "run", run)
+    monkeypatch.setattr("zoo.cli.ladder.outcome", lambda bundle: ({"bundle": str(bundle)}, f"Exported to {bundle}"))
     return asked
 
 
 def test_pick_exports_what_it_picked(call, exporter, tmp_path):
+    places = ["--out", str(tmp_path), "--data", str(tmp_path / "data"), "--offline"]
     code, out, _ = call(
-        "pick", "--flops", "1G", "--export", "onnx", "--out", str(tmp_path), "--batch", "1,32", "--offline"
+        *("pick", "--flops", "1G", "--export", "onnx", "--batch", "1,32", "--precision", "fp16", *places),
+        *("--verify", "none", "--keep-failed", "--force"),
     )
     assert code == 0
-    ((name, order),) = exporter
-    assert name == "wide"
-    assert {
-        key: order[key] for key in ("format", "precision", "batches", "out", "verify", "data", "offline", "force")
-    } == {
-        "format": "onnx",
-        "precision": "fp32",
-        "batches": (1, 32),
-        "out": tmp_path,
-        "verify": None,
-        "data": None,
-        "offline": True,
-        "force": False,
-    }
-    assert f"Exported to {tmp_path / 'wide--onnxruntime-fp32'}" in out
-
-
-def test_pick_asks_the_exporter_only_for_what_it_takes(call, exporter):
-    import inspect
-
-    from zoo.export.exporter import export_model
-
-    call("pick", "--export", "onnx", "--verify", "parity", "--force", "--keep-failed", "--json")
-    ((_, order),) = exporter
-    assert set(order) <= set(inspect.signature(export_model).parameters)
+    (job,) = exporter
+    options = job.options
+    assert (job.known.name, job.level, options.engine.name, options.precision) == (
+        "wide",
+        "none",
+        "onnxruntime",
+        "fp16",
+    )
+    assert (options.sizes, options.out, options.data) == ((1, 32), tmp_path, tmp_path / "data")
+    assert options.offline
+    assert options.force
+    assert options.keep_failed
+    assert f"Exported to {tmp_path / 'wide--onnxruntime-fp16'}" in out
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_path):
-    _, out, _ = call("pick", "--export", "onnx", "--out", str(tmp_path / "there"), "--dry-run")
+    _, out, _ = call("pick", "--export", "onnx", "--out", str(tmp_path / "there"), "--verify", "none", "--dry-run")
     assert "Would export wide as onnx in fp32 for batches of 1, 8, 64" in out
-    report = json.loads(call("pick", "--export", "onnx", "--dry-run", "--json")[1])
+    report = json.loads(call("pick", "--export", "onnx", "--verify", "none", "--dry-run", "--json")[1])
     assert report["export"]["dry_run"] is True
     assert "bundle" not in report
     assert not exporter

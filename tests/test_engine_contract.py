@@ -333,9 +333,8 @@ def absent(request, monkeypatch) -> Backend:
     def too_late(*_, **__):
         pytest.fail("a model was loaded or data read before the engine was refused")
 
-    for place in ("exporter.load", "exporter.choose_level", "verify.load_source", "verify.choose_level"):
-        monkeypatch.setattr(f"zoo.export.{place}", too_late)
-    monkeypatch.setattr(entrants, "load_source", too_late)
+    for place in ("export.exporter.choose_level", "export.verify.choose_level", "weights.load.read_tensors"):
+        monkeypatch.setattr(f"zoo.{place}", too_late)
     return engine
 
 

@@ -66,12 +66,11 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["eval", "trades-s3", "-p", "pgd21"], 2, "no protocol is called 'pgd21'"),
         (["eval", "trades-s3", "--threat", "l3 1"], 2, "a threat model is"),
         (["eval", "trades-s3", "--write", "-n", "5"], 2, "--write stores whole protocols only"),
-        (["eval", "hf-hub:a/b", "--write"], 3, "no model is called"),
         (["sweep", "trades-s3", "--attack", "clean"], 2, "a sweep wants attacks"),
         (["sweep", "trades-s3", "--attack", "fgsm,"], 2, "--attack takes a list"),
         (["sweep", "trades-s3", "--out", "no/such/folder/x.json"], 2, "--out takes a file"),
         (["train", "trades-s7", "--set", "start=no-such-model"], 3, "no model is called"),
-        (["train", "rnascl-s7-wrt34-2", "--set", "distill.teacher=no-such-model"], 3, "no model is called"),
+        (["train", "rnascl-s7-wrt34-2", "--set", "teacher.name=no-such-model"], 3, "no model is called"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
@@ -79,7 +78,8 @@ def test_requests_that_cannot_be_met(arguments, code, told, capsys):
     refused(capsys, arguments, code, told)
 
 
-def test_a_bench_of_what_is_not_there(capsys, found):
+def test_a_bench_of_what_is_not_there(capsys, found, monkeypatch):
+    monkeypatch.delenv("ZOO_DATA", raising=False)
     found(DataNotFound("CIFAR-10 is not here"))
     refused(capsys, ["bench", "trades-s3", "no-such-model"], 3, "no model is called")
     refused(capsys, ["bench", "trades-s3", "./nowhere"], 2, "not a bundle")

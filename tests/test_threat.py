@@ -282,7 +282,7 @@ def test_an_int8_engine_for_image_folders_calibrates_on_one_and_is_refused_at_on
     monkeypatch.delenv("ZOO_DATA", raising=False)
     name = folder_of(tmp_path / "model", build(tiny_spec(224, 3)).eval(), dataset="imagefolder")
     with monkeypatch.context() as patch:
-        patch.setattr("zoo.export.exporter.load", lambda *_, **__: pytest.fail("the model was loaded first"))
+        patch.setattr("zoo.weights.load.read_tensors", lambda *_, **__: pytest.fail("the model was loaded first"))
         with pytest.raises(DataNotFound, match="ZOO_IMAGENET"):
             export_model(name, out=tmp_path / "out", precision="int8")
     images = draw(tmp_path / "images", classes=3, train=5, val=2)

@@ -11,28 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.options import (
-    AsJson,
-    Attacked,
-    Batches,
-    Data,
-    EngineOptions,
-    Force,
-    KeepFailed,
-    Level,
-    Margin,
-    Offline,
-    Out,
-    Precisions,
-    Quiet,
-    Seed,
-    Square,
-    Tolerance,
-    batch_sizes,
-    engine_names,
-    model_names,
-    parts,
-)
+from zoo.cli import options as given
 from zoo.cli.output import Output
 from zoo.system.errors import MissingDependency, UnknownModel, ZooError
 
@@ -45,7 +24,9 @@ if TYPE_CHECKING:
 def command(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A model's name, or a pattern as 'rnascl-*'.", autocompletion=model_names),
+        typer.Argument(
+            metavar="NAME", help="A model's name, or a pattern as 'rnascl-*'.", autocompletion=given.model_names
+        ),
     ],
     format: Annotated[
         str,
@@ -54,14 +35,14 @@ def command(
             "-f",
             metavar="ENGINES",
             help="onnx, openvino, ...; several with commas.",
-            autocompletion=engine_names,
+            autocompletion=given.engine_names,
         ),
     ] = "onnx",
-    precision: Precisions = "fp32",
-    batch: Batches = "1,8,64",
-    verify: Level = None,
-    out: Out = Path("bundles"),
-    data: Data = None,
+    precision: given.Precisions = "fp32",
+    batch: given.Batches = "1,8,64",
+    verify: given.Level = None,
+    out: given.Out = Path("bundles"),
+    data: given.Data = None,
     calibration: Annotated[
         int | None, typer.Option(metavar="N", help="Training images that int8 ranges are chosen by; 512.")
     ] = None,
@@ -77,17 +58,17 @@ def command(
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Add the engine to this Triton model repository too.")
     ] = None,
-    engine_options: EngineOptions = None,
-    margin: Margin = None,
-    tolerance: Tolerance = None,
-    n: Attacked = 1000,
-    seed: Seed = 0,
-    square: Square = None,
-    force: Force = False,
-    keep_failed: KeepFailed = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    offline: Offline = False,
+    engine_options: given.EngineOptions = None,
+    margin: given.Margin = None,
+    tolerance: given.Tolerance = None,
+    n: given.Attacked = 1000,
+    seed: given.Seed = 0,
+    square: given.Square = None,
+    force: given.Force = False,
+    keep_failed: given.KeepFailed = False,
+    as_json: given.AsJson = False,
+    quiet: given.Quiet = False,
+    offline: given.Offline = False,
 ) -> None:
     """Export a model to an engine, attack the engine again, and write a bundle if it holds.
 
@@ -112,10 +93,10 @@ def command(
     from zoo.export.engines.options import parse_pairs
 
     output = Output(as_json=as_json, quiet=quiet)
-    engines = {backend(one).name: one for one in parts(format, "--format")}  # before torch is imported
-    kinds = list(product(engines.values(), parts(precision, "--precision")))
+    engines = {backend(one).name: one for one in given.parts(format, "--format")}  # before torch is imported
+    kinds = list(product(engines.values(), given.parts(precision, "--precision")))
     shared: dict[str, Any] = {
-        "batches": batch_sizes(batch),
+        "batches": given.batch_sizes(batch),
         "uint8": uint8,
         "engine_options": parse_pairs(engine_options or ()),
         "verify": verify,

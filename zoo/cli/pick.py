@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.options import (
-    AsJson,
-    Batches,
-    By,
-    Data,
-    Force,
-    KeepFailed,
-    Level,
-    Offline,
-    Out,
-    Precisions,
-    Quiet,
-    batch_sizes,
-    engine_names,
-)
+from zoo.cli import options as given
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
@@ -43,24 +29,24 @@ def command(
     ] = None,
     min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
-    by: By = "pgd20",
+    by: given.By = "pgd20",
     n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="The best K.")] = 1,
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
     export: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="Export it too: onnx, ...", autocompletion=engine_names)
+        str | None, typer.Option(metavar="ENGINE", help="Export it too: onnx, ...", autocompletion=given.engine_names)
     ] = None,
-    precision: Precisions = "fp32",
-    batch: Batches = "1,8,64",
-    verify: Level = None,
-    out: Out = Path("bundles"),
-    data: Data = None,
-    force: Force = False,
-    keep_failed: KeepFailed = False,
+    precision: given.Precisions = "fp32",
+    batch: given.Batches = "1,8,64",
+    verify: given.Level = None,
+    out: given.Out = Path("bundles"),
+    data: given.Data = None,
+    force: given.Force = False,
+    keep_failed: given.KeepFailed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    offline: Offline = False,
+    as_json: given.AsJson = False,
+    quiet: given.Quiet = False,
+    offline: given.Offline = False,
 ) -> None:
     """Pick the most accurate model under attack within a budget, and export it.
 
@@ -90,7 +76,7 @@ def command(
         raise UsageError(f"{several} asks for several models and --export takes one: leave one of them out")
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
-    batches = batch_sizes(batch)
+    batches = given.batch_sizes(batch)
     order = {
         "format": export,
         "precision": precision,

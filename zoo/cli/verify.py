@@ -7,42 +7,30 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import (
-    AsJson,
-    Attacked,
-    Data,
-    EngineOptions,
-    Level,
-    Margin,
-    Offline,
-    Quiet,
-    Seed,
-    Square,
-    Tolerance,
-)
+from zoo.cli import options as given
 from zoo.cli.output import Output
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that zoo export wrote.")],
-    level: Level = None,
-    data: Data = None,
-    margin: Margin = None,
-    tolerance: Tolerance = None,
-    n: Attacked = 1000,
-    seed: Seed = 0,
-    square: Square = None,
+    level: given.Level = None,
+    data: given.Data = None,
+    margin: given.Margin = None,
+    tolerance: given.Tolerance = None,
+    n: given.Attacked = 1000,
+    seed: given.Seed = 0,
+    square: given.Square = None,
     device: Annotated[
         str | None,
         typer.Option(
             metavar="TARGET", help="Run the engine there: ssh://user@host:port, or ssh://host/path/to/python."
         ),
     ] = None,
-    engine_options: EngineOptions = None,
+    engine_options: given.EngineOptions = None,
     write: Annotated[bool, typer.Option("--write", help="Replace the bundle's reports by what is found now.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    offline: Offline = False,
+    as_json: given.AsJson = False,
+    quiet: given.Quiet = False,
+    offline: given.Offline = False,
 ) -> None:
     """Check every byte of a bundle, rebuild its float model, and attack the exported engine again.
 
