@@ -92,9 +92,12 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
         notify: takes one sentence if robustness cannot be verified.
 
     Raises:
+        MissingDependency: the engine is not installed.
         UsageError: the bundle exists, or the data set is not one for the model.
         UnknownModel, Unreachable, DataNotFound, IntegrityError: the model or the data cannot be had.
     """
+    options.engine.require(build=True)
+    options.engine.load_module().runtime()
     found, known = source_of(name, offline=options.offline)
     check_free(options.folder(known.title), force=options.force)
     calibrating = _calibrating(known.dataset, found.spec, options) if options.sampling else None

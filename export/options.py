@@ -37,7 +37,7 @@ class ExportOptions:
 
     Raises:
         UsageError: an option is not as it must be, or the engine has none such.
-        MissingDependency: the engine is not in this release, or not installed.
+        MissingDependency: the engine is not in this release.
     """
 
     out: Path | str
@@ -74,8 +74,6 @@ class ExportOptions:
             raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {sampling.method}")
         level_called(self.verify)
         _ = self.terms  # are checked as they are made
-        engine.require(build=True)
-        engine.load_module().runtime()
         options_of(engine, self.engine_options)
 
     @property

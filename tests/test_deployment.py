@@ -404,13 +404,3 @@ def test_a_bundle_is_neither_written_into_nor_served_unread(bundle, tmp_path):
     with pytest.raises(IntegrityError, match="was altered"):
         write_triton(pte, tmp_path / "models")
     assert not (tmp_path / "models").exists()
-
-
-def test_a_full_disk_leaves_no_half_a_model(bundle, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(ExportFailed, match="No space left"):
-        write_triton(bundle, tmp_path / "models")
-    assert list((tmp_path / "models").iterdir()) == []

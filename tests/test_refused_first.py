@@ -27,6 +27,7 @@ def nothing_is_loaded(monkeypatch, tmp_path, found) -> None:
 def refused(capsys, arguments, code: int, told: str) -> None:
     assert run([*arguments, "--json", "--offline", "-q"]) == code
     assert told in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("verb", EXPORTS, ids=" ".join)
@@ -53,7 +54,11 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["export", "trades-s3", "--tolerance", "-1"], 2, "a tolerance is 0 or more"),
         (["export", "trades-s3", "-n", "0"], 2, "1 image or more, not 0"),
         (["export", "trades-s3", "--calibration", "8"], 2, "fp32 needs no calibration"),
-        (["export", "trades-s3", "-O", "providers=cpu"], 2, "no option 'providers'"),
+        (["export", "trades-s3", "--margin", "nan"], 2, "a margin lies between 0 and 1"),
+        (["export", "trades-s3", "-f", "onxx"], 2, "did you mean 'onnx'"),
+        (["export", "trades-s3", "-O", "provider"], 2, "KEY=VALUE, such as provider=cuda, not 'provider'"),
+        (["export", "trades-s3", "-O", "providers=cpu"], 2, "no option 'providers'; did you mean 'provider'"),
+        (["export", "trades-s3", "-O", "provider=tpu"], 2, "'tensorrt', not 'tpu'"),
         (["export", "trades-s3", "-f", "pte", "--triton", "models"], 2, "Triton has no backend for executorch"),
         ([*FAMILY, "--precision", "fp32,int4"], 2, "not 'int4'"),
         ([*FAMILY, "--verify", "fully"], 2, "not 'fully'"),
@@ -114,7 +119,7 @@ def test_a_run_or_a_model_that_is_there(capsys, tmp_path):
         *([*verb, "--precision", "int8", "--verify", "parity"] for verb in EXPORTS),
         ["eval", "trades-s3"],
         ["sweep", "trades-s3"],
-        ["search", "proard-tiny", "--out", "cut"],
+        ["search", "proard-tiny", "--out", "out"],
         ["search", "proard-tiny", "--measure", "1"],
         ["train", "trades-s7"],
     ],
@@ -123,7 +128,6 @@ def test_a_run_or_a_model_that_is_there(capsys, tmp_path):
 def test_data_that_are_missing(arguments, capsys, found):
     found(DataNotFound("CIFAR-10 is not here"))
     refused(capsys, arguments, 4, "CIFAR-10 is not here")
-    assert not Path("cut").exists()
 
 
 def test_several_exports_are_checked_before_the_first_is_built(capsys, tmp_path, monkeypatch):

@@ -151,14 +151,6 @@ def test_the_engine_may_run_elsewhere(bundle, split):
 # -- sabotage --------------------------------------------------------------------------------------------------
 
 
-def test_one_altered_byte_is_refused(bundle, split):
-    content = bytearray((bundle / "model.onnx").read_bytes())
-    content[-1000] ^= 1
-    (bundle / "model.onnx").write_bytes(content)
-    with pytest.raises(IntegrityError, match=r"model\.onnx"):
-        verify_bundle(bundle, split=split)
-
-
 def test_weights_that_rely_on_what_is_not_robust_fail_the_robustness_gate(bundle, split, fragile):
     save_onnx(fragile, bundle / "model.onnx")
     forge(bundle, tolerance=1e6)
@@ -250,11 +242,6 @@ def test_a_rung_before_the_last_fails_only_where_the_engine_is_shown_to_be_worse
     assert compared("surrogate", (twin, engine), (), 0.01, decides=decides)["holds"] is holds
 
 
-def test_parity_catches_them_before(robust, sabotaged, split):
-    report = climbed(robust, sabotaged, split, n=ATTACKED)
-    assert report.failed.name == "parity"
-
-
 def test_parity_tells_how_deterministic_an_engine_is(robust, split):
     class Drifting(Twin):
         """Answers that hang on the size of the batch, and on the time of day."""
@@ -289,23 +276,18 @@ def test_no_noise_in_the_weights_that_costs_robustness_is_signed_off(bundle, spl
     assert max(lost) > 0.05
 
 
-def test_weights_that_lose_clean_accuracy_fail_the_clean_gate(bundle, split):
-    perturb(bundle, 1.5)
-    forge(bundle, tolerance=1e6)
+@pytest.mark.parametrize(
+    ("scale", "tolerance", "climbed"),
+    [(1.5, 1e6, ["integrity", "parity", "clean"]), (0.01, None, ["integrity", "parity"])],
+)
+def test_altered_weights_with_true_hashes_fail_and_nothing_above_is_climbed(bundle, split, scale, tolerance, climbed):
+    perturb(bundle, scale)
+    forge(bundle, tolerance=tolerance)
     report = verify_bundle(bundle, split=split)
-    assert list(rungs(report)) == ["integrity", "parity", "clean"]  # nothing above was climbed
-    with pytest.raises(ParityGateFailed, match="clean") as caught:
+    assert list(rungs(report)) == climbed
+    with pytest.raises(ParityGateFailed, match=climbed[-1]) as caught:
         sign_off(report)
     assert caught.value.exit_code == 8
-
-
-def test_altered_weights_with_true_hashes_already_fail_parity(bundle, split):
-    perturb(bundle, 0.01)
-    forge(bundle)
-    report = verify_bundle(bundle, split=split)
-    assert list(rungs(report)) == ["integrity", "parity"]
-    with pytest.raises(ParityGateFailed, match="parity"):
-        sign_off(report)
 
 
 def test_a_bundle_of_another_source_is_refused(bundle, source, split, fragile, tmp_path):
@@ -490,11 +472,6 @@ def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand, dataset):
     other = StagedSpec(widths=((8,),), resolutions=(16,), classes=7)
     with pytest.raises(UsageError, match="7 classes"):
         choose_level(None, "cifar10", other, None, offline=True)
-
-
-def test_levels_without_labels_are_refused(robust):
-    with pytest.raises(UsageError, match="labelled images"):
-        climbed(robust, Twin(robust), None, level="clean")
 
 
 # -- what is said ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
-from zoo.system.errors import MissingDependency, UnknownModel, ZooError
+from zoo.system.errors import UnknownModel, ZooError
 
 if TYPE_CHECKING:
     from zoo.export.bundle.folder import Bundle
@@ -91,6 +91,7 @@ def command(
     from zoo.cli.ladder import outcome
     from zoo.export.engines import backend
     from zoo.export.engines.options import parse_pairs
+    from zoo.export.triton import check_served, free_place, write_triton
 
     output = Output(as_json=as_json, quiet=quiet)
     engines = {backend(one).name: one for one in given.parts(format, "--format")}  # before torch is imported
@@ -107,37 +108,35 @@ def command(
     }
     names = _names(name)
     alone = len(names) * len(kinds) == 1
+    if triton:
+        for engine in engines:
+            check_served(backend(engine))
     if alone:
         backend(format).require(build=True)
     from zoo.export.exporter import job_of
     from zoo.export.onnx.calibration import Sampling
     from zoo.export.options import ExportOptions
-    from zoo.export.triton import check_served, free_place, write_triton
 
     chosen: dict[str, Any] = {"n": calibration, "method": calibrator, "adversarial": adversarial}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     sampling = Sampling(**chosen, seed=seed)
-    needless = bool(chosen) and "int8" not in [kind for _, kind in kinds]
+    needless = chosen and "int8" not in [precision for _, precision in kinds]  # which is refused
+    options = {
+        (engine, precision): ExportOptions(
+            format=engine,
+            precision=precision,
+            calibration=sampling if precision == "int8" or needless else None,
+            **shared,
+        )
+        for engine, precision in kinds
+    }
 
-    def options(engine: str, precision: str) -> ExportOptions | MissingDependency:
-        calibrated = precision == "int8" or needless
+    def checked(name: str, options: ExportOptions) -> Job | ZooError:
         try:
+            job = job_of(name, options, notify=output.say)
             if triton:
-                check_served(backend(engine))
-            return ExportOptions(
-                format=engine, precision=precision, calibration=sampling if calibrated else None, **shared
-            )
-        except MissingDependency as error:
-            return error
-
-    def job(name: str, options: ExportOptions | MissingDependency) -> Job | ZooError:
-        try:
-            if isinstance(options, MissingDependency):
-                raise options
-            found = job_of(name, options, notify=output.say)
-            if triton:
-                free_place(triton, found.known.title)
-            return found
+                free_place(triton, job.known.title)
+            return job
         except ZooError as error:
             if alone:
                 raise
@@ -150,8 +149,7 @@ def command(
             write_triton(bundle, triton, notify=output.say)
         return bundle
 
-    made = {kind: options(*kind) for kind in kinds}
-    jobs = {(one, *kind): job(one, made[kind]) for one, kind in product(names, kinds)}
+    jobs = {(one, *kind): checked(one, options[kind]) for one, kind in product(names, kinds)}
     if alone:
         (only,) = jobs.values()
         output.result(*outcome(run(only)))
