@@ -17,7 +17,7 @@ from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
-from zoo.evaluation.protocols import DATASET, PROTOCOLS
+from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.manifest import (
@@ -38,7 +38,7 @@ from zoo.export.bundle.source import Known, digest, source_of
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import Progress, climb, random_images, silent
+from zoo.export.ladder.climb import Progress, Trial, climb, random_images, silent
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, unverified, write_reports
 from zoo.export.onnx.calibration import calibration_images
@@ -188,19 +188,17 @@ def write_bundle(
         progress("build", 1, 1)
         load_options = loading(engine, asdict(own) if own else {})
         with engine.load_module().load(scratch / artifact.file, **load_options) as loaded:
-            report = climb(
-                model,
-                loaded,
+            trial = Trial(
                 artifact_sha256=artifact.sha256,
                 files=len(parts),
                 level=level,
                 split=split,
                 batches=options.sizes,
                 terms=options.terms,
-                dataset=known.dataset or DATASET,
+                dataset=known.dataset,
                 threat=known.threat,
-                progress=progress,
             )
+            report = climb(model, loaded, trial, progress)
         manifest = Manifest(
             name=known.title,
             spec=model.spec,

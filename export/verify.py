@@ -11,14 +11,13 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
-from zoo.evaluation.protocols import DATASET
 from zoo.export.bundle.folder import files, read_bundle, staged
 from zoo.export.bundle.manifest import Level, Notify, Report, level_called
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
-from zoo.export.ladder.climb import Progress, Terms, climb, silent
+from zoo.export.ladder.climb import Progress, Terms, Trial, climb, silent
 from zoo.export.ladder.report import findings, write_reports
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
@@ -124,20 +123,18 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
+    trial = Trial(
+        artifact_sha256=manifest.artifact.sha256,
+        files=len(files(folder)),
+        level=level or "attacked",
+        split=split,
+        batches=manifest.artifact.batches,
+        terms=agreed,
+        dataset=manifest.dataset,
+        threat=manifest.threat_model,
+    )
     with opened() as engine:
-        report = climb(
-            model.eval(),
-            engine,
-            artifact_sha256=manifest.artifact.sha256,
-            files=len(files(folder)),
-            level=level or "attacked",
-            split=split,
-            batches=manifest.artifact.batches,
-            terms=agreed,
-            dataset=manifest.dataset or DATASET,
-            threat=manifest.threat_model,
-            progress=progress,
-        )
+        report = climb(model.eval(), engine, trial, progress)
     if write:
         with staged(folder, force=True) as scratch:
             shutil.copytree(folder, scratch, dirs_exist_ok=True)

@@ -28,7 +28,7 @@ from zoo.datasets.base import Split
 from zoo.export.bundle.folder import artifact_sha256, write_sums
 from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Source, now, to_json
 from zoo.export.engines import ENGINES, backend, onnxruntime
-from zoo.export.ladder.climb import Terms, climb
+from zoo.export.ladder.climb import Terms, Trial, climb
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.remote import engine as remote_engine
 from zoo.export.remote import frame, link
@@ -332,9 +332,7 @@ def test_it_climbs_the_ladder_with_gradients_from_here(small, bundle):
         own = engine.differentiable(small)
         assert own is not None
         assert torch.allclose(own(images(2)), engine(images(2)), atol=1e-4)
-        report = climb(
-            small,
-            engine,
+        trial = Trial(
             artifact_sha256=engine.artifact.sha256,
             files=2,
             level="attacked",
@@ -342,6 +340,7 @@ def test_it_climbs_the_ladder_with_gradients_from_here(small, bundle):
             batches=(1, 8),
             terms=Terms(n=8, margin=0.99),
         )
+        report = climb(small, engine, trial)
     assert report.failed is None
     assert report.reached == "attacked"
     assert report.engine["remote"]["machine"]

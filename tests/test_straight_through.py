@@ -15,7 +15,7 @@ from test_export import FAMILIES, model_of
 
 from zoo.datasets.base import to_float
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder.climb import Terms, climb
+from zoo.export.ladder.climb import Terms, Trial, climb
 from zoo.export.onnx.gradients import StraightThrough, own_gradients
 from zoo.export.onnx.graph import INPUT, save_onnx
 from zoo.export.onnx.int8 import to_int8
@@ -121,15 +121,10 @@ def test_an_unknown_operator_gives_none(robust, images, tmp_path):
 def test_its_walk_finds_what_the_twin_s_misses_in_an_int8_engine(robust, fragile, split, tmp_path):
     int8(fragile, to_float(pictures(96, seed=3)[0]), tmp_path / "model.onnx")
     engine = onnxruntime.load(tmp_path / "model.onnx", threads=1)
-    report = climb(
-        robust,
-        engine,
-        artifact_sha256="0" * 64,
-        files=1,
-        level="attacked",
-        split=split,
-        terms=Terms(n=150, margin=0.02, tolerance=1e6),
+    trial = Trial(
+        artifact_sha256="0" * 64, files=1, level="attacked", split=split, terms=Terms(n=150, margin=0.02, tolerance=1e6)
     )
+    report = climb(robust, engine, trial)
     assert report.failed is not None
     assert report.failed.name == "surrogate"
     assert report.failed.measured["gradients"] == ["twin", "artifact"]

@@ -30,7 +30,7 @@ from zoo.export.bundle.source import Known
 from zoo.export.compare import compare
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import SQUARE, Terms, climb
+from zoo.export.ladder.climb import SQUARE, Terms, Trial, climb
 from zoo.export.ladder.gate import compared, verdict
 from zoo.export.ladder.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
 from zoo.export.onnx.graph import save_onnx, with_weights_of
@@ -89,7 +89,8 @@ def perturb(bundle: Path, scale: float) -> None:
 
 
 def climbed(model, engine, split, *, level: str = "attacked", **terms) -> Report:
-    return climb(model, engine, artifact_sha256="0" * 64, files=1, level=level, split=split, terms=Terms(**terms))
+    trial = Trial(artifact_sha256="0" * 64, files=1, level=level, split=split, terms=Terms(**terms))
+    return climb(model, engine, trial)
 
 
 def rungs(report: Report) -> dict[str, bool]:
@@ -472,6 +473,11 @@ def test_a_model_for_another_task_is_not_judged_on_cifar(data_at_hand, dataset):
     other = StagedSpec(widths=((8,),), resolutions=(16,), classes=7)
     with pytest.raises(UsageError, match="7 classes"):
         choose_level(None, "cifar10", other, None, offline=True)
+
+
+def test_levels_without_labels_are_refused(robust):
+    with pytest.raises(UsageError, match="labelled images"):
+        climbed(robust, Twin(robust), None, level="clean")
 
 
 # -- what is said ----------------------------------------------------------------------------------------------

@@ -92,46 +92,56 @@ def random_images(spec: Spec, n: int, seed: int) -> Split:
     return Split(RANDOM, images, np.zeros(n, np.int64))
 
 
-def climb(
-    model: Classifier,
-    engine: Engine,
-    *,
-    artifact_sha256: str,
-    files: int,
-    level: Level,
-    split: Split | None,
-    batches: Sequence[int] = (1, 2, 64),
-    terms: Terms = DEFAULTS,
-    dataset: str = DATASET,
-    threat: ThreatModel = LINF_8,
-    progress: Progress = silent,
-) -> Report:
-    """Climb to ``level`` or to the first rung that does not hold.
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What an engine is put to.
 
-    Args:
-        model: the float twin, in eval mode, as it was loaded.
+    Attributes:
         artifact_sha256: what every result is bound to.
-        files: how many were checked, by whom is about to climb, for the lowest rung: integrity.
+        files: how many the caller has checked, for the lowest rung: integrity.
+        level: how high to climb.
         split: labelled test images; random ones stand in for parity where it is None.
         dataset: the name of the data set that they are from; ``threat``: what the attacks may do.
 
     Raises:
         UsageError: a level above parity without images.
     """
-    if split is None:
-        if level in ("clean", "attacked"):
-            raise UsageError(f"level '{level}' needs labelled images")
-        split = random_images(model.spec, max(rungs.PARITY_IMAGES, *batches), terms.seed)
+
+    artifact_sha256: str
+    files: int
+    level: Level
+    split: Split | None
+    batches: Sequence[int] = (1, 2, 64)
+    terms: Terms = DEFAULTS
+    dataset: str | None = None
+    threat: ThreatModel = LINF_8
+
+    def __post_init__(self) -> None:
+        if self.split is None and self.level in ("clean", "attacked"):
+            raise UsageError(f"level '{self.level}' needs labelled images")
+
+    def images(self, spec: Spec) -> Split:
+        """The test images, or the random ones."""
+        return self.split or random_images(spec, max(rungs.PARITY_IMAGES, *self.batches), self.terms.seed)
+
+
+def climb(model: Classifier, engine: Engine, trial: Trial, progress: Progress = silent) -> Report:
+    """Climb to the level of ``trial`` or to the first rung that does not hold.
+
+    Args:
+        model: the float twin, in eval mode, as it was loaded.
+    """
+    split = trial.images(model.spec)
     bound = {
-        "artifact_sha256": artifact_sha256,
-        "seed": terms.seed,
+        "artifact_sha256": trial.artifact_sha256,
+        "seed": trial.terms.seed,
         "dataset": split.name,
         "dataset_sha256": split.fingerprint,
     }
     climbed: list[Rung] = []
     reached: Level = "none"
     since = time.perf_counter()
-    for above, facts in _rungs(model, engine, files, level, split, batches, terms, dataset, threat, progress):
+    for above, facts in _rungs(model, engine, trial, split, progress):
         clock = time.perf_counter()
         climbed.append(Rung(**bound, **facts, seconds=round(clock - since, 2)))
         since = clock
@@ -139,8 +149,8 @@ def climb(
             break
         reached = above
     return Report(
-        artifact_sha256=artifact_sha256,
-        asked=level,
+        artifact_sha256=trial.artifact_sha256,
+        asked=trial.level,
         reached=reached,
         rungs=tuple(climbed),
         engine=engine.describe(),
@@ -150,25 +160,17 @@ def climb(
 
 
 def _rungs(
-    model: Classifier,
-    engine: Engine,
-    files: int,
-    level: Level,
-    split: Split,
-    batches: Sequence[int],
-    terms: Terms,
-    dataset: str,
-    threat: ThreatModel,
-    progress: Progress,
+    model: Classifier, engine: Engine, trial: Trial, split: Split, progress: Progress
 ) -> Iterator[tuple[Level, dict[str, Any]]]:
     """The facts of each rung when it has been climbed, and the level that is reached if it holds.
 
     A generator: nothing of a rung is computed until it is asked for.
     """
-    yield "none", {"name": "integrity", "n": files, "holds": True}  # what is not intact has raised before
+    level, terms = trial.level, trial.terms
+    yield "none", {"name": "integrity", "n": trial.files, "holds": True}  # what is not intact has raised before
     if level == "none":
         return
-    agreement = _parity(model, engine, split, batches, terms, progress)
+    agreement = _parity(model, engine, split, trial, progress)
     yield "parity", agreement
     if level == "parity":
         return
@@ -187,7 +189,7 @@ def _rungs(
 
     def judged(protocol: Protocol, **settings: Any) -> Protocol:
         settings |= {"n": len(labels), "seed": terms.seed}
-        return protocol.on(dataset).under(threat).model_copy(update=settings)
+        return protocol.on(trial.dataset or DATASET).under(trial.threat).model_copy(update=settings)
 
     replayed = [judged(PROTOCOLS[name]) for name in TRANSFERRED]
     walk, square = judged(PROTOCOLS[WALK]), judged(SQUARE, queries=terms.queries)
@@ -227,16 +229,14 @@ def _own_gradients(model: Classifier, engine: Engine, x: Tensor, twin: Twin) -> 
     return own if off <= FAITHFUL or off < nearest else None
 
 
-def _parity(
-    model: Classifier, engine: Engine, split: Split, batches: Sequence[int], terms: Terms, progress: Progress
-) -> dict[str, Any]:
-    x = to_float(split.images[: max(rungs.PARITY_IMAGES, *batches)])
-    measured = rungs.parity(model, engine, x, sorted({1, 2, *batches}))
+def _parity(model: Classifier, engine: Engine, split: Split, trial: Trial, progress: Progress) -> dict[str, Any]:
+    x = to_float(split.images[: max(rungs.PARITY_IMAGES, *trial.batches)])
+    measured = rungs.parity(model, engine, x, sorted({1, 2, *trial.batches}))
     progress("parity", len(x), len(x))
     return {
         "name": "parity",
         "n": len(x),
-        "holds": measured["max_logit_difference"] <= terms.tolerance,
-        "threshold": {"tolerance": terms.tolerance},
+        "holds": measured["max_logit_difference"] <= trial.terms.tolerance,
+        "threshold": {"tolerance": trial.terms.tolerance},
         "measured": measured,
     }
