@@ -67,7 +67,6 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["verify", "nowhere", "--verify", "fully"], 2, "not 'fully'"),
         (["bench", "trades-s3", "--peers", "pytorch,"], 2, "--peers takes a list"),
         (["bench", "trades-s3", "--batch", "5000"], 2, "whole numbers from 1 to 4096"),
-        (["bench", "local-dir:mine", "--write"], 2, "--write stores in bundles and registry entries"),
         (["eval", "trades-s3", "-p", "pgd21"], 2, "no protocol is called 'pgd21'"),
         (["eval", "trades-s3", "--threat", "l3 1"], 2, "a threat model is"),
         (["eval", "trades-s3", "--write", "-n", "5"], 2, "--write stores whole protocols only"),

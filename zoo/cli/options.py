@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,24 +11,21 @@ import typer
 from zoo.system.errors import UsageError, ZooError
 
 
-def model_names(incomplete: str) -> list[str]:
-    """Names and aliases of the registry that start so, for the shell to complete."""
-    from zoo.registry.file import load_registry
+def _of_registry(table: str) -> Callable[[str], list[str]]:
+    """What completes names of the registry's ``table``, for the shell."""
 
-    try:
-        return [name for name in load_registry().named if name.startswith(incomplete)]
-    except ZooError:  # there is no place for a message while a shell completes
-        return []
+    def complete(incomplete: str) -> list[str]:
+        from zoo.registry.file import load_registry
+
+        try:
+            return [name for name in getattr(load_registry(), table) if name.startswith(incomplete)]
+        except ZooError:  # there is no place for a message while a shell completes
+            return []
+
+    return complete
 
 
-def protocol_names(incomplete: str) -> list[str]:
-    """Names of the registry's protocols that start so, for the shell to complete."""
-    from zoo.registry.file import load_registry
-
-    try:
-        return [name for name in load_registry().protocols if name.startswith(incomplete)]
-    except ZooError:
-        return []
+model_names, protocol_names = _of_registry("named"), _of_registry("protocols")
 
 
 def parts(text: str, option: str) -> list[str]:

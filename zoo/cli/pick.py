@@ -13,7 +13,6 @@ from zoo.cli import options as given
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
-    from zoo.export.options import ExportOptions
     from zoo.registry.entry import Entry
 
 
@@ -77,18 +76,10 @@ def command(
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
     batches = given.batch_sizes(batch)
-    order = {
-        "format": export,
-        "precision": precision,
-        "batches": batches,
-        "out": out,
-        "verify": verify,
-        "data": data,
-        "offline": offline,
-        "keep_failed": keep_failed,
-        "force": force,
-    }
-    options = _options(order) if export else None
+    if export:
+        from zoo.export.engines import backend
+
+        backend(export).require(build=True)
     registry = load_registry()
     limits: Limits = {
         "flops": flops,
@@ -111,13 +102,17 @@ def command(
     text = entries_table(registry, picked, by=by)
     if latency_ms is not None:
         text += f"\n\n{_latencies(picked, timed_devices(registry, device))}"
-    if options is not None:
+    if export:
         from zoo.export.exporter import job_of
+        from zoo.export.options import ExportOptions
 
+        order: dict[str, Any] = {"format": export, "precision": precision, "batches": batches, "verify": verify}
+        order |= {"out": out, "data": data, "offline": offline, "keep_failed": keep_failed, "force": force}
+        options = ExportOptions(**order, command=shlex.join(["zoo", *sys.argv[1:]]))
         job = job_of(picked[0].name, options, notify=out_.say)
         report["export"] = {**order, "out": str(out), "data": str(data) if data else None, "dry_run": dry_run}
         if dry_run:
-            text += f"\n\n{_plan(picked[0], order)}"
+            text += f"\n\n{_plan(picked[0], order, job.level)}"
         else:
             out_.say(f"exporting {picked[0].name} ...")
             with out_.progress() as advance:
@@ -137,17 +132,7 @@ def _latencies(picked: list[Entry], devices: list[str]) -> str:
     return table(["model", "p50 ms", "of one image, with"], rows, right=[1])
 
 
-def _options(order: dict[str, Any]) -> ExportOptions:
-    from zoo.export.engines import backend
-
-    backend(order["format"]).require(build=True)  # before torch is imported
-    from zoo.export.options import ExportOptions
-
-    return ExportOptions(**order, command=shlex.join(["zoo", *sys.argv[1:]]))
-
-
-def _plan(entry: Entry, order: dict[str, Any]) -> str:
-    level = order["verify"] or "as far as the data allow"
+def _plan(entry: Entry, order: dict[str, Any], level: str) -> str:
     sizes = ", ".join(map(str, order["batches"]))
     return (
         f"Would export {entry.name} as {order['format']} in {order['precision']} for batches of {sizes}\n"
