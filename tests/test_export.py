@@ -21,12 +21,7 @@ from zoo.export.onnx.graph import OPSET, metadata_of, save_onnx
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.specs.base import CIFAR10_MEAN, CIFAR10_STD
-from zoo.system.errors import (
-    IntegrityError,
-    MissingDependency,
-    ParityGateFailed,
-    UsageError,
-)
+from zoo.system.errors import IntegrityError, MissingDependency, ParityGateFailed, UsageError
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
 
