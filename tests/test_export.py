@@ -19,11 +19,18 @@ from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.onnx.graph import OPSET, metadata_of, save_onnx
 from zoo.models import Classifier, build
-from zoo.specs import StagedSpec
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 from zoo.specs.base import CIFAR10_MEAN, CIFAR10_STD
 from zoo.system.errors import IntegrityError, MissingDependency, ParityGateFailed, UsageError
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
+FAMILIES = {
+    "staged": SMALL,
+    "silu": StagedSpec(widths=((8, 6), (12,)), resolutions=(32, 16), stem=6, activation="silu"),
+    "wideresnet": WideResNetSpec(depth=10, widen=1),
+    "mobilenetv2": MobileNetV2Spec(width_mult=0.25),
+    "resnet": ResNetSpec(),
+}
 
 
 def model_of(spec, seed: int = 0) -> Classifier:

@@ -194,6 +194,7 @@ def _export_all(
             facts.append(fact | {"error": {"type": type(error).__name__, "message": message, "exit_code": codes[-1]}})
             rows.append([name, engine, precision, f"exit code {codes[-1]}", ""])
         else:
+            output.say(bundle.manifest.robustness)
             verified, found = bundle.manifest.verified, accuracy_on_the_engine(bundle.manifest)
             facts.append(fact | {"bundle": str(bundle.folder), "verified": verified, "accuracy": found})
             rows.append([name, engine, precision, verified, "-" if found is None else f"{100 * found:.1f}"])
