@@ -247,7 +247,7 @@ def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before
     ],
 )
 def test_a_papers_number_that_is_malformed_is_refused_before_anything_is_measured(path, trained, reported, place):
-    with pytest.raises(UsageError, match=rf"config\.json' makes no entry: .*'{place}'"):
+    with pytest.raises(UsageError, match=rf"config\.json' cannot become a registry entry: .*'{place}'"):
         candidate(find(trained(reported=reported)))
 
 
@@ -263,14 +263,14 @@ FAULTS = {
     "unknown field": (lambda d: d["models"]["small"].update(stars=5), "models.small.stars"),
     "missing field": (lambda d: d["models"]["small"].pop("license"), "models.small.license"),
     "a number as text": (lambda d: d["models"]["small"].update(macs="1"), "models.small.macs"),
-    "name": (lambda d: d["models"].update({"../evil": d["models"]["small"]}), "a name is 1 to 40"),
+    "name": (lambda d: d["models"].update({"../evil": d["models"]["small"]}), "a name has 1 to 40"),
     "weights outside the folder": (
         lambda d: d["models"]["small"]["weights"].update(file="../x.safetensors"),
         "models.small.weights.file",
     ),
     "pickled weights": (lambda d: d["models"]["small"]["weights"].update(file="x.pt"), "models.small.weights.file"),
     "undefined protocol": (lambda d: d["protocols"].pop("pgd20"), "no protocol of that name"),
-    "protocol under another name": (lambda d: d["protocols"]["pgd20"].update(name="pgd"), "calls itself 'pgd'"),
+    "protocol under another name": (lambda d: d["protocols"]["pgd20"].update(name="pgd"), "its name is 'pgd'"),
     "schema version": (lambda d: d.update(schema_version=2), "schema_version"),
     "no models": (lambda d: d.pop("models"), "models"),
     "no fingerprint": (lambda d: d["datasets"].clear(), "has no test split of cifar10"),
@@ -289,7 +289,7 @@ FAULTS = {
 }
 RESULT_FAULTS = {
     "no provenance": (lambda r: r.pop("toolchain"), "toolchain"),
-    "no processor": (lambda r: r["toolchain"].pop("cpu"), "does not say which cpu"),
+    "no processor": (lambda r: r["toolchain"].pop("cpu"), "does not name the cpu"),
     "no date": (lambda r: r.update(measured_at="yesterday"), "not an ISO 8601 time"),
     "no time zone": (lambda r: r.update(measured_at="2025-06-01T12:00:00"), "not an ISO 8601 time"),
     "other weights": (lambda r: r.update(weights_sha256="c" * 64), "other weights"),
@@ -402,7 +402,7 @@ def test_writing_brings_the_datasets_and_protocols_that_results_refer_to(tmp_pat
     write_model("new", model(8, pgd20=10), datasets=TEST_SPLIT, path=path)
     assert list(load_registry(path).protocols) == ["pgd20"]
     other = {"cifar10": {"splits": {"test": {"n": 10_000, "sha256": "e" * 64}}}}
-    with pytest.raises(IntegrityError, match="another test split"):
+    with pytest.raises(IntegrityError, match="other images in the test split"):
         write_model("new", model(8, pgd20=10), datasets=other, path=path)
 
 
