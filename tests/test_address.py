@@ -124,7 +124,7 @@ def test_a_renamed_model_keeps_all_but_its_name_which_becomes_an_alias(net, bund
     assert same_function(load("tiny"), net)
     with pytest.raises(UnknownModel):
         rename("nobody", "somebody")
-    with pytest.raises(IntegrityError, match="a name is 1 to 40 letters"):
+    with pytest.raises(IntegrityError, match="a name has 1 to 40 letters"):
         rename("small", "n" * 41)
     assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
     rename("small", "tiny")

@@ -123,8 +123,8 @@ def test_progress_counts_images_over_all_eps_of_an_attack():
         ({"eps": [float("nan")]}, "each from 0 to 1"),
         ({"n": 0}, "at least one image"),
         ({"attacks": ["pgd-20"]}, "did you mean 'pgd20'"),
-        ({"attacks": ["clean"]}, "a sweep wants attacks, such as fgsm and pgd20, not clean"),
-        ({"attacks": []}, "a sweep wants attacks"),
+        ({"attacks": ["clean"]}, "a sweep needs attacks, such as fgsm and pgd20, not clean"),
+        ({"attacks": []}, "a sweep needs attacks"),
     ],
 )
 def test_requests_that_make_no_sweep_are_refused(changes, told):

@@ -68,8 +68,8 @@ def bare_pickle(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (flip_a_bit, "has SHA-256 [0-9a-f]{12}... where [0-9a-f]{12}... is expected"),
-        (truncate, r"has [\d,]+ bytes where [\d,]+ are expected"),
+        (flip_a_bit, "has SHA-256 [0-9a-f]{12}..., but [0-9a-f]{12}... is expected"),
+        (truncate, r"has [\d,]+ bytes, but [\d,]+ are expected"),
         (pickle, "is a pickle, not safetensors"),
         (bare_pickle, "is a pickle, not safetensors"),
     ],
@@ -128,7 +128,7 @@ def with_nan(weights):
     ("change", "told"),
     [
         (without_a_tensor, "lacks 'head.weight'"),
-        (with_another_tensor, "has 'head.scale', which the architecture has not"),
+        (with_another_tensor, "has 'head.scale', which the architecture lacks"),
         (with_another_shape, r"'head.weight' .* has shape \[10, 13\], not \[10, 12\]"),
         (with_nan, "'head.bias' that are not finite"),
     ],
@@ -276,5 +276,5 @@ def test_an_offline_miss_answers_at_once(tmp_path, how):
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "the network is not to be used" in done.stdout
+    assert "the network must not be used" in done.stdout
     assert time.perf_counter() - start < 10  # seconds even on a busy machine; about 0.5 otherwise
