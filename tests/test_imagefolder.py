@@ -161,7 +161,7 @@ def test_a_model_for_other_images_or_classes_is_refused(folder, toy):
     check_fits(data, tiny_spec(224, 3))
     with pytest.raises(UsageError, match=r"100 classes, but .* has 3"):
         check_fits(data, search_space("is").largest)
-    with pytest.raises(UsageError, match=r"32 pixels, and .* have 224"):
+    with pytest.raises(UsageError, match=r"32 pixels, but .* have 224"):
         check_fits(data, search_space("s3").largest)
     with pytest.raises(UsageError, match="no split"):
         data.split("val")
