@@ -417,7 +417,7 @@ def test_masked_gradients_stop_pgd_but_not_square_and_autoattack_shows_it(net):
 # -- Square and engines -----------------------------------------------------------------------------------------
 
 
-def test_square_asks_a_model_no_more_than_it_may_and_never_about_broken_images(net):
+def test_square_keeps_to_its_queries_and_does_not_query_broken_images(net):
     x, y = blobs(60, seed=2)
     sizes = []
 
@@ -467,7 +467,7 @@ def test_a_reused_output_buffer_does_not_fool_square(net, images, norm):
     assert 0 < robust(net, expected, y) < 1
 
 
-def test_square_needs_no_gradients_and_others_say_that_they_do(net, images):
+def test_square_needs_no_gradients_and_other_attacks_refuse_a_model_without(net, images):
     x, y = images
 
     def engine(x):

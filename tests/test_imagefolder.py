@@ -148,7 +148,7 @@ def thin(name, left):
         (thin("train/n002", 1), "n002' in '.*train' has only one image"),
     ],
 )
-def test_a_folder_that_will_not_do_is_refused_in_one_sentence(folder, damage, says):
+def test_an_invalid_folder_is_refused_in_one_sentence(folder, damage, says):
     damage(folder)
     with pytest.raises(DataNotFound, match=says) as caught:
         IMAGEFOLDER.load(folder)

@@ -150,7 +150,7 @@ def test_an_entry_gives_back_what_the_file_has(path):
     assert entry.accuracy("autoattack") is None
 
 
-def test_an_entry_tells_its_teacher_and_the_phases_of_its_training(path):
+def test_an_entry_has_its_teacher_and_training_phases(path):
     write_model("student", taught(clean=6000), path=path)
     entry = info("student")
     assert (entry.train.teacher.name, entry.train.teacher.accuracy["pgd20"].value) == ("nfgsm-wide", 0.48)
@@ -326,13 +326,13 @@ def test_a_number_without_sound_provenance_is_refused(path, what):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{} {}", "\udcff"])
-def test_what_is_no_registry_at_all_is_refused(path, text):
+def test_a_file_that_is_not_a_registry_is_refused(path, text):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(IntegrityError, match="registry"):
         load_registry()
 
 
-def test_a_registry_that_is_not_there_is_told_by_its_path(tmp_path):
+def test_a_missing_registry_is_named_by_its_path(tmp_path):
     with pytest.raises(IntegrityError, match=r"none\.json' cannot be read: No such file"):
         load_registry(tmp_path / "none.json")
 
@@ -482,7 +482,7 @@ def test_min_robust_means_pgd20_where_the_ranking_is_by_clean_accuracy(path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
         ({"flops": "1k"}, r"no model has at most 1\.0k MACs; the smallest is small with [\d.]+k"),
         ({"params": 10}, "no model has at most 10 parameters; the smallest is small"),
@@ -497,17 +497,17 @@ def test_min_robust_means_pgd20_where_the_ranking_is_by_clean_accuracy(path):
         ({"flops": MACS["middle"], "min_robust": 0.45}, "no model has .* and .*; the nearest, middle, has 40.0% acc"),
     ],
 )
-def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_named(path, limits, told):
-    with pytest.raises(NothingMatches, match=told):
+def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_named(path, limits, message):
+    with pytest.raises(NothingMatches, match=message):
         pick(**limits)
 
 
-def test_a_near_miss_is_told_in_full_where_rounding_would_hide_it(path):
+def test_a_near_miss_is_written_in_full_if_rounding_would_hide_it(path):
     with pytest.raises(NothingMatches, match=f"the smallest is small with {MACS['small']:,}$"):
         pick(flops=MACS["small"] - 1)
 
 
-def test_budgets_that_make_no_sense_are_usage_errors(path):
+def test_invalid_budgets_are_usage_errors(path):
     for limits in ({"flops": "-1"}, {"n": 0}, {"min_clean": 70}, {"device": "phone"}, {"latency_ms": -1.0}):
         with pytest.raises(UsageError):
             pick(**limits)

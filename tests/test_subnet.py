@@ -159,13 +159,13 @@ def test_a_comparison_by_a_budget_has_the_bits_of_the_sub_net_that_it_names(rele
     ("budget", "error", "hint"), [("1", NothingMatches, "; search .* `zoo search"), ("10M", UsageError, "$")]
 )
 def test_a_budget_outside_the_range_is_refused_with_it(released, budget, error, hint):
-    told = r"MACs is out of range: the released sub-nets of .* have [\d,]+ to [\d,]+" + hint
-    with pytest.raises(error, match=told):
+    message = r"MACs is out of range: the released sub-nets of .* have [\d,]+ to [\d,]+" + hint
+    with pytest.raises(error, match=message):
         load(f"proard-micro@{budget}")
 
 
 @pytest.mark.parametrize("name", ["proard-micro@", "proard-micro@much"])
-def test_a_budget_that_is_none_is_refused(released, name):
+def test_a_malformed_budget_is_refused(released, name):
     with pytest.raises(UsageError, match="is not a count"):
         load(name)
 
