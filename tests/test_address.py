@@ -42,7 +42,7 @@ def test_an_address_is_read_and_written_again(text, address):
 
 
 @pytest.mark.parametrize("wrong", [5, None, Path("runs/x/model"), "https://example.org/model", "local-dir:", "hf-hub:"])
-def test_what_is_no_address_is_refused_with_the_kinds_there_are(wrong):
+def test_an_invalid_address_is_refused_with_the_valid_kinds(wrong):
     with pytest.raises(UsageError, match=r"local-dir:PATH or hf-hub:ORG/REPO"):
         load(wrong)
 
@@ -102,7 +102,7 @@ def test_an_alias_survives_new_results_and_new_weights(net, short, folder):
 
 
 @pytest.mark.parametrize("wrong", [["tiny"], ["other"], ["o"], ["t", "t"], ["two words"]])
-def test_an_alias_is_nobody_elses_name_and_well_formed(bundled, wrong):
+def test_a_taken_or_malformed_alias_is_refused(bundled, wrong):
     path = bundled.parents[1] / "registry.json"
     data = json.loads(path.read_text())
     path.write_text(pretty(registry_data({**data["models"], "other": model(12) | {"aliases": ["o"]}})))
@@ -124,7 +124,7 @@ def test_a_renamed_model_keeps_all_but_its_name_which_becomes_an_alias(net, bund
     assert same_function(load("tiny"), net)
     with pytest.raises(UnknownModel):
         rename("nobody", "somebody")
-    with pytest.raises(IntegrityError, match="a name is 1 to 40 letters"):
+    with pytest.raises(IntegrityError, match="a name has 1 to 40 letters"):
         rename("small", "n" * 41)
     assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
     rename("small", "tiny")
@@ -191,7 +191,7 @@ def test_a_config_comes_back_as_it_was_written(tmp_path):
     assert ModelFolder(tmp_path / "model").read() == config
 
 
-def test_of_a_foreign_config_only_the_architecture_is_needed(folder):
+def test_a_foreign_config_needs_only_the_architecture(folder):
     (folder / "config.json").write_text(json.dumps({"spec": SPEC.to_dict(), "model_type": ["of", "others"]}))
     config = ModelFolder(folder).read()
     assert (config.name, config.dataset, config.threat) == (None, None, None)

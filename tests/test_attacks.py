@@ -417,7 +417,7 @@ def test_masked_gradients_stop_pgd_but_not_square_and_autoattack_shows_it(net):
 # -- Square and engines -----------------------------------------------------------------------------------------
 
 
-def test_square_asks_a_model_no_more_than_it_may_and_never_about_broken_images(net):
+def test_square_keeps_to_its_queries_and_does_not_query_broken_images(net):
     x, y = blobs(60, seed=2)
     sizes = []
 
@@ -467,7 +467,7 @@ def test_a_reused_output_buffer_does_not_fool_square(net, images, norm):
     assert 0 < robust(net, expected, y) < 1
 
 
-def test_square_needs_no_gradients_and_others_say_that_they_do(net, images):
+def test_square_needs_no_gradients_and_other_attacks_refuse_a_model_without(net, images):
     x, y = images
 
     def engine(x):
@@ -570,7 +570,7 @@ LABELS = torch.tensor([0, 1])
         (GOOD, [0, 1], "not list"),
         (GOOD, LABELS[:1], r"2 images need labels of shape \[2\], not \[1\]"),
         (GOOD, -LABELS, "at least 0, but one is -1"),
-        (GOOD, LABELS + 4, "a label is 5, but the model has 5 classes only"),
+        (GOOD, LABELS + 4, "a label is 5, but the model has only 5 classes"),
     ],
 )
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "fab-t", "square", "autoattack"])
@@ -616,7 +616,7 @@ def test_a_model_in_train_mode_is_refused_even_if_only_a_part_is(name):
 
 @pytest.mark.parametrize("name", ["apgd-dlr", "apgd-t", "autoattack"])
 def test_the_dlr_loss_needs_four_classes(name):
-    with pytest.raises(UsageError, match="at least 4 classes, the model has 3"):
+    with pytest.raises(UsageError, match="at least 4 classes, but the model has 3"):
         QUICK[name](tiny_net(3, classes=3), GOOD, LABELS, eps=0.1)
     QUICK[name](tiny_net(3, classes=4), GOOD, LABELS, eps=0.1)
 

@@ -189,6 +189,6 @@ def test_square_agrees_with_torchattacks_on_the_squares_that_it_tries(net, image
     assert np.mean(square_accuracies(net, x, y, norm)) < np.mean(theirs)
     monkeypatch.setattr(SQUARE, "_random_window", windows_of_others)
     if norm == "l2":  # and they spend the norm of all channels in each of them, where Algorithm 3 has each its own
-        own = SQUARE._channel_norm
-        monkeypatch.setattr(SQUARE, "_moved", lambda old, other: (own(old) ** 2 + own(other) ** 2).sum(1, keepdim=True))
+        norm_ = SQUARE._channel_norm
+        monkeypatch.setattr(SQUARE, "_squared_norm", lambda a, b: (norm_(a) ** 2 + norm_(b) ** 2).sum(1, keepdim=True))
     assert_within_spread(square_accuracies(net, x, y, norm), theirs, slack=0.12)

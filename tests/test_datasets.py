@@ -118,7 +118,7 @@ def test_no_image_is_in_two_splits_and_validation_is_cut_from_the_training_image
     assert len(pixels(train) | pixels(held_out)) == len(train) + len(held_out) == 30
 
 
-def test_what_is_not_the_data_set_is_refused(name, folder, tmp_path):
+def test_files_of_another_data_set_are_refused(name, folder, tmp_path):
     dataset = written(name, folder)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -169,7 +169,7 @@ def test_the_fingerprint_is_that_of_the_pixels_and_the_labels(name, folder, tmp_
     assert len({test.fingerprint, other.fingerprint, relabelled.fingerprint}) == 3
 
 
-def test_the_real_one_is_as_its_value_says(name):
+def test_the_real_data_set_matches_its_value(name):
     try:
         dataset = DATASETS[name].load(offline=True)
     except DataNotFound as error:
@@ -190,7 +190,7 @@ def test_the_table_is_read_without_torch_and_numpy():
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
-def test_a_typo_is_told_and_a_model_that_names_none_gets_what_it_takes():
+def test_a_typo_is_corrected_and_a_model_without_a_data_set_gets_one_that_fits():
     with pytest.raises(UsageError, match="did you mean 'cifar100'"):
         dataset_called("cifar-100")
     spec = StagedSpec(widths=((4,),), resolutions=(16,))

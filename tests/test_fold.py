@@ -75,13 +75,13 @@ def test_the_model_itself_is_left_alone(family):
     assert folded.spec == model.spec
 
 
-def test_a_norm_whose_convolution_has_a_second_reader_stays():
+def test_a_norm_stays_if_its_convolution_has_a_second_reader():
     """The stem of a WideResNet feeds the first norm and the shortcut around it."""
     model = lived_in(build(WideResNetSpec(depth=10, widen=1))).eval()
     assert isinstance(fold_batchnorm(model).features[1].bn1, nn.BatchNorm2d)
 
 
-def test_modules_of_other_makers_are_copied_not_guessed():
+def test_unknown_modules_are_copied_unchanged():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()

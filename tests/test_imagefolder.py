@@ -142,13 +142,13 @@ def thin(name, left):
         (remove("train"), "no folder '.*train'"),
         (remove("val"), "no folder '.*val'"),
         (remove("val/n000", "val/n001", "val/n002"), "val' holds no folders"),
-        (remove("val/n001"), "val' lacks the class 'n001': both"),
+        (remove("val/n001"), "val' lacks the class 'n001': train and val"),
         (remove("train/n001", "train/n002"), "train' lacks the class 'n001' and 1 more"),
         (thin("train/n002", 0), "n002' holds no images"),
-        (thin("train/n002", 1), "n002' in '.*train' has one image"),
+        (thin("train/n002", 1), "n002' in '.*train' has only one image"),
     ],
 )
-def test_a_folder_that_will_not_do_is_refused_in_one_sentence(folder, damage, says):
+def test_an_invalid_folder_is_refused_in_one_sentence(folder, damage, says):
     damage(folder)
     with pytest.raises(DataNotFound, match=says) as caught:
         IMAGEFOLDER.load(folder)
@@ -159,9 +159,9 @@ def test_a_model_for_other_images_or_classes_is_refused(folder, toy):
     data = IMAGEFOLDER.load(folder)
     check_fits(toy, search_space("s3").largest)
     check_fits(data, tiny_spec(224, 3))
-    with pytest.raises(UsageError, match=r"100 classes, and .* has 3"):
+    with pytest.raises(UsageError, match=r"100 classes, but .* has 3"):
         check_fits(data, search_space("is").largest)
-    with pytest.raises(UsageError, match=r"32 pixels, and .* have 224"):
+    with pytest.raises(UsageError, match=r"32 pixels, but .* have 224"):
         check_fits(data, search_space("s3").largest)
     with pytest.raises(UsageError, match="no split"):
         data.split("val")

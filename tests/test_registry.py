@@ -150,7 +150,7 @@ def test_an_entry_gives_back_what_the_file_has(path):
     assert entry.accuracy("autoattack") is None
 
 
-def test_an_entry_tells_its_teacher_and_the_phases_of_its_training(path):
+def test_an_entry_has_its_teacher_and_training_phases(path):
     write_model("student", taught(clean=6000), path=path)
     entry = info("student")
     assert (entry.train.teacher.name, entry.train.teacher.accuracy["pgd20"].value) == ("nfgsm-wide", 0.48)
@@ -247,7 +247,7 @@ def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before
     ],
 )
 def test_a_papers_number_that_is_malformed_is_refused_before_anything_is_measured(path, trained, reported, place):
-    with pytest.raises(UsageError, match=rf"config\.json' makes no entry: .*'{place}'"):
+    with pytest.raises(UsageError, match=rf"config\.json' cannot become a registry entry: .*'{place}'"):
         candidate(find(trained(reported=reported)))
 
 
@@ -263,14 +263,14 @@ FAULTS = {
     "unknown field": (lambda d: d["models"]["small"].update(stars=5), "models.small.stars"),
     "missing field": (lambda d: d["models"]["small"].pop("license"), "models.small.license"),
     "a number as text": (lambda d: d["models"]["small"].update(macs="1"), "models.small.macs"),
-    "name": (lambda d: d["models"].update({"../evil": d["models"]["small"]}), "a name is 1 to 40"),
+    "name": (lambda d: d["models"].update({"../evil": d["models"]["small"]}), "a name has 1 to 40"),
     "weights outside the folder": (
         lambda d: d["models"]["small"]["weights"].update(file="../x.safetensors"),
         "models.small.weights.file",
     ),
     "pickled weights": (lambda d: d["models"]["small"]["weights"].update(file="x.pt"), "models.small.weights.file"),
     "undefined protocol": (lambda d: d["protocols"].pop("pgd20"), "no protocol of that name"),
-    "protocol under another name": (lambda d: d["protocols"]["pgd20"].update(name="pgd"), "calls itself 'pgd'"),
+    "protocol under another name": (lambda d: d["protocols"]["pgd20"].update(name="pgd"), "its name is 'pgd'"),
     "schema version": (lambda d: d.update(schema_version=2), "schema_version"),
     "no models": (lambda d: d.pop("models"), "models"),
     "no fingerprint": (lambda d: d["datasets"].clear(), "has no test split of cifar10"),
@@ -289,7 +289,7 @@ FAULTS = {
 }
 RESULT_FAULTS = {
     "no provenance": (lambda r: r.pop("toolchain"), "toolchain"),
-    "no processor": (lambda r: r["toolchain"].pop("cpu"), "does not say which cpu"),
+    "no processor": (lambda r: r["toolchain"].pop("cpu"), "does not name the cpu"),
     "no date": (lambda r: r.update(measured_at="yesterday"), "not an ISO 8601 time"),
     "no time zone": (lambda r: r.update(measured_at="2025-06-01T12:00:00"), "not an ISO 8601 time"),
     "other weights": (lambda r: r.update(weights_sha256="c" * 64), "other weights"),
@@ -326,13 +326,13 @@ def test_a_number_without_sound_provenance_is_refused(path, what):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "{} {}", "\udcff"])
-def test_what_is_no_registry_at_all_is_refused(path, text):
+def test_a_file_that_is_not_a_registry_is_refused(path, text):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(IntegrityError, match="registry"):
         load_registry()
 
 
-def test_a_registry_that_is_not_there_is_told_by_its_path(tmp_path):
+def test_a_missing_registry_is_named_by_its_path(tmp_path):
     with pytest.raises(IntegrityError, match=r"none\.json' cannot be read: No such file"):
         load_registry(tmp_path / "none.json")
 
@@ -402,7 +402,7 @@ def test_writing_brings_the_datasets_and_protocols_that_results_refer_to(tmp_pat
     write_model("new", model(8, pgd20=10), datasets=TEST_SPLIT, path=path)
     assert list(load_registry(path).protocols) == ["pgd20"]
     other = {"cifar10": {"splits": {"test": {"n": 10_000, "sha256": "e" * 64}}}}
-    with pytest.raises(IntegrityError, match="another test split"):
+    with pytest.raises(IntegrityError, match="other images in the test split"):
         write_model("new", model(8, pgd20=10), datasets=other, path=path)
 
 
@@ -482,7 +482,7 @@ def test_min_robust_means_pgd20_where_the_ranking_is_by_clean_accuracy(path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
         ({"flops": "1k"}, r"no model has at most 1\.0k MACs; the smallest is small with [\d.]+k"),
         ({"params": 10}, "no model has at most 10 parameters; the smallest is small"),
@@ -497,17 +497,17 @@ def test_min_robust_means_pgd20_where_the_ranking_is_by_clean_accuracy(path):
         ({"flops": MACS["middle"], "min_robust": 0.45}, "no model has .* and .*; the nearest, middle, has 40.0% acc"),
     ],
 )
-def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_named(path, limits, told):
-    with pytest.raises(NothingMatches, match=told):
+def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_named(path, limits, message):
+    with pytest.raises(NothingMatches, match=message):
         pick(**limits)
 
 
-def test_a_near_miss_is_told_in_full_where_rounding_would_hide_it(path):
+def test_a_near_miss_is_written_in_full_if_rounding_would_hide_it(path):
     with pytest.raises(NothingMatches, match=f"the smallest is small with {MACS['small']:,}$"):
         pick(flops=MACS["small"] - 1)
 
 
-def test_budgets_that_make_no_sense_are_usage_errors(path):
+def test_invalid_budgets_are_usage_errors(path):
     for limits in ({"flops": "-1"}, {"n": 0}, {"min_clean": 70}, {"device": "phone"}, {"latency_ms": -1.0}):
         with pytest.raises(UsageError):
             pick(**limits)

@@ -38,7 +38,7 @@ def test_wilson_holds_the_proportion_and_stays_between_0_and_1(trial):
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
-def test_wilson_refuses_what_is_no_proportion(successes, n):
+def test_wilson_refuses_invalid_proportions(successes, n):
     with pytest.raises(UsageError, match="not a proportion"):
         wilson(successes, n)
 

@@ -109,13 +109,13 @@ def test_eps_are_sorted_and_repeated_ones_measured_once():
 
 
 def test_progress_counts_images_over_all_eps_of_an_attack():
-    told: list[tuple[str, int, int]] = []
-    sweep(Brightness(), grey(90, 104), eps=[0, 0.1], progress=lambda *report: told.append(report))
-    assert [report for report in told if report[0] == "pgd20"] == [("pgd20", 2, 4), ("pgd20", 4, 4)]
+    reports: list[tuple[str, int, int]] = []
+    sweep(Brightness(), grey(90, 104), eps=[0, 0.1], progress=lambda *report: reports.append(report))
+    assert [report for report in reports if report[0] == "pgd20"] == [("pgd20", 2, 4), ("pgd20", 4, 4)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"eps": []}, "at least one eps"),
         ({"eps": [0, 8]}, "each from 0 to 1 on the scale of pixels"),
@@ -123,12 +123,12 @@ def test_progress_counts_images_over_all_eps_of_an_attack():
         ({"eps": [float("nan")]}, "each from 0 to 1"),
         ({"n": 0}, "at least one image"),
         ({"attacks": ["pgd-20"]}, "did you mean 'pgd20'"),
-        ({"attacks": ["clean"]}, "a sweep wants attacks, such as fgsm and pgd20, not clean"),
-        ({"attacks": []}, "a sweep wants attacks"),
+        ({"attacks": ["clean"]}, "a sweep needs attacks, such as fgsm and pgd20, not clean"),
+        ({"attacks": []}, "a sweep needs attacks"),
     ],
 )
-def test_requests_that_make_no_sweep_are_refused(changes, told):
-    with pytest.raises(UsageError, match=told):
+def test_invalid_sweeps_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
         sweep(Brightness(), grey(104), **changes)
 
 
@@ -137,7 +137,7 @@ def test_eps_may_be_written_as_fractions():
 
 
 @pytest.mark.parametrize("text", ["", "0,", "8", "a", "1/0", "nan", "-1/255", "8/255/2", "1e999"])
-def test_eps_that_are_no_shares_of_the_range_are_refused(text):
+def test_invalid_eps_are_refused(text):
     with pytest.raises(UsageError, match="--eps takes numbers from 0 to 1"):
         levels(text)
 
@@ -175,7 +175,7 @@ def test_the_command_prints_and_writes_the_same_with_its_provenance(folder, toy,
     assert (clean.split()[0], attacked.split()[0]) == ("0/255", "8/255")
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_work(folder, capsys, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setattr("zoo.evaluation.sweep.sweep", lambda *arguments, **options: pytest.fail("worked"))
     assert run(["sweep", f"local-dir:{folder}", "--out", str(folder)]) == 2
     assert "--out takes a file in a folder that is there" in capsys.readouterr().err

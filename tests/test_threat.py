@@ -71,7 +71,7 @@ def test_the_short_form_is_read_back(text):
 @pytest.mark.parametrize(
     "text", ["", "linf", "l1 8/255", "linf 8", "linf 0", "l2 -1", "l2 nan", "l2 inf", "l2 1/0", "2"]
 )
-def test_what_is_no_threat_model_is_refused(text):
+def test_an_invalid_threat_model_is_refused(text):
     with pytest.raises(UsageError, match="a norm and its eps"):
         ThreatModel.parse(text)
 
@@ -101,7 +101,7 @@ def test_a_protocol_under_another_threat_model_says_so_in_its_name(name, threat,
 # -- what a model is for -----------------------------------------------------------------------------------------
 
 
-def test_a_model_says_what_it_is_for_and_older_folders_say_it_in_their_settings(robust, tmp_path):
+def test_a_model_states_its_task_and_older_folders_state_it_in_their_settings(robust, tmp_path):
     def told(**config):
         return task_of(folder_of(tmp_path / str(len(list(tmp_path.iterdir()))), robust, **config))
 
@@ -186,7 +186,7 @@ def test_the_surrogate_attack_stays_in_its_l2_ball_and_breaks_what_is_fragile(fr
         assert low <= right(engine, x_adv, y).mean() <= high
 
 
-def test_an_l2_model_is_evaluated_and_swept_in_l2_unless_told_otherwise(in_l2, capsys):
+def test_an_l2_model_is_evaluated_and_swept_in_l2_by_default(in_l2, capsys):
     def told(*arguments: str):
         assert run([*arguments, "--json", "-q"]) == 0
         return json.loads(capsys.readouterr().out)
@@ -215,7 +215,7 @@ def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tm
         export_model(name, out=tmp_path / "int8", precision="int8")
 
 
-def test_manifests_from_before_are_read(robust, tmp_path):
+def test_old_manifests_are_read(robust, tmp_path):
     name = folder_of(tmp_path / "model", robust, dataset="cifar10")
     bundle = export_model(name, out=tmp_path, verify="none").folder
     manifest = json.loads((bundle / MANIFEST).read_text())

@@ -1,7 +1,7 @@
 """Robust Zoo: small adversarially robust image classifiers, picked by a compute budget.
 
 ``load`` a model, ``pick`` one within a budget, ``list_models``, ``info``; ``build`` and ``cost`` work on specs.
-Names are imported when they are first used, so that ``import zoo`` costs nothing.
+Each name is imported on first use, so ``import zoo`` is fast.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
     "pick",
 ]
 
-_HOMES = {
+_MODULES = {
     "build": "zoo.models",
     "cost": "zoo.specs",
     "info": "zoo.registry.file",
@@ -73,7 +73,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'zoo' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES.get(name, "zoo.system.errors")), name)
+    value = getattr(importlib.import_module(_MODULES.get(name, "zoo.system.errors")), name)
     globals()[name] = value
     return value
 

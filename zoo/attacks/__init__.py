@@ -1,10 +1,10 @@
 """White-box and black-box attacks within eps of an image, in l-infinity and l2: ``attack(model, x, y, *, eps, ...)``.
 
 All take images [N, C, H, W] in [0, 1] and labels [N], and return adversarial images of the same shape, type and device.
-The model maps images to logits, in eval mode; ``square`` takes any function, the others need its gradients.
+The model maps images to logits, in eval mode. ``square`` accepts any function; the other attacks need its gradients.
 
-To add one, write a file with a function under ``@attack(name)`` and import it here: protocols may name it then, and
-give it the options that its signature has.
+To add one, write a file with a function under ``@attack(name)`` and import it here. Protocols can then name it and set
+the options in its signature.
 """
 
 from zoo.attacks.apgd import apgd, apgd_targeted

@@ -1,4 +1,4 @@
-"""Auto-PGD: no step size to choose. Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
+"""Auto-PGD, which adapts its step size. Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
 ensemble of diverse parameter-free attacks", Algorithm 1, with their untargeted and targeted losses."""
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def apgd(
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
         loss: "ce", "cw" or "dlr" (DLR needs at least 4 classes).
-        early_stop: leave an image where it is first misclassified; without it every image takes all the steps
-            of one restart at least, and ends at its misclassified point of highest loss.
+        early_stop: stop at the first misclassified point of an image. Without it every image takes all the steps
+            of at least one restart, and ends at its misclassified point with the highest loss.
 
     Returns:
-        For images never misclassified, the point of highest loss of the last restart.
+        Adversarial images [N, C, H, W]; if none is misclassified, the last restart's point with the highest loss.
     """
     chosen = loss_called(loss)
     tries = [((y,), f"apgd {loss} {restart}") for restart in range(restarts)]
@@ -63,8 +63,8 @@ def apgd_targeted(
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """APGD on the targeted DLR loss, once for each of the ``targets`` classes that are likeliest after the right
-    one (all others, if they are fewer); images broken on the way to one target are not attacked further.
+    """APGD on the targeted DLR loss, once for each of the ``targets`` likeliest wrong classes (or all, if there are
+    fewer); images broken with one target are not attacked with the next.
 
     Arguments and result as for :func:`apgd`. The model needs at least 4 classes.
     """
@@ -85,7 +85,7 @@ def _tries(
     early_stop: bool,
     seed: int,
 ) -> Tensor:
-    """One climb for each of the (labels of the loss, random stream), on the images that resist."""
+    """One climb for each pair (labels of the loss, random stream), on the images not broken yet."""
     ball, result = Ball(x, eps, norm), x.clone()
     todo = torch.arange(len(x), device=x.device)
     for labels, stream in tries:
@@ -109,7 +109,7 @@ def _tries(
 
 @dataclass
 class _Images:
-    """What Algorithm 1 remembers of each image; f is the loss, eta the step size."""
+    """The state of Algorithm 1 for each image; f is the loss, eta the step size."""
 
     index: Tensor  # int64 [n], the position in the batch
     y: Tensor  # int64 [n]
@@ -124,8 +124,8 @@ class _Images:
     ascents: Tensor  # steps that raised f since the last checkpoint, [n]
     f_max_checked: Tensor  # f_max at the last checkpoint, [n]
     halved: Tensor  # at the last checkpoint, bool [n]
-    found: Tensor  # the misclassified point of highest loss, [n, C, H, W]
-    f_found: Tensor  # its loss, -inf as long as there is none, [n]
+    x_broken: Tensor  # the misclassified point of highest loss, [n, C, H, W]
+    f_broken: Tensor  # its loss, -inf if there is none yet, [n]
 
     def select(self, keep: Tensor) -> _Images:
         return _Images(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
@@ -152,7 +152,7 @@ def _climb(
     loss: Loss,
     early_stop: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 from x [N, C, H, W]: the points found, and whether each is misclassified, bool [N]."""
+    """Algorithm 1 from x [N, C, H, W]: the final points, and whether each is misclassified, bool [N]."""
     n = len(x)
     result, fell = x.clone(), torch.zeros_like(y, dtype=torch.bool)
 
@@ -171,20 +171,20 @@ def _climb(
         ascents=torch.zeros_like(f),
         f_max_checked=f,
         halved=torch.ones_like(fell),
-        found=x.clone(),
-        f_found=torch.where(broken(z, y), f, -torch.inf),
+        x_broken=x.clone(),
+        f_broken=torch.where(broken(z, y), f, -torch.inf),
     )
 
     def record() -> None:
-        falls = s.f_found > -torch.inf
+        falls = s.f_broken > -torch.inf
         fell[s.index] = falls
-        result[s.index] = torch.where(falls[:, None, None, None], s.found, s.x_max)
+        result[s.index] = torch.where(falls[:, None, None, None], s.x_broken, s.x_max)
 
     checks = checkpoints(steps)
     last_check = 0
     for k in range(steps):
         if early_stop:
-            keep = survivors(s.f_found > -torch.inf)
+            keep = survivors(s.f_broken > -torch.inf)
             if keep is not None:
                 record()
                 s, ball, labels = s.select(keep), ball.select(keep), tuple(label[keep] for label in labels)
@@ -207,9 +207,9 @@ def _climb(
         better = f > s.f_max
         s.x_max[better], s.gradient_max[better] = s.x[better], s.gradient[better]
         s.f_max = torch.where(better, f, s.f_max)
-        better = broken(z, s.y) & ~(f <= s.f_found)  # NaN too is a way to be wrong
-        s.found[better] = s.x[better]
-        s.f_found = torch.where(better, f.nan_to_num(nan=torch.inf), s.f_found)
+        better = broken(z, s.y) & ~(f <= s.f_broken)  # NaN counts as wrong
+        s.x_broken[better] = s.x[better]
+        s.f_broken = torch.where(better, f.nan_to_num(nan=torch.inf), s.f_broken)
 
         if k + 1 in checks[1:]:
             too_few = s.ascents < RHO * (k + 1 - last_check)  # condition 1

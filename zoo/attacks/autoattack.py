@@ -1,4 +1,4 @@
-"""Standard AutoAttack: four parameter-free attacks, each on the images that resisted those before. Croce and Hein
+"""Standard AutoAttack: four parameter-free attacks, each on the images that the others did not break. Croce and Hein
 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"."""
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def autoattack(
         model: images [N, C, H, W] in [0, 1] to logits [N, K], K >= 4.
         x: images [N, C, H, W]; y: labels [N].
         steps: of the three gradient attacks; targets: of APGD-T and FAB-T; queries: of Square.
-        counts: each part's name gets the number of images that it was the first to break added. Square breaking
-            many after the others is a sign of masked gradients.
+        counts: adds to each part's name the number of images that it was the first to break. Many images broken by
+            Square alone are a sign of masked gradients.
 
     Returns:
-        Images that no part broke come back as APGD left them.
+        Adversarial images [N, C, H, W]; if no part breaks an image, the last point of APGD.
     """
     common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed}
     parts = {

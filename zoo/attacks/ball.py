@@ -1,4 +1,4 @@
-"""The set an attack may search: the points of [0, 1] within eps of the image, in l-infinity or l2."""
+"""The set that an attack searches: the points of [0, 1] within eps of the image, in l-infinity or l2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of unit norm that ascends fastest; zero where the gradient is."""
+    """The direction of steepest ascent with unit norm, [N, C, H, W]; zero if the gradient is zero."""
     if norm == "linf":
         return gradient.sign()
     # Scaled by the largest entry first: the squares of a small gradient vanish in float32.
@@ -27,15 +27,15 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 class Ball:
-    """The ball of radius ``eps`` around each image of ``x`` [N, C, H, W], cut by the box [0, 1]."""
+    """The ball of radius ``eps`` around each image of ``x`` [N, C, H, W], intersected with the box [0, 1]."""
 
     def __init__(self, x: Tensor, eps: float, norm: Norm) -> None:
         self.x, self.eps, self.norm = x, eps, norm
-        if norm == "linf":  # ball and box are one box
+        if norm == "linf":  # the intersection is a box
             self.lower, self.upper = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
 
     def project(self, x: Tensor) -> Tensor:
-        """The nearest point of the ball, then of the box, which is no farther from the centre."""
+        """Project to the ball, then to the box; the second step stays in the ball."""
         if self.norm == "linf":
             return x.clamp(self.lower, self.upper)
         delta = x - self.x
@@ -43,7 +43,7 @@ class Ball:
         return delta.mul_(shrink).add_(self.x).clamp_(0, 1)
 
     def random(self, source: torch.Generator) -> Tensor:
-        """A point drawn uniformly from the ball, then clamped to the box."""
+        """A point per image, [N, C, H, W], drawn uniformly from the ball, then clamped to the box."""
         x, eps = self.x, self.eps
         if self.norm == "linf":
             delta = torch.empty_like(x).uniform_(-eps, eps, generator=source)
@@ -54,5 +54,5 @@ class Ball:
         return self.project(x + delta)
 
     def select(self, keep: Tensor) -> Ball:
-        """The balls of the images at the positions ``keep``."""
+        """The balls of the images at the indices ``keep`` [M]."""
         return Ball(self.x[keep], self.eps, self.norm)

@@ -1,16 +1,16 @@
-"""Shrinking a batch to the images that still resist."""
+"""Shrink a batch to the images that are not broken yet."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-BUCKET = 4  # every new batch size costs a CPU some milliseconds of kernel set-up; sizes 0 and 1, a recompilation
+BUCKET = 4  # a new batch size costs a CPU milliseconds of kernel set-up; sizes 0 and 1 cost a recompilation
 
 
 def survivors(done: Tensor) -> Tensor | None:
-    """The positions to keep, those not done first; ``None`` while dropping others would not pay.
+    """The indices to keep, images that are not done first; None if the batch cannot shrink by a bucket.
 
-    The batch shrinks by whole buckets, padded with images that are done: few sizes, and never a single image.
+    The batch is padded with images that are done to a multiple of the bucket, so there are few sizes and never size 1.
 
     Shapes: done bool [N]; returns int64 [M], M < N a multiple of the bucket, 0 when all are done.
     """

@@ -11,9 +11,9 @@ from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import ascend, broken, difference, runners_up
 
-ALPHA_MAX = 0.1  # the most weight that the projection of the image itself gets
+ALPHA_MAX = 0.1  # the largest weight of the projection of the original image
 ETA = 1.05  # overshoot past the hyperplane
-BETA = 0.9  # where on the way from the image to a misclassified point the search goes on
+BETA = 0.9  # the search continues at this fraction of the way from the image to a misclassified point
 
 NEWTON_STEPS = 50
 
@@ -33,7 +33,7 @@ def fab_targeted(
 ) -> Tensor:
     """FAB towards each of the ``targets`` likeliest wrong classes, on the images not broken yet.
 
-    The attack looks for the nearest misclassified point; it has broken an image when that lies within eps.
+    The attack searches for the nearest misclassified point; an image is broken if this point lies within eps.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -41,7 +41,7 @@ def fab_targeted(
         restarts: the first starts from the image, later ones from a random point within eps / 2.
 
     Returns:
-        A misclassified point within eps where one was found, else the image itself.
+        [N, C, H, W]: a misclassified point within eps if one was found, else the image itself.
     """
     result, todo = x.clone(), torch.arange(len(x), device=x.device)
     z = model(x)
@@ -53,8 +53,8 @@ def fab_targeted(
             start = x
             if restart:
                 start = Ball(x, eps / 2, norm).random(generator(seed, f"fab {restart} {k}", x.device))
-            found, fell = _search(model, x[todo], y[todo], target[todo], start[todo], eps, norm, steps)
-            result[todo] = found
+            x_adv, fell = _search(model, x[todo], y[todo], target[todo], start[todo], eps, norm, steps)
+            result[todo] = x_adv
             todo = todo[~fell]
     return result
 
@@ -62,7 +62,7 @@ def fab_targeted(
 def _search(
     model: Model, x_orig: Tensor, y: Tensor, t: Tensor, x: Tensor, eps: float, norm: Norm, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 from x [N, C, H, W] towards class t [N]: points within eps or the images, and which, bool [N]."""
+    """Algorithm 1 from x [N, C, H, W] towards class t [N]: the points, and whether each is within eps, bool [N]."""
     result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
     index = torch.arange(len(x), device=x.device)
     for _ in range(steps):
@@ -89,8 +89,8 @@ def _search(
 
 
 def project(point: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
-    """The shortest d [N, C, H, W] with <w, d> = -offset and point + d in [0, 1]; where the box has no such point,
-    the way to the corner that is nearest to the hyperplane.
+    """The shortest d [N, C, H, W] with <w, d> = -offset and point + d in [0, 1]; if the box has no such point,
+    d leads to the corner that is nearest to the hyperplane.
 
     Each pixel moves at its own speed s_i (1 for l-infinity, |w_i| for l2) towards the hyperplane until it meets the
     box after r_i, so one equation in the time l remains: sum of |w_i| min(l s_i, r_i) = |offset|. Its left side is
@@ -102,12 +102,12 @@ def project(point: Tensor, w: Tensor, offset: Tensor, norm: Norm) -> Tensor:
     a = w.abs()
     room = 0.5 + towards * (0.5 - point)  # r: 1 - point upwards, point downwards
     speed = a if norm == "l2" else torch.ones_like(offset)
-    gain, whole = a * speed, a * room  # per unit of time while moving; in all once at the box
+    gain, total = a * speed, a * room  # per unit of time while moving; in total when at the box
     full_speed = gain.sum(DIMS, keepdim=True)
     time = torch.zeros_like(offset)
     for _ in range(NEWTON_STEPS):
         at_box = (time * speed >= room).to(w.dtype)
-        slope, missing = full_speed - _dot(gain, at_box), offset.abs() - _dot(whole, at_box)
+        slope, missing = full_speed - _dot(gain, at_box), offset.abs() - _dot(total, at_box)
         later = torch.where(slope > 0, missing / slope, time).clamp_(max=1e30)  # inf * 0 would be NaN
         if not bool((later > time * (1 + 1e-6)).any()):
             break

@@ -1,8 +1,8 @@
-"""What every attack promises, in one place: checked inputs, an untouched model, a result of its own.
+"""The guarantees of every attack: inputs are checked, the model is unchanged, the result is a new tensor.
 
-``@attack(name)`` turns a function that crafts adversarial images into a public attack. The crafting function may
-then rely on it: the model is in eval mode and frozen, no gradient is recorded unless asked for, logits have
-the right shape and the images' type, and there are images.
+``@attack(name)`` turns a function that crafts adversarial images into a public attack. In the crafting function the
+model is in eval mode and frozen, no gradient is recorded unless requested, logits have the right shape and the
+images' type, and the batch is not empty.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 COUNTS = ("steps", "restarts", "targets", "queries")
 
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; the options of each are those of its signature
+ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; the options of an attack are in its signature
 
 
 def attack(
@@ -34,14 +34,14 @@ def attack(
 ) -> Callable[
     [Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]], Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]
 ]:
-    """Make ``craft(model, x, y, *, eps, ...)`` the attack that protocols call ``name``.
+    """Register ``craft(model, x, y, *, eps, ...)`` as the attack that protocols call ``name``.
 
     The attack returns adversarial images of the shape, type and device of ``x``, contiguous and detached, within
-    ``eps`` of ``x`` and in [0, 1]. It leaves the model's mode, its parameters' flags and the global random
-    state as they were.
+    ``eps`` of ``x`` and in [0, 1]. It does not change the model's mode, its parameters' flags or the global
+    random state.
 
     Raises:
-        UsageError: an option, the images, the labels, the logits or the model's mode is not as it must be.
+        UsageError: an option, the images, the labels, the logits or the model's mode is invalid.
     """
 
     def decorate(
@@ -67,7 +67,7 @@ def attack(
 
 
 def guarded(model: Model, *, classes: int) -> Model:
-    """``model``, whose logits are checked to be [N, >= classes] and cast to the type of the images."""
+    """``model`` with its logits checked to be [N, >= ``classes``] and cast to the type of the images."""
 
     def logits(x: Tensor) -> Tensor:
         z = model(x)
@@ -76,21 +76,21 @@ def guarded(model: Model, *, classes: int) -> Model:
                 f"the model must map {len(x)} images to logits of shape [{len(x)}, classes], not {list(z.shape)}"
             )
         if z.shape[1] < classes:
-            raise UsageError(f"a label is {classes - 1}, but the model has {z.shape[1]} classes only")
+            raise UsageError(f"a label is {classes - 1}, but the model has only {z.shape[1]} classes")
         return z.to(x.dtype)
 
     return logits
 
 
 def generator(seed: int, stream: str, device: torch.device) -> torch.Generator:
-    """A random stream of its own for every seed and name, so that seeds 0 and 1 never share their noise."""
+    """A separate random stream for each seed and name, so that seeds 0 and 1 never share noise."""
     digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
 @contextmanager
 def _frozen(model: Model) -> Iterator[None]:
-    """Parameters without gradients: theirs would be a third of every backward pass, for nothing."""
+    """Freeze the parameters: their gradients are not needed and take a third of every backward pass."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
@@ -127,22 +127,22 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _check_images(x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim != 4:
-        found = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UsageError(f"images must be a tensor of shape [N, C, H, W], not {found}")
+        got = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"images must be a tensor of shape [N, C, H, W], not {got}")
     if x.dtype not in (torch.float32, torch.float64):
-        hint = "divide by 255" if x.dtype == torch.uint8 else "a ball of 8/255 needs more digits than halves have"
+        hint = "divide by 255" if x.dtype == torch.uint8 else "half precision is too coarse for a ball of 8/255"
         raise UsageError(f"images must be float32 or float64 in [0, 1], not {x.dtype}: {hint}")
     if x.numel():
         low, high = (bound.item() for bound in x.aminmax())  # NaN if any pixel is
         if not (low >= 0 and high <= 1):
-            found = "NaN" if math.isnan(low) else f"values in [{low:.4g}, {high:.4g}]"
-            raise UsageError(f"images must lie in [0, 1] and be finite, but these hold {found}")
+            got = "NaN" if math.isnan(low) else f"values in [{low:.4g}, {high:.4g}]"
+            raise UsageError(f"images must lie in [0, 1] and be finite, but these hold {got}")
 
 
 def _checked_labels(y: Tensor, x: Tensor) -> Tensor:
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise UsageError(f"labels must be a tensor of integers, not {found}")
+        got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise UsageError(f"labels must be a tensor of integers, not {got}")
     if y.shape != x.shape[:1]:
         raise UsageError(f"{len(x)} images need labels of shape [{len(x)}], not {list(y.shape)}")
     if len(y) and int(y.min()) < 0:

@@ -1,4 +1,4 @@
-"""What the attacks maximise, image by image: logits z [N, K] and labels y [N] to losses [N]."""
+"""The losses that attacks maximise, per image: logits z [N, K] and labels y [N] to losses [N]."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DLR_CLASSES = 4
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
-    """z_y - max over k != y of z_k: by how much the right class wins, [N]."""
+    """The margin of the correct class, z_y - max over k != y of z_k: [N]."""
     right = y[:, None]
     return z.gather(1, right).squeeze(1) - z.scatter(1, right, -torch.inf).amax(1)
 
 
 def broken(z: Tensor, y: Tensor) -> Tensor:
-    """Which images the right class does not strictly win, bool [N]: ties and NaN count as misclassified."""
+    """Whether each image is misclassified, bool [N]; ties and NaN count as misclassified."""
     return ~(margin(z, y) > 0)
 
 
@@ -65,7 +65,7 @@ def loss_called(name: str) -> Loss:
     """The untargeted loss called ``name``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     if name not in LOSSES:
         raise UsageError(f"the loss must be one of {', '.join(LOSSES)}, not {name!r}")
@@ -73,10 +73,10 @@ def loss_called(name: str) -> Loss:
 
 
 def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass forward and back: logits [N, K], losses [N] and their gradient in x [N, C, H, W], NaN made zero.
+    """A forward and a backward pass: logits [N, K], losses [N], their gradient in x [N, C, H, W] with NaN set to 0.
 
     Raises:
-        UsageError: the model's output has no gradient, as that of an exported engine.
+        UsageError: the model's output has no gradient, as with an exported engine.
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -85,16 +85,16 @@ def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor
     if not losses.requires_grad:
         raise UsageError("the model's logits have no gradient in its input: use the Square attack")
     (gradient,) = torch.autograd.grad(losses, x, torch.ones_like(losses))
-    # In the images' own strides: a channels_last model's gradient has others, and every later sum would crawl.
+    # Use the images' strides: those of a channels_last model's gradient would slow down every later sum.
     return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)
 
 
 def runners_up(z: Tensor, y: Tensor, n: int) -> Tensor:
-    """The n classes after the right one, by descending logit: [N, min(n, K - 1)]."""
-    others = z.scatter(1, y[:, None], -torch.inf)
-    return others.topk(min(n, z.shape[1] - 1), dim=1).indices
+    """The n likeliest wrong classes, by descending logit: [N, min(n, K - 1)]."""
+    wrong = z.scatter(1, y[:, None], -torch.inf)
+    return wrong.topk(min(n, z.shape[1] - 1), dim=1).indices
 
 
 def check_dlr(z: Tensor) -> None:
     if z.shape[1] < DLR_CLASSES:
-        raise UsageError(f"the DLR loss needs at least {DLR_CLASSES} classes, the model has {z.shape[1]}")
+        raise UsageError(f"the DLR loss needs at least {DLR_CLASSES} classes, but the model has {z.shape[1]}")

@@ -1,7 +1,7 @@
-"""One gradient attack with three hooks, and the published attacks that are a few lines on top of it.
+"""One gradient attack with three hooks, and the published attacks built on it.
 
-The hooks are plain functions: ``loss(z, y)`` is what is ascended, ``direction(gradient, memory)`` turns a
-gradient into a step of unit size (and may remember), ``start(ball, source)`` is where a restart begins.
+The hooks are functions: ``loss(z, y)`` is maximised, ``direction(gradient, memory)`` turns a gradient into a
+step of unit size and may keep state, ``start(ball, source)`` returns the start of a restart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Start = Callable[[Ball, torch.Generator], Tensor]
 def fgsm(
     model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", loss: str = "ce", seed: int = 0
 ) -> Tensor:
-    """One step of size eps from the image itself: Goodfellow et al. 2015. Nothing is drawn from the seed.
+    """FGSM, Goodfellow et al. 2015: x + eps * sign(gradient), one step from the image. The seed is not used.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -51,21 +51,21 @@ def pgd(
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """Projected gradient descent: Madry et al. 2018.
+    """PGD, Madry et al. 2018: repeat x <- project(x + step * sign(gradient)) (in l2, gradient / its norm).
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
-        step: size of a step in the norm; 2.5 eps / steps if not given, enough to cross the ball.
-        restarts: each from a new random start, on the images not broken yet. Returned is the worst of each
-            image: a misclassified point before others, then the one of highest loss.
+        step: size of a step in the norm; by default 2.5 eps / steps, enough to cross the ball.
+        restarts: each from a new random start, on the images not broken yet. The result is the worst point of each
+            image: a misclassified one if there is any, then the one with the highest loss.
         loss: "ce", "cw" or "dlr".
-        early_stop: leave an image where it is first misclassified. That is all that robust accuracy asks for, and
-            twice as fast; without it every image takes all the steps, as examples to replay on another model
-            should.
+        early_stop: stop at the first misclassified point of an image, which is enough for robust accuracy and twice
+            as fast. Without it every image takes all the steps, which is better for examples to replay on another
+            model.
     """
     if restarts > 1 and not random_start:
-        raise UsageError(f"{restarts} restarts from the same point are one: leave random_start on")
+        raise UsageError(f"{restarts} restarts from the same point are the same attack: set random_start=True")
     return gradient_attack(
         model,
         x,
@@ -97,13 +97,13 @@ def mifgsm(
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """Momentum iterative FGSM, from the image itself: Dong et al. 2018, eq. 6 and 7. Nothing is drawn from the seed.
+    """MI-FGSM, Dong et al. 2018, eq. 6 and 7: sign steps along g <- decay * g + gradient / its l1 norm. No seed.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
-        step: alpha; eps / steps if not given.
-        decay: mu, the weight of the gradients so far.
+        step: alpha, by default eps / steps.
+        decay: mu, the weight of the previous gradients.
         loss, early_stop: as for :func:`pgd`.
     """
 
@@ -129,12 +129,12 @@ def mifgsm(
 
 @attack("uniform")
 def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", seed: int = 0) -> Tensor:
-    """Noise drawn uniformly from the ball, whatever the model: it should hurt almost nothing."""
+    """Noise drawn uniformly from the ball, independent of the model: it should break few images."""
     return Ball(x, eps, norm).random(generator(seed, "uniform", x.device))
 
 
 def from_image(ball: Ball, source: torch.Generator) -> Tensor:
-    """The start that is the image itself."""
+    """Start from the image itself."""
     return ball.x
 
 
@@ -154,7 +154,7 @@ def gradient_attack(
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """The worst of each image over the restarts of :func:`_climb`; ``direction`` is steepest ascent by default."""
+    """The worst point [N, C, H, W] of each image over ``restarts`` climbs, by default in the steepest direction."""
     direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
     ball = Ball(x, eps, norm)
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
@@ -206,7 +206,7 @@ def _climb(
                 if not len(index):
                     return result
         towards, memory = direction(gradient, memory)
-        rate = (~done).to(x.dtype) * step  # what fell stays where it fell
+        rate = (~done).to(x.dtype) * step  # broken images no longer move
         x = ball.project(torch.addcmul(x, towards, rate[:, None, None, None]))
     result[index] = x
     return result

@@ -1,8 +1,8 @@
 """The Square attack: random search with square patches, from logits alone. Andriushchenko et al. 2020, "Square Attack:
 a query-efficient black-box adversarial attack via random search", Algorithms 1 to 3.
 
-Nothing is asked of the model but ``model(x)``, so that exported engines can be attacked like any network; and
-nothing of what it returns is kept, so that it may reuse its output buffer.
+The attack only calls ``model(x)``, so exported engines can be attacked like any network. It does not keep the returned
+logits, so the model may reuse its output buffer.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def square(
     p_init: float = 0.8,
     seed: int = 0,
 ) -> Tensor:
-    """Random search that keeps a change unless the margin of the right class rises.
+    """Random search that keeps a change unless it raises the margin of the correct class.
 
-    A right class that is not strictly the largest counts as misclassified. Images are queried no further once they
-    are broken (but for a few that fill the batch). What is drawn for an image depends on the seed and on its
-    position in the batch only.
+    Ties of the correct class with another count as misclassified. Broken images are not queried again (except for a
+    few that fill the batch). The random numbers of an image depend only on the seed and on its position in the
+    batch.
 
     Args:
         model: any function of images [N, C, H, W] in [0, 1] to logits [N, K], in the type of the images.
         x: images [N, C, H, W]; y: labels [N].
-        queries: calls of the model in all, the first with the images as they are.
+        queries: the total number of model calls; the first is on the original images.
         p_init: the fraction of the pixels that the first squares change.
     """
     source = generator(seed, "square", x.device)
@@ -64,8 +64,8 @@ def square(
         else:
             candidate = propose(ball, best, shape, index, side_at(p_init, query, queries, x), source)
         score = _score(model(candidate), y)
-        # The start replaces the image whatever its margin: it is what the search is defined to start from. The paper
-        # asks for a smaller margin, where an equal one will do: quantised logits have plateaus, to be walked across.
+        # The start replaces the image at any margin, because the search is defined to begin there. The paper requires
+        # a smaller margin; here an equal one is enough, because the search must cross plateaus of quantised logits.
         better = (score <= least) | ((least > 0) & (query == 1))
         best[better] = candidate[better]
         least = torch.where(better, score, least)
@@ -74,12 +74,12 @@ def square(
 
 
 def _score(z: Tensor, y: Tensor) -> Tensor:
-    """The margin [N] to be lowered; NaN is as wrong as can be."""
+    """The margin to minimise, [N]; NaN becomes -inf, which is misclassified."""
     return margin(z, y).nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 
 def side_at(p_init: float, query: int, queries: int, x: Tensor) -> int:
-    """The side of the squares at a query: their area is the fraction p of the image, which is halved on the way."""
+    """The side of the squares at a query: their area is a fraction p of the image, which is halved at HALVINGS."""
     p = p_init / 2 ** bisect_left(HALVINGS, query * 10_000 // queries)
     h, w = x.shape[2:]
     return min(max(round((p * h * w) ** 0.5), 1), h, w)
@@ -105,7 +105,7 @@ def _window(top: Tensor, left: Tensor, side: int, channels: int) -> Window:
 
 
 def _random_window(shape: torch.Size, index: Tensor, side: int, source: torch.Generator) -> Window:
-    """A square placed uniformly in each image, touching the border as often as anything else."""
+    """A square at a uniformly random position in each image."""
     n, c, h, w = shape
     top = torch.randint(0, h - side + 1, (n,), generator=source, device=index.device)
     left = torch.randint(0, w - side + 1, (n,), generator=source, device=index.device)
@@ -175,24 +175,24 @@ def _tiles(ball: Ball, shape: torch.Size, index: Tensor, source: torch.Generator
 def _propose_l2(
     ball: Ball, best: Tensor, shape: torch.Size, index: Tensor, side: int, source: torch.Generator
 ) -> Tensor:
-    """Algorithm 3: what norm delta has in a second square, and what of eps is unused, is spent in the first."""
+    """Algorithm 3: move the norm of delta in a second square, and the unused part of eps, to the first square."""
     side = min(max(side, 3) | 1, (min(shape[2:]) - 1) | 1)  # odd, so that the pattern has a middle
     first = _random_window(shape, index, side, source)  # W_1
     second = _random_window(shape, index, side, source)  # W_2
     delta = best - ball.x
     unused = (ball.eps**2 - norm_of(delta, "l2") ** 2).clamp_(min=0)  # [n, 1, 1, 1]
 
-    old = delta[first]  # [n, C, side, side]
+    before = delta[first]  # [n, C, side, side]
     delta[first] = 0
-    moved = _moved(old, delta[second])
+    moved = _squared_norm(before, delta[second])
     delta[second] = 0
-    new = _patterns(shape, index, side, source, delta) + old / _channel_norm(old).clamp_min(1e-12)
+    new = _patterns(shape, index, side, source, delta) + before / _channel_norm(before).clamp_min(1e-12)
     delta[first] = new * ((unused / shape[1] + moved).sqrt() / _channel_norm(new).clamp_min(1e-12))
     return _on_sphere(ball, delta)
 
 
-def _moved(first: Tensor, rest_of_second: Tensor) -> Tensor:
-    """The squared norm that each channel of delta has in the union of both squares, [n, C, 1, 1]."""
+def _squared_norm(first: Tensor, rest_of_second: Tensor) -> Tensor:
+    """The squared norm of each channel of delta in the union of both squares, [n, C, 1, 1]."""
     return _channel_norm(first) ** 2 + _channel_norm(rest_of_second) ** 2
 
 

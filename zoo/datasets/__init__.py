@@ -1,11 +1,11 @@
-"""The data sets that models are trained and judged on.
+"""The data sets for training and evaluation.
 
-To add one, write a file here with a ``DATASET`` and put its name in ``DATASETS``: recipes, models and registries may
-name it then. Importing this table imports neither torch nor numpy.
+To add one, write a file here with a ``DATASET`` and add its name to ``DATASETS``. Recipes, models and registries can
+then name it. Importing this table imports neither torch nor numpy.
 
-Where a data set is: the folder that is passed (``--data`` means the data set of the model or recipe), else the one that
-its own variable names (``ZOO_DATA`` for CIFAR-10), else the folder of its name in ``ZOO_DATA``, else the cache, else
-the Hub at a pinned revision. A folder that is named is the only place where it is looked for.
+A data set is searched in this order: the folder that is passed (as ``--data``, for the data set of the model or
+recipe), the folder in its environment variable (``ZOO_DATA`` for CIFAR-10), the folder with its name in ``ZOO_DATA``,
+the cache, the Hub at a pinned revision. If a folder is given, no other place is searched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dataset_called(name: str) -> Dataset:
     """The data set called ``name``, not loaded yet.
 
     Raises:
-        UsageError: there is none; the nearest is named.
+        UsageError: the name is unknown; the message suggests the nearest.
     """
     if name not in DATASETS:
         raise UsageError(f"no data set is called '{name}'{nearest(name, DATASETS)} (known: {', '.join(DATASETS)})")
@@ -41,10 +41,10 @@ def dataset_called(name: str) -> Dataset:
 
 
 def dataset_for(spec: Spec, name: str | None) -> Dataset:
-    """The data set called ``name``; for a model that names none, one with the images and classes that it takes.
+    """The data set called ``name``; if ``name`` is None, the first with the image size and the classes of ``spec``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown, or no data set fits ``spec``.
     """
     if name is not None:
         return dataset_called(name)
@@ -52,6 +52,6 @@ def dataset_for(spec: Spec, name: str | None) -> Dataset:
         if dataset.image_size == spec.image_size and len(dataset.classes) in (0, spec.classes):
             return dataset
     raise UsageError(
-        f"no data set here has {spec.classes} classes and images of {spec.image_size} pixels: "
-        'name the one that the model is for in its config.json, as "dataset"'
+        f"no known data set has {spec.classes} classes and images of {spec.image_size} pixels: "
+        'set "dataset" in the config.json of the model'
     )

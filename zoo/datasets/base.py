@@ -1,6 +1,6 @@
-"""What a data set is: a value that says what its images are, finds them, and hands out its splits.
+"""The type of all data sets: it describes the images, finds them, and returns the splits.
 
-Neither torch nor numpy is imported here: recipes and registries name data sets, and are checked without images.
+Neither torch nor numpy is imported here: recipes and registries name data sets and are checked without images.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set. :meth:`load` returns it with its ``root``, and only then it has images to hand out.
+    """A data set. :meth:`load` returns a copy with its ``root``; only that copy has images.
 
     Attributes:
-        name: as recipes, registries and manifests have it; ``title``: as people write it.
-        classes: their names, in the order of the labels; none before a load where the folder has them.
+        name: used in recipes, registries and manifests; ``title``: used in messages.
+        classes: names in the order of the labels; empty before a load if the folder defines them.
         image_size: height and width in pixels.
         mean, std: of the training images' channels, in [0, 1].
-        sizes: the number of images of each split; none before a load where the folder has them.
+        sizes: the number of images of each split; empty before a load if the folder defines them.
         variable: the environment variable that names its folder.
     """
 
@@ -73,37 +73,37 @@ class Dataset:
     root: Path | None = None
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
-        """This data set with its images, from ``data``, else the folder that a variable names, else the cache, else
-        the Hub.
+        """This data set with its images, from ``data``, else the folder in a variable, else the cache, else the Hub.
 
         Args:
-            data: its folder.
-            offline: never ask the Hub.
+            data: the folder of the data set.
+            offline: do not use the Hub.
 
         Raises:
-            DataNotFound: it is not where it is said to be, or nowhere.
-            IntegrityError: a file of it is damaged, or is not what this data set has.
+            DataNotFound: the given folder does not hold it, or it is in none of these places.
+            IntegrityError: a file is damaged, or does not match this data set.
         """
         raise NotImplementedError
 
     def split(self, name: SplitName) -> Split:
-        """A part of a loaded data set. ``validation`` is cut from the training images, and never trained on.
+        """A split of the loaded data set. ``validation`` is part of the training images and is never trained on.
 
         Raises:
             UsageError: there is no such split.
+            DataNotFound: the data set is not loaded.
         """
         raise NotImplementedError
 
     def named_folder(self, data: Path | str | None = None) -> Path | None:
-        """The folder that is said to hold it: ``data``, else what ``variable`` names, else the folder of its name in
-        ``ZOO_DATA``; None if there is none."""
+        """The folder given for it: ``data``, else that in ``variable``, else the one with its name in ``ZOO_DATA``; or
+        None."""
         given, home = data or os.environ.get(self.variable), os.environ.get("ZOO_DATA")
         if not given and home and (Path(home) / self.name).is_dir():
             given = Path(home) / self.name
         return Path(given) if given else None
 
     def contract(self) -> dict[str, Any]:
-        """What an architecture for it has to say: image size, mean, std, and classes where they are known."""
+        """The fields of a spec that must match it: image size, mean, std, and the number of classes if known."""
         classes = {"classes": len(self.classes)} if self.classes else {}
         return {**classes, "image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
@@ -115,22 +115,22 @@ def check_split(name: str) -> None:
 
 
 def check_fits(dataset: Dataset, spec: Spec) -> None:
-    """Raise UsageError unless the images and classes of ``dataset`` are those that a model of ``spec`` is for."""
+    """Raise UsageError unless ``dataset`` has the image size and the number of classes of ``spec``."""
     if dataset.image_size != spec.image_size:
         raise UsageError(
-            f"the model takes images of {spec.image_size} pixels, and those in '{dataset.root}' "
-            f"have {dataset.image_size}: give the data set that it is for"
+            f"the model takes images of {spec.image_size} pixels, but those in '{dataset.root}' "
+            f"have {dataset.image_size}: use the data set of the model"
         )
     if len(dataset.classes) != spec.classes:
         raise UsageError(
-            f"the model has {spec.classes} classes, and '{dataset.root}' has {len(dataset.classes)}: "
-            "give the data set that it is for"
+            f"the model has {spec.classes} classes, but '{dataset.root}' has {len(dataset.classes)}: "
+            "use the data set of the model"
         )
 
 
 def to_float(images: np.ndarray) -> torch.Tensor:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [0, 1], contiguous (not channels_last: the original
-    AutoAttack cannot take those strides)."""
+    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [0, 1], contiguous (not channels_last, because the original
+    AutoAttack does not accept such strides)."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
 """CIFAR-100 with its 100 fine classes: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 
-No revision of the Hub's copy is pinned yet, so it must be given as a folder.
+No Hub revision is pinned yet, so the data set must be given as a folder.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Images in folders, ``train/CLASS/*`` and ``val/CLASS/*`` as torchvision's ImageFolder has them, at 224 pixels.
+"""Image folders, ``train/CLASS/*`` and ``val/CLASS/*`` as for torchvision's ImageFolder, at 224 pixels.
 
-The last fiftieth of every class's training files is the validation split, never trained on; ``val`` is the test split.
-Both are decoded once into the cache, when they are first asked for; training images are decoded as they are needed.
-In every split the classes take turns, so that its leading images are of all classes alike.
+The last fiftieth of each class's training files is the validation split, never trained on; ``val`` is the test split.
+Both are decoded into the cache on first use; training images are decoded whenever they are needed.
+Every split alternates between the classes, so that its leading images are balanced.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-SIZE, RESIZE = 224, 256  # a central crop of SIZE pixels from an image whose shorter side has RESIZE
-HELD_OUT = 50  # one in so many training images of a class, and at least one, is for validation
-FOLDERS: dict[str, str] = {"train": "train", "val": "test"}  # and the split that each is read for
+SIZE, RESIZE = 224, 256  # resize the shorter side to RESIZE pixels, then crop the centre to SIZE
+HELD_OUT = 50  # one in HELD_OUT training images of a class, and at least one, is for validation
+FOLDERS: dict[str, str] = {"train": "train", "val": "test"}  # folder: split
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
 @dataclass(frozen=True)
 class Files:
-    """Images that are still files: their paths, and labels int64 [N]."""
+    """Images that are not decoded yet: their paths, and labels int64 [N]."""
 
     name: str
     paths: tuple[Path, ...]
@@ -56,10 +56,10 @@ class ImageFolder(Dataset):
     files: Mapping[str, Files] = field(default_factory=dict)
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> ImageFolder:
-        """The image folder with the files of its splits; nothing is decoded yet.
+        """The image folder with the paths of its splits; nothing is decoded yet.
 
         Raises:
-            DataNotFound: there is none, a class has too few images, or train and val have other classes.
+            DataNotFound: there is no folder, a class has too few images, or train and val have different classes.
         """
         root = self.named_folder(data)
         if root is None:
@@ -67,34 +67,34 @@ class ImageFolder(Dataset):
                 f"set {self.variable}, or pass --data, to a folder with images in train/CLASS and val/CLASS"
             )
         train, val = (_classes(root / folder) for folder in FOLDERS)
-        for one, other, lacking in ((train, val, "val"), (val, train, "train")):
-            missing = sorted(one.keys() - other.keys())
+        for classes, others, folder in ((train, val, "val"), (val, train, "train")):
+            missing = sorted(classes.keys() - others.keys())
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 raise DataNotFound(
-                    f"'{root / lacking}' lacks the class '{missing[0]}'{more}: both need the same classes"
+                    f"'{root / folder}' lacks the class '{missing[0]}'{more}: train and val need the same classes"
                 )
         kept, held_out = {}, {}
         for name, paths in train.items():
             cut = len(paths) - max(1, len(paths) // HELD_OUT)
             if not cut:
                 raise DataNotFound(
-                    f"class '{name}' in '{root / 'train'}' has one image: it needs another, for validation"
+                    f"class '{name}' in '{root / 'train'}' has only one image: add another for validation"
                 )
             kept[name], held_out[name] = paths[:cut], paths[cut:]
         parts = {"train": kept, "validation": held_out, "test": val}
-        files = {name: _taking_turns(name, list(part.values())) for name, part in parts.items()}
+        files = {name: _alternating(name, list(part.values())) for name, part in parts.items()}
         sizes = {name: len(part) for name, part in files.items()}
         return replace(self, root=root, classes=tuple(train), sizes=sizes, files=files)
 
-    @overload  # type: ignore[override]  # of the training images, there are only files
+    @overload  # type: ignore[override]  # training images stay files
     def split(self, name: Literal["train"]) -> Files: ...
     @overload
     def split(self, name: Literal["validation", "test"]) -> Split: ...
     def split(self, name: SplitName) -> Split | Files:
         check_split(name)
         if self.root is None:
-            raise DataNotFound(f"{self.title} has no images before it is loaded")
+            raise DataNotFound(f"{self.title} has no images before it is loaded: call load()")
         files = self.files[name]
         return files if name == "train" else _decoded(files, self.root)
 
@@ -115,7 +115,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         raise DataNotFound(f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise DataNotFound(f"'{folder}' holds no folders: it needs one for every class, with its images")
+        raise DataNotFound(f"'{folder}' holds no folders: it needs a folder of images for each class")
     classes = {name: _images(folder / name) for name in names}
     for name, paths in classes.items():
         if not paths:
@@ -132,7 +132,7 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _taking_turns(name: str, classes: Sequence[Sequence[Path]]) -> Files:
+def _alternating(name: str, classes: Sequence[Sequence[Path]]) -> Files:
     """The first image of every class, then the second of every class, and so on."""
     import numpy as np
 
@@ -145,7 +145,7 @@ def opened(path: Path) -> Image:
     """The RGB image in the file ``path``.
 
     Raises:
-        IntegrityError: it is damaged, or no image.
+        IntegrityError: the file is damaged or not an image.
     """
     from PIL import Image
 
@@ -157,7 +157,7 @@ def opened(path: Path) -> Image:
 
 
 def centred(image: Image) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3]: the shorter side to RESIZE pixels, then the centre, as torchvision evaluates models."""
+    """uint8 [SIZE, SIZE, 3]: the shorter side is resized, then the centre cropped, as torchvision evaluates models."""
     import numpy as np
     from torchvision.transforms import functional
 
@@ -173,7 +173,7 @@ def _decoded(files: Files, root: Path) -> Split:
         with open(folder / "images.npy", "wb") as out, ThreadPoolExecutor(os.cpu_count()) as pool:
             shape = (len(files), SIZE, SIZE, 3)
             np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for start in range(0, len(files), 256):  # a share at a time: all of them may not fit into memory
+            for start in range(0, len(files), 256):  # in chunks: all images may not fit into memory
                 for image in pool.map(lambda path: centred(opened(path)), files.paths[start : start + 256]):
                     out.write(image.tobytes())
 
@@ -184,7 +184,7 @@ def _decoded(files: Files, root: Path) -> Split:
 
 
 def _key(files: Files, root: Path) -> str:
-    """Changes whenever a file or its label does, without reading them."""
+    """The cache key: it changes with the files and labels. No image is read."""
     facts = [
         (path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns, label)
         for path, label in zip(files.paths, files.labels.tolist(), strict=True)

@@ -27,9 +27,9 @@ class Parquet(Dataset):
     The last ``sizes["validation"]`` training images are the validation split.
 
     Attributes:
-        label: the column of the labels.
-        repo_id: of the Hub; ``folder``: where the repository has the files.
-        revision: the commit of the Hub that is fetched; None: none is pinned, and the Hub is never asked.
+        label: the name of the label column.
+        repo_id: the repository on the Hub; ``folder``: the folder of the files in it.
+        revision: the commit to download; None: no commit is pinned, and the Hub is not used.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Parquet(Dataset):
 
         check_split(name)
         if self.root is None:
-            raise DataNotFound(f"{self.title} has no images before it is loaded")
+            raise DataNotFound(f"{self.title} has no images before it is loaded: call load()")
         stored = "test" if name == "test" else "train"
         images = np.load(self.root / f"{stored}_images.npy", mmap_mode="r")
         labels = np.load(self.root / f"{stored}_labels.npy", mmap_mode="r")
@@ -61,19 +61,19 @@ class Parquet(Dataset):
 
     def _files(self, folder: Path) -> dict[str, list[Path]]:
         if not folder.is_dir():
-            raise DataNotFound(f"'{folder}' is not a folder: give the one that holds {self.title}'s parquet files")
+            raise DataNotFound(f"'{folder}' is not a folder: give the folder with {self.title}'s parquet files")
         for home in (folder, folder / self.name):
             for place in (home, home / self.folder):
                 files = {split: sorted(place.glob(f"{split}-*.parquet")) for split in ("train", "test")}
                 if all(files.values()):
                     return files
         raise DataNotFound(
-            f"'{folder}' holds no train-*.parquet and test-*.parquet: "
-            f"give a folder laid out as the Hub's {self.repo_id}"
+            f"'{folder}' does not hold train-*.parquet and test-*.parquet: "
+            f"give a folder with the layout of {self.repo_id} on the Hub"
         )
 
     def _key(self, files: dict[str, list[Path]]) -> str:
-        """Changes whenever a parquet file does, without reading them."""
+        """The cache key: it changes with the parquet files. No file is read."""
         facts = [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths
         ]
@@ -81,9 +81,9 @@ class Parquet(Dataset):
 
     def _from_hub(self, offline: bool) -> dict[str, list[Path]]:
         """The files of the pinned revision, checked like weights."""
-        place = f"set {self.variable}, or pass --data, to a folder laid out as the Hub's {self.repo_id}"
+        place = f"set {self.variable} or --data to a folder with the layout of {self.repo_id} on the Hub"
         if self.revision is None:
-            raise DataNotFound(f"{self.title} is not here, and no revision of it on the Hub is pinned yet: {place}")
+            raise DataNotFound(f"{self.title} was not found, and no Hub revision of it is pinned yet: {place}")
         hub = HubFiles(offline=offline)
         names = {split: f"{self.folder}/{split}-00000-of-00001.parquet" for split in ("train", "test")}
         try:
@@ -92,7 +92,7 @@ class Parquet(Dataset):
                 for split, name in names.items()
             }
         except Unreachable as error:
-            raise DataNotFound(f"{self.title} is not here ({error}): {place}") from None
+            raise DataNotFound(f"{self.title} was not found ({error}): {place}") from None
 
     def _decoded(self, files: dict[str, list[Path]], key: str) -> Self:
         """Decode into the cache under ``key``, once."""
@@ -106,12 +106,12 @@ class Parquet(Dataset):
                 if images.shape != (n, self.image_size, self.image_size, 3):
                     raise IntegrityError(
                         f"the {split} split in '{paths[0].parent}' has images of shape {images.shape}, "
-                        f"{self.title} has {(n, self.image_size, self.image_size, 3)}"
+                        f"but {self.title} has {(n, self.image_size, self.image_size, 3)}"
                     )
                 if not 0 <= labels.min() <= labels.max() < len(self.classes):
                     raise IntegrityError(
                         f"the {split} split in '{paths[0].parent}' has labels from {labels.min()} to {labels.max()}, "
-                        f"{self.title} has {len(self.classes)} classes"
+                        f"but {self.title} has {len(self.classes)} classes"
                     )
                 np.save(folder / f"{split}_images.npy", images)
                 np.save(folder / f"{split}_labels.npy", labels)
@@ -119,7 +119,7 @@ class Parquet(Dataset):
         return replace(self, root=cached(key, decode))
 
     def _read(self, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """The images and the labels of parquet files, in their order."""
+        """The images uint8 [N, H, W, 3] and labels int64 [N] of the parquet files, in order."""
         import numpy as np
         import pyarrow
         import pyarrow.parquet as parquet

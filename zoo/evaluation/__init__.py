@@ -1,1 +1,1 @@
-"""How robust a model is: protocols, measurements, and the statistics behind them."""
+"""Evaluation of robustness: protocols, measurements and statistics."""

@@ -1,7 +1,7 @@
 """Measure a model under named protocols: per-image bits, deterministic in the seed, resumable.
 
-Only images that the model still gets right are attacked, in batches that are always full but the last; the
-bits of a model under several attacks are combined by ``worst_case``, never averaged.
+Only images that the model classifies correctly are attacked; all batches but the last are full. ``worst_case``
+combines the bits of several attacks per image; they are never averaged.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Counts = dict[str, float]
 def prepare(model: nn.Module) -> nn.Module:
     """A frozen copy of ``model`` that is faster to attack: BatchNorm folded, channels_last.
 
-    It is not compiled: once folded, the students here gain little from it on a CPU (2,000 to 2,400 attack steps of
-    an image a second eager, 2,000 to 2,700 compiled, on two busy cores).
+    It is not compiled, because folded students gain little from it on a CPU (2,000 to 2,400 attack steps per second,
+    one image each, in eager mode; 2,000 to 2,700 compiled, on two busy cores).
     """
     return fold_batchnorm(model).to(memory_format=torch.channels_last)
 
@@ -50,18 +50,18 @@ def evaluate(
     resume: Path | None = None,
     counts: Counts | None = None,
 ) -> np.ndarray:
-    """Which of the images ``model`` classifies correctly however ``protocol`` perturbs them.
+    """Attack ``model`` as ``protocol`` says: for each image, whether the model classifies it correctly.
 
     Args:
-        model: a float32 classifier of [0, 1] images; any mode, left as it is.
+        model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
         images: uint8 [N, H, W, 3]; the first ``protocol.n`` are used.
         labels: int64 [N].
-        resume: a file that keeps the bits found so far; a run with the same model, images and protocol goes on
-            from it, and it is removed when the run is complete.
+        resume: a file for the bits so far; a run with the same model, images and protocol continues from it and
+            removes it at the end.
         counts: filled with the number of images that each part of a composed attack broke.
 
     Returns:
-        bool [min(N, protocol.n)]; a tie of the right class with another counts as wrong.
+        bool [min(N, protocol.n)]; a tie between the correct class and another counts as wrong.
 
     Raises:
         UsageError: there are no images, or images and labels differ in number.
@@ -69,7 +69,7 @@ def evaluate(
     """
     n = min(protocol.n, len(images))
     if n == 0 or len(images) != len(labels):
-        raise UsageError(f"evaluation wants as many labels as images, and some: got {len(images)} and {len(labels)}")
+        raise UsageError(f"evaluation needs images and as many labels: got {len(images)} images, {len(labels)} labels")
     attacked = prepare(model).to(device)
     ledger = _Ledger(resume, _run_key(attacked, images[:n], labels[:n], protocol, batch_size), n)
 
@@ -78,7 +78,7 @@ def evaluate(
         return x, torch.from_numpy(np.asarray(labels[index])).to(device)
 
     right = np.zeros(n, bool)
-    at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # or large ones fill the memory
+    at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
     with torch.no_grad():
         for index in np.array_split(np.arange(n), -(-n // at_once)):
             x, y = batch(index)
@@ -92,7 +92,7 @@ def evaluate(
         index = candidates[start : start + batch_size]
         if not ledger.done[index].all():
             x, y = batch(index)
-            # A seed of its own for every batch, or all batches would start from the same noise.
+            # Each batch has its own seed; otherwise all batches would start from the same noise.
             seeded = protocol.model_copy(update={"seed": protocol.seed + start})
             parts: Counts = {}
             x_adv = perturb(seeded, attacked, x, y, counts=parts)
@@ -106,20 +106,20 @@ def evaluate(
 
 
 def worst_case(bits: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Per-image worst case over attacks, on the images that all of them saw: bool [min n]."""
+    """Per-image worst case over attacks, on the leading images that all attacks share: bool [min n]."""
     n = min(len(array) for array in bits.values())
     return np.logical_and.reduce([array[:n] for array in bits.values()])
 
 
 def evaluate_split(model: nn.Module, split: Split, protocol: Protocol, **options: Any) -> np.ndarray:
-    """:func:`evaluate` on the split that the protocol names."""
+    """:func:`evaluate` on ``split``; UsageError if the protocol is for another split."""
     if protocol.split != split.name:
         raise UsageError(f"protocol '{protocol.name}' is for the {protocol.split} split, not '{split.name}'")
     return evaluate(model, split.images, split.labels, protocol, **options)
 
 
 def _run_key(model: nn.Module, images: np.ndarray, labels: np.ndarray, protocol: Protocol, batch_size: int) -> str:
-    """Identifies a run: bits of another model, data set, protocol or batching are never mixed in."""
+    """The hash of a run's model, images, protocol and batching, so that bits of different runs are not mixed."""
     digest = hashlib.sha256(json.dumps([protocol.model_dump(), batch_size, torch.__version__]).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -129,7 +129,7 @@ def _run_key(model: nn.Module, images: np.ndarray, labels: np.ndarray, protocol:
 
 
 class _Ledger:
-    """Bits of the images that are done, on disk after every batch."""
+    """The bits of the finished images, saved after every batch."""
 
     def __init__(self, path: Path | None, key: str, n: int) -> None:
         self.path, self.key = path, key
@@ -144,7 +144,7 @@ class _Ledger:
                     self.counts = json.loads(str(stored["counts"]))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise IntegrityError(
-                f"the half-done evaluation in '{path}' is unreadable ({type(error).__name__}): remove it"
+                f"the unfinished evaluation in '{path}' cannot be read ({type(error).__name__}): remove it"
             ) from None
 
     def record(self, index: np.ndarray, robust: np.ndarray, parts: Counts) -> None:

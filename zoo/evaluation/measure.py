@@ -1,4 +1,4 @@
-"""From a model to results with provenance: what a registry entry is made of."""
+"""Measure a model: results with provenance, for its registry entry."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.system.toolchain import toolchain
 
-# Square finding what white-box attacks missed, beyond this share of the images, means that gradients mislead.
+# Gradients are masked if Square breaks more than this share of the images after the white-box attacks.
 UNRELIABLE_ABOVE = 0.002
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One protocol's outcome: the record for the registry, and the per-image bits behind it."""
+    """The result of one protocol: the record for the registry, and its per-image bits."""
 
     protocol: Protocol
     result: dict[str, Any]
@@ -33,7 +33,7 @@ class Measurement:
 
     @property
     def unreliable(self) -> bool:
-        """Square gained over 0.2 point after the white-box attacks of AutoAttack."""
+        """Whether Square broke more than 0.2 % of the images after the white-box attacks of AutoAttack."""
         square = self.result["extra"].get("broken_by_square", 0.0)
         return square / len(self.bits) > UNRELIABLE_ABOVE
 
@@ -52,8 +52,8 @@ def measure(
     """Evaluate ``model`` under each protocol in turn and yield a :class:`Measurement` as each is done.
 
     Args:
-        weights_sha256: of the file that ``model`` was loaded from; every result is bound to it.
-        resume: a folder for half-done evaluations.
+        weights_sha256: of the file that ``model`` was loaded from; stored in every result.
+        resume: a folder for unfinished evaluations.
     """
     for protocol in protocols:
         split = dataset.split(protocol.split)

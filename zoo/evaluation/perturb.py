@@ -1,4 +1,4 @@
-"""Attack a batch as a protocol says."""
+"""Run the attack of a protocol on a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.attacks import ATTACKS, Model
 from zoo.evaluation.protocols import Protocol
 from zoo.system.errors import UsageError, nearest
 
-OPTIONS = ("step", "steps", "loss", "queries")  # that a protocol may leave to the attack
+OPTIONS = ("step", "steps", "loss", "queries")  # None in a protocol means the attack's default
 
 
 def perturb(
@@ -23,21 +23,21 @@ def perturb(
     counts: dict[str, float] | None = None,
     early_stop: bool = True,
 ) -> Tensor:
-    """Attack a batch as ``protocol`` says.
+    """Run the attack of ``protocol`` on a batch.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
-        counts: for a composed attack, each part's name gets the number of images that it broke added.
-        early_stop: let PGD, MI-FGSM and APGD leave an image where it is first misclassified, which suffices to judge
-            this model. Turn it off for examples that are to be replayed on another one: those stand just past
-            this model's boundary.
+        counts: a composed attack adds to each part's name the number of images that it broke.
+        early_stop: PGD, MI-FGSM and APGD stop at the first misclassified point of an image, which is enough to
+            evaluate this model. Turn it off for examples to replay on another model: a point just past the decision
+            boundary of this model rarely transfers.
 
     Returns:
         x_adv [N, C, H, W]; ``x`` itself for the attack "none".
 
     Raises:
-        UsageError: there is no such attack, or the protocol sets an option that it does not have, or the inputs are
+        UsageError: the attack is unknown, the protocol sets an option that it does not take, or the inputs are
             malformed.
     """
     if protocol.attack == "none":
@@ -57,6 +57,6 @@ def perturb(
             f"protocol '{protocol.name}' sets {', '.join(sorted(unknown))}, "
             f"which the attack '{protocol.attack}' does not take"
         )
-    own = {"early_stop": early_stop, "counts": counts}
-    options |= {name: value for name, value in own.items() if name in takes}
+    extras = {"early_stop": early_stop, "counts": counts}
+    options |= {name: value for name, value in extras.items() if name in takes}
     return attack(model, x, y, eps=protocol.eps, norm=protocol.norm, seed=protocol.seed, **options)

@@ -1,7 +1,7 @@
-"""Named evaluation protocols: immutable records of how an accuracy was attacked. Nothing here imports torch.
+"""Named evaluation protocols: immutable records of how accuracy is measured. Nothing here imports torch.
 
-The named ones are for CIFAR-10 and the default threat model, l-infinity 8/255. Protocols for another data set or threat
-model are derived from them, and their names say what changed: ``cifar100-pgd20``, ``pgd20-l2-0.5``.
+The named ones are for CIFAR-10 and the default threat model, l-infinity 8/255. Protocols for other data sets or threat
+models are derived from them, and their names state the change: ``cifar100-pgd20``, ``pgd20-l2-0.5``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DATASET = "cifar10"
 
 
 class Protocol(BaseModel):
-    """One way to attack, completely specified; ``n`` is the number of leading images of the split."""
+    """A completely specified attack; ``n`` is the number of leading images of the split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,10 +48,10 @@ class Protocol(BaseModel):
         return self.model_copy(update={"name": name, "dataset": dataset})
 
     def under(self, threat: ThreatModel) -> Protocol:
-        """This protocol with the norm and the eps of ``threat``; itself where it does not attack.
+        """This protocol with the norm and the eps of ``threat``; unchanged if it has no attack.
 
-        A fixed step would leave a small ball at once and not cross a large one, so the step grows with eps. In another
-        norm it is the usual one there: eps / 4 in l-infinity, and 2.5 eps / steps in l2 (Madry et al. 2018).
+        The step is proportional to eps: a fixed step would leave a small ball at once and not cross a large one. In
+        another norm it is the usual step: eps / 4 in l-infinity, 2.5 eps / steps in l2 (Madry et al. 2018).
         """
         if self.attack == "none" or threat == self.threat:
             return self
@@ -80,14 +80,14 @@ PROTOCOLS = _named(
     Protocol(name="autoattack", attack="autoattack", n=1000, steps=100, queries=5000),
 )
 
-RELEASED = tuple(PROTOCOLS)  # what every released model is measured with
+RELEASED = tuple(PROTOCOLS)  # every released model is measured with these
 
 
 def protocol(name: str) -> Protocol:
     """The protocol called ``name``.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: the name is unknown; the message suggests the nearest.
     """
     if name not in PROTOCOLS:
         raise UsageError(f"no protocol is called '{name}'{nearest(name, PROTOCOLS)} (known: {', '.join(PROTOCOLS)})")

@@ -1,6 +1,6 @@
 """Intervals for accuracies, and the comparison of two classifiers on the same images.
 
-Only the standard library is imported here, so that tables with intervals cost nothing at start-up.
+Only the standard library is imported here, so that tables with intervals load fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     z = _quantile((1 + confidence) / 2)
     p, centre = successes / n, (successes + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(n * p * (1 - p) + z * z / 4)
-    # Without the guards, rounding leaves 1e-19 where the interval touches its end.
+    # Exact at the ends, where rounding would leave 1e-19.
     return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
@@ -46,7 +46,7 @@ class Accuracy(Record):
         """From per-image bits, bool [N]: is the image classified correctly (under attack or not).
 
         Raises:
-            UsageError: there are none.
+            UsageError: ``bits`` is empty.
         """
         right, n = int(sum(bits)) if isinstance(bits, Sequence) else int(bits.sum()), len(bits)
         interval = wilson(right, n)
@@ -54,11 +54,11 @@ class Accuracy(Record):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
-        """The accuracy that checked JSON ``data`` describes."""
+        """The accuracy of validated JSON ``data``."""
         return cls(value=data["value"], n=data["n"], ci95=tuple(data["ci95"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The accuracy as JSON data."""
         return {"value": self.value, "n": self.n, "ci95": list(self.ci95)}
 
 
@@ -66,7 +66,7 @@ class Accuracy(Record):
 class Paired:
     """Two classifiers, the float *twin* and the *engine*, on the same ``n`` images.
 
-    ``b`` images only the twin gets right, ``c`` only the engine; the others do not count for their difference.
+    Only the twin is right on ``b`` images, only the engine on ``c``; the others do not affect the difference.
     """
 
     n: int
@@ -82,10 +82,10 @@ class Paired:
         """Count from per-image bits, bool [N] each: is the image classified correctly (under attack or not).
 
         Raises:
-            UsageError: the bits are not of the same images, or there are none.
+            UsageError: the two differ in length or are empty.
         """
         if len(twin) != len(engine):
-            raise UsageError(f"a paired comparison wants bits of the same images: got {len(twin)} and {len(engine)}")
+            raise UsageError(f"a paired comparison needs bits of the same images: got {len(twin)} and {len(engine)}")
         pairs = list(zip(map(bool, twin), map(bool, engine), strict=True))
         return cls(len(pairs), b=pairs.count((True, False)), c=pairs.count((False, True)))
 
@@ -97,14 +97,14 @@ class Paired:
     def upper(self, confidence: float = 0.95) -> float:
         """One-sided upper bound of the difference (twin - engine): Tango's score bound (Stat. Med. 17, 1998).
 
-        The largest difference that the score test of paired proportions does not reject: the standard for paired
-        non-inferiority, because it bears few discordant images, which are the rule for an engine and its twin. At
+        It is the largest difference that the score test of paired proportions does not reject, and the standard for
+        paired non-inferiority: it is valid with few discordant images, which are typical of an engine and its twin. At
         b = c = 0 and n = 200, half of them right, Wald's bound is 0, Newcombe's (method 10, with his correction) 0.8
         points, this one 1.3 = z^2 / (n + z^2), the exact binomial one 1.5. An engine that never differs thus needs 268
         images to pass a margin of 1 point.
 
-        It is approximate: by enumeration, an engine that loses exactly 1 point passes that margin in up to 6.8 % of the
-        draws at n = 268, in 5.7 % at the sizes tried from 300 to 1,300, in 5.0 % at n = 1,000; 5 % is nominal.
+        The bound is approximate: by enumeration, an engine that loses exactly 1 point passes this margin in up to 6.8 %
+        of the draws at n = 268, in 5.7 % at the sizes tried from 300 to 1,300, in 5.0 % at n = 1,000; 5 % is nominal.
         """
         z = _quantile(confidence)
         low, high = self.difference, 1.0
@@ -117,30 +117,30 @@ class Paired:
         """Tango's statistic for "the difference is delta" (his eq. 2.10), about N(0, 1) if it is."""
         n, b, c = self.n, self.b, self.c
         A, B, C = 2 * n, (2 * n - b + c) * delta - b - c, -c * delta * (1 - delta)
-        q = (math.sqrt(max(B * B - 4 * A * C, 0.0)) - B) / (2 * A)  # likeliest P(only the engine is right)
+        q = (math.sqrt(max(B * B - 4 * A * C, 0.0)) - B) / (2 * A)  # maximum likelihood of P(only the engine is right)
         variance = n * (2 * q + delta * (1 - delta))
         return (b - c - n * delta) / math.sqrt(variance) if variance > 0 else 0.0
 
     @property
     def mcnemar(self) -> float:
-        """Exact two-sided McNemar p-value: are b and c compatible with a fair coin? Reported, never the gate."""
+        """Exact two-sided McNemar p-value: are b and c compatible with a fair coin? No gate uses it."""
         m = self.b + self.c
         tail = sum(math.comb(m, k) for k in range(min(self.b, self.c) + 1))
         return min(1.0, 2 * tail / 2**m)  # a ratio of integers: no overflow however large m is
 
     def non_inferior(self, margin: float = 0.01, confidence: float = 0.95) -> bool:
-        """Is the engine shown to lose less than ``margin`` (a proportion: 0.01 is one point)?"""
+        """Whether the engine is shown to lose less than ``margin`` (a proportion: 0.01 is one point)."""
         return self.upper(confidence) < margin
 
     def inferior(self, margin: float = 0.01, confidence: float = 0.95) -> bool:
-        """Is the engine shown to lose more than ``margin``?"""
+        """Whether the engine is shown to lose more than ``margin``."""
         return -Paired(self.n, b=self.c, c=self.b).upper(confidence) > margin
 
 
 def images_needed(discordance: float, margin: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Images at which an engine as good as its twin passes the gate with probability ``power``.
+    """The number of images at which an engine as good as its twin passes the gate with probability ``power``.
 
-    n = discordance * (z_confidence + z_power)^2 / margin^2, and never fewer than a perfect engine needs.
+    n = discordance * (z_confidence + z_power)^2 / margin^2, but at least the number that an identical engine needs.
     """
     z = _quantile(confidence)
     normal = discordance * (z + _quantile(power)) ** 2 / margin**2
@@ -149,5 +149,5 @@ def images_needed(discordance: float, margin: float, *, confidence: float = 0.95
 
 def _quantile(p: float) -> float:
     if not 0 < p < 1:
-        raise UsageError(f"a confidence or power lies between 0 and 1, not at {p}")
+        raise UsageError(f"a confidence or power must be between 0 and 1, not {p}")
     return NormalDist().inv_cdf(p)

@@ -1,8 +1,8 @@
-"""Accuracy over ε: how a model fades as its attacker is allowed more (RNAS-CL, Figure 3).
+"""Accuracy over ε: how accuracy falls as the attack grows (RNAS-CL, Figure 3).
 
-Every ε is measured on its own. An image that breaks at a small ε may survive at a larger one, because FGSM overshoots
-and PGD takes other steps, so nothing is carried from one ε to the next and a curve may rise. Only images that are
-wrong without an attack are left alone: they count as wrong at every ε.
+Every ε is measured separately. An image that breaks at a small ε may survive at a larger one, because FGSM overshoots
+and PGD takes other steps. So no result is reused at another ε, and a curve may rise. Images that are wrong without an
+attack are not attacked: they count as wrong at every ε.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTACKS = ("fgsm", "pgd20")
 
 @dataclass(frozen=True)
 class Point:
-    """The accuracy at one ε; ``eps`` and ``step`` are on the scale of [0, 1] pixels, no step where there is none."""
+    """The accuracy at one ε; ``eps`` and ``step`` are on the scale of [0, 1] pixels; no ``step`` means None."""
 
     eps: float
     step: float | None
@@ -51,23 +51,23 @@ def sweep(
     """Attack the first ``n`` images of ``split`` at every ε.
 
     Args:
-        model: a float32 classifier of [0, 1] images; any mode, left as it is.
-        attacks: names of protocols; all but their norm, ε, step, split and n stays.
-        eps: in ``norm`` on the scale of [0, 1] pixels, in any order; by default those of ``GRIDS``.
-        progress: called with an attack, the images done over all ε, and how many there are.
+        model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
+        attacks: names of protocols; only their norm, ε, step, split and n change.
+        eps: in ``norm`` on the scale of [0, 1] pixels, in any order; by default from ``GRIDS``.
+        progress: called with an attack's name, the images done over all ε, and their total.
         options: ``batch_size`` and ``device`` of :func:`zoo.evaluation.evaluate.evaluate`.
 
     Returns:
-        by attack, a point for every ε in ascending order; at ε = 0 it is the clean accuracy.
+        for each attack, one point per ε in ascending order; at ε = 0 it is the clean accuracy.
 
     Raises:
-        UsageError: an ε is negative, infinite or, in l-infinity, above 1, there are none, or an attack is unknown or
-            none.
+        UsageError: there is no ε, or one is negative, infinite or, in l-infinity, above 1; an attack is unknown or
+            "none"; ``n`` is below 1.
     """
     grid = sorted(set(GRIDS[norm] if eps is None else eps))
     check_grid(grid, norm)
     if n < 1:
-        raise UsageError(f"a sweep takes at least one image, not {n}")
+        raise UsageError(f"a sweep needs at least one image, not {n}")
     bases = attacks_called(attacks)
     total = min(n, len(split)) * len(grid)
     curves: dict[str, tuple[Point, ...]] = {}
@@ -93,17 +93,17 @@ def attacks_called(names: Iterable[str]) -> list[Protocol]:
     bases = [protocol(name) for name in dict.fromkeys(names)]
     idle = [base.name for base in bases if base.attack == "none"]
     if idle or not bases:
-        raise UsageError(f"a sweep wants attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
+        raise UsageError(f"a sweep needs attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
     return bases
 
 
 def check_grid(grid: Sequence[float], norm: Norm) -> None:
-    """Raise UsageError unless ``grid`` holds sizes of perturbations in ``norm``, and at least one."""
+    """Raise UsageError unless ``grid`` has at least one ε, and all are valid in ``norm``."""
     if not grid or not all(0 <= level <= (1 if norm == "linf" else sys.float_info.max) for level in grid):  # no NaN
-        to = "from 0 to 1" if norm == "linf" else "0 or more"
-        raise UsageError(f"a sweep takes at least one eps, each {to} on the scale of pixels, not {list(grid)}")
+        limits = "from 0 to 1" if norm == "linf" else "0 or more"
+        raise UsageError(f"a sweep needs at least one eps, each {limits} on the scale of pixels, not {list(grid)}")
 
 
 def at(base: Protocol, eps: float, norm: Norm = "linf") -> Protocol:
-    """``base`` with another ε, see :meth:`zoo.evaluation.protocols.Protocol.under`; ε = 0 is no attack."""
+    """``base`` with another norm and ε (:meth:`zoo.evaluation.protocols.Protocol.under`); "clean" if ε is 0."""
     return PROTOCOLS["clean"] if eps == 0 else base.under(ThreatModel(norm=norm, eps=eps))

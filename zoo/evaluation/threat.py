@@ -1,4 +1,4 @@
-"""What an attacker may do: change an image by at most ``eps`` in a norm, on the scale of [0, 1] pixels."""
+"""Threat models: an attacker changes an image by at most ``eps`` in a norm, on the scale of [0, 1] pixels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Norm = Literal["linf", "l2"]
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel(Record):
-    """A norm of the perturbation and its largest size; white-box and untargeted. ``linf 8/255`` in short."""
+    """The norm and the largest size of a perturbation, white-box and untargeted: ``linf 8/255`` in short."""
 
     norm: Norm = "linf"
     eps: Amount = 8 / 255
 
     @property
     def size(self) -> str:
-        """``8/255`` for an l-infinity eps of 0.03137..., the number itself in l2 and for no multiple of 1/255."""
+        """``8/255`` for an l-infinity eps of 0.03137...; the number itself in l2, or if it is no multiple of 1/255."""
         levels = self.eps * 255
-        whole = self.norm == "linf" and abs(levels - round(levels)) < 1e-6
-        return f"{round(levels)}/255" if whole else f"{self.eps:g}"
+        integral = self.norm == "linf" and abs(levels - round(levels)) < 1e-6
+        return f"{round(levels)}/255" if integral else f"{self.eps:g}"
 
     def __str__(self) -> str:
         return f"{self.norm} {self.size}"
@@ -36,10 +36,10 @@ class ThreatModel(Record):
 
     @classmethod
     def parse(cls, text: str) -> ThreatModel:
-        """The threat model that ``text`` is short for: ``linf 4/255``, ``l2 0.5``.
+        """Parse the short form, ``linf 4/255`` or ``l2 0.5``.
 
         Raises:
-            UsageError: it is not one.
+            UsageError: ``text`` is not a threat model.
         """
         from fractions import Fraction
 
@@ -49,8 +49,8 @@ class ThreatModel(Record):
         except (ValueError, ZeroDivisionError, OverflowError):
             eps = inf
         if norm not in get_args(Norm) or not 0 < eps < inf or (norm == "linf" and eps > 1):
-            raise UsageError(f"a threat model is a norm and its eps, as 'linf 8/255' or 'l2 0.5', not '{text}'")
+            raise UsageError(f"'{text}' is not a threat model: write a norm and its eps, like 'linf 8/255' or 'l2 0.5'")
         return cls(norm=norm, eps=eps)  # type: ignore[arg-type]  # checked
 
 
-LINF_8 = ThreatModel()  # of a model that states no other
+LINF_8 = ThreatModel()  # the default of models that state none

@@ -1,8 +1,7 @@
-"""From a spec to a torch module: ``build(spec)``.
+"""Build a torch module from a spec: ``build(spec)``.
 
-A family is a file of the name of its spec's ``arch``, with ``features(spec)``, the network up to the penultimate
-features and their number, and, where BatchNorms can be folded beyond those in an ``nn.Sequential``,
-``followers(module)``.
+A family is a file named after its spec's ``arch``. Its ``features(spec)`` returns the network up to the penultimate
+features, and their number. An optional ``followers(module)`` names the BatchNorms to fold outside an ``nn.Sequential``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ARCHS = tuple(spec.model_fields["arch"].default for spec in get_args(get_args(Ar
 
 
 def family(arch: str) -> ModuleType:
-    """The module of a family, by the ``arch`` of its specs."""
+    """The Python module of the family ``arch``."""
     return import_module(f"zoo.models.{arch}")
 
 
@@ -43,7 +42,7 @@ def build(spec: Spec) -> Classifier:
         raise TypeError(f"build() takes an ArchSpec, not {type(spec).__name__}")
     features, width = family(arch).features(spec)
     model = Classifier(spec, features, nn.Linear(width, spec.classes))
-    if not model.mean.is_meta:  # there is nothing to initialise, and trying takes most of the time
+    if not model.mean.is_meta:  # meta tensors have no values, and initialising them is slow
         _initialise(model)
     return model
 

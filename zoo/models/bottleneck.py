@@ -9,7 +9,7 @@ from zoo.specs import BottleneckSpec
 
 
 def features(spec: BottleneckSpec) -> tuple[nn.Module, int]:
-    """Normalised images [N, 3, H, W] to features [N, C], and C."""
+    """The network from normalised images [N, 3, H, W] to features [N, C], and C."""
     mid, c_in = spec.stem.mid, spec.stem.out
     stem: dict[str, nn.Module] = {"first": conv_norm(3, mid, 3)}
     if spec.stem.residual:
@@ -26,7 +26,7 @@ def features(spec: BottleneckSpec) -> tuple[nn.Module, int]:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, BatchNorm after each; with ``project`` a convolution is the shortcut."""
+    """1x1, 3x3 and 1x1 convolutions, each with BatchNorm; with ``project`` the shortcut is a 1x1 convolution."""
 
     def __init__(self, c_in: int, hidden: int, c_out: int, stride: int, *, project: bool) -> None:
         super().__init__()

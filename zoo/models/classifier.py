@@ -1,4 +1,4 @@
-"""What every model is: a network with its normalisation inside."""
+"""The class of all models: a network that normalises its input."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from zoo.specs import Spec
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation inside.
-
-    ``features`` maps images to penultimate features, ``head`` maps these to logits.
-    """
+    """``features`` maps normalised images [N, 3, H, W] to penultimate features [N, C], ``head`` these to logits."""
 
     mean: Tensor
     std: Tensor
@@ -22,7 +19,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.features = features
         self.head = head
-        # Not persistent: they follow from the spec, and the weights file holds weights only.
+        # Not persistent: the spec defines them, and the weights file holds only weights.
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 

@@ -16,8 +16,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode with frozen parameters, each BatchNorm that directly follows a convolution
     folded into it.
 
-    Of the architectures here all BatchNorms go, but for those of pre-activation nets that stand before a
-    convolution. Modules that no family declares are copied as they are. Logits agree up to rounding.
+    In the architectures here this removes every BatchNorm, except in pre-activation nets those that only precede a
+    convolution. Other modules are copied unchanged. Logits agree up to rounding.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
@@ -30,7 +30,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def _followers(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of children of ``module`` such that the second is applied to the first's output, and nothing else is."""
+    """Pairs of children's names: only the second module is applied to the output of the first."""
     if isinstance(module, nn.Sequential):
         yield from pairwise(name for name, _ in module.named_children())
     for arch in ARCHS:

@@ -1,4 +1,4 @@
-"""Layers that several families share. Their modules have names that say stage and block."""
+"""Layers that several families share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 
 
 class Residual(nn.Module):
-    """What ``body`` makes of its input, and the input itself."""
+    """The output of ``body`` plus its input."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Residual(nn.Module):
 def conv_norm(
     c_in: int, c_out: int, kernel: int, stride: int = 1, *, groups: int = 1, activation: str | None = "relu"
 ) -> nn.Sequential:
-    """Convolution that keeps the resolution but for its stride, BatchNorm, activation."""
+    """Convolution that keeps the resolution at stride 1, BatchNorm, activation."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     act = {"act": ACTIVATIONS[activation]()} if activation else {}
     return sequence({"conv": conv, "bn": nn.BatchNorm2d(c_out), **act})

@@ -10,7 +10,7 @@ from zoo.specs.mobilenetv3 import InvertedStage, squeeze_excitation
 
 
 def features(spec: MobileNetV3Spec) -> tuple[nn.Module, int]:
-    """Normalised images [N, 3, H, W] to features [N, C], and C."""
+    """The network from normalised images [N, 3, H, W] to features [N, C], and C."""
     c_in = spec.stem
     separable = {
         "depthwise": conv_norm(c_in, c_in, 3, groups=c_in),
@@ -37,7 +37,7 @@ def features(spec: MobileNetV3Spec) -> tuple[nn.Module, int]:
 
 
 class InvertedResidual(nn.Module):
-    """Block ``place`` of a MobileNetV3's ``stage``, with a shortcut where input and output have the same shape."""
+    """Block ``place`` of a MobileNetV3's ``stage``, with a shortcut if input and output have the same shape."""
 
     def __init__(self, c_in: int, stage: InvertedStage, place: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a factor in [0, 1] that follows from the means of all (Hu et al. 2018)."""
+    """Scale each channel by a factor in [0, 1], computed from the means of all channels (Hu et al. 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ def features(spec: ResNetSpec) -> tuple[nn.Module, int]:
 
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of ``module`` such that the second, a BatchNorm, is applied to the first's output alone."""
-    # Who has such a module has imported it: torchvision is not imported for those who have none.
+    """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
+    # A model with such a module has imported torchvision already; other models must not import it here.
     resnet = sys.modules.get("torchvision.models.resnet")
     if resnet is None or not isinstance(module, (resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck)):
         return []

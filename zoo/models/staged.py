@@ -26,7 +26,7 @@ def features(spec: StagedSpec) -> tuple[nn.Module, int]:
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, BatchNorm, identity shortcut where the resolution stays, activation."""
+    """3x3 convolution, BatchNorm, identity shortcut if the resolution stays, activation."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, padding: int, activation: str, shortcut: bool) -> None:
         super().__init__()
@@ -45,5 +45,5 @@ class ConvBlock(nn.Module):
 
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of ``module`` such that the second, a BatchNorm, is applied to the first's output alone."""
+    """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
     return [("conv", "bn")] if isinstance(module, ConvBlock) else []

@@ -20,7 +20,7 @@ def features(spec: WideResNetSpec) -> tuple[nn.Module, int]:
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice; where the width changes, a 1x1 convolution of the activated input is the shortcut."""
+    """BN-ReLU-conv twice; if the width changes, the shortcut is a 1x1 convolution of the activated input."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -37,5 +37,5 @@ class PreActBlock(nn.Module):
 
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of children of ``module`` such that the second, a BatchNorm, is applied to the first's output alone."""
+    """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
     return [("conv1", "bn2")] if isinstance(module, PreActBlock) else []

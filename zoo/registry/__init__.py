@@ -1,1 +1,1 @@
-"""The registry of released models, and the choice among them."""
+"""The registry of released models, and how to pick one."""

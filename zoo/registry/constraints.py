@@ -1,4 +1,4 @@
-"""Bounds on a registry entry, and how they read in a message."""
+"""Bounds on registry entries, and their wording in messages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Budget = str | float | None
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound on one quantity of an entry, in words too."""
+    """A bound on one quantity of an entry, with its wording."""
 
     measure: Callable[[Entry], float | None]  # None: not measured
     bound: float
     upper: bool
     noun: str
-    best: str  # of the entry that comes nearest: "the smallest is"
+    best: str  # introduces the nearest entry: "the smallest is"
     show: Callable[[float], str]
 
     def holds(self, entry: Entry) -> bool:
@@ -30,7 +30,7 @@ class Constraint:
         return value is not None and (value <= self.bound if self.upper else value >= self.bound)
 
     def excess(self, entry: Entry) -> float:
-        """How far beyond the bound, as a fraction of it; 0 where it holds, infinite where nothing was measured."""
+        """The violation as a fraction of the bound; 0 if it holds, infinite if there is no measurement."""
         value = self.measure(entry)
         if value is None:
             return float("inf")
@@ -38,12 +38,12 @@ class Constraint:
         return max(0.0, beyond) / (self.bound or 1.0)
 
     def shown(self, value: float) -> str:
-        """``value`` in short, or in full where the short form would look like the bound."""
+        """``value`` in short form, or in full if its short form equals that of the bound."""
         short = self.show(value)
         return short if value == self.bound or short != self.show(self.bound) else f"{value:,.12g}"
 
     def of(self, entry: Entry) -> str:
-        """What ``entry`` has instead: ``18.3M MACs``."""
+        """The value of ``entry`` in words: ``18.3M MACs``."""
         value = self.measure(entry)
         return f"no measurement of {self.noun}" if value is None else f"{self.shown(value)} {self.noun}"
 
@@ -52,50 +52,50 @@ class Constraint:
 
 
 class MoreLimits(TypedDict, total=False):
-    """What an entry must keep to besides its MACs; a limit that is left out, or None, is no limit."""
+    """Limits on an entry besides its MACs; a limit that is missing or None does not apply."""
 
     params: Budget
     size: Budget  # bytes of weights
     min_clean: Budget
-    min_robust: Budget  # under the protocol that ranks, or under PGD-20 where that is "clean"
+    min_robust: Budget  # under the ranking protocol, or under PGD-20 if that is "clean"
     latency_ms: float | None  # median of one image
-    device: str | None  # where it was measured
+    device: str | None  # on which it was measured
 
 
 class Limits(MoreLimits, total=False):
-    """What an entry must keep to."""
+    """All limits on an entry."""
 
     flops: Budget  # multiply-accumulates of one image
 
 
 def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> list[Constraint]:
-    """The constraints that ``limits`` mean, with ``by`` as the protocol that ranks.
+    """The constraints for ``limits``; ``by`` is the ranking protocol.
 
     Raises:
-        UsageError: a limit is not a number of its kind, or a device is given without a latency.
+        UsageError: a limit is malformed, or a device is given without a latency.
         NothingMatches: no latency was measured on the device.
     """
-    found = []
+    required = []
     flops, params, size = limits.get("flops"), limits.get("params"), limits.get("size")
     latency_ms, device = limits.get("latency_ms"), limits.get("device")
     if flops is not None:
-        found.append(Constraint(lambda e: e.macs, parse_count(flops), True, "MACs", "the smallest is", format_count))
+        required.append(Constraint(lambda e: e.macs, parse_count(flops), True, "MACs", "the smallest is", format_count))
     if params is not None:
         bound = parse_count(params)
-        found.append(Constraint(lambda e: e.params, bound, True, "parameters", "the smallest is", format_count))
+        required.append(Constraint(lambda e: e.params, bound, True, "parameters", "the smallest is", format_count))
     if size is not None:
         bytes_ = parse_size(size)
-        found.append(Constraint(lambda e: e.size, bytes_, True, "of weights", "the smallest is", format_size))
+        required.append(Constraint(lambda e: e.size, bytes_, True, "of weights", "the smallest is", format_size))
     robust = by if by != "clean" else "pgd20"
     for minimum, protocol in ((limits.get("min_clean"), "clean"), (limits.get("min_robust"), robust)):
         if minimum is not None:
             known_protocol(registry, protocol)
-            found.append(_accuracy_floor(parse_share(minimum), protocol))
+            required.append(_accuracy_floor(parse_share(minimum), protocol))
     if latency_ms is not None:
-        found.append(_latency_ceiling(registry, latency_ms, device))
+        required.append(_latency_ceiling(registry, latency_ms, device))
     elif device is not None:
-        raise UsageError(f"device '{device}' only matters for a latency budget: give latency_ms too")
-    return found
+        raise UsageError(f"a device applies only to a latency budget: give latency_ms with '{device}'")
+    return required
 
 
 def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
@@ -104,39 +104,39 @@ def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
 
 
 def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None) -> Constraint:
-    """On the fastest engine measured on ``device``: the median of one image."""
+    """The median latency of one image on the fastest engine of ``device``."""
     if not latency_ms > 0:
-        raise UsageError(f"a latency budget is a positive number of milliseconds, not {latency_ms}")
+        raise UsageError(f"a latency budget must be a positive number of milliseconds, not {latency_ms}")
     on = timed_devices(registry, device)
 
     def median(entry: Entry) -> float | None:
-        found = fastest(entry, on)
-        return found[0] if found else None
+        timing = fastest(entry, on)
+        return timing[0] if timing else None
 
     noun = f"latency on {' or '.join(on)}"
     return Constraint(median, latency_ms, True, noun, "the fastest is", lambda ms: f"{format_ms(ms)} ms")
 
 
 def timed_devices(registry: Registry, device: str | None) -> list[str]:
-    """What ``device`` means among the devices that the registry has latencies of: itself; for "this", whatever is this
-    machine, on any number of threads; for None, the only one.
+    """The measured devices that ``device`` refers to: the device itself; for "this", those of this machine, on any
+    number of threads; for None, the only one.
 
     Raises:
-        UsageError: None is given, and there are several.
-        NothingMatches: nothing was measured there; the message says how to.
+        UsageError: ``device`` is None, and there are several.
+        NothingMatches: no latency was measured there.
     """
     devices = sorted({device for entry in registry.models.values() for device in entry.latency})
     measured = f"(measured devices: {', '.join(devices) or 'none'})"
     if device == THIS:
-        here = [one for one in devices if is_this(one)]
+        here = [name for name in devices if is_this(name)]
         if not here:
             raise NothingMatches(
-                f"no latency was measured on this machine, '{cpu_id(threads=1)}' {measured}: measure the models in "
-                "question with `zoo bench NAME --write`"
+                f"no latency was measured on this machine, '{cpu_id(threads=1)}' {measured}: measure a model "
+                "with `zoo bench NAME --write`"
             )
         return here
     if device is None and len(devices) > 1:
-        raise UsageError(f"a latency budget needs a device; measured were: {', '.join(devices)}")
+        raise UsageError(f"a latency budget needs a device: choose one of {', '.join(devices)}")
     if device not in (*devices, None) or not devices:
         where = f"on '{device}'" if device else "on any device"
         raise NothingMatches(f"no latency was measured {where} {measured}")
@@ -144,7 +144,7 @@ def timed_devices(registry: Registry, device: str | None) -> list[str]:
 
 
 def fastest(entry: Entry, devices: list[str], *, batch: int = 1) -> tuple[float, str, str] | None:
-    """The median of a batch in ms, the engine and the device, where ``entry`` is fastest; None if not measured."""
+    """The lowest median of a batch in ms, with its engine and device; None if ``entry`` was not measured there."""
     timed = [
         (batches[str(batch)].p50_ms, engine, device)
         for device in devices

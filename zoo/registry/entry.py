@@ -1,6 +1,6 @@
-"""What the registry holds: plain frozen dataclasses, so that listing models imports next to nothing.
+"""The records of the registry: plain frozen dataclasses, so that listing models imports little.
 
-``zoo.registry.schema`` checks a registry file against these very types, bounds included; the classes themselves trust.
+``zoo.registry.schema`` validates a registry file against these types and bounds; the classes do not validate.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.system.records import Amount, Bounds, Count, Record, Sha256, Share, Text
 
-Batch = Annotated[str, Bounds(pattern=r"^[1-9][0-9]*$")]  # a number of images, as JSON has keys
+Batch = Annotated[str, Bounds(pattern=r"^[1-9][0-9]*$")]  # a number of images, as a JSON key
 Commit = Annotated[str, Bounds(pattern=r"^[0-9a-f]{40}$")]
 Safetensors = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*\.safetensors$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Record):
-    """One model under one protocol, and what it was measured with."""
+    """The result of one model under one protocol, with its provenance."""
 
     accuracy: Accuracy
     weights_sha256: Sha256
@@ -34,7 +34,7 @@ class Result(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Record):
-    """Where the Hugging Face Hub has a file."""
+    """The location of a file on the Hugging Face Hub."""
 
     repo_id: Text
     revision: Commit
@@ -53,7 +53,7 @@ class Weights(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(Record):
-    """The model that was learned from: its weights, and how accurate they are, by protocol."""
+    """The teacher of a distillation: its weights, and their accuracy by protocol."""
 
     name: Text
     weights_sha256: Sha256
@@ -70,7 +70,7 @@ class Start(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Record):
-    """A part of the training that had aims of its own, a search say."""
+    """A phase of the training, such as a search."""
 
     name: Text
     epochs: Amount
@@ -80,7 +80,7 @@ class Phase(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Record):
-    """How the weights came about; ``phases`` in their order; none in older entries."""
+    """How the weights were trained; ``phases`` are in order, and empty in older entries."""
 
     recipe: Text
     recipe_sha256: Sha256
@@ -91,7 +91,7 @@ class Train(Record):
     images_seen: Count
     wall_s: Amount
     device: Text
-    precision: Text | None = None  # of its arithmetic; None in older entries
+    precision: Text | None = None  # of the arithmetic; None in older entries
     commit: Commit | None = None
     torch: Text
     phases: tuple[Phase, ...] = ()
@@ -99,7 +99,7 @@ class Train(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Record):
-    """A number that a paper states; never mixed with what was measured here."""
+    """A number from a paper, kept separate from measurements."""
 
     value: Share
     source: Text
@@ -113,18 +113,18 @@ class Latency(Record):
     p95_ms: Amount
     p99_ms: Amount
     images_per_s: Amount
-    memory_mb: Amount | None = None  # 10^6 bytes that the engine adds to its process; None where the system won't tell
+    memory_mb: Amount | None = None  # 10^6 bytes that the engine adds to its process; None if unknown
     calls: Annotated[int, Bounds(ge=1)]
-    busy: bool  # the machine had other work meanwhile
-    runtime: Text  # and its version
+    busy: bool  # other work ran on the machine
+    runtime: Text  # with its version
     measured_at: Text  # ISO 8601 with the time zone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subnet(Record):
-    """A sub-net of a dynamic net, whose weights it shares: its own file holds BatchNorm statistics only.
+    """A sub-net of a dynamic net. It shares that net's weights: its file holds only BatchNorm statistics.
 
-    ``values`` are the choices that make it up; ``size`` is what its weights would take by themselves, in bytes.
+    ``values`` are the choices that define it; ``size`` is the size of its share of the weights, in bytes.
     """
 
     of: Text
@@ -135,10 +135,10 @@ class Subnet(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Record):
-    """A registry entry as the file has it; ``spec`` is what ``parse_spec`` reads, ``macs`` are per image.
+    """A registry entry as stored in the file; ``parse_spec`` reads ``spec``, and ``macs`` are per image.
 
-    ``aliases`` are other names that it is found by. A dynamic net has the space of its sub-nets in ``supernet``; as a
-    model it is the largest of them.
+    ``aliases`` are other names of the model. A dynamic net names the space of its sub-nets in ``supernet``; loaded as a
+    model, it is the largest of them.
     """
 
     family: Text
@@ -173,18 +173,18 @@ class Entry(Model):
 
     @property
     def size(self) -> int:
-        """Bytes of its weights: of the file, or of a sub-net's share in it."""
+        """Bytes of its weights: of its file, or of a sub-net's share of the dynamic net."""
         return self.weights.size if self.subnet is None else self.subnet.size
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, as the registry file has it: without the name, which is its key there."""
+        """The entry as JSON data for the registry file, without the name, which is its key there."""
         data = asdict(self)
         del data["name"]
         return data
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
-        """The entry that checked JSON ``data`` describes."""
+        """The entry of validated JSON ``data``."""
         hub, subnet = data["weights"].get("hub"), data.get("subnet")
         nested = {
             "threat": ThreatModel(**data.get("threat", {})),
@@ -224,7 +224,7 @@ def _teacher(data: Mapping[str, Any]) -> Teacher:
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry file that was checked; ``protocols`` and ``datasets`` are as in its JSON."""
+    """A validated registry file; ``protocols`` and ``datasets`` are its JSON."""
 
     protocols: Mapping[str, Mapping[str, Any]]
     datasets: Mapping[str, Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""The registry of released models: one JSON file, checked when it is read, replaced whole when it is written."""
+"""The registry of released models: one JSON file, validated when it is read, replaced atomically when it is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def registry_path(path: Path | str | None = None) -> Path:
 
 
 def load_registry(path: Path | str | None = None) -> Registry:
-    """The registry at ``path``, else at ``ZOO_REGISTRY``, else the packaged one; read anew only if it changed.
+    """The registry at ``path``, else at ``ZOO_REGISTRY``, else the packaged one; parsed again only if it changed.
 
     Raises:
         IntegrityError: the file cannot be read, or is not a valid registry; the message names the first fault.
@@ -44,7 +44,7 @@ def load_registry(path: Path | str | None = None) -> Registry:
 
 @lru_cache(maxsize=4)
 def _parsed(path: Path, *state: int) -> Registry:
-    """The registry at ``path``, which is in this ``state``."""
+    """The registry at ``path``; ``state`` (time, size, inode) is part of the cache key."""
     text = _read(path)
     _check_once(text, path)
     data = json.loads(text)
@@ -53,7 +53,7 @@ def _parsed(path: Path, *state: int) -> Registry:
 
 
 def info(name: str, *, registry: Registry | None = None) -> Entry:
-    """The registry's entry of this name or alias; ``SUPERNET@BUDGET`` is its best released sub-net within so many MACs.
+    """The registry entry of a name or alias; ``SUPERNET@BUDGET`` is the best released sub-net within BUDGET MACs.
 
     >>> info("rnascl-s7-wrt34").name
     'rnascl-s7-wrt34-2-trades'
@@ -61,8 +61,8 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     'proard-tiny@12M'
 
     Raises:
-        UnknownModel: there is none; the message names the nearest.
-        UsageError, NothingMatches: the budget is not one or is above all sub-nets, or is below; tells their range.
+        UnknownModel: the name is unknown; the message suggests the nearest.
+        UsageError, NothingMatches: the budget is malformed or above the range of the sub-nets, or below it.
     """
     registry = registry or load_registry()
     named = registry.named
@@ -80,13 +80,13 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
     macs = parse_count(budget)
     subnets = [entry for entry in models.values() if entry.subnet and entry.subnet.of == supernet]
     if not subnets:
-        raise UnknownModel(f"no sub-net of '{supernet}' is released: `zoo search {supernet}` finds some")
+        raise UnknownModel(f"no sub-net of '{supernet}' is released: find some with `zoo search {supernet}`")
     low, high = min(entry.macs for entry in subnets), models[supernet].macs
     if not low <= macs <= high:
-        told = f"no sub-net of '{supernet}' for {macs:,} MACs is released: those that are go from {low:,} to {high:,}"
+        message = f"{macs:,} MACs is out of range: the released sub-nets of '{supernet}' have {low:,} to {high:,}"
         if macs > high:
-            raise UsageError(told)
-        raise NothingMatches(f"{told}; `zoo search {supernet} --flops {budget}` looks for others")
+            raise UsageError(message)
+        raise NothingMatches(f"{message}; search for smaller ones with `zoo search {supernet} --flops {budget}`")
     within = [entry for entry in subnets if entry.macs <= macs]
     return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
 
@@ -99,18 +99,18 @@ def write_model(
     protocols: Iterable[Protocol] = (),
     path: Path | str | None = None,
 ) -> None:
-    """Add ``model`` to the registry as ``name``, or replace it. All or nothing, one writer at a time.
+    """Add ``model`` to the registry as ``name``, or replace it, atomically and with one writer at a time.
 
-    With the weights of a dynamic net that are replaced by others go the sub-nets that were cut from them.
+    If new weights replace those of a dynamic net, the sub-nets cut from the old weights are removed.
 
     Args:
-        model: the entry's JSON form, as :meth:`zoo.registry.entry.Entry.to_dict` gives it.
-        datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for splits that the results refer to; those that
-            the registry has already must be the same.
-        protocols: those that the results refer to, besides the named ones.
+        model: the entry as JSON data; see :meth:`zoo.registry.entry.Entry.to_dict`.
+        datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for the splits of the results; splits that the
+            registry already has must be equal.
+        protocols: the protocols of the results, besides the named ones.
 
     Raises:
-        IntegrityError: the registry would not be valid, and was left as it was.
+        IntegrityError: the registry would become invalid; it was not changed.
     """
     from zoo.evaluation.protocols import PROTOCOLS
 
@@ -120,8 +120,8 @@ def write_model(
             splits = data["datasets"].setdefault(dataset, {"splits": {}})["splits"]
             for split, stored in facts["splits"].items():
                 if splits.setdefault(split, dict(stored)) != dict(stored):
-                    raise IntegrityError(f"the registry '{path}' has another {split} split of {dataset} than this one")
-        known = PROTOCOLS | {one.name: one for one in protocols}
+                    raise IntegrityError(f"the registry '{path}' has other images in the {split} split of {dataset}")
+        known = PROTOCOLS | {protocol.name: protocol for protocol in protocols}
         for protocol in model.get("results", {}):
             if protocol in known:
                 current = known[protocol].model_dump(mode="json")
@@ -131,16 +131,16 @@ def write_model(
                     )
         models = {**data["models"], name: dict(model)}
         sha256 = model["weights"]["sha256"]
-        stale = [key for key, one in models.items() if _cut_from(one, name) not in (None, sha256)]
+        stale = [key for key, entry in models.items() if _cut_from(entry, name) not in (None, sha256)]
         data["models"] = {key: models[key] for key in sorted(models) if key not in stale}
 
 
 def write_aliases(name: str, aliases: Iterable[str], *, path: Path | str | None = None) -> None:
-    """Let the registry's entry called ``name`` be found by ``aliases`` too, and by no others.
+    """Set the aliases of the registry entry ``name``; previous aliases are removed.
 
     Raises:
         UnknownModel: there is no such entry.
-        IntegrityError: an alias is malformed or taken; the registry was left as it was.
+        IntegrityError: an alias is malformed or taken; the registry was not changed.
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
@@ -148,41 +148,41 @@ def write_aliases(name: str, aliases: Iterable[str], *, path: Path | str | None 
 
 
 def rename_model(old: str, new: str, *, path: Path | str | None = None, **identity: str) -> None:
-    """Call the registry's entry ``old`` by the name ``new``; the old name becomes an alias.
+    """Rename the registry entry ``old`` to ``new``; the old name becomes an alias.
 
-    Results, hashes and the record of the training stay; sub-nets and the name of the weights file follow.
+    Results, hashes and the training record are kept; sub-nets and the name of the weights file are updated.
 
     Args:
-        identity: family, description or paper, where they change too.
+        identity: a new family, description or paper.
 
     Raises:
         UnknownModel: there is no such entry.
-        IntegrityError: the new name is malformed or taken; the registry was left as it was.
+        IntegrityError: the new name is malformed or taken; the registry was not changed.
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
         models = data["models"]
         model = _entry(data, old, path) | identity
         if new in models:
-            raise IntegrityError(f"the registry '{path}' has a model called '{new}' already")
+            raise IntegrityError(f"the registry '{path}' already has a model called '{new}'")
         model["aliases"] = sorted({*model.get("aliases", ()), old} - {new})
         if model["weights"]["file"] == f"{old}.safetensors":
             model["weights"] |= {"file": f"{new}.safetensors"}
-        for one in models.values():
-            if (one.get("subnet") or {}).get("of") == old:
-                one["subnet"]["of"] = new
+        for entry in models.values():
+            if (entry.get("subnet") or {}).get("of") == old:
+                entry["subnet"]["of"] = new
         del models[old]
-        data["models"] = {key: one for key, one in sorted({**models, new: model}.items())}
+        data["models"] = dict(sorted({**models, new: model}.items()))
 
 
 def _entry(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     if name not in data["models"]:
-        raise UnknownModel(f"the registry '{path}' has no model called '{name}' any more")
+        raise UnknownModel(f"the registry '{path}' no longer has a model called '{name}'")
     return data["models"][name]
 
 
 def _cut_from(model: Mapping[str, Any], supernet: str) -> str | None:
-    """The hash of the weights of ``supernet`` that the entry ``model`` was cut from, if it was."""
+    """The hash of the weights of ``supernet`` that ``model`` was cut from, else None."""
     subnet = model.get("subnet") or {}
     return subnet["weights_sha256"] if subnet.get("of") == supernet else None
 
@@ -194,14 +194,14 @@ def write_latency(
     *,
     path: Path | str | None = None,
 ) -> None:
-    """Add ``latency``, by device, engine and batch as an entry has it, to the registry's entry called ``name``.
+    """Add ``latency``, by device, engine and batch as in an entry, to the registry entry ``name``.
 
-    What was measured on the same device with the same engine and batch is replaced; the rest of the entry stays as it
-    is at that moment, whatever else is being measured.
+    Measurements with the same device, engine and batch are replaced; the rest of the entry is kept as it is in the file
+    at that moment, even if another process has changed it.
 
     Raises:
         UnknownModel: there is no such entry.
-        IntegrityError: the entry has other weights, or the registry would not be valid, and was left as it was.
+        IntegrityError: the entry has other weights, or the registry would become invalid; it was not changed.
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
@@ -218,7 +218,7 @@ def write_latency(
 
 @contextmanager
 def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON of the registry ``path``, to be changed: checked before and after, one writer at a time."""
+    """The JSON of the registry ``path``, to edit in place: validated before and after, one writer at a time."""
     from zoo.registry.schema import check
 
     with locked(path.parent):
@@ -233,7 +233,7 @@ def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def pretty(data: Any, indent: str = "", width: int = 120) -> str:
-    """JSON in which whatever fits on a line stands on one: readable by hand, and stable."""
+    """Readable, stable JSON: a value is on one line if it fits there."""
     line = json.dumps(data, ensure_ascii=False, allow_nan=False)
     if not isinstance(data, dict | list) or not data or (len(indent) + len(line) <= width and indent):
         return line
@@ -254,8 +254,8 @@ def _read(path: Path) -> bytes:
 
 
 def _check_once(text: bytes, path: Path) -> None:
-    """Check ``text`` unless the cache notes that the very same was valid: checking takes longer than all the rest of
-    ``zoo list``. A cache that cannot be written costs this time, and nothing else."""
+    """Validate ``text`` unless the cache records that it is valid: this takes longer than the rest of ``zoo list``.
+    If the cache cannot be written, every call validates."""
     digest = hashlib.sha256(__version__.encode() + b"\0" + text).hexdigest()
     note = cache_root() / "valid-registries" / digest
     if note.exists():

@@ -1,4 +1,4 @@
-"""Which model to use: the best under a named attack, within budgets."""
+"""Pick a model: the best under a named attack, within budgets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = 
     """Rank the entries within ``limits`` by accuracy under protocol ``by``; ties go to fewer MACs.
 
     Raises:
-        UsageError: no protocol is called ``by``, or a limit is not a number of its kind.
+        UsageError: ``by`` is not a protocol, or a limit is malformed.
         NothingMatches: no entry is left; the message names the binding constraint and the nearest miss.
     """
     known_protocol(registry, by)
@@ -39,7 +39,7 @@ def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = 
     if not entries:
         families = ", ".join(sorted({entry.family for entry in registry.models.values()}))
         raise NothingMatches(f"no model is of family '{family}' (families: {families})")
-    # Only a missing measurement leaves an entry out that could have been an answer.
+    # Entries that only lack a measurement could have been an answer: they are left out.
     able = [e for e in entries if all(c.holds(e) for c in constraints if c.measure(e) is not None)]
     measured = [e for e in able if e.accuracy(by) is not None and all(c.measure(e) is not None for c in constraints)]
     if not measured:
@@ -59,11 +59,11 @@ def _why_nothing(entries: list[Entry], constraints: list[Constraint], by: str) -
     if not any(entry.accuracy(by) is not None for entry in entries):
         return f"no model was measured under '{by}'"
     wanted = " and ".join(map(str, constraints))
-    # Each can be had alone: the nearest miss breaks the fewest, and these by the least.
+    # Each constraint can be met alone. The nearest miss violates the fewest constraints, and these by the least.
     near = min(entries, key=lambda e: (sum(not c.holds(e) for c in constraints), sum(c.excess(e) for c in constraints)))
     broken = [c for c in constraints if not c.holds(near)]
     if not broken:
-        return f"no model with {wanted} was measured under '{by}'; {near.name} would do, but was not"
+        return f"no model with {wanted} was measured under '{by}'; {near.name} meets the limits, but was not measured"
     return f"no model has {wanted}; the nearest, {near.name}, has {' and '.join(c.of(near) for c in broken)}"
 
 
@@ -78,24 +78,27 @@ def list_models(
     family: str | None = None,
     registry: Registry | None = None,
 ) -> list[str]:
-    """Names of the models whose name or alias matches the glob ``pattern``, within the limits, sorted; maybe none.
+    """The sorted names of the models within the limits whose name or alias matches the glob ``pattern``.
 
     >>> list_models("rnascl-s3-*", min_robust="30%")
     ['rnascl-s3-wrt34-2-trades']
 
     Args:
-        max_flops: multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``; ``max_params`` likewise.
+        max_flops: multiply-accumulates per image, as ``"15M"``, ``15e6`` or ``15000000``; ``max_params`` likewise.
         min_clean: clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under protocol ``by``.
         family: a glob over families.
+
+    Raises:
+        UsageError: a limit is malformed, or ``by`` is not a protocol.
     """
     registry = registry or load_registry()
     known_protocol(registry, by)
-    asked: Limits = {"flops": max_flops, "params": max_params, "min_clean": min_clean, "min_robust": min_robust}
-    limits = constraints_of(registry, asked, by=by)
+    wanted: Limits = {"flops": max_flops, "params": max_params, "min_clean": min_clean, "min_robust": min_robust}
+    limits = constraints_of(registry, wanted, by=by)
     return sorted(
         name
         for name, entry in registry.models.items()
-        if any(fnmatchcase(one, pattern) for one in (name, *entry.aliases))
+        if any(fnmatchcase(alias, pattern) for alias in (name, *entry.aliases))
         and (family is None or fnmatchcase(entry.family, family))
         and all(limit.holds(entry) for limit in limits)
     )
@@ -138,23 +141,23 @@ def pick(
     2
 
     Args:
-        flops: at most so many multiply-accumulates an image, as ``"15M"``, ``15e6`` or ``15000000``.
-        params: at most so many parameters; ``size``: at most so many bytes of weights, as ``"1.9MB"``.
+        flops: at most this many multiply-accumulates per image, as ``"15M"``, ``15e6`` or ``15000000``.
+        params: at most this many parameters; ``size``: at most this many bytes of weights, as ``"1.9MB"``.
         min_clean: at least this clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under ``by`` (under
-            "pgd20" where ``by`` is "clean").
+            "pgd20" if ``by`` is "clean").
         latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
             "this" is the present machine.
         family: a glob over families.
 
     Raises:
         NothingMatches: the message names the binding constraint and the nearest miss.
-        UsageError: a budget is not a number, or ``by`` is not a protocol.
+        UsageError: a budget is malformed, or ``by`` is not a protocol.
 
     Warns:
         UserWarning: entries were left out because they lack a measurement.
     """
     if n is not None and n < 1:
-        raise UsageError(f"pick hands out at least one model: n is {n}")
+        raise UsageError(f"pick returns at least one model: n must be 1 or more, not {n}")
     registry = registry or load_registry()
     if unknown := sorted(limits.keys() - MoreLimits.__annotations__.keys()):
         raise TypeError(f"pick() has no limit called '{unknown[0]}'{nearest(unknown[0], MoreLimits.__annotations__)}")
@@ -165,11 +168,11 @@ def pick(
 
 
 def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd20") -> list[Entry]:
-    """The entries that no other beats: none is as cheap and more accurate under ``by``. The cheapest comes first;
-    entries not measured under ``by`` are not among them.
+    """The Pareto front of ``cost`` and accuracy under ``by``: the entries that no cheaper or equally cheap entry beats,
+    in ascending order of cost. Entries without a measurement under ``by`` are left out.
 
     >>> front = pareto(pick("30M", n=99))
-    >>> [one.macs for one in front] == sorted(one.macs for one in front)
+    >>> [entry.macs for entry in front] == sorted(entry.macs for entry in front)
     True
     """
     measured = [(cost_of(entry, cost), -accuracy, entry.name, entry) for entry in entries

@@ -1,4 +1,4 @@
-"""The registry file's schema: the types of ``zoo.registry.entry``, and what must hold between their fields.
+"""The registry file's schema: the types of ``zoo.registry.entry``, and the relations between their fields.
 
 ``python -m zoo.registry.schema > docs/registry.schema.json`` writes the JSON Schema.
 """
@@ -25,8 +25,8 @@ from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.records import Bounds, Record, Sha256
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,39}", re.ASCII)
-NAMING = "a name is 1 to 40 letters, digits, '@', '.', '_' and '-', and starts with a letter or digit"
-PROVENANCE = ("torch", "cpu")  # what every toolchain must name
+NAMING = "a name has 1 to 40 letters, digits, '@', '.', '_' and '-', and must start with a letter or digit"
+PROVENANCE = ("torch", "cpu")  # required in every toolchain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Dataset(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryFile(Record):
-    """registry.json: models, the protocols that they were measured under, and the data."""
+    """registry.json: models, and the protocols and data of their results."""
 
     schema_version: Literal[1]
     protocols: dict[str, Protocol]
@@ -69,7 +69,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def check(text: bytes, path: Path) -> None:
-    """Check the registry file ``path``, whose content is ``text``, completely.
+    """Validate ``text``, the content of the registry file ``path``.
 
     Raises:
         IntegrityError: it is not JSON, breaks the schema, or contradicts itself; the message names the first fault.
@@ -83,7 +83,7 @@ def check(text: bytes, path: Path) -> None:
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Check the form of one entry by itself; whether it contradicts the rest of the registry shows when it is written.
+    """Validate one entry alone; contradictions to the rest of the registry are found when it is written.
 
     Raises:
         UsageError: a field is missing, unknown or malformed; the message names the first.
@@ -102,11 +102,11 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
-    """Every place that contradicts another, and how."""
+    """The place of every contradiction, and its description."""
     for name, protocol in file.protocols.items():
         if protocol.name != name:
-            yield f"protocols.{name}.name", f"the protocol calls itself '{protocol.name}'"
-    taken = {name: name for name in file.models}  # whose each name and alias is
+            yield f"protocols.{name}.name", f"its name is '{protocol.name}'"
+    taken = {name: name for name in file.models}  # the owner of each name and alias
     for name, model in file.models.items():
         where = f"models.{name}"
         if not NAME.fullmatch(name):
@@ -115,7 +115,7 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
             if not NAME.fullmatch(alias):
                 yield f"{where}.aliases", NAMING
             if taken.setdefault(alias, name) != name or alias == name or model.aliases.count(alias) > 1:
-                yield f"{where}.aliases", f"'{alias}' is the name of '{taken[alias]}' already"
+                yield f"{where}.aliases", f"'{alias}' is already a name of '{taken[alias]}'"
         try:
             macs, params = cost(parse_spec(model.spec))
         except UsageError as error:
@@ -123,7 +123,7 @@ def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:
             continue
         for field, stored, true in (("macs", model.macs, macs), ("params", model.params, params)):
             if stored != true:
-                yield f"{where}.{field}", f"{stored} is stored, the spec has {true}"
+                yield f"{where}.{field}", f"{stored} is stored, but the spec has {true}"
         if fault := _subnet_fault(file, model):
             yield f"{where}.subnet", fault
         for protocol_name, accuracy in (model.train.teacher.accuracy if model.train.teacher else {}).items():
@@ -165,14 +165,14 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
         yield "", "no protocol of that name is defined in 'protocols'"
         return
     if protocol.dataset != model.dataset:
-        yield "", f"the protocol is for {protocol.dataset}, and the model for {model.dataset}"
+        yield "", f"the protocol is for {protocol.dataset}, but the model for {model.dataset}"
     n = result.accuracy.n
     if n > protocol.n:
         yield ".accuracy.n", f"{n} images, but the protocol has {protocol.n}"
     for field, fault in _accuracy_faults(result.accuracy):
         yield f".accuracy{field}", fault
     if result.weights_sha256 != model.weights.sha256:
-        yield ".weights_sha256", "measured with other weights than the entry's"
+        yield ".weights_sha256", "measured with other weights than those of the entry"
     dataset = file.datasets.get(protocol.dataset)
     split = dataset.splits.get(protocol.split) if dataset else None
     if split is None:
@@ -181,13 +181,13 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
         yield ".dataset_sha256", f"measured on another {protocol.split} split than that of 'datasets'"
     missing = [key for key in PROVENANCE if not result.toolchain.get(key)]
     if missing:
-        yield ".toolchain", f"does not say which {missing[0]} measured it"
+        yield ".toolchain", f"does not name the {missing[0]}"
     yield from _time_faults(result.measured_at)
 
 
 def _latency_faults(latency: Latency) -> Iterator[tuple[str, str]]:
     if not latency.p50_ms <= latency.p95_ms <= latency.p99_ms:
-        yield "", "the median is above the 95th percentile, or that above the 99th"
+        yield "", "the median is above the 95th percentile, or the 95th percentile above the 99th"
     yield from _time_faults(latency.measured_at)
 
 
@@ -197,7 +197,7 @@ def _time_faults(measured_at: str) -> Iterator[tuple[str, str]]:
     except ValueError:
         aware = False
     if not aware:
-        yield ".measured_at", f"'{measured_at}' is not an ISO 8601 time with its zone"
+        yield ".measured_at", f"'{measured_at}' is not an ISO 8601 time with a time zone"
 
 
 if __name__ == "__main__":

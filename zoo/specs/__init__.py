@@ -1,8 +1,8 @@
-"""What an architecture is: small, immutable, JSON-serialisable specs, and their analytic cost.
+"""Architecture specs: small, immutable and JSON-serialisable, with their analytic cost.
 
-A spec names an input contract too (size, mean, std, classes), so that a spec and a set of weights are all it takes to
-rebuild a model. A family is a file here and one of the same name, its ``arch`` tag, in :mod:`zoo.models`. To add one,
-write these two and name its spec in ``ArchSpec``. Nothing here imports torch.
+A spec includes the input contract (size, mean, std, classes), so that a spec and its weights are enough to rebuild a
+model. A family is a file here and one in :mod:`zoo.models`, both named after its ``arch`` tag. To add a family, write
+both files and add its spec to ``ArchSpec``. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
 
 
 def cost(spec: Spec) -> Cost:
-    """Multiply-accumulates and parameters of ``spec``, by formula: no model is built, no forward pass run.
+    """Multiply-accumulates and parameters of ``spec``, computed by formula: no model is built.
 
     >>> cost(StagedSpec(widths=[[16, 16], [32]], resolutions=[16, 8], stem_resolution=16))
     Cost(macs=1585472, params=10138)

@@ -1,4 +1,4 @@
-"""What every architecture spec is made of: an input contract, and convolutions as the cost model sees them.
+"""The parts of architecture specs: the input contract, and convolutions for the cost model.
 
 Nothing here imports torch.
 """
@@ -23,7 +23,7 @@ class Cost(NamedTuple):
 
 
 class Conv(NamedTuple):
-    """One convolution (or, at resolution 1, one linear layer) as the cost model sees it."""
+    """One convolution (or, at resolution 1, one linear layer) for the cost model."""
 
     c_in: int
     c_out: int
@@ -44,7 +44,7 @@ class Conv(NamedTuple):
 
 
 class Part(BaseModel):
-    """A piece of a spec: immutable, and no field is ever ignored."""
+    """A part of a spec: immutable, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class Spec(Part):
 
     def sections(self) -> Iterator[list[Conv]]:
         """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""
-        raise TypeError(f"{type(self).__name__} is not cut into sections")
+        raise TypeError(f"{type(self).__name__} has no sections")
 
     def convs(self) -> Iterator[Conv]:
         """Every convolution and linear layer, in forward order."""
@@ -65,7 +65,7 @@ class Spec(Part):
             yield from section
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready and complete: defaults are written out, so that they may change without changing old specs."""
+        """The spec as JSON data. Defaults are written out, so that a change of defaults does not change old specs."""
         return self.model_dump(mode="json")
 
 
@@ -74,6 +74,6 @@ def linear(c_in: int, c_out: int) -> Conv:
 
 
 def divisible(channels: float, divisor: int = 8) -> int:
-    """Round to a multiple of 8, never losing more than a tenth, as MobileNets do."""
+    """Round to a multiple of ``divisor`` and lose at most a tenth, as MobileNets do."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded

@@ -1,4 +1,4 @@
-"""Bottleneck ResNets with free widths: the nets of ProARD's space "resnet", which are Once-for-All's (Cai et al. 2020).
+"""Bottleneck ResNets with free widths: ProARD's space "resnet", taken from Once-for-All (Cai et al. 2020).
 
 Nothing here imports torch.
 """
@@ -14,7 +14,7 @@ from zoo.specs.base import Channels, Conv, Part, Spec, linear
 
 
 class BottleneckStem(Part):
-    """3x3 convolutions of stride 1: image to ``mid``, with ``residual`` one around which its input goes, to ``out``."""
+    """3x3 convolutions of stride 1: image to ``mid``, optionally a ``residual`` one, then to ``out`` channels."""
 
     mid: Channels
     out: Channels
@@ -22,7 +22,7 @@ class BottleneckStem(Part):
 
 
 class BottleneckStage(Part):
-    """Bottleneck blocks of ``width`` channels out, the 3x3 convolution of block ``b`` having ``hidden[b]``."""
+    """Bottleneck blocks with ``width`` output channels; the 3x3 convolution of block ``b`` has ``hidden[b]``."""
 
     width: Channels
     hidden: tuple[Channels, ...] = Field(min_length=1)
@@ -32,8 +32,8 @@ class BottleneckStage(Part):
 class BottleneckSpec(Spec):
     """A ResNet of bottleneck blocks with a width for each stage and hidden channels for each block.
 
-    A block is 1x1, 3x3 (with the stride) and 1x1 convolutions. Around the first of a stage goes a 1x1 convolution,
-    with a stride of 2 after 2x2 average pooling (ResNet-D); around the others nothing but the input.
+    A block is a 1x1, a 3x3 (with the stride) and a 1x1 convolution. The shortcut of a stage's first block is a 1x1
+    convolution, after 2x2 average pooling if the stride is 2 (ResNet-D); the other shortcuts are identities.
     """
 
     arch: Literal["bottleneck"] = "bottleneck"
@@ -45,7 +45,7 @@ class BottleneckSpec(Spec):
         resolution = self.image_size
         for stage in self.stages:
             if resolution % stage.stride:
-                raise ValueError(f"a stage of stride 2 halves an even resolution, not {resolution}")
+                raise ValueError(f"a stage of stride 2 needs an even resolution, not {resolution}")
             resolution //= stage.stride
         return self
 

@@ -1,4 +1,4 @@
-"""MobileNetV3 with free kernels and hidden channels: the nets of ProARD's space "mbv3".
+"""MobileNetV3 with free kernels and hidden channels: ProARD's space "mbv3".
 
 Nothing here imports torch.
 """
@@ -21,7 +21,7 @@ class InvertedBlock(Part):
 
 
 class InvertedStage(Part):
-    """Blocks of ``width`` channels out; with ``se`` the hidden channels are squeezed and excited."""
+    """Blocks with ``width`` output channels; ``se`` adds squeeze-and-excitation to the hidden channels."""
 
     width: Channels
     blocks: tuple[InvertedBlock, ...] = Field(min_length=1)
@@ -31,10 +31,10 @@ class InvertedStage(Part):
 
 
 class MobileNetV3Spec(Spec):
-    """MobileNetV3 (Howard et al. 2019) with stride 1 in the stem, every block's kernel and hidden channels free.
+    """MobileNetV3 (Howard et al. 2019) with stride 1 in the stem, and a free kernel and hidden width in each block.
 
     A 3x3 stem and a depthwise separable block of ``stem`` channels, inverted residual stages, a 1x1 convolution to
-    ``last`` channels, global average pooling, and another to the ``mix`` features that the head classifies.
+    ``last`` channels, global average pooling, and a 1x1 convolution to the ``mix`` features for the head.
     """
 
     arch: Literal["mobilenetv3"] = "mobilenetv3"
@@ -63,7 +63,7 @@ class MobileNetV3Spec(Spec):
 
 
 def squeeze_excitation(channels: int) -> tuple[Conv, Conv]:
-    """The two 1x1 convolutions of pooled maps that weigh ``channels``, with a quarter of them between."""
+    """The two 1x1 convolutions of squeeze-and-excitation on ``channels``, with a quarter of them in between."""
     squeezed = divisible(channels // 4)
     reduce = Conv(channels, squeezed, 1, 1, bias=True, norm=False)
     return reduce, Conv(squeezed, channels, 1, 1, bias=True, norm=False)

@@ -11,7 +11,7 @@ from zoo.specs.base import Conv, Spec, linear
 class ResNetSpec(Spec):
     """ResNet-18 (He et al. 2016; torchvision's blocks), with one of two stems.
 
-    ``3x3`` has stride 1 and no max-pooling, for 32x32 images; ``7x7`` is the original's, stride 2 and max-pooling.
+    ``3x3`` has stride 1 and no max-pooling, for 32x32 images; ``7x7`` is the original, stride 2 and max-pooling.
     """
 
     arch: Literal["resnet"] = "resnet"

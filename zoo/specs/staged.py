@@ -16,7 +16,7 @@ class StagedSpec(Spec):
 
     ``widths[s][b]`` is the number of output channels of block ``b`` of stage ``s``, and ``resolutions[s]`` the
     height and width of that stage's maps; the first block of a stage changes the resolution. With
-    ``shortcuts`` a block whose input has its own resolution adds it to the convolution's output, over the
+    ``shortcuts``, a block that keeps the resolution adds its input to the convolution's output, over the
     channels that both have (identity only: no MACs, no parameters).
     """
 
@@ -24,7 +24,7 @@ class StagedSpec(Spec):
     widths: tuple[tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(min_length=1)
     resolutions: tuple[Annotated[int, Field(ge=1)], ...]
     stem: int = Field(16, ge=1)
-    stem_resolution: int | None = Field(None, ge=1, description="of the stem's maps; None: the image's own")
+    stem_resolution: int | None = Field(None, ge=1, description="of the stem's maps; None: the image's resolution")
     activation: Literal["relu", "silu"] = "relu"
     shortcuts: bool = True
 
@@ -53,7 +53,7 @@ def downsampling(before: int, after: int) -> tuple[int, int]:
     """Stride and padding of the 3x3 convolution that maps resolution ``before`` to ``after``.
 
     Raises:
-        ValueError: no stride of 1 or 2 with padding 0 to 2 does.
+        ValueError: no stride of 1 or 2 with a padding of 0 to 2 fits.
     """
     for stride, padding in ((1, 1), (2, 1), (2, 2), (2, 0)):
         if (before + 2 * padding - 3) // stride + 1 == after:

@@ -20,7 +20,7 @@ class WideResNetSpec(Spec):
     @model_validator(mode="after")
     def _depth_fits(self) -> WideResNetSpec:
         if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, 34, ...), not {self.depth}")
+            raise ValueError(f"the depth of a WideResNet must be 6n + 4 (10, 16, 22, 28, 34, ...), not {self.depth}")
         return self
 
     @property
@@ -28,8 +28,8 @@ class WideResNetSpec(Spec):
         return (self.depth - 4) // 6
 
     def convs(self) -> Iterator[Conv]:
-        # Pre-activation: a norm stands before each convolution and one at the end. Shifted by one place, each
-        # norm has the width of the convolution before it, the stem's included.
+        # Pre-activation: there is a norm before each convolution except the stem, and one at the end. Each is counted
+        # with the convolution before it, which has its width.
         yield Conv(3, 16, 3, self.image_size)
         c_in, resolution = 16, self.image_size
         for stage, width in enumerate((16 * self.widen, 32 * self.widen, 64 * self.widen)):

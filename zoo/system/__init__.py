@@ -1,1 +1,1 @@
-"""What the rest of the house stands on: errors, units, files, devices, the Hub."""
+"""Shared by the whole package: errors, units, files, devices, the Hub."""

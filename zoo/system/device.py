@@ -1,7 +1,7 @@
-"""Which device a latency belongs to: a short id that a person can read, and that is the same at every start.
+"""Device ids for latencies: short, readable, and the same on every run.
 
-Devices of one id count as one device: ``amd-epyc-2c-avx512-vnni-linux-1t`` is that processor with 2 cores (as the
-system sees them), on 1 thread; ``nvidia-h100-80gb-hbm3-linux`` is a GPU, whatever the processor beside it.
+Machines with the same id count as one device. ``amd-epyc-2c-avx512-vnni-linux-1t`` is a CPU with 2 cores (as the
+system reports them) on 1 thread; ``nvidia-h100-80gb-hbm3-linux`` is a GPU, with any CPU.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from zoo.system.toolchain import cpu_model
 
-THIS = "this"  # stands for the present machine
-# Instructions that decide how fast a convolution is, as Linux calls them: by the name in an id.
+THIS = "this"  # means this machine
+# Instruction sets that decide the speed of a convolution: the name in an id, and the CPU flags of Linux.
 INSTRUCTIONS = {
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
@@ -30,17 +30,17 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_id(threads: int) -> str:
-    """The id of this machine's processor on ``threads`` threads."""
+    """The id of this machine's CPU on ``threads`` threads."""
     return f"{_machine()}-{threads}t"
 
 
 def gpu_id(name: str) -> str:
-    """The id of the GPU that its driver calls ``name``."""
+    """The id of the GPU with the driver's name ``name``."""
     return f"{_slug(name)}-{platform.system().lower()}"
 
 
 def is_this(device: str) -> bool:
-    """Whether ``device`` is the id of the processor here, on any number of threads, or of an NVIDIA GPU here."""
+    """Whether ``device`` is the id of this machine's CPU, on any number of threads, or of one of its NVIDIA GPUs."""
     return re.fullmatch(re.escape(_machine()) + r"-\d+t", device) is not None or device in map(gpu_id, _gpus())
 
 
@@ -48,39 +48,39 @@ def remote_id(facts: Mapping[str, Any], threads: int) -> str:
     """The id of another machine, from the facts that :mod:`zoo.export.remote.fingerprint` collects there."""
     if facts["device"] == "cuda":
         return f"{_slug(facts['gpu'].split(',')[0])}-{facts['os'].lower()}"
-    found = ["neon"] if facts["machine"].lower() in ARM else _known(facts.get("isa", "").split())
-    return f"{_named(facts['cpu'], facts['cores'], found, facts['os'])}-{threads}t"
+    instructions = ["neon"] if facts["machine"].lower() in ARM else _names_of(facts.get("isa", "").split())
+    return f"{_cpu_name(facts['cpu'], facts['cores'], instructions, facts['os'])}-{threads}t"
 
 
 def _machine() -> str:
-    return _named(cpu_model(), os.cpu_count(), _instructions(), platform.system())
+    return _cpu_name(cpu_model(), os.cpu_count(), _instructions(), platform.system())
 
 
-def _named(cpu: str, cores: int | None, instructions: list[str], system: str) -> str:
+def _cpu_name(cpu: str, cores: int | None, instructions: list[str], system: str) -> str:
     name = re.sub(r"\((r|tm)\)|\b(cpu|processor|\d+-core)\b|@.*", " ", cpu.lower())
     return "-".join([_slug(name), f"{cores}c", *instructions, system.lower()])
 
 
 def _instructions() -> list[str]:
-    """The :data:`INSTRUCTIONS` that the system lists; AVX2 is left out where there is AVX-512."""
-    if platform.machine().lower() in ARM:  # where it is part of the architecture
+    """Names of the :data:`INSTRUCTIONS` of this CPU; AVX2 is omitted if there is AVX-512."""
+    if platform.machine().lower() in ARM:  # part of the architecture
         return ["neon"]
     try:
         text = CPUINFO.read_text()
     except OSError:
         return []
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return _known(line[1].split() if line else [])
+    return _names_of(line[1].split() if line else [])
 
 
-def _known(flags: Iterable[str]) -> list[str]:
+def _names_of(flags: Iterable[str]) -> list[str]:
     listed = set(flags)
-    found = [name for name, any_of in INSTRUCTIONS.items() if listed & set(any_of)]
-    return [name for name in found if name != "avx2" or "avx512" not in found]
+    names = [name for name, any_of in INSTRUCTIONS.items() if listed & set(any_of)]
+    return [name for name in names if name != "avx2" or "avx512" not in names]
 
 
 def _gpus() -> list[str]:
-    """Names of the NVIDIA GPUs that the driver lists (Linux); none is imported, none is asked."""
+    """Names of the NVIDIA GPUs that the Linux driver lists; no GPU library is imported."""
     texts = [path.read_text() for path in GPUS.glob("*/information")]
     return [match[1] for text in texts if (match := re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE))]
 

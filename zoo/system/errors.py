@@ -1,4 +1,4 @@
-"""The package's own errors: each is one sentence for the user and carries the exit code of the CLI."""
+"""The package's errors. Each message is one sentence for the user; each class has an exit code for the CLI."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class ZooError(Exception):
-    """Base of every error that Robust Zoo raises on purpose."""
+    """Base class of the errors that Robust Zoo raises."""
 
     exit_code = 1
 
 
 class UsageError(ZooError):
-    """The request itself is malformed: a flag, a budget, a recipe, an input batch."""
+    """The request is invalid: a flag, a budget, a recipe, an input batch."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ class Unreachable(ZooError):
 
 
 class DataNotFound(Unreachable):
-    """The dataset is not at the given place, nor in the cache, nor on a reachable Hub."""
+    """The data set is neither in the given folder, nor in the cache, nor available from the Hub."""
 
 
 class IntegrityError(ZooError):
@@ -65,7 +65,7 @@ class ParityGateFailed(ZooError):
 
 
 class RobustnessGateFailed(ZooError):
-    """The engine is not shown to be as robust as its float twin, within the margin."""
+    """The engine was not shown to be as robust as its float twin, within the margin."""
 
     exit_code = 9
 
@@ -77,15 +77,15 @@ class WrongDevice(ZooError):
 
 
 class TrainingDiverged(ZooError):
-    """Training lost its robustness (or its loss became NaN) more often than rollback can mend."""
+    """The model lost its robustness (or its loss became NaN) more often than rollbacks can repair."""
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
-    """A clause that names what ``word`` may have meant: ``"; did you mean 'a' or 'b'?"`` or ``""``."""
+    """A clause with the names closest to ``word``: ``"; did you mean 'a' or 'b'?"``, or ``""`` if none is close."""
     close = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
     return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank, or its class where there is none."""
+    """The first line of an error's message that is not blank, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: atomic writes, hashes, locks, and the cache."""
+"""Safe files: atomic writes, hashes, locks, and the cache."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from zoo.system.errors import DataNotFound, IntegrityError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content`` (text is written as UTF-8) in one step: see :func:`replaced`."""
+    """Write ``content`` (text as UTF-8) to ``path`` atomically; see :func:`replaced`."""
     with replaced(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` in one step when the block ends without an error.
+    """A temporary file to write to; it atomically replaces ``path`` when the block ends without an error.
 
-    A kill or a full disk leaves the old file as it was. A symbolic link is followed: the file that it names is
-    replaced, not the link.
+    If the process is killed or the disk is full, the old file is unchanged. If ``path`` is a symbolic link, its target
+    is replaced, not the link.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -48,7 +48,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_atomic(source: Path, target: Path) -> None:
-    """Copy the content of ``source`` to ``target``, whole or not at all."""
+    """Copy the content of ``source`` to ``target`` atomically."""
     with open(source, "rb") as original, replaced(target) as file:
         shutil.copyfileobj(original, file)
 
@@ -61,9 +61,9 @@ def _umask() -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` against other processes that take the same lock; nothing is left in it.
+    """Hold an exclusive lock on ``folder``; no lock file is created.
 
-    Without ``fcntl`` (Windows) there is no lock, and writes are merely atomic.
+    Without ``fcntl`` (Windows) nothing is locked; writes are still atomic.
     """
     lock = lock_of(folder, wait=True)
     try:
@@ -74,9 +74,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock_of(folder: Path, *, wait: bool = False) -> int | None:
-    """A descriptor that holds the exclusive lock on ``folder`` until it is closed, however this process ends.
+    """A file descriptor that holds an exclusive lock on ``folder`` until it is closed or the process ends.
 
-    None if another living process has the lock and this one does not ``wait`` for it, and always without ``fcntl``.
+    None if another process holds the lock and ``wait`` is False, and always None without ``fcntl``.
     """
     try:
         import fcntl
@@ -95,30 +95,30 @@ def lock_of(folder: Path, *, wait: bool = False) -> int | None:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. About 1 s a gigabyte: files are hashed at every load."""
+    """The SHA-256 of a file, in hexadecimal. It takes about 1 s per gigabyte, and every load does it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, sha256: str) -> None:
     """Raise IntegrityError unless the file has this SHA-256."""
-    found = sha256_file(path)
-    if found != sha256:
+    actual = sha256_file(path)
+    if actual != sha256:
         raise IntegrityError(
-            f"'{path}' has SHA-256 {found[:12]}... where {sha256[:12]}... is expected: fetch or install it again"
+            f"'{path}' has SHA-256 {actual[:12]}..., but {sha256[:12]}... is expected: fetch or install it again"
         )
 
 
-# -- the cache of decoded data sets, downloads and notes about checked files --------------------------------------
+# -- the cache: decoded data sets, downloads, records of checked files ---------------------------------------------
 
 
 def cache_root() -> Path:
-    """``ZOO_CACHE``, else ``~/.cache/robust-zoo``; it need not exist."""
+    """The cache folder: ``ZOO_CACHE``, else ``~/.cache/robust-zoo``. It may not exist yet."""
     return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "robust-zoo")
 
 
 def cached(key: str, fill: Callable[[Path], None]) -> Path:
-    """The cache's folder ``key``, made by ``fill`` if it is not there: beside it and renamed, so a kill leaves nothing.
+    """The folder ``key`` of the cache. If it is missing, ``fill`` writes a temporary folder, which is then renamed.
 
     Raises:
         DataNotFound: the cache cannot be written.
@@ -131,12 +131,12 @@ def cached(key: str, fill: Callable[[Path], None]) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=root.parent))
     except OSError as error:
         raise DataNotFound(
-            f"the cache '{root.parent}' cannot be written ({error.strerror}): set ZOO_CACHE to a folder that can"
+            f"the cache '{root.parent}' cannot be written ({error.strerror}): set ZOO_CACHE to a writable folder"
         ) from None
     try:
         fill(scratch)
         (scratch / "complete").touch()
-        if not root.exists():  # else another process was first, and has the same
+        if not root.exists():  # otherwise another process has just made the same folder
             os.replace(scratch, root)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub: from its client's cache, else over the network."""
+"""Files of the Hugging Face Hub: from the cache of its client, else downloaded."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def promised_sha256(path: Path) -> str | None:
-    """The SHA-256 that the Hub promised of a cached file: it names large files by it, and its cache keeps the name. Of
-    small files nothing is known."""
+    """The Hub's SHA-256 of a cached file: the cache names large files by it. None for small files."""
     name = path.resolve().name
     return name if _SHA256.fullmatch(name) else None
 
 
 def check_blob(path: Path) -> None:
-    """Raise IntegrityError if ``path`` is a cached large file whose bytes are not those that the Hub promised."""
+    """Raise IntegrityError if ``path`` is a cached large file that does not have the Hub's SHA-256."""
     if promised := promised_sha256(path):
         check_sha256(path, promised)
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """How to get at the Hub: where its client's cache is (None: its default), and whether the network may be used."""
+    """Access to the Hub: the client's cache folder (None: the default), and whether the network may be used."""
 
     cache_dir: str | Path | None = None
     offline: bool = False
@@ -46,11 +45,11 @@ class HubFiles:
         check: Callable[[Path], None] = check_blob,
         repo_type: Literal["model", "dataset"] = "model",
     ) -> Path:
-        """The file, checked. The client does not notice damage that keeps the size: such a file is fetched once more.
+        """The path of the file, after ``check``. A damaged file is downloaded again once: the client checks sizes only.
 
         Raises:
-            Unreachable: it is not cached, and the Hub has it not, or may not or cannot be asked.
-            IntegrityError: it fails ``check``, fetched afresh too.
+            Unreachable: the file is not cached, and the Hub does not have it, cannot be reached or must not be used.
+            IntegrityError: ``check`` fails, also after a new download.
             UsageError: the repository's name is malformed.
         """
         path = self._cached_or_fetched(repo_id, filename, revision, repo_type=repo_type)
@@ -89,14 +88,14 @@ class HubFiles:
         except errors.HFValidationError:
             raise UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name") from None
         except errors.LocalEntryNotFoundError as error:
-            why = "the network is not to be used" if self._offline else "the Hub cannot be reached"
+            why = "the network must not be used" if self._offline else "the Hub cannot be reached"
             raise Unreachable(f"{file} is not in the Hub's cache, and {why}") from error
         except errors.HfHubHTTPError as error:
-            told = error.server_message or str(error).splitlines()[0]
-            raise Unreachable(f"the Hub does not hand out {file}: {told}") from error
-        except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of whichever HTTP client it uses
+            message = error.server_message or str(error).splitlines()[0]
+            raise Unreachable(f"the Hub refuses {file}: {message}") from error
+        except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of the HTTP client in use
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-                raise  # the disk's trouble, in its own words
+                raise  # disk errors keep their message
             raise Unreachable(f"{file} could not be fetched ({type(error).__name__}): try again") from error
 
 

@@ -1,4 +1,4 @@
-"""Plain frozen dataclasses for stored JSON. Their bounds cost nothing unless a file is validated."""
+"""Frozen dataclasses for stored JSON. Their bounds are used only when a file is validated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 
 class Bounds:
-    """Limits on a field, as pydantic-core names them; only validation reads them."""
+    """Limits on a field, by their pydantic-core names; only validation uses them."""
 
     def __init__(self, **limits: Any) -> None:
         self.limits = limits
@@ -25,6 +25,6 @@ Sha256 = Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Base of all such records: no field is ever ignored, and no number is NaN or infinite."""
+    """Base class of stored records: unknown fields, NaN and infinity are refused."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}

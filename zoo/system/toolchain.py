@@ -1,4 +1,4 @@
-"""What measured a number: versions and the processor, stored with every result."""
+"""The toolchain of a measurement: versions and the CPU, stored with every result."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
 def toolchain(*more: str) -> dict[str, str]:
-    """Versions of what takes part in a measurement, the processor and its cores; nothing is imported.
+    """Versions of Python and packages, the CPU, its cores and the system; no package is imported.
 
     Args:
-        more: packages that take part besides :data:`PACKAGES`.
+        more: names of packages besides :data:`PACKAGES`.
     """
-    found = {"robust-zoo": __version__, "python": platform.python_version()}
+    versions = {"robust-zoo": __version__, "python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {**found, "cpu": cpu_model(), "cores": str(os.cpu_count()), "os": platform.system()}
+    return {**versions, "cpu": cpu_model(), "cores": str(os.cpu_count()), "os": platform.system()}
 
 
 def cpu_model() -> str:
-    """The processor's name where the system has one, else its architecture."""
+    """The CPU's name if the system states it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -9,17 +9,17 @@ from decimal import Decimal
 from zoo.system.errors import UsageError
 
 _POWERS = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12}
-# Three digits of exponent are beyond any budget, and keep "1e999999999" from becoming an integer of that length.
+# At most three digits of exponent: "1e999999999" would become an integer of that length.
 _NUMBER = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*([kKMGT]?)", re.ASCII)
 
 
 def parse_count(text: str | float) -> int:
     """A count from ``"15M"``, ``"1.2G"``, ``"300k"``, ``"15e6"``, ``15e6`` or ``15000000``; units are decimal.
 
-    A fraction of one is dropped: a budget is an upper bound.
+    Fractions are rounded down: a budget is an upper bound.
 
     Raises:
-        UsageError: it is negative, not finite, or not a number with one of the units k, M, G, T.
+        UsageError: ``text`` is negative, not finite, or not a number with one of the units k, M, G, T.
     """
     if isinstance(text, str):
         match = _NUMBER.fullmatch(text.strip())
@@ -31,10 +31,10 @@ def parse_count(text: str | float) -> int:
 
 
 def parse_size(text: str | float) -> int:
-    """Bytes from ``"1.9MB"``, ``"300k"`` or ``1900000``; units are decimal, the B may be left out.
+    """Bytes from ``"1.9MB"``, ``"300k"`` or ``1900000``; units are decimal, and the B is optional.
 
     Raises:
-        UsageError: it is not a size.
+        UsageError: ``text`` is not a size.
     """
     try:
         return parse_count(text.strip().removesuffix("B") if isinstance(text, str) else text)
@@ -46,7 +46,7 @@ def parse_share(text: str | float) -> float:
     """A proportion from ``0.45``, ``"0.45"`` or ``"45%"``.
 
     Raises:
-        UsageError: it is not a number, or not between 0 and 1.
+        UsageError: ``text`` is not a number between 0 and 1.
     """
     try:
         share = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
@@ -60,7 +60,7 @@ def parse_share(text: str | float) -> float:
 def format_count(count: float) -> str:
     """``15_000_000`` as ``"15.0M"``: one decimal and a decimal unit, plain below 1,000."""
     for power, unit in ((12, "T"), (9, "G"), (6, "M")):
-        if count >= 0.99995 * 10**power:  # from here on one decimal rounds up: 1.0M, not 1000.0k
+        if count >= 0.99995 * 10**power:  # rounds up to the next unit: 1.0M, not 1000.0k
             return f"{count / 10**power:.1f}{unit}"
     return f"{count / 1000:.1f}k" if count >= 1000 else f"{count:g}"
 
@@ -71,7 +71,7 @@ def format_size(size: float) -> str:
 
 
 def format_ms(ms: float) -> str:
-    """``0.4567`` as ``"0.457"``: three digits, and whole milliseconds from 100 on."""
+    """``0.4567`` as ``"0.457"``: three digits, and whole milliseconds above 100."""
     return f"{ms:.3g}" if ms < 99.95 else f"{ms:,.0f}"
 
 

@@ -1,1 +1,1 @@
-"""From a name to a model with its weights."""
+"""Addresses, model folders, loading and releases."""

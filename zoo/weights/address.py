@@ -1,4 +1,4 @@
-"""How a model is named: the one place that reads it. A kind of address more is added here, and found in ``load.py``."""
+"""Addresses of models, parsed only here. To add a kind of address, change this file and ``find`` in ``load.py``."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from pathlib import Path
 from zoo.system.errors import UsageError
 
 NAME, LOCAL, HUB = "name", "local-dir", "hf-hub"
-KINDS = "a name of the registry, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
+KINDS = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
 
 
 def has_scheme(text: str) -> bool:
-    """Whether ``text`` names a model elsewhere than in the registry."""
+    """Whether ``text`` is the address of a model outside the registry."""
     return text.partition(":")[0] in (LOCAL, HUB) and ":" in text
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is: ``place`` is a name of the registry, a folder's path, or a repository of the Hub."""
+    """The address of a model: ``place`` is a registry name, the path of a folder, or a repository of the Hub."""
 
     scheme: str
     place: str
-    revision: str | None = None  # of a repository of the Hub
+    revision: str | None = None  # only for the Hub
 
     @classmethod
     def parse(cls, text: str | Address, *, folders: bool = False) -> Address:
-        """The address that ``text`` spells: a name, alias or ``SUPERNET@BUDGET`` of the registry, ``local-dir:PATH`` or
+        """Parse ``text``: a name, alias or ``SUPERNET@BUDGET`` of the registry, ``local-dir:PATH`` or
         ``hf-hub:org/repo[@revision]``.
 
         Args:
-            folders: the path of a folder that exists is an address too, and comes before a name.
+            folders: accept the path of an existing folder too, in preference to a registry name.
 
         Raises:
-            UsageError: it is no text, has an unknown scheme, or nothing after the scheme.
+            UsageError: ``text`` is not a string, has an unknown scheme, or nothing after the scheme.
         """
         if isinstance(text, Address):
             return text
         if not isinstance(text, str):
-            raise UsageError(f"a model's address is a text, {KINDS}, not {text!r}")
+            raise UsageError(f"a model's address must be a string, {KINDS}, not {text!r}")
         scheme, colon, place = text.partition(":")
         if not colon:
             return cls(LOCAL if folders and Path(text).is_dir() else NAME, text)
         if scheme not in (LOCAL, HUB):
-            raise UsageError(f"'{text}' begins with an unknown scheme, '{scheme}:': a model's address is {KINDS}")
+            raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")
         if not place:
-            raise UsageError(f"'{text}' names no place: a model's address is {KINDS}")
+            raise UsageError(f"'{text}' has nothing after its scheme: a model's address is {KINDS}")
         if scheme == LOCAL:
             return cls(LOCAL, str(Path(place).expanduser()))
         repo_id, _, revision = place.partition("@")
@@ -62,11 +62,11 @@ class Address:
         if self.scheme != HUB:
             raise UsageError(f"'{self}' has no revisions: only hf-hub: addresses take one")
         if self.revision:
-            raise UsageError(f"'{self}' names a revision, and revision={revision!r} another: leave one of them out")
+            raise UsageError(f"'{self}' already has a revision besides {revision!r}: leave one of them out")
         return replace(self, revision=revision)
 
     def absolute(self) -> Address:
-        """The address that names the same model from any working folder."""
+        """The same address with an absolute path, valid in any working folder."""
         return replace(self, place=str(Path(self.place).resolve())) if self.scheme == LOCAL else self
 
     def __str__(self) -> str:

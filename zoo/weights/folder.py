@@ -1,4 +1,4 @@
-"""A model folder: ``config.json`` beside ``model.safetensors``, as training leaves it and the Hub has it."""
+"""A model folder: ``config.json`` and ``model.safetensors``, as training writes them and the Hub stores them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
-PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net, in the package after their name
-LABELS = "labels.json"  # what the predictor was fitted to
+PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net; in the package with their name as a prefix
+LABELS = "labels.json"  # the training data of the predictor
 HELD_OUT = "held_out.json"  # the model's accuracy on held-out training images
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What ``config.json`` says of a model. Only ``spec`` is needed to load it; other programs' fields are ignored.
+    """The content of ``config.json``. Loading needs only ``spec``; unknown fields are ignored.
 
-    ``reported`` (``{protocol: {"value", "source"}}``, a paper's numbers) and ``train`` are what a registry entry is
-    made from, and are checked when it is.
+    A registry entry is made from ``reported`` (``{protocol: {"value", "source"}}``, a paper's numbers) and ``train``,
+    which are validated at that time.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore", "strict": True}
@@ -38,11 +38,11 @@ class ModelConfig:
     description: str | None = None
     paper: str | None = None
     spec: dict[str, Any]
-    dataset: Text | None = None  # that it is for; older trainings have it in their settings, and the threat model too
+    dataset: Text | None = None  # older folders have it in train.settings, like the threat model
     threat: ThreatModel | None = None
     reported: Any = None
     train: dict[str, Any] | None = None
-    tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of its own
+    tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of the student's
     supernet: Text | None = None  # of a dynamic net: the space of its sub-nets
     subnet: Subnet | None = None
 
@@ -55,7 +55,7 @@ def _adapter() -> TypeAdapter[ModelConfig]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """What the ``config.json`` at ``path`` says.
+    """Read and validate the ``config.json`` at ``path``.
 
     Raises:
         IntegrityError: it is not JSON, has no architecture, or a field is malformed; the message names the field.
@@ -70,7 +70,7 @@ def read_config(path: Path) -> ModelConfig:
     if first["type"] == "json_invalid":
         raise IntegrityError(f"'{path}' is not JSON: {first['msg']}")
     if where in ("", "spec"):
-        raise IntegrityError(f"'{path}' has no architecture in it: a model's {CONFIG} holds an object under 'spec'")
+        raise IntegrityError(f"'{path}' has no architecture: a model's {CONFIG} needs an object under 'spec'")
     raise IntegrityError(f"'{path}' is wrong at '{where}': {first['msg']}")
 
 
@@ -82,21 +82,21 @@ class ModelFolder:
         self.predictor, self.labels, self.held_out = path / PREDICTOR, path / LABELS, path / HELD_OUT
 
     def read(self) -> ModelConfig:
-        """What its config.json says; see :func:`read_config`.
+        """Its config.json; see :func:`read_config`, whose IntegrityError it raises too.
 
         Raises:
             Unreachable: there is no such folder or file.
         """
-        return read_config(self.there(CONFIG))
+        return read_config(self.file(CONFIG))
 
     def write(self, config: ModelConfig) -> None:
-        """Make ``config`` its config.json, in one step; the folder is made if need be."""
+        """Write ``config`` to its config.json atomically; the folder is created if it is missing."""
         self.path.mkdir(parents=True, exist_ok=True)
         given = {key: value for key, value in asdict(config).items() if value is not None}
         write_atomic(self.config, json.dumps(given, indent=2) + "\n")
 
-    def there(self, name: str) -> Path:
-        """The file called ``name``.
+    def file(self, name: str) -> Path:
+        """The path of the file ``name``.
 
         Raises:
             Unreachable: there is no such folder or file.
@@ -108,6 +108,6 @@ class ModelFolder:
         return self.path / name
 
     def check_free(self) -> None:
-        """Raise UsageError if the folder holds a model."""
+        """Raise UsageError if the folder already holds a model."""
         if self.config.exists():
             raise UsageError(f"'{self.path}' already holds a model: choose another folder")

@@ -1,6 +1,6 @@
-"""From a name to a model with its weights: bundled, local, or from the Hub; checked before they are parsed.
+"""Load a model with its weights: bundled, local, or from the Hub. Files are checked before they are parsed.
 
-Only safetensors files are opened. Files are found before torch is imported, so that a miss answers at once.
+Only safetensors files are opened. Files are located before torch is imported, so a missing file is reported at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
-CUT_FROM = "cut_from"  # in the metadata of a sub-net's file: the hash of the dynamic net's
-_ORIGIN = "_weights_sha256"  # where a loaded model keeps the hash of its file
+CUT_FROM = "cut_from"  # metadata of a sub-net's file: the hash of the dynamic net's file
+_ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save
 
 
@@ -49,29 +49,29 @@ def load(
     torch.Size([2, 10])
 
     Args:
-        name: a name or an alias of the registry; ``SUPERNET@BUDGET``, the best released sub-net within so many MACs;
+        name: a name or an alias of the registry; ``SUPERNET@BUDGET``, the best released sub-net within BUDGET MACs;
             ``local-dir:PATH``, a folder with config.json (its "spec" is read) and model.safetensors; or
             ``hf-hub:org/repo[@revision]``, a Hub repository with the same two files.
         pretrained: False gives freshly initialised weights.
         revision: of a Hub repository; the registry pins its own.
-        cache_dir: where the Hub's client keeps its files, if not in its default place.
+        cache_dir: the cache folder of the Hub's client, if not the default.
         local_files_only: never use the network. The cache is always tried first.
-        progress: show the download of Hub files.
+        progress: show progress bars of downloads.
 
     Raises:
-        UnknownModel: the registry has no such name.
-        NothingMatches: no released sub-net of the dynamic net is as small as the budget.
-        Unreachable: a file is neither here nor, as far as the network may be used, on the Hub.
-        IntegrityError: a file is damaged, has another hash than the registry says, or does not fit the architecture.
+        UnknownModel: the registry does not have this name.
+        NothingMatches: the budget is below all released sub-nets of the dynamic net.
+        Unreachable: a file is neither local nor cached, and cannot be downloaded.
+        IntegrityError: a file is damaged, does not have the registry's hash, or does not fit the architecture.
         UsageError: the name or the spec is malformed, or the name is a path without ``local-dir:``.
-        WrongDevice: this torch has no such device.
+        WrongDevice: torch does not find this device.
     """
     hub = HubFiles(cache_dir=cache_dir, offline=local_files_only, progress=progress)
     return find(Address.parse(name).at(revision), hub, pretrained=pretrained).load(device)
 
 
 class Task(NamedTuple):
-    """What a model is for: a data set, None where the model names none, and the threat model that it withstands."""
+    """The task of a model: a data set (None if the model names none) and a threat model."""
 
     dataset: str | None = None
     threat: ThreatModel = LINF_8
@@ -79,14 +79,14 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """A model that was found by its address.
+    """A model located by its address.
 
     Attributes:
-        address: where it is; the registry's own name, whatever alias or budget was asked for.
-        facts: what is known of it.
-        path: its weights file, None where none was wanted.
-        sha256: the hash of this file, taken once; without a file that of the registry, else "".
-        hub: how files that it needs besides are fetched.
+        address: its address; for a registry model the name of the entry, even if an alias or a budget was given.
+        facts: its registry entry, or its config.json.
+        path: its weights file; None without ``pretrained``.
+        sha256: the hash of this file, computed once; without a file the registry's hash, else "".
+        hub: downloads further files, such as those of a dynamic net.
     """
 
     address: Address
@@ -97,7 +97,7 @@ class Found:
 
     @property
     def title(self) -> str:
-        """What the model is called."""
+        """The name of the model."""
         if self.address.scheme == HUB:
             return str(self.address)
         return self.facts.name or Path(self.address.place).resolve().name
@@ -111,7 +111,7 @@ class Found:
 
     @property
     def task(self) -> Task:
-        """What it is for. Trainings did not always write it in config.json, but always their settings."""
+        """Its data set and threat model. Old folders state them only in ``train.settings``."""
         facts = self.facts
         if isinstance(facts, Entry):
             return Task(facts.dataset, facts.threat)
@@ -120,12 +120,12 @@ class Found:
         return Task(facts.dataset or settings.get("dataset"), facts.threat or ThreatModel(**attack))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that its weights file holds."""
+        """All tensors of its weights file."""
         assert self.path is not None
         return read_tensors(self.path)
 
     def load(self, device: str | torch.device = "cpu") -> Classifier:
-        """The model; with fresh weights if no file was wanted. Errors are those of :func:`load`."""
+        """The model, with fresh weights if ``path`` is None. Errors are those of :func:`load`."""
         spec = self.spec
 
         from zoo.models import build
@@ -138,16 +138,16 @@ class Found:
         return model.eval().to(where)
 
     def reference(self) -> dict[str, str]:
-        """What is stored of it with a model that came of it: its name, and the hash of its weights file."""
+        """Its name and the hash of its weights file, as stored with a model trained from it."""
         return {"name": self.title, "weights_sha256": self.sha256}
 
 
 def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True, folders: bool = False) -> Found:
-    """The model ``name`` (all that :func:`load` takes): its weights file is checked, and not read. Without torch.
+    """Locate the model ``name`` (any address that :func:`load` takes) and check its weights file, without torch.
 
     Args:
-        pretrained: False if its weights are not wanted.
-        folders: the path of a folder that exists is an address too, and comes before a name.
+        pretrained: False leaves the weights out.
+        folders: accept the path of an existing folder too, in preference to a registry name.
 
     Raises:
         UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
@@ -156,7 +156,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
     if address.scheme == LOCAL:
         folder = ModelFolder(Path(address.place))
         config = folder.read()
-        path = folder.there(TENSORS) if pretrained else None
+        path = folder.file(TENSORS) if pretrained else None
         return Found(address, config, path, sha256_file(path) if path else "", hub)
     if address.scheme == HUB:
         config = read_config(hub.fetch(address.place, CONFIG, address.revision))
@@ -168,7 +168,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
 
 
 def task_of(name: str, *, offline: bool = False) -> Task:
-    """What the model called ``name`` is for. No weights are opened; errors are those of :func:`load`."""
+    """The task of the model ``name``. No weights are opened; errors are those of :func:`load`."""
     return find(name, HubFiles(offline=offline, progress=False), pretrained=False).task
 
 
@@ -179,12 +179,12 @@ def _registered(name: str) -> Entry:
         return info(name)
     except UnknownModel:
         if Path(name).expanduser().is_dir():
-            raise UsageError(f"'{name}' is a folder, not a name of the registry: write local-dir:{name}") from None
+            raise UsageError(f"'{name}' is a folder, not a registry name: write local-dir:{name}") from None
         raise
 
 
 def _tensors(found: Found) -> dict[str, Tensor]:
-    """All weights of the model, those of a sub-net cut from its dynamic net's."""
+    """All weights of the model; those of a sub-net are cut from its dynamic net."""
     from zoo.models.subnet import TRANSFORM, cut
 
     tensors = found.tensors()
@@ -194,31 +194,31 @@ def _tensors(found: Found) -> dict[str, Tensor]:
     if not subnet:
         return tensors
     assert found.path is not None
-    whole = find(subnet.of, found.hub)
-    if {whole.sha256, read_metadata(found.path).get(CUT_FROM)} != {subnet.weights_sha256}:
+    supernet = find(subnet.of, found.hub)
+    if {supernet.sha256, read_metadata(found.path).get(CUT_FROM)} != {subnet.weights_sha256}:
         raise IntegrityError(
-            f"'{found.path}' belongs to other weights than '{subnet.of}' has now: cut the sub-net again with zoo search"
+            f"'{found.path}' belongs to other weights of '{subnet.of}': cut the sub-net again with `zoo search`"
         )
     try:
-        parts = cut(whole.tensors(), whole.spec, found.spec)
+        parts = cut(supernet.tensors(), supernet.spec, found.spec)
     except (KeyError, ValueError):
         raise IntegrityError(
-            f"the architecture beside '{found.path}' is no part of '{subnet.of}': cut it again"
+            f"the architecture of '{found.path}' is not a sub-net of '{subnet.of}': cut it again with `zoo search`"
         ) from None
     return {**parts, **tensors}
 
 
 def bundled(weights: Weights) -> Path:
-    """Where the package keeps these weights, if it does."""
+    """The path of these weights in the package; it may not exist."""
     return BUNDLED / weights.file
 
 
 def check_file(path: Path, *, size: int, sha256: str) -> None:
     """Raise IntegrityError unless ``path`` is the safetensors file of this size in bytes and this SHA-256."""
     _refuse_pickle(path)
-    found = path.stat().st_size
-    if found != size:
-        raise IntegrityError(f"'{path}' has {found:,} bytes where {size:,} are expected: fetch or install it again")
+    actual = path.stat().st_size
+    if actual != size:
+        raise IntegrityError(f"'{path}' has {actual:,} bytes, but {size:,} are expected: fetch or install it again")
     check_sha256(path, sha256)
 
 
@@ -245,7 +245,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """The metadata of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -253,19 +253,19 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """The SHA-256 of the file that :func:`load` filled ``model`` from; results are bound to it.
+    """The SHA-256 of the file that :func:`load` read ``model`` from; it is stored in results.
 
     Raises:
         UsageError: the model's weights do not come from a file.
     """
-    found = vars(model).get(_ORIGIN)
-    if found is None:
+    sha256 = vars(model).get(_ORIGIN)
+    if sha256 is None:
         raise UsageError("the model's weights do not come from a file: load it by its name")
-    return found
+    return sha256
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
-    """Write tensors and metadata as a safetensors file, whole or not at all.
+    """Write tensors and metadata as a safetensors file, atomically.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -277,13 +277,13 @@ def save_weights(state_dict: Mapping[str, Tensor], path: Path, **metadata: str) 
 
 
 def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
-    """The weights file of a registry entry, hashed."""
+    """The weights file of a registry entry, after a check of its hash."""
     path = bundled(weights)
     if path.exists():
         check_file(path, size=weights.size, sha256=weights.sha256)
         return path
     if weights.hub is None:
-        raise Unreachable(f"the weights of '{name}' are neither in the package ('{path}') nor on the Hub: reinstall")
+        raise Unreachable(f"the weights of '{name}' are neither in the package ('{path}') nor on the Hub: reinstall it")
 
     def check(path: Path) -> None:
         check_file(path, size=weights.size, sha256=weights.sha256)
@@ -296,18 +296,18 @@ def _refuse_pickle(path: Path) -> None:
         start = file.read(4)
     if start.startswith(_PICKLE):
         raise IntegrityError(
-            f"'{path}' is a pickle, not safetensors: it was not opened, since unpickling runs whatever code it holds"
+            f"'{path}' is a pickle, not safetensors: it was not opened, because unpickling runs any code that it holds"
         )
 
 
 def _fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy ``tensors`` into ``model``, which has exactly these."""
+    """Copy ``tensors`` into ``model``; IntegrityError unless names and shapes are equal."""
     expected = model.state_dict()
     for fault, keys in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
         if keys:
             first, *more = sorted(keys)
             named = f"'{first}'" + (f" and {len(more)} more" if more else "")
-            beyond = ", which the architecture has not" if fault == "has" else ""
+            beyond = ", which the architecture lacks" if fault == "has" else ""
             raise IntegrityError(f"the weights do not fit the architecture: '{path}' {fault} {named}{beyond}")
     for key, value in expected.items():
         if tensors[key].shape != value.shape:
@@ -324,7 +324,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"'{device}' is not a device: cpu, cuda, cuda:1, mps, ...") from None
+        raise UsageError(f"'{device}' is not a device: use cpu, cuda, cuda:1 or mps") from None
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise WrongDevice(f"this torch sees {torch.cuda.device_count()} CUDA devices, and none is '{device}': use cpu")
+        raise WrongDevice(f"torch finds {torch.cuda.device_count()} CUDA devices, but not '{device}': use cpu")
     return where

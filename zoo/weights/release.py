@@ -1,4 +1,4 @@
-"""Release a model: its measured results, per-image bits and weights go where users find them."""
+"""Release a model: write its results, per-image bits and weights to the registry and the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUFFIXES = ("safetensors", "bits.npz", PREDICTOR)  # of a model's files in the p
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that could be released: its name, the weights file with its hash, and its entry so far."""
+    """A model to release: its name, the weights file with its hash, and its entry so far."""
 
     name: str
     weights: Path
@@ -38,34 +38,34 @@ class Candidate:
 
 
 def candidate(found: Found) -> Candidate:
-    """A model that could be released: an entry of the registry, or the trained model in a folder.
+    """The candidate of a registry entry, or of the trained model in a folder.
 
-    What the folder's config.json has under "reported" goes into the entry, also where the weights were released before.
+    "reported" in the folder's config.json goes into the entry, even if the weights were released before.
 
     Raises:
-        UsageError: the folder is not one that training leaves, a field of its config.json is malformed, or its name is
-            another model's alias.
+        UsageError: the folder was not written by training, a field of its config.json is malformed, or its name is
+            an alias of another model.
     """
     facts, path, sha256 = found.facts, found.path, found.sha256
     assert path is not None
     if isinstance(facts, Entry):
         if path != BUNDLED / facts.weights.file:
             raise UsageError(
-                f"the weights of '{facts.name}' are not in this checkout: --write wants them in '{BUNDLED.name}/'"
+                f"the weights of '{facts.name}' are not in this checkout: --write needs them in '{BUNDLED.name}/'"
             )
         return Candidate(facts.name, path, sha256, facts.to_dict())
     if found.address.scheme != LOCAL:
-        raise UsageError(f"only a model of the registry or of a folder is released: download '{found.address}' first")
+        raise UsageError(f"only a registry model or a model folder can be released: download '{found.address}' first")
     where = path.with_name(CONFIG)
     missing = [key for key in ("name", "family", "description", "train") if getattr(facts, key) is None]
     train = dict(facts.train or {})
-    if "recipe_sha256" not in train:  # which a sub-net has from its dynamic net's entry
+    if "recipe_sha256" not in train:  # a sub-net has it from its dynamic net's entry
         missing += [f"train.{key}" for key in ("settings", "history") if key not in train]
         settings = json.dumps(train.pop("settings", None), sort_keys=True)
         train.pop("history", None)
         train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
     if missing or facts.name is None:
-        raise UsageError(f"'{path.parent}' is not a model folder that zoo train leaves: {CONFIG} has no '{missing[0]}'")
+        raise UsageError(f"'{path.parent}' was not written by zoo train: {CONFIG} has no '{missing[0]}'")
     named = load_registry().named.get(facts.name)
     if named is not None and named.name != facts.name:
         raise UsageError(f"'{facts.name}' is an alias of '{named.name}': give the model in '{where}' another name")
@@ -91,17 +91,17 @@ def candidate(found: Found) -> Candidate:
     try:
         check_model(entry_so_far)
     except UsageError as error:
-        raise UsageError(f"'{where}' makes no entry: {error}") from None
+        raise UsageError(f"'{where}' cannot become a registry entry: {error}") from None
     return Candidate(facts.name, path, sha256, entry_so_far)
 
 
 def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied into the package.
 
-    The registry is written last: until then it knows nothing of the new files.
+    The registry is written last, so that it never refers to missing files.
 
     Raises:
-        IntegrityError: the registry would not be valid, and was left as it was.
+        IntegrityError: the registry would become invalid; it was not changed.
     """
     measured = list(measurements)
     BUNDLED.mkdir(exist_ok=True)
@@ -112,35 +112,35 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
         if predictor.exists():
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
     _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
-    model.entry["results"] |= {one.protocol.name: one.result for one in measured}
-    flags = set(model.entry.get("flags", ())) | {"unreliable" for one in measured if one.unreliable}
+    model.entry["results"] |= {item.protocol.name: item.result for item in measured}
+    flags = set(model.entry.get("flags", ())) | {"unreliable" for item in measured if item.unreliable}
     model.entry["flags"] = sorted(flags)
-    splits = {one.protocol.split: one for one in measured}
+    splits = {item.protocol.split: item for item in measured}
     datasets = {
-        one.protocol.dataset: {"splits": {split: {"n": one.split_size, "sha256": one.result["dataset_sha256"]}}}
-        for split, one in splits.items()
+        item.protocol.dataset: {"splits": {split: {"n": item.split_size, "sha256": item.result["dataset_sha256"]}}}
+        for split, item in splits.items()
     }
     before = load_registry().models
     known = before.get(model.name)
-    if known is not None and known.weights.sha256 == model.sha256:  # timed, perhaps, since the evaluation began
+    if known is not None and known.weights.sha256 == model.sha256:  # it may have been timed since the evaluation began
         model.entry["latency"] = known.to_dict()["latency"]
-    write_model(model.name, model.entry, datasets=datasets, protocols=[one.protocol for one in measured])
-    for gone in before.keys() - load_registry().models.keys():  # sub-nets of the weights that these replace
-        for file in (before[gone].weights.file, f"{gone}.bits.npz"):
+    write_model(model.name, model.entry, datasets=datasets, protocols=[item.protocol for item in measured])
+    for removed in before.keys() - load_registry().models.keys():  # sub-nets of replaced weights
+        for file in (before[removed].weights.file, f"{removed}.bits.npz"):
             (BUNDLED / file).unlink(missing_ok=True)
 
 
 def rename(old: str, new: str, **identity: str) -> None:
-    """Call a released model by another name, with its files in the package; see :func:`rename_model`.
+    """Rename a released model and its files in the package; see :func:`rename_model`.
 
     Raises:
-        UnknownModel: the registry has no such name.
-        IntegrityError: the new name is malformed or taken; everything was left as it was.
+        UnknownModel: the registry does not have the old name.
+        IntegrityError: the new name is malformed or taken; nothing was changed.
     """
     files = {BUNDLED / f"{old}.{suffix}": BUNDLED / f"{new}.{suffix}" for suffix in SUFFIXES}
     files = {before: after for before, after in files.items() if before.exists()}
     if taken := [after for after in files.values() if after.exists()]:
-        raise IntegrityError(f"'{taken[0]}' is there already: choose another name, or remove it")
+        raise IntegrityError(f"'{taken[0]}' exists already: choose another name, or remove it")
     for before, after in files.items():
         copy_atomic(before, after)
     spare = list(files.values())
@@ -153,26 +153,26 @@ def rename(old: str, new: str, **identity: str) -> None:
 
 
 def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> None:
-    """Packed bits [n / 8] by protocol, with n beside them; those of other weights are dropped."""
+    """Store packed bits [n / 8] and n by protocol; stored bits of other weights are removed."""
     arrays: dict[str, Any] = {}
     if path.exists():
         with np.load(path) as stored:
             if str(stored["weights_sha256"]) == weights_sha256:
                 arrays = dict(stored)
     arrays["weights_sha256"] = np.array(weights_sha256)
-    for one in measured:
-        arrays[one.protocol.name] = np.packbits(one.bits)
-        arrays[f"{one.protocol.name}.n"] = np.array(len(one.bits))
+    for item in measured:
+        arrays[item.protocol.name] = np.packbits(item.bits)
+        arrays[f"{item.protocol.name}.n"] = np.array(len(item.bits))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
 def stored_bits(name: str) -> dict[str, np.ndarray]:
-    """The per-image bits, bool [n] by protocol, of the released model ``name`` or of that alias: right or not.
+    """The per-image bits of the released model ``name`` (or alias), bool [n] by protocol: True if correct.
 
     Raises:
-        UnknownModel: the registry has no such name.
+        UnknownModel: the registry does not have this name.
         UsageError: no bits are stored for the entry's weights.
     """
     entry = info(name)
@@ -185,4 +185,4 @@ def stored_bits(name: str) -> dict[str, np.ndarray]:
                     for key in entry.results
                     if key in stored
                 }
-    raise UsageError(f"no per-image bits are stored for '{entry.name}': measure it: zoo eval {entry.name} --write")
+    raise UsageError(f"no per-image bits are stored for '{entry.name}': run `zoo eval {entry.name} --write`")
