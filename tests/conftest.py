@@ -114,6 +114,14 @@ def fragile() -> Classifier:
     return trained(robustly=False)
 
 
+@pytest.fixture(scope="session")
+def small() -> Classifier:
+    """A tiny net whose BatchNorms and logits look like those of a trained net."""
+    from test_export import SMALL, model_of
+
+    return model_of(SMALL)
+
+
 @pytest.fixture
 def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
     """Run a script on some processes: what its main process writes to ``out``, a JSON pair of their number
