@@ -109,7 +109,7 @@ class Builder:
         return OptimizationProfile()
 
     def build_serialized_network(self, network: Network, config: BuilderConfig) -> memoryview | None:
-        self.log.log(Severity.WARNING, "a warning that nobody needs to see")
+        self.log.log(Severity.WARNING, "a warning that is not an error")
         if self.trt.fails("build", self.log, "Could not find any implementation\nfor node head."):
             return None
         assert config.profiles, "a network with a dynamic batch has no optimization profile"
@@ -131,8 +131,7 @@ class OptimizationProfile:
         self.shapes: dict[str, list] = {}
 
     def set_shape(self, input: str, min: tuple, opt: tuple, max: tuple) -> None:
-        if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
-            raise ValueError("Shape provided for min must be less than or equal to opt and max")
+        assert all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True))
         self.shapes[input] = [list(min), list(opt), list(max)]
 
 
@@ -217,31 +216,27 @@ class Runtime:
         trt.fails("driver", log, "createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure)")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
-        header, found, graph = serialized_engine.partition(SEPARATOR)
+        header, _, graph = serialized_engine.partition(SEPARATOR)
         try:
-            onnx.load_from_string(graph)
-        except Exception:  # cut short
-            found = b""
-        refusal = "Serialization assertion magicTagRead == kMAGIC_TAG failed." if not found else ""
-        facts = json.loads(header) if found else {}
-        if found and facts["version"] != self.trt.__version__ and not facts["host code"]:
-            refusal = (
-                "The engine plan file is not compatible with this version of TensorRT, expecting library version "
-                f"{self.trt.__version__} got {facts['version']}, please rebuild."
-            )
-        elif found and facts["capability"] != list(self.trt.capability):
+            facts, engine = json.loads(header), Engine(self, graph)
+        except Exception:  # noise, or cut short
+            self.log.log(Severity.ERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
+            return None
+        engine.profile, refusal = facts["profile"], ""
+        if facts["version"] != self.trt.__version__ and not facts["host code"]:
+            refusal = "The engine plan file is not compatible with this version of TensorRT, please rebuild."
+        elif facts["capability"] != list(self.trt.capability):
             refusal = "The engine plan file is generated on an incompatible device, please rebuild."
-        elif found and facts["host code"] and not self.engine_host_code_allowed:
+        elif facts["host code"] and not self.engine_host_code_allowed:
             refusal = "Cannot deserialize engine with lean runtime since getEngineHostCodeAllowed() is false."
         if refusal:
             self.log.log(Severity.ERROR, refusal)
-            return None
-        return Engine(self, facts["profile"], graph)
+        return None if refusal else engine
 
 
 class Engine:
-    def __init__(self, runtime: Runtime, profile: dict, graph: bytes) -> None:
-        self.trt, self.log, self.profile, self.graph = runtime.trt, runtime.log, profile, graph
+    def __init__(self, runtime: Runtime, graph: bytes) -> None:
+        self.trt, self.log, self.graph = runtime.trt, runtime.log, graph
         proto = onnx.load_from_string(graph)
         self.inputs = {entry.name: Tensor(entry) for entry in proto.graph.input}
         self.outputs = {entry.name: Tensor(entry) for entry in proto.graph.output}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from bundles import bundle_of
 
@@ -32,10 +34,11 @@ def test_a_bundle_climbs_the_ladder_and_is_verified_again(bundle, robust, split)
     manifest = read_bundle(bundle)
     assert (manifest.artifact.file, manifest.artifact.companions) == ("model.xml", ("model.bin",))
     assert manifest.artifact.size == sum((bundle / name).stat().st_size for name in ("model.xml", "model.bin"))
-    report = verify_bundle(bundle, model=robust, split=split, n=150, margin=0.03, queries=20)
-    sign_off(report)
-    assert report.reached == "attacked"
-    assert report.engine["engine"] == "openvino"
+    for device in (None, "local:"):
+        report = verify_bundle(bundle, device=device, model=robust, split=split, n=150, margin=0.03, queries=20)
+        sign_off(report)
+        assert report.reached == "robust"
+        assert (report.engine["engine"], "remote" in report.engine) == ("openvino", device is not None)
 
 
 def test_the_precision_is_in_the_file(bundle, robust):
@@ -46,8 +49,6 @@ def test_the_precision_is_in_the_file(bundle, robust):
 
 
 def test_an_altered_companion_is_refused(bundle, robust, split, tmp_path):
-    import shutil
-
     copy = shutil.copytree(bundle, tmp_path / "copy")
     content = bytearray((copy / "model.bin").read_bytes())
     content[len(content) // 2] ^= 1
