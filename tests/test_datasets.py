@@ -264,8 +264,3 @@ def test_images_become_contiguous_floats_in_0_1():
     assert x.is_contiguous()
     assert x.shape == (3, 3, 32, 32)
     assert torch.equal(x[:, 0, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
-
-
-def test_real_images_are_decoded_once(cifar, monkeypatch):
-    monkeypatch.setattr(Parquet, "_read", lambda self, paths: pytest.fail("decoded again"))
-    assert CIFAR10.load(offline=True).root == cifar.root

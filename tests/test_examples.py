@@ -168,12 +168,3 @@ def test_the_readme_names_every_example():
         assert engine.package.replace("_", "-") in row
     for path in EXAMPLES.iterdir():
         assert path.name in readme or path.name == "README.md"
-
-
-def test_an_example_that_imported_zoo_would_fail(bundle, tmp_path):
-    (tmp_path / "cheat.py").write_text("import zoo\n")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_ZOO, str(tmp_path / "cheat.py")], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode != 0
-    assert "zoo" in done.stderr

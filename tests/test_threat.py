@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sturdy import SPEC, pictures
+from sturdy import SPEC
 from test_registry import registry_data
 
 import zoo.weights.load
 import zoo.weights.release
 from zoo.attacks.ball import norm_of
 from zoo.cli.app import run
-from zoo.datasets.base import Dataset, to_float
+from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.cifar100 import CIFAR100
 from zoo.evaluation.protocols import PROTOCOLS, Protocol
@@ -47,17 +47,6 @@ def folder_of(folder: Path, model: Classifier, **config) -> str:
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"name": "model", "spec": model.spec.to_dict(), **config}))
     return f"local-dir:{folder}"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Dataset:
-    """300 test pictures, and 1,100 to calibrate by."""
-    root = tmp_path_factory.mktemp("world")
-    for name, n, seed in (("train", 1100, 1), ("test", 300, 2)):
-        images, labels = pictures(n, seed=seed)
-        np.save(root / f"{name}_images.npy", images)
-        np.save(root / f"{name}_labels.npy", labels)
-    return replace(CIFAR10, root=root)
 
 
 # -- the value ---------------------------------------------------------------------------------------------------
