@@ -51,30 +51,19 @@ def assert_within_spread(ours: list[float], theirs: list[float], slack: float) -
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_agrees_with_foolbox(net, images, norm):
-    foolbox = pytest.importorskip("foolbox")
-    x, y = images
-    eps = EPS[norm]
-    step = eps / 8
-    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    theirs = kind(abs_stepsize=step, steps=20, random_start=False)
-    _, x_theirs, _ = theirs(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)
+@pytest.mark.parametrize("peer", ["foolbox", "torchattacks"])
+def test_pgd_agrees_with_its_peers(net, images, norm, peer):
+    package, (x, y), eps, step = pytest.importorskip(peer), images, EPS[norm], EPS[norm] / 8
+    if peer == "foolbox":
+        kind = {"linf": package.attacks.LinfPGD, "l2": package.attacks.L2PGD}[norm]
+        model = package.PyTorchModel(net, bounds=(0, 1), device="cpu")
+        _, theirs, _ = kind(abs_stepsize=step, steps=20, random_start=False)(model, x, y, epsilons=eps)
+    else:
+        kind = {"linf": package.PGD, "l2": package.PGDL2}[norm]
+        theirs = kind(net, eps=eps, alpha=step, steps=20, random_start=False)(x, y)
     ours = attacks.pgd(net, x, y, eps=eps, norm=norm, step=step, random_start=False, early_stop=False)
-    assert_same_images(ours, x_theirs, x, norm)
-    assert robust(net, ours, y) == pytest.approx(robust(net, x_theirs, y), abs=1 / N)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_agrees_with_torchattacks(net, images, norm):
-    torchattacks = pytest.importorskip("torchattacks")
-    x, y = images
-    eps = EPS[norm]
-    step = eps / 8
-    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
-    theirs = kind(net, eps=eps, alpha=step, steps=20, random_start=False)(x, y)
-    ours = attacks.pgd(net, x, y, eps=eps, norm=norm, step=step, random_start=False, early_stop=False)
-    # Their gradient is of the batch's mean, and its norm has 1e-10 added: confident images get shorter steps.
-    assert_same_images(ours, theirs, x, norm, atol=1e-4 if norm == "linf" else 2e-3)
+    # torchattacks' gradient is of the batch's mean, and its norm has 1e-10 added: confident images get shorter steps.
+    assert_same_images(ours, theirs, x, norm, atol=2e-3 if (peer, norm) == ("torchattacks", "l2") else 1e-4)
     assert robust(net, ours, y) == pytest.approx(robust(net, theirs, y), abs=1 / N)
 
 

@@ -85,12 +85,11 @@ def agree(found: Ranking, expected: Ranking) -> None:
     assert [p for _, p in found] == pytest.approx([p for _, p in expected], abs=2e-3)
 
 
-def holding(file: str, bundle: Path, folder: Path) -> Path:
-    """The manifest of ``bundle`` with ``file`` as its artifact, which is then to be written."""
-    folder.mkdir()
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["artifact"]["file"] = file
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def holding(bundle: Path, folder: Path, **changes) -> Path:
+    """A copy of the bundle with changes in its manifest."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
     return folder
 
 
@@ -120,10 +119,7 @@ def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
 
 
 def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
-    nameless = holding("model.onnx", bundle, tmp_path / "nameless")
-    shutil.copyfile(bundle / "model.onnx", nameless / "model.onnx")
-    manifest = json.loads((nameless / "manifest.json").read_text())
-    (nameless / "manifest.json").write_text(json.dumps(manifest | {"labels": []}))
+    nameless = holding(bundle, tmp_path / "nameless", labels=[])
     found = run("onnxruntime", nameless, picture)
     agree([(CIFAR10.classes[int(label)], p) for label, p in found], twins(model, picture))
 
@@ -132,7 +128,7 @@ def test_the_litert_example_takes_channels_last_too(model, bundle, picture, tmp_
     litert_torch = pytest.importorskip("litert_torch")
     last = litert_torch.to_channel_last_io(model, args=[0]).eval()
     converted = litert_torch.convert(last, (torch.rand(1, 32, 32, 3),))
-    folder = holding("model.tflite", bundle, tmp_path / "small--litert-fp32")
+    folder = holding(bundle, tmp_path / "small--litert-fp32", artifact={"file": "model.tflite"})
     converted.export(str(folder / "model.tflite"))
     agree(run("litert", folder, picture), twins(model, picture))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def save_onnx(model: Classifier, path: Path, *, metadata: Mapping[str, str] | No
     """
     size = model.spec.image_size
     try:
-        with _quiet():
+        with quiet(logging.getLogger("torch.onnx")):
             program = torch.onnx.export(
                 fold_batchnorm(model).cpu(),
                 (torch.zeros(2, 3, size, size),),
@@ -102,14 +103,12 @@ def _plain(proto: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice to its own developers off the user's terminal; errors still raise."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Keep a converter's progress and its advice to developers off the user's terminal; errors are still raised."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

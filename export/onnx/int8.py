@@ -6,10 +6,7 @@ no package that an export does not need anyway.
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,7 @@ import onnx
 from torch import Tensor
 
 from zoo.export.onnx.calibration import USUAL, Method
-from zoo.export.onnx.graph import INPUT, finish
+from zoo.export.onnx.graph import INPUT, finish, quiet
 from zoo.system.errors import ExportFailed, first_line
 
 CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -31,7 +28,7 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
 
     Args:
         images: [N, C, H, W] in [0, 1], that activation ranges are chosen by.
-        symmetric: signed activations with zero point 0, as TensorRT wants them; unsigned ones with a zero point use
+        symmetric: signed activations with zero point 0, as TensorRT needs them; unsigned ones with a zero point use
             all 256 values after a ReLU, and are faster on CPUs.
 
     Raises:
@@ -41,7 +38,7 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
 
     proto = onnx.load(str(path))
     try:
-        with _quiet():
+        with quiet(logging.root):
             quantize_static(
                 proto,
                 path,
@@ -64,7 +61,7 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
 
 
 class _Reader:
-    """Batches of images in the shape that ONNX Runtime's calibrators want: all of one size, or histograms fail."""
+    """Batches of images as ONNX Runtime's calibrators need them: all of one size, or histograms fail."""
 
     def __init__(self, images: Tensor) -> None:
         size = max(size for size in range(1, BATCH + 1) if len(images) % size == 0)
@@ -73,15 +70,3 @@ class _Reader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither the quantiser's printed progress nor its advice to preprocess: the graph is folded already."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.root.setLevel(level)

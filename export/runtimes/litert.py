@@ -11,8 +11,8 @@ PACKAGE, PIP = "ai_edge_litert", "ai-edge-litert"
 def open(parts: Any, threads: Any) -> Any:
     """See :mod:`zoo.export.runtimes`.
 
-    A file may take one batch size only. Resized, it would answer wrongly: other batches are run in pieces of that size,
-    the last filled up with zeros.
+    A file has one batch size. Resized, it would answer wrongly: other batches are run in pieces of that size, and the
+    last piece is filled up with zeros.
     """
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
@@ -27,15 +27,9 @@ def open(parts: Any, threads: Any) -> Any:
         raise ValueError("it is not a classifier with one float32 image batch in and logits out")
     images, logits = inputs[0]["index"], outputs[0]["index"]
     size = int(inputs[0]["shape"][0])
-    fixed = int(inputs[0]["shape_signature"][0]) >= 1  # -1 if any batch will do
 
     def run(x: Any) -> Any:
-        nonlocal size
         n = len(x)
-        if not fixed and n != size:
-            interpreter.resize_tensor_input(images, x.shape)
-            interpreter.allocate_tensors()
-            size = n
         if n % size:
             x = np.concatenate([x, np.zeros((-n % size, *x.shape[1:]), np.float32)])
         found = []
