@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 import subprocess
@@ -184,12 +183,11 @@ def exporter(monkeypatch):
     """Stands in for what builds an export; returns the exports that it is given."""
     from zoo.export.exporter import Job
 
-    asked: list[dict] = []
-    signature = inspect.signature(zoo.export.export_model)
+    asked: list[Job] = []
 
-    def export_model(*arguments, **order) -> Path:
-        asked.append(signature.bind(*arguments, **order).arguments)  # an argument that it does not take is an error
-        return order["out"] / "a-bundle"
+    def run(job: Job, progress) -> Path:
+        asked.append(job)
+        return job.options.folder(job.known.title)
 
     monkeypatch.setattr("zoo.weights.load._released", lambda name, weights, hub: Path(name))
     monkeypatch.setattr(Job, "run", run)
@@ -198,14 +196,25 @@ def exporter(monkeypatch):
 
 
 def test_pick_exports_what_it_picked(call, exporter, tmp_path):
-    options = ("--export", "onnx", "--out", str(tmp_path), "--batch", "1,32", "--offline", "--verify", "parity")
-    code, out, _ = call("pick", "--flops", "1G", *options, "--force", "--keep-failed")
+    places = ["--out", str(tmp_path), "--data", str(tmp_path / "data"), "--offline"]
+    code, out, _ = call(
+        *("pick", "--flops", "1G", "--export", "onnx", "--batch", "1,32", "--precision", "fp16", *places),
+        *("--verify", "none", "--keep-failed", "--force"),
+    )
     assert code == 0
-    assert f"Exported to {tmp_path / 'a-bundle'}" in out
-    (order,) = exporter
-    expected = {"name": "wide", "format": "onnx", "batches": (1, 32), "out": tmp_path, "verify": "parity"}
-    expected |= {"offline": True, "force": True}
-    assert expected.items() <= order.items()
+    (job,) = exporter
+    options = job.options
+    assert (job.known.name, job.level, options.engine.name, options.precision) == (
+        "wide",
+        "none",
+        "onnxruntime",
+        "fp16",
+    )
+    assert (options.sizes, options.out, options.data) == ((1, 32), tmp_path, tmp_path / "data")
+    assert options.offline
+    assert options.force
+    assert options.keep_failed
+    assert f"Exported to {tmp_path / 'wide--onnxruntime-fp16'}" in out
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_path):

@@ -149,8 +149,8 @@ def lowered(row: Backend, model: Classifier, precision: str, out: Path, contrast
     facts = {"indices_sha256": "0" * 64, "images_sha256": "0" * 64, "method": "minmax"}
     grey = 0.5 + contrast * (images(64, seed=1) - 0.5)
     calibrated = grey, Calibration(dataset="noise", split="train", n=64, **facts)
-    options = {"engine": row, "precision": precision, "calibrated": calibrated if precision == "int8" else None}
-    bundle = write_bundle(model, Known("small", "small"), out=out, level="none", split=None, **options)
+    options = {"format": row.name, "precision": precision, "calibrated": calibrated if precision == "int8" else None}
+    bundle = bundle_of(model, Known("small", "small"), out=out, verify="none", **options)
     return row.load_module().load(bundle / read_bundle(bundle).artifact.file)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import bundle_of
 from test_export import images, model_of
 from torch import nn
 

@@ -491,7 +491,7 @@ def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_na
         pick(**limits)
 
 
-def test_budgets_that_make_no_sense_are_usage_errors(path):
+def test_invalid_budgets_are_usage_errors(path):
     for limits in ({"flops": "-1"}, {"n": 0}, {"min_clean": 70}, {"device": "phone"}, {"latency_ms": -1.0}):
         with pytest.raises(UsageError):
             pick(**limits)

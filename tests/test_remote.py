@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bundles import bundle_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export import images
@@ -27,7 +28,6 @@ from test_export import images
 from zoo.export.bundle.folder import write_sums
 from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, onnxruntime
-from zoo.export.exporter import write_bundle
 from zoo.export.remote import frame, link
 from zoo.export.remote.engine import connect
 from zoo.export.remote.frame import BadFrame, encode, read_frame
@@ -40,7 +40,7 @@ SSHD = os.environ.get("ZOO_TEST_SSHD") or "/usr/sbin/sshd"
 
 @pytest.fixture(scope="module")
 def bundle(small, tmp_path_factory) -> Path:
-    return write_bundle(small, Known("small", "small"), out=tmp_path_factory.mktemp("out"), level="none", split=None)
+    return bundle_of(small, Known("small", "small"), out=tmp_path_factory.mktemp("out"), verify="none")
 
 
 def changed(bundle: Path, folder: Path, content: bytes | None = None, **artifact) -> Path:
@@ -415,8 +415,13 @@ def test_a_device_that_hangs_is_given_up(bundle):
 @pytest.mark.parametrize(
     ("old", "new", "error", "message"),
     [
-        ("name: hashlib.sha256(content)", "name: hashlib.sha256(content[1:])", IntegrityError, "runs something else"),
-        ("os.replace(scratch, os.path", "os.remove(scratch); str(os.path", IntegrityError, "runs something else"),
+        (
+            "name: hashlib.sha256(content)",
+            "name: hashlib.sha256(content[1:])",
+            IntegrityError,
+            "does not run the artifact",
+        ),
+        ("os.replace(scratch, os.path", "os.remove(scratch); str(os.path", IntegrityError, "does not run the artifact"),
         ('head["sha256"], payload)', 'head["sha256"], payload + b"x")', IntegrityError, "another SHA-256"),
         ("return self.run(x)", "return self.run(x[:, :1])", WrongDevice, r"batch \[2, 3, 32, 32\]"),
         ('{"id": head["id"], "shape"', '{"id": 7, "shape"', IntegrityError, "not with logits"),

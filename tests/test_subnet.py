@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from micro import micro
+from test_registry import model as entry_of
 from test_registry import registry_data
 
 import zoo.weights.load
@@ -26,16 +27,7 @@ from zoo.train.spaces import SPACES
 from zoo.weights.load import find, save_weights, weights_sha256
 from zoo.weights.release import candidate, release
 
-TRAIN = {
-    "recipe": "proard-micro",
-    "recipe_sha256": "b" * 64,
-    "seed": 0,
-    "epochs": 2.0,
-    "images_seen": 1000,
-    "wall_s": 3.0,
-    "device": "2 CPU cores",
-    "torch": "2.11.0",
-}
+TRAIN = entry_of(8)["train"] | {"recipe": "proard-micro"}
 
 
 @pytest.fixture(autouse=True)

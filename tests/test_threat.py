@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sturdy import SPEC
+from test_registry import model as entry_of
 from test_registry import registry_data
 
 import zoo.weights.load
@@ -227,11 +228,7 @@ def hundred(world, found, tmp_path) -> str:
     found(replace(CIFAR100, root=world.root))
     torch.manual_seed(0)
     spec = StagedSpec(**{**SPEC.to_dict(), "classes": 100})
-    train = {
-        **{"recipe": "try", "recipe_sha256": "a" * 64, "seed": 0, "epochs": 1.0, "images_seen": 1, "wall_s": 1.0},
-        **{"device": "cpu", "torch": torch.__version__},
-    }
-    known = {"dataset": "cifar100", "family": "try", "description": "for tests", "paper": None, "train": train}
+    known = {"dataset": "cifar100", "family": "try", "description": "for tests", "train": entry_of(8)["train"]}
     return folder_of(tmp_path / "hundred", build(spec).eval(), **known)
 
 

@@ -175,7 +175,7 @@ def _size_pool(library: Any, threads: int) -> None:
         return
     if _in_use:  # they hold pointers into the pool
         raise UsageError(
-            f"ExecuTorch's engines share one pool of threads, and those that are loaded run on {present}: "
-            f"close them, or load one with {threads} in a process of its own"
+            f"ExecuTorch's engines share one pool of threads, and the loaded ones run on {present}: "
+            f"close them, or load one with {threads} in another process"
         )
     library._unsafe_reset_threadpool(threads)

@@ -1,4 +1,4 @@
-"""Options that an engine has to itself: ``{"hardware": "ampere_plus"}``, or KEY=VALUE on the command line.
+"""Options of one engine: ``{"hardware": "ampere_plus"}``, or KEY=VALUE on the command line.
 
 An engine's module names them in a dataclass ``Options``, which its ``build`` takes, and in ``LOADING`` those that its
 ``load`` takes too. ``TRUSTED`` are never taken from a manifest: they must be asked for again.

@@ -127,7 +127,7 @@ def load(path: Path | str, *, threads: int | None = None, host_code: bool = Fals
 
 
 def _manifest_of(plan: Path) -> Manifest | None:
-    """The manifest beside a plan, if it is about it; there is none yet while a bundle is being written."""
+    """The manifest beside a plan, if it describes this plan; while a bundle is written there is none yet."""
     file = plan.with_name(MANIFEST)
     manifest = read_manifest(file) if file.exists() else None
     return manifest if manifest is not None and manifest.artifact.file == plan.name else None

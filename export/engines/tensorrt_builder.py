@@ -111,7 +111,7 @@ def _timings(config: Any, path: Path) -> Iterator[None]:
 
 
 def _refusal(parser: Any, log: Any) -> str:
-    """The parser's first error, with the operator that it is about."""
+    """The parser's first error, with the operator that it names."""
     if not parser.num_errors:
         return reason(log)
     error = parser.get_error(0)

@@ -44,7 +44,7 @@ def runtime() -> Any:
 
 @cache
 def log_of(trt: Any) -> Any:
-    """The one logger of this process, which TensorRT wants alive as long as anything that it made.
+    """The one logger of this process, which must live as long as any object of TensorRT.
 
     Its ``errors`` holds the errors since somebody cleared it.
     """
@@ -70,7 +70,7 @@ def opened(kind: Callable[[Any], Any], log: Any) -> Any:
     """A builder or a runtime.
 
     Raises:
-        MissingDependency: TensorRT does not get along with the driver.
+        MissingDependency: TensorRT does not work with the driver.
     """
     log.errors.clear()
     made = kind(log)

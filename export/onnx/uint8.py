@@ -97,10 +97,10 @@ def _size(proto: onnx.ModelProto) -> int:
         if tensor.elem_type != TensorProto.FLOAT or shape != wanted[port.name]:
             kind = TensorProto.DataType.Name(tensor.elem_type).lower()
             raise IntegrityError(
-                f"the graph's {port.name} are {kind} {_told(shape)}, not float {_told(wanted[port.name])}"
+                f"the graph's {port.name} are {kind} {_shown(shape)}, not float {_shown(wanted[port.name])}"
             )
     return spec.image_size
 
 
-def _told(shape: list[int]) -> str:
+def _shown(shape: list[int]) -> str:
     return f"[{', '.join(str(length or 'N') for length in shape)}]"

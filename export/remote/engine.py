@@ -42,8 +42,8 @@ def connect(
     Args:
         target: ``ssh://[user@]host[:port][/path/to/python]`` or ``local:[path/to/python]``.
         threads: CPU threads of one call there; all its cores if None.
-        ssh: the ssh command, with options of its own.
-        pauses: seconds to wait before each attempt to have a lost connection again.
+        ssh: the ssh command, with its options.
+        pauses: seconds to wait before each attempt to connect again.
         timeout: seconds that one answer may take.
 
     Raises:
@@ -77,7 +77,7 @@ def runner_of(file_format: str) -> Backend:
 class Remote(Engine):
     """A runner on a device; see :func:`connect`.
 
-    A connection that drops is had again, and the batch in flight is sent again; files that are there are not.
+    After a dropped connection it connects again and repeats the batch in flight; it sends no file that the device has.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Remote(Engine):
 
         Raises:
             UsageError: over 1 GiB of images.
-            Unreachable: the connection was lost for good.
+            Unreachable: the connection was lost, and new ones failed.
             WrongDevice: the runtime there fails on the batch.
-            IntegrityError: the answer is not one to this batch.
+            IntegrityError: the answer does not belong to this batch.
         """
         self.asked += 1
         head, batch = {"id": self.asked, "shape": list(x.shape)}, np.asarray(x, "<f4").tobytes()
@@ -133,7 +133,7 @@ class Remote(Engine):
         head = {"shape": [batch, *self.shape], "warmup": warmup, "repeats": repeats}
         kind, facts, _ = self._persist(lambda: self._connected().ask(frame.TIME, head))
         if kind != frame.TIMES or len(facts.get("ns", ())) != repeats:
-            raise IntegrityError(f"'{self.target.name}' answers with something else than {repeats} times")
+            raise IntegrityError(f"'{self.target.name}' did not answer with {repeats} times")
         return np.array(facts["ns"], np.int64)
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
@@ -154,7 +154,7 @@ class Remote(Engine):
             self.link = None
 
     def _persist(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, done again after each drop; but a device that never answered is given up at once."""
+        """The result of ``work``, repeated after each drop; a device that never answered is given up at once."""
         for pause in (*self.pauses, None):
             try:
                 return work()
@@ -176,7 +176,7 @@ class Remote(Engine):
             self.link = None
 
     def _connected(self) -> Link:
-        """The link, with the artifact loaded at its other end; files that are there already are not sent."""
+        """The link, with the artifact loaded at its other end; files that the device has are not sent."""
         self.running()
         if self.link is not None:
             return self.link
@@ -187,12 +187,12 @@ class Remote(Engine):
                 kind, answer, _ = self.link.ask(frame.FILE, {"sha256": digest}, (self.bundle / name).read_bytes())
         facts = answer.get("facts", {})
         if kind != frame.HELLO or answer.get("files") != self.digests or not {"version", "device"} <= facts.keys():
-            raise IntegrityError(f"'{self.target.name}' runs something else than the artifact of '{self.bundle}'")
+            raise IntegrityError(f"'{self.target.name}' does not run the artifact of '{self.bundle}'")
         self._recognise(facts)
         return self.link
 
     def _recognise(self, facts: dict[str, Any]) -> None:
-        """Refuse a device that the artifact was not built for, and another than the one that answered before."""
+        """Refuse a device that the artifact was not built for, and one that is not the device that answered before."""
         for name, wanted in self.artifact.built_for.items():
             if str(facts.get(name)) != wanted:
                 found = facts.get(name, "unknown")

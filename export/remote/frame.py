@@ -54,11 +54,11 @@ def read_frame(stream: BinaryIO, noise: bytearray | None = None) -> Frame:
     """The next frame.
 
     Args:
-        noise: takes what comes before the frame, up to 1 MiB, where something else may have been printed first.
+        noise: receives the bytes before the frame, up to 1 MiB: login scripts may print something first.
 
     Raises:
-        EOFError: the stream ends before the frame does.
-        BadFrame: these are no frame's bytes, or they are damaged.
+        EOFError: the stream ends before the frame is complete.
+        BadFrame: the bytes are not a frame, or are damaged.
     """
     if noise is None:
         start = _exactly(stream, len(MAGIC))

@@ -20,7 +20,7 @@ from zoo.export.remote import frame
 from zoo.export.remote.frame import BadFrame, Frame
 from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice, ZooError
 
-TOO_OLD = 90  # exit status of a Python that is
+TOO_OLD = 90  # exit status of a Python that is too old
 # No quotes, dollars or backslashes: between double quotes every shell leaves it alone.
 BOOT = (
     f"import sys;i=sys.stdin.buffer if sys.version_info>=(3,9) else sys.exit({TOO_OLD});exec(i.read(int(i.readline())))"
@@ -56,7 +56,7 @@ ERRORS: dict[str, type[ZooError]] = {
 
 
 class Dropped(Exception):
-    """The connection ended: it may be had again."""
+    """The connection ended; a new one may succeed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def target_of(text: str, *, ssh: Sequence[str] = ("ssh",)) -> Target:
 
 
 def source(runtime: str) -> bytes:
-    """The runner and the file of a runtime as one text, with its length in front, as ``BOOT`` wants it."""
+    """The runner and the file of a runtime as one text, with its length in front, as ``BOOT`` reads it."""
     paths = {**{name: HERE / f"{name}.py" for name in TRAVELLING}, "runtime": RUNTIMES / f"{runtime}.py"}
     files = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     text = PRELUDE.format(files=files).encode()
@@ -136,8 +136,8 @@ class Link:
 
         Raises:
             Dropped: the connection ended before the answer was complete.
-            Unreachable: there was none in time.
-            IntegrityError: what came is no frame.
+            Unreachable: there was no answer in time.
+            IntegrityError: the answer is not a frame.
             MissingDependency, WrongDevice, UsageError: as the device says.
         """
         try:
@@ -149,7 +149,7 @@ class Link:
         clock.daemon = True
         clock.start()
         try:
-            with suppress(BrokenPipeError):  # who ends before it has read all may have said why
+            with suppress(BrokenPipeError):  # a process that ends before it has read everything may have said why
                 self.there.write(self.greeting + request)
                 self.there.flush()
             self.greeting = b""
@@ -158,7 +158,7 @@ class Link:
             raise self._ended(late.is_set()) from None
         except BadFrame as error:
             raise IntegrityError(
-                f"'{self.target.name}' answers what cannot be understood: {error}{self._said()}"
+                f"'{self.target.name}' sends an answer that cannot be understood: {error}{self._said()}"
             ) from None
         finally:
             clock.cancel()
@@ -179,7 +179,7 @@ class Link:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def _ended(self, late: bool) -> Exception:
-        """What it means that the process ended: it was too late, it never started, or the connection dropped."""
+        """Why the process ended: it took too long, it never started, or the connection dropped."""
         name = self.target.name
         if late:
             return Unreachable(f"'{name}' has not answered within {self.timeout:g} s{self._said()}")

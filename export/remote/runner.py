@@ -55,7 +55,7 @@ class Session:
             return frame.LOGITS, {"id": head["id"], "shape": logits.shape}, logits.tobytes()
         if kind == frame.TIME:
             return frame.TIMES, {"ns": self._clocked(head["shape"], head["warmup"], head["repeats"])}, b""
-        raise BadFrame(f"nobody asks for a frame of kind {kind}")
+        raise BadFrame(f"a frame of kind {kind} is not a request")
 
     def _keep(self, digest: str, content: bytes) -> None:
         """Write a file under its SHA-256, whole or not at all."""
@@ -86,7 +86,7 @@ class Session:
         return content if hashlib.sha256(content).hexdigest() == digest else None
 
     def _ready(self) -> Frame:
-        """Load the artifact if all of it is here: the bytes that were hashed are those that the runtime gets."""
+        """Load the artifact if all of it is here: the runtime gets the very bytes that were hashed."""
         held = {name: self._held(digest) for name, digest in self.files.items()}
         missing = [self.files[name] for name, content in held.items() if content is None]
         if missing:
@@ -140,7 +140,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(runtime: Any) -> None:
-    """Answer until the pipe closes. What is no frame ends the conversation, as nobody knows where the next starts."""
+    """Answer until the pipe closes. Bytes that are not a frame end it: where the next frame starts is unknown."""
     asked, answered = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that nothing that a library prints gets between frames
     session = Session(runtime)
