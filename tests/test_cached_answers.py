@@ -1,30 +1,14 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from zoo.models import build
-from zoo.specs import StagedSpec
 from zoo.train.data.images import InMemory
 from zoo.train.teachers.cache import CachedAnswers, Versions
 from zoo.train.teachers.teacher import Teacher
-from zoo.weights.load import save_weights
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher") / "model"
-    folder.mkdir()
-    torch.manual_seed(0)
-    spec = StagedSpec(widths=((6,), (8,)), resolutions=(16, 8), stem=4)
-    save_weights(build(spec).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
-    return folder
 
 
 @pytest.fixture
