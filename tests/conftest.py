@@ -115,11 +115,11 @@ def fragile() -> Classifier:
 
 
 @pytest.fixture
-def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
-    """Run a script on some processes: what its main process writes to ``out``, a JSON pair of their number
-    and the rest.
+def on_processes(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs a script on some processes and returns its result.
 
-    The script is a format string with the places ``out``, ``tests`` (the folder of the tests) and those given.
+    The script is a format string with the places ``out``, ``tests`` (the folder of the tests) and those given. Its
+    main process writes a JSON pair to ``out``: the number of processes, and the result.
     """
 
     def run(script: str, processes: int, **places: str) -> Any:
@@ -135,8 +135,8 @@ def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
             timeout=240,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        count, told = json.loads(out.read_text())
+        count, result = json.loads(out.read_text())
         assert count == processes
-        return told
+        return result
 
     return run

@@ -10,7 +10,6 @@ import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ from zoo.train.rnascl.search import CHOICES, WEIGHTS, Searcher
 from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.spaces.rnascl import SPACES, SearchSpace, search_space
-from zoo.train.teachers.attention import attention_loss, unit_maps
+from zoo.train.teachers.attention import attention_loss
 from zoo.train.teachers.hooks import Taps
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
@@ -43,29 +42,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 # -- spaces ------------------------------------------------------------------------------------------------------
 
 
-def test_tables_3_and_4_are_those_of_the_paper():
-    widths = {name: (space.depths, space.choices) for name, space in SPACES.items()}
-    s = ((16, 12), (32, 28, 24, 20), (64, 60, 56, 52))
-    i = ((28, 24, 20, 16), (40, 36, 32, 28), (96, 88, 80, 72, 64, 56, 48), (128, 120, 108, 100, 92, 84, 76, 68))
-    last = (216, 208, 200, 192, 184, 176, 168, 160, 152, 144, 136, 128, 120, 108)
-    assert widths == {
-        "s3": ((3, 3, 3), s),
-        "s5": ((5, 5, 5), s),
-        "s7": ((7, 7, 7), s),
-        "m": ((9, 7, 1), ((80, 76), (160, 156, 152, 148), (128, 124, 120, 116))),
-        "l": ((9, 7, 1), ((160, 156), (320, 316, 312, 308), (256, 252, 248, 244))),
-        "is": ((3, 3, 3), i[:3]),
-        "im": ((3, 3, 3, 4), i),
-        "i": ((3, 3, 3, 4, 4), (*i, last)),
-        "tiny": (TINY.depths, TINY.choices),
-    }
-
-
-@pytest.mark.parametrize(("name", "macs", "params"), [("s3", 6.64, 0.11), ("s5", 11.02, 0.21), ("s7", 15.58, 0.32)])
-def test_the_largest_small_networks_cost_what_the_paper_says(name, macs, params):
-    smallest, largest = cost(search_space(name).smallest), cost(search_space(name).largest)
+@pytest.mark.parametrize(
+    ("name", "macs", "params"),
+    [("s3", 6.64, 0.11), ("s5", 11.02, 0.21), ("s7", 15.58, 0.32), ("m", 263, 2.2), ("l", 1043, 8.6), ("i", 233, 2.3)],
+)
+def test_the_largest_networks_cost_what_the_paper_says_or_what_is_stated_beside_it(name, macs, params):
+    largest = cost(search_space(name).largest)
     assert largest.macs / 1e6 == pytest.approx(macs, rel=0.025)
-    assert smallest.params / 1e6 < params <= round(largest.params / 1e6, 2)
+    assert largest.params / 1e6 == pytest.approx(params, abs=0.05)
 
 
 def test_a_space_knows_its_blocks_its_size_and_its_ends():
@@ -74,13 +58,6 @@ def test_a_space_knows_its_blocks_its_size_and_its_ends():
     assert TINY.largest.widths == ((8, 8), (12,))
     assert TINY.smallest.widths == ((2, 2), (4,))
     assert search_space("s7").size == 2**7 * 4**14
-
-
-def test_imagenet_spaces_take_imagenet_images():
-    spec = search_space("i").largest
-    assert (spec.image_size, spec.stem_resolution, spec.classes) == (224, 112, 100)
-    assert spec.mean != search_space("s3").largest.mean
-    assert cost(spec).macs / 1e6 == pytest.approx(255, rel=0.25)
 
 
 def test_what_is_not_in_a_space_is_refused():
@@ -185,19 +162,6 @@ def test_the_frozen_network_gives_the_logits_of_the_live_one(choices, seed, trai
     assert torch.allclose(live, static, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["s3", "s7"])
-def test_the_papers_spaces_freeze_to_what_the_live_network_computes(name):
-    space = search_space(name)
-    net = SuperNet(space).eval()
-    choices = torch.randint(100, (len(space.blocks),), generator=seeded()).tolist()
-    choices = [k % len(known) for k, known in zip(choices, space.blocks, strict=True)]
-    spec, weights = net.freeze(choices)
-    frozen = build(spec).eval()
-    frozen.load_state_dict(weights)
-    with torch.no_grad():
-        assert torch.allclose(net(images(), net.mask(net.one_hot(choices))), frozen(images()), atol=1e-5)
-
-
 def test_freezing_leaves_the_live_network_as_it_was_and_shares_nothing_with_it():
     net = supernet()
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -205,13 +169,6 @@ def test_freezing_leaves_the_live_network_as_it_was_and_shares_nothing_with_it()
     for value in weights.values():
         value.zero_()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-def test_without_a_choice_the_supernet_is_the_largest_network():
-    net = supernet().eval()
-    largest = build(TINY.largest).eval()
-    largest.load_state_dict(net.state_dict())
-    assert torch.allclose(net(images()), largest(images()), atol=1e-5)
 
 
 @given(seed=st.integers(0, 1000))
@@ -270,11 +227,6 @@ def test_the_expected_cost_is_the_mean_over_all_architectures_the_choices_being_
         macs * torch.stack([weights[k] for weights, k in zip(g, choices, strict=True)]).prod() for choices, macs in ALL
     )
     assert expected_macs(TINY, g).item() == pytest.approx(float(mean), rel=1e-12)
-
-
-def test_the_expected_cost_has_the_gradient_of_its_finite_differences():
-    v = [torch.randn(len(k), generator=seeded(b)).double().requires_grad_() for b, k in enumerate(TINY.blocks)]
-    assert torch.autograd.gradcheck(lambda *v: expected_macs(TINY, [one.softmax(0) for one in v]) / 1e5, v)
 
 
 LOGITS = st.tuples(*(st.lists(st.floats(-5, 5), min_size=len(k), max_size=len(k)) for k in TINY.blocks))
@@ -365,43 +317,25 @@ def test_a_search_steers_the_expected_cost_to_its_budget_from_both_sides(toy, tm
     assert [epoch["expected_macs"] for epoch in result["history"]] == seen
 
 
-def test_without_a_latency_term_the_cost_has_no_part_in_the_loss(toy, teacher_folder):
-    losses = {}
-    for budget in (90_000, 250_000):
-        for latency in (0.0, 1.0):
-            settings = recipe(teacher_folder, search={"budget": budget, "latency": latency})
-            losses[budget, latency] = Searcher(settings, toy).train_step().item()
-    assert losses[90_000, 0.0] == losses[250_000, 0.0]
-    assert losses[90_000, 1.0] != losses[250_000, 1.0]
-    assert losses[90_000, 1.0] > losses[90_000, 0.0]  # n_f is 1 on the budget, and more elsewhere
-
-
-def test_the_latency_term_is_the_distance_from_the_budget_as_a_ratio_to_a_power(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder, search={"latency": 2.0}), toy)
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_the_latency_term_is_the_distance_from_the_budget_as_a_ratio_to_a_power(toy, teacher_folder, power):
+    searcher = Searcher(recipe(teacher_folder, search={"latency": power}), toy)
     for choices, macs in ALL:
         n_f = searcher.latency(searcher.net.one_hot(choices)).item()
-        assert n_f == pytest.approx(max(macs / BUDGET, BUDGET / macs) ** 2, rel=1e-4)
+        assert n_f == pytest.approx(max(macs / BUDGET, BUDGET / macs) ** power, rel=1e-4)
 
 
 def test_an_interrupted_search_resumes_to_the_same_result_as_one_that_was_not(toy, tmp_path, teacher_folder):
     settings = recipe(teacher_folder)
-    whole = found(fit(settings, toy, tmp_path / "whole", kind=Searcher))
+    whole, step = found(fit(settings, toy, tmp_path / "whole", kind=Searcher)), Searcher.train_step
 
-    stop = 0
-
-    def steps_of(step):
-        def counted(self):
-            nonlocal stop
-            loss = step(self)
-            stop += 1
-            if stop == EPOCH + 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return loss
-
-        return counted
+    def stopping(self):
+        if self.position.step == EPOCH + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Searcher, "train_step", steps_of(Searcher.train_step))
+        patch.setattr(Searcher, "train_step", stopping)
         with pytest.raises(Interrupted, match=f"step {EPOCH + 4} of {2 * EPOCH}"):
             fit(settings, toy, tmp_path / "parts", kind=Searcher)
     assert not (tmp_path / "parts" / "search.json").exists()
@@ -434,43 +368,6 @@ def test_the_weights_learn_from_one_part_of_a_batch_and_the_logits_from_the_rest
     assert not torch.equal(searcher.widths, logits)
     assert all(p.requires_grad for p in searcher.net.parameters())
     assert all(p.grad is None for p in searcher.net.parameters())
-
-
-def test_the_teacher_is_asked_once_for_a_step(toy, teacher_folder, monkeypatch):
-    searcher, asked = Searcher(recipe(teacher_folder), toy), []
-    answer = searcher.teacher._answer
-    monkeypatch.setattr(searcher.teacher, "_answer", lambda x: asked.append(len(x)) or answer(x))
-    searcher.train_step()
-    assert asked == [50]
-
-
-def test_the_search_loss_is_equation_2(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder, distill={"kl": 0.7, "gamma": 3.0}, search={"latency": 1.5}), toy)
-    searcher.net.eval()
-    with torch.no_grad():
-        searcher.widths.normal_(generator=seeded(1))
-        searcher.tutors.normal_(generator=seeded(2))
-    x, y, *_ = searcher.batch(0)
-    answer = searcher.teacher(x)
-    loss = searcher.loss(x, y, answer, CHOICES)
-
-    g, tutors = searcher.sample(CHOICES)
-    masks = searcher.net.mask(g)
-    maps, scales = [], [torch.ones(searcher.space.stem), *masks.split(searcher.net.widest)]
-    for block, scale in zip(searcher.net.features, scales, strict=False):
-        block.conv.register_forward_hook(
-            lambda module, inputs, z, scale=scale: maps.append((z * scale[:, None, None]).square().sum(1))
-        )
-    logits = searcher.net(x, masks)
-    student = unit_maps(maps, 8)
-    total = torch.zeros(())
-    for i in range(4):
-        for j in range(4):
-            total = total + tutors[i, j] * (student[:, i] - answer.maps[:, j]).norm(dim=1).mean()
-    p, q = logits.softmax(1), answer.logits.softmax(1)
-    kl = (p * (p / q).log()).sum(1).mean()
-    expected = (F.cross_entropy(logits, y) + 0.7 * kl + 3.0 * total / 16) * searcher.latency(g)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_live_nets_maps_at_one_hot_choices_are_the_frozen_nets(toy, teacher_folder):
@@ -515,9 +412,9 @@ searcher.accelerator.end_training()
 """
 
 
-def test_two_processes_search_as_one_does(toy, teacher_folder, told_by_processes):
+def test_two_processes_search_as_one_does(toy, teacher_folder, on_processes):
     places = {"root": str(toy.root), "teacher": str(teacher_folder)}
-    one, two = (told_by_processes(TWO_PROCESSES, processes, **places) for processes in (1, 2))
+    one, two = (on_processes(TWO_PROCESSES, processes, **places) for processes in (1, 2))
     assert two == pytest.approx(one, abs=2e-5)
     assert max(map(abs, one)) > 0.1
 
