@@ -291,10 +291,10 @@ def test_pgd_reaches_the_best_point_of_the_ball_on_a_linear_model(norm):
     assert torch.allclose(x_adv - x, 0.3 * steepest(weight, norm), atol=1e-3)
 
 
-def test_training_for_l2_resists_l2(toy):
+@pytest.mark.parametrize("threat", [{"norm": "linf", "eps": 8 / 255}, {"norm": "l2", "eps": 2.0}])
+def test_training_for_a_threat_model_resists_it(toy, threat):
     robust = {}
-    threat = {"norm": "l2", "eps": 2.0}
-    for name, attack in (("natural", threat), ("pgd-at", {**threat, "step": 1.0, "steps": 2})):
+    for name, attack in (("natural", threat), ("pgd-at", {**threat, "step": threat["eps"] / 2, "steps": 2})):
         data = recipe(name, None, guard={"steps": 10}).model_dump(exclude_unset=True) | {"attack": attack}
         trainer = Trainer(parse_recipe(data, "test"), toy)
         for _ in range(60):
