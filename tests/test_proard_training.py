@@ -21,8 +21,10 @@ from zoo.cli.app import run as cli
 from zoo.specs import cost
 from zoo.system.errors import UnknownModel, UsageError
 from zoo.system.files import sha256_file
-from zoo.train.methods import METHODS, adversary
+from zoo.train.methods import METHODS
 from zoo.train.methods.losses import kl
+from zoo.train.methods.method import Step
+from zoo.train.methods.n_fgsm import single_step
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
@@ -145,12 +147,10 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
     run = trainer(toy, random=1)
     run.net.train()
     net, batch, (smallest, other) = run.net, run.batch(0), run.drawn(0)
-    full, options = net.full.spec, recipe.attack
-    soft = net(batch.x).detach()
+    full, soft = net.full.spec, net(batch.x).detach()
 
     def attacked(spec):
-        reach = {"eps": options.eps, "step": options.step}
-        return adversary.n_fgsm(net.subnet(spec, attacked=True), batch.x, batch.y, batch.noise, **reach)
+        return single_step(Step(net.subnet(spec, attacked=True), net, batch, recipe.attack))
 
     expected = F.cross_entropy(net(attacked(full)), batch.y)
     for spec in (smallest, other):
@@ -300,7 +300,7 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path
     tensors = read_tensors(folder / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     net = dynamic(str(folder))
-    with pytest.raises(UsageError, match="measured in another way"):
+    with pytest.raises(UsageError, match="another measurement"):
         measuring.label(net, net.space.smallest, toy, folder / "labels.json", images=50, steps=3, calibration=100)
 
 
@@ -352,9 +352,9 @@ def test_phases_open_one_dimension_after_the_other_and_resume_in_a_folder_that_w
         ("supernet.opening=[0.5,0.2]", "opening ends before it begins"),
         ("train.compile=true", "train.compile = false"),
         ("train.method=natural", "and method pgd-at, n-fgsm, trades, mart, ard or rslad"),
-        ("train.int8=true", "neither"),
+        ("train.int8=true", "cannot be combined"),
         ("supernet.rndom=3", "'random'"),
-        ("supernet.refine=2", "refine goes on from shared images"),
+        ("supernet.refine=2", "refine needs shared images"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(written, overrides, message):
@@ -370,7 +370,7 @@ def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(wri
 def test_weights_of_another_space_are_refused(written, toy, tmp_path, monkeypatch):
     folder = fit(load_phases(written())["train"], toy, tmp_path / "run", kind=SupernetTrainer)
     small = load_phases(written(), overrides=["supernet.space=tiny"])["train"]
-    with pytest.raises(UsageError, match="not those of a dynamic net of space tiny"):
+    with pytest.raises(UsageError, match="do not fit the dynamic net of space tiny"):
         fit(small, toy, tmp_path / "other", kind=SupernetTrainer, start=str(folder))
     assert not (tmp_path / "other").exists()
 

@@ -96,8 +96,8 @@ def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--flops", "1k"], 3, "its own go from"),
-        (["--flops", "1G"], 2, "its own go from"),
+        (["--flops", "1k"], 3, "its sub-nets have"),
+        (["--flops", "1G"], 2, "its sub-nets have"),
         (["--flops", "much"], 2, "is not a count"),
         (["--min-robust", "90%"], 3, "robust accuracy"),
         (["--latency-ms", "-1"], 2, "positive"),
@@ -118,4 +118,4 @@ def test_a_net_that_cannot_be_searched_is_refused(net, call, tmp_path):
     code, _, err = call(net)
     assert (code, "has no predictor" in err) == (4, True)
     code, _, err = call("nfgsm-w15")
-    assert (code, "no dynamic net" in err) == (2, True)
+    assert (code, "not a dynamic net" in err) == (2, True)

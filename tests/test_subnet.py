@@ -176,7 +176,7 @@ def test_only_dynamic_nets_have_budgets(released):
         load(f"{entry.name}@15M")
     with pytest.raises(UnknownModel, match="no model is called"):
         load("nobody@15M")
-    with pytest.raises(UsageError, match="no dynamic net"):
+    with pytest.raises(UsageError, match="not a dynamic net"):
         dynamic(entry.name)
 
 
