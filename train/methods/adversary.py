@@ -74,13 +74,3 @@ def pgd(model: nn.Module, ball: Ball, start: Tensor, objective: Objective, *, st
         for _ in range(steps):
             x_adv = ball.project(x_adv + step * steepest(gradient(model, x_adv, objective), ball.norm))
     return x_adv
-
-
-def n_fgsm(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, eps: float, step: float) -> Tensor:
-    """One step from noise of +-2 eps, *not* clipped back to the ball: N-FGSM, de Jorge et al. 2022, eq. 6.
-
-    Clipping is what brings catastrophic overfitting back: x' may lie up to 2 eps + step from x.
-    """
-    with frozen(model):
-        start = x + 2 * eps * noise
-        return (start + step * steepest(gradient(model, start, cross_entropy(y)), "linf")).clamp_(0, 1)
