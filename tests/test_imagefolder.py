@@ -16,16 +16,15 @@ from torchvision.transforms import functional
 import zoo.datasets.imagefolder
 from zoo.cli.app import run as command_line
 from zoo.datasets.base import check_fits
-from zoo.datasets.imagefolder import IMAGEFOLDER, Files
+from zoo.datasets.imagefolder import IMAGEFOLDER
 from zoo.models import build
 from zoo.registry.file import load_registry, pretty
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 from zoo.train.data.crop import crop_box, random_crop
-from zoo.train.data.images import InMemory, Streamed, source_of
+from zoo.train.data.images import Streamed
 from zoo.train.pipeline import run
 from zoo.train.recipes.phases import load_phases
-from zoo.train.run.trainer import Trainer
 from zoo.train.spaces.rnascl import search_space
 from zoo.weights.load import save_weights
 
@@ -240,13 +239,6 @@ def test_a_damaged_training_image_is_named_when_it_is_needed(folder):
         source.augmented(torch.tensor([1]), seeded(0))
 
 
-def test_the_source_follows_from_the_split_and_takes_its_leading_images(folder, toy):
-    streamed = source_of(IMAGEFOLDER.load(folder).split("train"), CPU, 4)
-    assert isinstance(streamed, Streamed)
-    assert len(streamed) == 4
-    assert isinstance(source_of(toy.split("train"), CPU, 50), InMemory)
-
-
 # -- RNAS-CL's other spaces, all phases --------------------------------------------------------------------------
 
 
@@ -321,29 +313,14 @@ def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, capsys
     assert "100 classes" in capsys.readouterr().err
 
 
-def test_a_model_of_image_folders_is_evaluated_on_one(folder, teacher, capsys):
+def test_a_model_of_image_folders_is_evaluated_and_swept_on_one(folder, teacher, capsys):
     model = f"local-dir:{teacher(224, 3)}"
     assert command_line(["eval", model, f"--data={folder}", "-p", "clean", "-p", "fgsm", "--json", "-q"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert results["imagefolder-clean"]["accuracy"]["n"] == 6
     assert results["imagefolder-fgsm"]["accuracy"]["value"] <= results["imagefolder-clean"]["accuracy"]["value"]
-
-
-def test_a_model_of_image_folders_is_swept_on_one(folder, teacher, capsys):
-    model = f"local-dir:{teacher(224, 3)}"
     assert command_line(["sweep", model, f"--data={folder}", "--eps=0", "--attack=fgsm", "--json", "-q"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["dataset"], record["curves"]["fgsm"][0]["accuracy"]["n"]) == ("imagefolder", 6)
     assert command_line(["sweep", f"local-dir:{teacher(224, 4)}", f"--data={folder}", "-q"]) == 2
     assert "4 classes" in capsys.readouterr().err
-
-
-def test_a_run_on_streamed_images_draws_the_same_batches_when_it_is_resumed(hundred, teacher):
-    overrides = [*BRIEF, "train.images=20", f"teacher.name={teacher(224, 100)}", "method.tutors=depth"]
-    recipe = load_phases("rnascl-is-r18", preset="smoke", overrides=overrides)["train"]
-    straight, resumed = (Trainer(recipe, IMAGEFOLDER.load(hundred)) for _ in range(2))
-    for _ in range(3):
-        straight.batch(straight.position.step)
-        straight.position.step += 1
-    assert torch.equal(straight.batch(3).x, resumed.batch(3).x)
-    assert isinstance(IMAGEFOLDER.load(hundred).split("train"), Files)

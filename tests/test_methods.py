@@ -201,10 +201,10 @@ def test_a_setting_that_the_method_does_not_use_is_refused_in_one_sentence(name,
             recipe(name, teacher_folder, {key: 0.5})
         assert "\n" not in str(caught.value)
     if not METHODS[name](**SETTINGS[name]).attacks:
-        with pytest.raises(UsageError, match=r"trains on clean images: take attack\.steps out"):
+        with pytest.raises(UsageError, match=r"trains on clean images: remove attack\.steps"):
             recipe(name, teacher_folder, attack={"steps": 2})
     if name == "rnascl":
-        with pytest.raises(UsageError, match=r"set method.hard = 'trades', or take it out"):
+        with pytest.raises(UsageError, match=r"set method.hard = 'trades', or remove it"):
             recipe(name, teacher_folder, {"beta": 3.0})
 
 
@@ -313,7 +313,7 @@ def test_training_for_a_threat_model_resists_it(toy, threat):
         ("pgd-at", {"norm": "l2", "step": 0.1}, "default eps is for norm = 'linf'"),
         ("pgd-at", {"norm": "l2", "eps": 0.5}, r"default attack.step is for norm = 'linf'"),
         ("n-fgsm", {"norm": "l2", "eps": 0.5, "step": 0.1}, "choose pgd-at for l2"),
-        ("rslad", {"objective": "ce"}, "rslad ascends the divergence"),
+        ("rslad", {"objective": "ce"}, "rslad maximises the divergence"),
     ],
 )
 def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, teacher_folder):

@@ -46,6 +46,6 @@ def check_single_step(attack: Attack) -> None:
     if attack.steps != 1:
         raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
     if attack.objective != "ce":
-        raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
+        raise ValueError("n-fgsm maximises the cross-entropy: leave attack.objective at 'ce'")
     if attack.norm != "linf":  # noise of 2 eps per pixel without clipping is defined for l-infinity only
         raise ValueError("n-fgsm is defined for attack.norm = 'linf': choose pgd-at for l2")
