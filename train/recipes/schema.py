@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from zoo.train.methods.method import Method as AnyMethod
 else:  # the class in the table that has this name
     AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
-Value, Read = TypeVar("Value"), TypeVar("Read")
 
 
-def _reading(read: Callable[[Value], Read]) -> Callable[[Value], Read]:
-    """``read`` as a validator: pydantic collects a ValueError, and lets a UsageError through without its key."""
+def _reading(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``read`` as a validator, for which pydantic needs a ValueError in place of a UsageError."""
 
-    def validated(value: Value) -> Read:
+    def validated(value: Any) -> Any:
         try:
             return read(value)
         except UsageError as error:
