@@ -67,7 +67,7 @@ def hundred(tmp_path_factory) -> Path:
 # -- the data set ------------------------------------------------------------------------------------------------
 
 
-def test_train_and_validation_part_every_classs_files_and_val_is_the_test_split(folder):
+def test_train_and_validation_share_out_the_files_of_each_class_and_val_is_the_test_split(folder):
     data = IMAGEFOLDER.load(folder)
     assert data.classes == ("n000", "n001", "n002")
     names = {name: {str(path.relative_to(folder)) for path in data.files[name].paths} for name in data.files}
@@ -221,7 +221,7 @@ def test_a_batch_depends_on_the_generator_alone(folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_was_expected_is_decoded_once_and_is_no_other_than_it_would_be(folder, monkeypatch):
+def test_expected_images_are_decoded_once_and_are_the_same(folder, monkeypatch):
     files, index = IMAGEFOLDER.load(folder).split("train"), torch.arange(5)
     plain, _ = Streamed(files, CPU).augmented(index, seeded(1))
     source = Streamed(files, CPU)

@@ -112,7 +112,7 @@ def test_labels_of_another_space_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda text: text[:40], "is damaged: "),
         (lambda text: text.replace('"robust"', '"sturdy"'), "is damaged at 'subnets.0.robust': Field required"),
@@ -123,13 +123,13 @@ def test_labels_of_another_space_are_refused(tmp_path):
         (lambda text: text.replace('"stage1.width": 12,', ""), "do not fit .* has no value"),
     ],
 )
-def test_damaged_labels_are_refused(tmp_path, damage, told):
+def test_damaged_labels_are_refused(tmp_path, damage, message):
     path = tmp_path / "labels.json"
     labels_of(TINY.smallest).save(path, TINY)
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         Labels.load(path, TINY)
 
 
@@ -143,16 +143,16 @@ def test_labels_whose_parts_do_not_fit_are_refused():
 
 def test_three_hundred_noisy_labels_rank_unseen_sub_nets(every, predictor):
     unseen = every[300:2300]
-    told = score(predictor, Labels(unseen, *truth(unseen).T, 10**9))  # against the truth itself
-    for one in (told.clean, told.robust):
+    scores = score(predictor, Labels(unseen, *truth(unseen).T, 10**9))  # against the truth itself
+    for one in (scores.clean, scores.robust):
         assert one.tau > 0.8
         assert one.mae < 0.01
         assert abs(one.bias) < 0.005
 
 
 def test_errors_on_measured_sub_nets_are_what_the_spread_and_the_images_allow(every, predictor):
-    told = score(predictor, labels_of(every[300:2300], seed=1))
-    for one in (told.clean, told.robust):
+    scores = score(predictor, labels_of(every[300:2300], seed=1))
+    for one in (scores.clean, scores.robust):
         assert 0.88 < one.coverage < 0.99
 
 
@@ -162,10 +162,10 @@ def test_cross_validation_judges_by_unseen_sub_nets_only(every):
     noise = Labels(every[:60], rng.random(60), rng.random(60), IMAGES)
     fast = {"members": 2, "steps": 150, "weight_decay": 0.0}
     assert score(fit(TINY, noise, **fast), noise).clean.tau > 0.5
-    told = cross_validated(TINY, noise, folds=3, **fast)
-    assert told.n == 60
-    assert abs(told.clean.tau) < 0.3
-    assert json.loads(json.dumps(told, default=vars))["robust"]["tau"] == told.robust.tau
+    scores = cross_validated(TINY, noise, folds=3, **fast)
+    assert scores.n == 60
+    assert abs(scores.clean.tau) < 0.3
+    assert json.loads(json.dumps(scores, default=vars))["robust"]["tau"] == scores.robust.tau
     with pytest.raises(UsageError, match="60 labels cannot be divided into 61 folds"):
         cross_validated(TINY, noise, folds=61)
 
@@ -173,12 +173,12 @@ def test_cross_validation_judges_by_unseen_sub_nets_only(every):
 def test_scores_are_what_they_say(every):
     labels = labels_of(every[:50])
     known = SimpleNamespace(predict=lambda genes: (labels.accuracy + np.array([0.01, -0.2]), np.full((50, 2), 0.001)))
-    told = score(known, labels)
-    assert (told.clean.tau, told.robust.tau) == (pytest.approx(1), pytest.approx(1))
-    assert (told.clean.mae, told.robust.mae) == (pytest.approx(0.01), pytest.approx(0.2))
-    assert (told.clean.bias, told.robust.bias) == (pytest.approx(0.01), pytest.approx(-0.2))
-    assert (told.clean.coverage, told.robust.coverage) == (1, 0)
-    assert told.clean.spread is None  # it is the same everywhere
+    scores = score(known, labels)
+    assert (scores.clean.tau, scores.robust.tau) == (pytest.approx(1), pytest.approx(1))
+    assert (scores.clean.mae, scores.robust.mae) == (pytest.approx(0.01), pytest.approx(0.2))
+    assert (scores.clean.bias, scores.robust.bias) == (pytest.approx(0.01), pytest.approx(-0.2))
+    assert (scores.clean.coverage, scores.robust.coverage) == (1, 0)
+    assert scores.clean.spread is None  # it is the same everywhere
 
 
 def test_the_same_labels_and_seed_give_the_same_predictor(every):
@@ -219,7 +219,7 @@ def test_a_predictor_of_another_space_is_refused(predictor, tmp_path):
         Predictor.load(path, changed)
 
 
-def test_what_is_no_predictor_is_refused(predictor, tmp_path):
+def test_a_file_that_is_not_a_predictor_is_refused(predictor, tmp_path):
     path = tmp_path / "predictor.safetensors"
     with pytest.raises(Unreachable, match="there is no predictor at"):
         Predictor.load(path, TINY)
@@ -235,7 +235,7 @@ def test_what_is_no_predictor_is_refused(predictor, tmp_path):
         Predictor.load(path, TINY)
 
 
-def test_a_predictor_takes_labels_enough(every):
+def test_too_few_labels_are_refused(every):
     with pytest.raises(UsageError, match="needs at least 10 labels and 1 member, not 9 and 5"):
         fit(TINY, labels_of(every[:9]))
 
@@ -245,7 +245,7 @@ def test_a_predictor_takes_labels_enough(every):
 
 @given(seed=SEEDS, share=st.floats(0.1, 1), clean=st.floats(0, 0.66), robust=st.floats(0, 0.36))
 @settings(max_examples=15)
-def test_what_is_found_keeps_to_the_limits_and_none_of_it_beats_another(predictor, seed, share, clean, robust):
+def test_a_front_is_within_the_limits_and_undominated(predictor, seed, share, clean, robust):
     limits = Limits(max_macs=share * TINY.macs(TINY.largest)[0], min_clean=clean, min_robust=robust)
     found = search(TINY, predictor, limits, candidates=300, population=50, seed=seed)
     assert len(found) > 0
@@ -329,7 +329,7 @@ def test_the_best_is_that_with_the_highest_prediction(predictor):
 
 
 @pytest.mark.parametrize(
-    ("limits", "kind", "told"),
+    ("limits", "kind", "message"),
     [
         (
             {"max_macs": 1e6},
@@ -356,13 +356,13 @@ def test_the_best_is_that_with_the_highest_prediction(predictor):
         ),
     ],
 )
-def test_limits_that_nothing_keeps_are_told_with_what_there_is(predictor, limits, kind, told):
+def test_limits_that_no_sub_net_meets_are_refused_with_what_there_is(predictor, limits, kind, message):
     latency = (lambda genes: 0.5 + genes.sum(1)) if "max_latency_ms" in limits else None
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         search(TINY, predictor, Limits(**limits), latency=latency, candidates=400)
 
 
-def test_accuracies_that_cannot_be_had_at_once_are_told_so(exact, predictor):
+def test_accuracies_that_no_sub_net_has_at_once_are_refused(exact, predictor):
     clean, robust = (1 - exact[exact[:, 0] <= 20e6, 1:]).max(0)  # of two different sub-nets
     with pytest.raises(
         NothingMatches, match="robust accuracy at once: with such a clean accuracy, the best robust one"
@@ -371,7 +371,7 @@ def test_accuracies_that_cannot_be_had_at_once_are_told_so(exact, predictor):
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
         ({"max_macs": 0}, "max_macs must be above 0, not 0"),
         ({"max_latency_ms": float("nan")}, "max_latency_ms must be above 0, not nan"),
@@ -379,8 +379,8 @@ def test_accuracies_that_cannot_be_had_at_once_are_told_so(exact, predictor):
         ({"min_robust": -0.1}, "min_robust must be between 0 and 1, not -0.1"),
     ],
 )
-def test_limits_are_checked(limits, told):
-    with pytest.raises(UsageError, match=told):
+def test_limits_are_checked(limits, message):
+    with pytest.raises(UsageError, match=message):
         Limits(**limits)
 
 
@@ -393,8 +393,7 @@ def test_a_latency_budget_needs_latencies(predictor):
 
 def test_the_textbook_that_the_search_is_raced_against_judges_alike(predictor):
     found, textbook = search(TINY, predictor, candidates=100), Textbook(TINY, predictor)
-    told = textbook.evaluate(found.genes)
-    assert np.allclose(told, points_of(found), atol=1e-6)
+    assert np.allclose(textbook.evaluate(found.genes), points_of(found), atol=1e-6)
     assert textbook.judged == len(found)
 
 
@@ -432,7 +431,7 @@ def table(every) -> LatencyTable:
     return fit_latency(TINY, genes, ideal_ms(genes) * np.random.default_rng(0).normal(1, 0.02, 60), FACTS)
 
 
-def test_sixty_timed_sub_nets_foretell_the_others(every, table):
+def test_sixty_timed_sub_nets_predict_the_others(every, table):
     unseen = every[60:560]
     error = abs(table(unseen) / ideal_ms(unseen) - 1)
     assert table.facts.lanes == 8
@@ -472,13 +471,13 @@ def test_a_table_comes_back_from_its_file_as_it_was(every, table, tmp_path):
     with pytest.raises(UsageError, match="belongs to another definition of space tiny: measure it again"):
         LatencyTable.load(path, changed)
     text = path.read_text()
-    for damage, told in (
+    for damage, message in (
         (text[:99], "is damaged: "),
         (text.replace('"n"', '"m"'), "is damaged at 'n': Field required"),
         (text.replace("MACs, dense 16", "MACs, dense 15"), "is damaged: no price for 'MACs, dense 16'"),
     ):
         path.write_text(damage)
-        with pytest.raises(IntegrityError, match=told):
+        with pytest.raises(IntegrityError, match=message):
             LatencyTable.load(path, TINY)
     with pytest.raises(Unreachable, match=r"there is no file .* with latencies"):
         LatencyTable.load(tmp_path / "none.json", TINY)
@@ -509,7 +508,7 @@ def test_architectures_are_timed_on_a_real_engine():
     space = micro()
     specs = [space.spec(row) for row in np.concatenate([space.smallest, space.largest])]
     state, done = torch.random.get_rng_state(), []
-    ms, facts = time_architectures(specs, seconds=0.1, progress=lambda *told: done.append(told))
+    ms, facts = time_architectures(specs, seconds=0.1, progress=lambda *step: done.append(step))
     assert len(ms) == 2
     assert min(ms) > 0
     assert facts["engine"] == "onnxruntime"

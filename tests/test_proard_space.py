@@ -302,7 +302,7 @@ def test_an_unknown_space_is_refused_with_the_nearest():
         ([0] * 28 + [-1], r"gene 'stage4.block3.expand' of space resnet is -1: it must be 0 to 2"),
     ],
 )
-def test_genes_that_are_none_are_refused(genes, says):
+def test_invalid_genes_are_refused(genes, says):
     with pytest.raises(UsageError, match=says):
         PUBLISHED["resnet"].spec(np.array(genes))
 
@@ -315,7 +315,7 @@ def test_genes_that_are_none_are_refused(genes, says):
         ({"stage5.block1.expand": None}, "'stage5.block1.expand' of space mbv3 has no value"),
     ],
 )
-def test_values_that_are_none_are_refused(change, says):
+def test_invalid_values_are_refused(change, says):
     space = PUBLISHED["mbv3"]
     values = {**space.values(space.smallest[0]), **change}
     with pytest.raises(UsageError, match=says):

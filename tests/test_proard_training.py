@@ -132,7 +132,7 @@ def test_choices_open_gradually():
     assert all(a >= b for a, b in pairwise(sizes))
 
 
-def test_sub_nets_change_with_every_step_or_with_every_epoch(recipe, toy):
+def test_sub_nets_change_with_every_step_or_with_every_epoch(toy):
     by_step, by_epoch = trainer(toy, random=3), trainer(toy, random=3, redraw="epoch")
     assert len({tuple(by_step.drawn(step)) for step in range(10)}) > 5
     assert len({tuple(by_epoch.drawn(step)) for step in range(10)}) == 1  # ten steps make an epoch
@@ -196,7 +196,7 @@ def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_th
         ({"smallest": False, "elastic": ("width",)}, ["smallest", "middle", "largest"], {"width": 0, "depth": 1}),
     ],
 )
-def test_a_run_is_judged_by_sub_nets_that_it_trains(recipe, toy, settings, judges, floor):
+def test_a_run_is_judged_by_sub_nets_that_it_trains(toy, settings, judges, floor):
     run, space = trainer(toy, **settings), micro()
     assert list(run.judges) == judges
     assert run.judges["largest"] == run.net.full.spec

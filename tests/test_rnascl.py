@@ -309,26 +309,22 @@ def test_an_interrupted_search_resumes_to_the_same_result_as_one_that_was_not(to
 
 
 def test_the_weights_learn_from_one_part_of_a_batch_and_the_logits_from_the_rest(toy, teacher_folder, monkeypatch):
-    """Neither update moves what is the other's, and both draw Gumbel weights of their own."""
-    searcher = Searcher(recipe(teacher_folder), toy)
-    seen = []
-    loss_of = Searcher.loss
+    """Neither update changes the parameters of the other, and one answer of the teacher serves both."""
+    searcher, loss_of, calls = Searcher(recipe(teacher_folder), toy), Searcher.loss, []
 
     def weights():
         return torch.cat([p.detach().flatten() for p in searcher.net.parameters()])
 
     def spying(self, x, y, answer, key):
-        seen.append((key, len(x), len(answer.logits), len(answer.maps), weights(), self.widths.detach().clone()))
+        calls.append((key, len(x), len(answer.maps), weights(), self.widths.detach().clone()))
         return loss_of(self, x, y, answer, key)
 
     monkeypatch.setattr(Searcher, "loss", spying)
     before, logits = weights(), searcher.widths.detach().clone()
     searcher.train_step()
-    (first, of_weights, *rest, _, _), (second, of_logits, *_, between, still) = seen
-    assert (first, second) == (WEIGHTS, CHOICES)
-    assert (of_weights, of_logits) == (40, 10)
-    assert rest == [40, 40]
-    assert torch.equal(still, logits)  # the weights' update leaves the logits
+    assert [call[:3] for call in calls] == [(WEIGHTS, 40, 40), (CHOICES, 10, 10)]
+    *_, between, unchanged = calls[1]
+    assert torch.equal(unchanged, logits)  # the weights' update leaves the logits
     assert not torch.equal(between, before)
     assert torch.equal(weights(), between)  # the logits' update leaves the weights
     assert not torch.equal(searcher.widths, logits)

@@ -51,14 +51,14 @@ def test_a_front_within_the_budget_and_its_best(net, call, space):
     code, out, _ = call(net, "--flops", "150k", "--json", "--seed", "3")
     assert code == 0
     assert call(net, "--flops", "150k", "--json", "--seed", "3")[:2] == (0, out)
-    told = json.loads(out)
-    assert told["space"] == "micro"
-    assert told["sub_nets"] == space.size()
-    macs = [one["macs"] for one in told["front"]]
+    result = json.loads(out)
+    assert result["space"] == "micro"
+    assert result["sub_nets"] == space.size()
+    macs = [one["macs"] for one in result["front"]]
     assert macs == sorted(macs)
     assert macs[-1] <= 150_000
-    assert told["best"] == max(told["front"], key=lambda one: one["robust"]["predicted"])
-    for one in told["front"]:
+    assert result["best"] == max(result["front"], key=lambda one: one["robust"]["predicted"])
+    for one in result["front"]:
         assert space.macs(space.genes_of(one["values"])[None])[0] == one["macs"]
 
 
@@ -74,9 +74,9 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, fou
     found(toy)
     code, out, _ = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"), "--json")
     assert code == 0
-    told = json.loads(out)
-    model = load(f"local-dir:{told['cut']}")
-    assert model.spec == space.spec(space.genes_of(told["best"]["values"]))
+    result = json.loads(out)
+    model = load(f"local-dir:{result['cut']}")
+    assert model.spec == space.spec(space.genes_of(result["best"]["values"]))
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["name"] == "proard-micro@150k"
     again = call(net, "--flops", "150k", "--out", str(tmp_path / "cut"))
     assert again[0] == 2
@@ -85,8 +85,8 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, fou
 
 def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found, monkeypatch):
     found(toy)
-    told = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
-    monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(told))
+    measurements = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
+    monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(measurements))
     code, out, _ = call(net, "--measure", "3", "--json")
     assert code == 0
     best = json.loads(out)["best"]

@@ -62,7 +62,7 @@ def run(
             recipe if result is None else with_result(recipe, result),
             dataset,
             out / phase if len(phases) > 1 else out,
-            kind=_kind(recipe),
+            kind=Searcher if recipe.search else SupernetTrainer if recipe.supernet else Trainer,
             start=recipe.start if model is None else str(model),
             resume=resume,
             time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
@@ -90,12 +90,6 @@ def run(
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:
     """The cost of an image in a phase, in one unit for all phases of a training."""
     return accounting.per_image(recipe, phases) if recipe.supernet else recipe.method.passes(recipe.attack)
-
-
-def _kind(recipe: Recipe) -> type[Trainer]:
-    if recipe.search is not None:
-        return Searcher
-    return SupernetTrainer if recipe.supernet is not None else Trainer
 
 
 def with_result(recipe: Recipe, result: Mapping[str, Any]) -> Recipe:
