@@ -127,8 +127,8 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:
-    kept = ModelFolder(model).held_out
-    if kept.exists():
-        return
-    accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
-    write_atomic(kept, (json.dumps(accuracy, indent=2) + "\n").encode())
+    """Write the clean and PGD-20 accuracy on ``n`` held-out training images to the folder ``model``, once."""
+    file = ModelFolder(model).held_out
+    if not file.exists():
+        accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
+        write_atomic(file, (json.dumps(accuracy, indent=2) + "\n").encode())

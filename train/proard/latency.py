@@ -122,9 +122,9 @@ def latency_table(
     """
     path = cache_root() / "latency" / f"{space.name}--{engine}--{cpu_id(threads)}.json"
     try:
-        kept = LatencyTable.load(path, space)
-        if kept.facts.toolchain == toolchain():
-            return kept
+        cached = LatencyTable.load(path, space)
+        if cached.facts.toolchain == toolchain():
+            return cached
     except ZooError:
         pass
     notify(f"timing sub-nets of space {space.name} with {engine}, about two minutes, stored in '{path}' ...")

@@ -91,15 +91,14 @@ class TeacherSettings(Section):
     """The trained model that a method learns from."""
 
     name: str = Field(
-        description="a name of the registry, or the path of a model folder; of a dynamic net also 'largest', its own "
-        "largest sub-net as it is now, and the name of an earlier phase; 'none' where a phase has no teacher"
+        description="a name of the registry, the path of a model folder, or 'none'; for a dynamic net also 'largest', "
+        "its current largest sub-net, or the name of an earlier phase"
     )
     versions: int = Field(
         0,
         ge=0,
-        description="augmented versions of each image, drawn once, on which the teacher's answers are computed once "
-        "and stored in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and answered "
-        "anew",
+        description="number of fixed augmented versions of each image, whose answers are computed once and cached "
+        "(3.4 GB for four of CIFAR-10 and 34 layers); 0: no cache, each batch is newly augmented",
     )
 
 

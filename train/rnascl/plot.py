@@ -50,11 +50,14 @@ def _macs(axes: Any, found: Mapping[str, Any]) -> None:
 
 def _widths(axes: Any, found: Mapping[str, Any]) -> None:
     """A column for each block with its widths from the bottom up; a darker blue is more probable."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shade = LinearSegmentedColormap.from_list("shade", ["white", "#0b6e99"])
     last = found["history"][-1]["width_probabilities"]
     chosen = [width for stage in found["spec"]["widths"] for width in stage]
     for block, (choices, p) in enumerate(zip(found["width_choices"], last, strict=True)):
         for width, share in zip(choices, p, strict=True):
-            axes.bar(block, 4, 0.86, width - 2, color=_shade(share), edgecolor="white")
+            axes.bar(block, 4, 0.86, width - 2, color=shade(float(share)), edgecolor="white")
             ink = "white" if share > 0.5 else "#1b1b1b"
             bold = "bold" if width == chosen[block] else "normal"
             axes.text(block, width, str(width), ha="center", va="center", fontsize=6.5, color=ink, fontweight=bold)
@@ -79,12 +82,6 @@ def _tutors(figure: Any, axes: Any, found: Mapping[str, Any]) -> None:
     axes.set_ylabel("convolution of the student")
     axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.12))
     figure.colorbar(image, ax=axes, label="probability", fraction=0.025, pad=0.01)
-
-
-def _shade(share: float) -> tuple[float, float, float]:
-    """A colour from white to blue."""
-    white, blue = np.ones(3), np.array([11, 110, 153]) / 255
-    return tuple(white + (blue - white) * float(share))
 
 
 def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
