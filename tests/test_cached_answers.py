@@ -50,11 +50,11 @@ def test_a_cached_answer_is_the_teachers_on_that_version(teacher_folder, version
     rows = torch.tensor([0, 179, 61, 61])
     teacher.tap(teacher.layers)
     asked = teacher(versions[rows][0])  # the cache is not read where no rows are given
-    kept = cached.answer(rows, teacher.layers)
-    assert torch.allclose(kept.logits, asked.logits, atol=2e-3)
-    assert torch.allclose(kept.maps, asked.maps, atol=2e-3)
+    stored = cached.answer(rows, teacher.layers)
+    assert torch.allclose(stored.logits, asked.logits, atol=2e-3)
+    assert torch.allclose(stored.maps, asked.maps, atol=2e-3)
     some = cached.answer(rows, [teacher.layers[2], teacher.layers[0]])
-    assert torch.equal(some.maps, kept.maps[:, [2, 0]])
+    assert torch.equal(some.maps, stored.maps[:, [2, 0]])
     assert cached.answer(rows, None).maps is None
 
 

@@ -112,7 +112,7 @@ def test_sampling_and_mutation_stay_in_the_space_and_are_canonical():
         assert (rows < space.choices).all()
     assert np.array_equal(space.mutate(genes, rng, rate=0.0), genes)
     active = space.active(genes) & space.active(changed)
-    assert 0.04 < (genes != changed)[active].mean() < 0.09  # a tenth drawn anew, a third of it alike
+    assert 0.04 < (genes != changed)[active].mean() < 0.09  # a tenth is redrawn, and a third of that is the same
 
 
 # -- cost --------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_frozen_sub_net_is_the_live_one_to_the_last_bit(net, seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_gradients_of_a_sub_net_touch_the_leading_parts_of_what_it_uses_and_nothing_else(net, seed):
+def test_gradients_of_a_sub_net_reach_the_leading_parts_of_its_layers_and_nothing_else(net, seed):
     spec = net.space.spec(drawn(net.space, seed))
     net.zero_grad()
     net(images(), spec).square().sum().backward()
