@@ -259,7 +259,7 @@ def test_nothing_is_overwritten(folder, toy, tmp_path):
 
 def test_genes_out_of_range_leave_nothing_behind(folder, toy, tmp_path):
     net = dynamic(str(folder))
-    with pytest.raises(UsageError, match="it takes 0 to 2"):
+    with pytest.raises(UsageError, match="it must be 0 to 2"):
         net.save(net.space.largest[0] + 1, toy, tmp_path / "cut", name="small")
     assert not (tmp_path / "cut").exists()
 
