@@ -308,8 +308,9 @@ def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeyp
     assert (entry.dataset, [*entry.results]) == ("imagefolder", ["imagefolder-clean"])
 
 
-def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, capsys):
-    assert command_line(["train", "rnascl-is-r18", f"--data={folder}", "-q"]) == 2
+def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, teacher, capsys):
+    taught = f"--set=teacher.name={teacher(224, 100)}"
+    assert command_line(["train", "rnascl-is-r18", f"--data={folder}", "-q", taught]) == 2
     assert "100 classes" in capsys.readouterr().err
 
 
