@@ -122,17 +122,34 @@ def small() -> Classifier:
     return model_of(SMALL)
 
 
-@pytest.fixture
-def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
-    """Run a script on some processes: what its main process writes to ``out``, a JSON pair of their number
-    and the rest.
+PRELUDE = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from zoo.datasets.cifar10 import CIFAR10
 
-    The script is a format string with the places ``out``, ``tests`` (the folder of the tests) and those given.
+dataset = replace(CIFAR10, root=Path({root!r}))
+
+
+def report(accelerator, result):
+    if accelerator.is_main_process:
+        Path({out!r}).write_text(json.dumps([accelerator.num_processes, result]))
+    accelerator.end_training()
+"""
+
+
+@pytest.fixture
+def on_processes(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs a script on some processes and returns the result that it gives to ``report``.
+
+    The script is a format string. It can use the names of ``PRELUDE``, such as the ``dataset`` at ``root``.
     """
 
-    def run(script: str, processes: int, **places: str) -> Any:
+    def run(script: str, processes: int, root: Path, **places: str) -> Any:
         out, path = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
-        path.write_text(script.format(out=str(out), tests=str(Path(__file__).parent), **places))
+        tests = str(Path(__file__).parent)
+        path.write_text((PRELUDE + script).format(out=str(out), tests=tests, root=str(root), **places))
         launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
         launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
         done = subprocess.run(
@@ -143,8 +160,8 @@ def told_by_processes(tmp_path: Path) -> Callable[..., Any]:
             timeout=240,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        count, told = json.loads(out.read_text())
+        count, result = json.loads(out.read_text())
         assert count == processes
-        return told
+        return result
 
     return run

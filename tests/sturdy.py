@@ -1,4 +1,4 @@
-"""A small world in which robustness can be had, and lost, in seconds: pictures, and nets trained on them."""
+"""Synthetic pictures, and a robust and a fragile net that are trained on them in seconds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEST = 500
 
 
 def pictures(n: int, seed: int, *, misleading: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, 32, 32, 3] and labels, each class with a loud colour pattern and a faint texture.
+    """Images uint8 [n, 32, 32, 3] and labels; each class has a strong colour pattern and a faint texture.
 
-    The texture is smaller than eps = 8/255: who relies on it is accurate, and not robust. In misleading images the
-    colours are those of any class, so that a net learns the texture only.
+    The texture is smaller than eps = 8/255: a net that uses it is accurate but not robust. Misleading images have the
+    colours of a random class, so a net learns the texture only.
     """
     world = np.random.default_rng(0)
     loud, faint = world.choice([-60, 60], (10, 2, 2, 3)), world.choice([-7, 7], (10, 4, 4, 3))
@@ -33,7 +33,7 @@ def pictures(n: int, seed: int, *, misleading: bool = False) -> tuple[np.ndarray
 
 
 def trained(*, robustly: bool) -> Classifier:
-    """A net trained in seconds: with PGD to be robust, or plainly on the texture to be fragile."""
+    """A net trained with PGD to be robust, or on the texture without attacks to be fragile."""
     images, labels = pictures(1500, seed=1, misleading=not robustly)
     x, y = to_float(images), torch.from_numpy(labels)
     torch.manual_seed(0)

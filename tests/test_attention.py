@@ -74,12 +74,8 @@ def test_distances_are_the_norms_of_all_differences_also_under_autocast(n_s, n_t
 
 def test_the_attention_loss_is_equation_1():
     student, teacher, g = units(4, 3, 16), units(4, 5, 16, seed=1), drawn(3, 5).softmax(1)
-    total = 0.0
-    for n in range(4):
-        for i in range(3):
-            for j in range(5):
-                total += g[i, j] * (student[n, i] - teacher[n, j]).norm() / 4
-    assert attention_loss(student, teacher, g) == pytest.approx(float(total) / (3 * 5), rel=1e-4)
+    expected = (g * norms(student, teacher)).sum() / (3 * 5) / 4
+    assert attention_loss(student, teacher, g) == pytest.approx(expected.item(), rel=1e-4)
 
 
 @given(tutors=st.lists(st.integers(0, 4), min_size=1, max_size=6), seed=st.integers(0, 100))
@@ -107,15 +103,3 @@ def test_gradients_are_finite_where_student_and_teacher_agree_or_a_layer_is_dead
     assert activation.grad.isfinite().all()
     assert g.grad is not None
     assert g.grad.isfinite().all()
-
-
-def test_the_loss_falls_as_the_student_looks_where_its_tutor_does():
-    teacher = units(2, 1, 16, seed=1)
-    activation = drawn(2, 3, 4, 4).requires_grad_()
-    g, losses = torch.ones(1, 1), []
-    for _ in range(20):
-        loss = attention_loss(unit_maps([attention_map(activation)], 4), teacher, g)
-        losses.append(loss.item())
-        (gradient,) = torch.autograd.grad(loss, activation)
-        activation = (activation - 0.5 * gradient).detach().requires_grad_()
-    assert losses[-1] < 0.7 * losses[0]

@@ -34,16 +34,11 @@ def test_budgets_are_read_as_people_write_them(text, count):
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize(
-    "junk", ["", "M", "15m", "15 MB", "-3", "-3M", "nan", "inf", "1,000", "0x10", "1e9999", "1.2.3", "\u0661M", "15MM"]
-)
+TEXTS = ["", "M", "15m", "15 MB", "-3", "-3M", "nan", "inf", "1,000", "0x10", "1e9999", "1.2.3", "\u0661M", "15MM"]
+
+
+@pytest.mark.parametrize("junk", [*TEXTS, -1, -0.5, math.nan, math.inf, True])
 def test_junk_is_refused_by_name(junk):
-    with pytest.raises(UsageError, match="is not a count"):
-        parse_count(junk)
-
-
-@pytest.mark.parametrize("junk", [-1, -0.5, math.nan, math.inf, True])
-def test_numbers_that_are_no_budget_are_refused(junk):
     with pytest.raises(UsageError, match="is not a count"):
         parse_count(junk)
 

@@ -1,30 +1,14 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from zoo.models import build
-from zoo.specs import StagedSpec
 from zoo.train.data.images import InMemory
 from zoo.train.teachers.cache import CachedAnswers, Versions
 from zoo.train.teachers.teacher import Teacher
-from zoo.weights.load import save_weights
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher") / "model"
-    folder.mkdir()
-    torch.manual_seed(0)
-    spec = StagedSpec(widths=((6,), (8,)), resolutions=(16, 8), stem=4)
-    save_weights(build(spec).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
-    return folder
 
 
 @pytest.fixture
@@ -66,11 +50,11 @@ def test_a_cached_answer_is_the_teachers_on_that_version(teacher_folder, version
     rows = torch.tensor([0, 179, 61, 61])
     teacher.tap(teacher.layers)
     asked = teacher(versions[rows][0])  # the cache is not read where no rows are given
-    kept = cached.answer(rows, teacher.layers)
-    assert torch.allclose(kept.logits, asked.logits, atol=2e-3)
-    assert torch.allclose(kept.maps, asked.maps, atol=2e-3)
+    stored = cached.answer(rows, teacher.layers)
+    assert torch.allclose(stored.logits, asked.logits, atol=2e-3)
+    assert torch.allclose(stored.maps, asked.maps, atol=2e-3)
     some = cached.answer(rows, [teacher.layers[2], teacher.layers[0]])
-    assert torch.equal(some.maps, kept.maps[:, [2, 0]])
+    assert torch.equal(some.maps, stored.maps[:, [2, 0]])
     assert cached.answer(rows, None).maps is None
 
 

@@ -72,8 +72,14 @@ def exact(every, predictor) -> np.ndarray:
 
 
 def undominated(points: np.ndarray) -> np.ndarray:
-    """Which of ``points`` [n, k] no other is as good as in all and better than in one, bool [n]."""
-    return np.array([not ((points <= one).all(1) & (points < one).any(1)).any() for one in points])
+    """Places of ``points`` [n, 3] that no other beats: one that is as good in all columns and better in one."""
+    order = np.lexsort((points[:, 2], points[:, 1], points[:, 0]))
+    front: list[int] = []
+    for place in order:
+        kept = points[front]
+        if not ((kept <= points[place]).all(1) & (kept < points[place]).any(1)).any():
+            front.append(place)
+    return np.array(front)
 
 
 def points_of(found) -> np.ndarray:
@@ -97,40 +103,33 @@ def test_labels_come_back_from_their_file_as_they_were(tmp_path_factory, seed, n
     assert again.genes.dtype == np.int64
 
 
-def test_a_file_of_labels_is_for_people_too(tmp_path):
-    labels_of(TINY.smallest).save(tmp_path / "labels.json", TINY)
-    told = json.loads((tmp_path / "labels.json").read_text())
-    assert (told["space"], told["images"]) == ("tiny", IMAGES)
-    assert told["subnets"][0]["genes"]["stage3.width"] == 64
-
-
 def test_labels_of_another_space_are_refused(tmp_path):
     labels_of(TINY.smallest).save(tmp_path / "labels.json", TINY)
-    with pytest.raises(UsageError, match="has labels of space tiny, not micro: measure its sub-nets anew"):
+    with pytest.raises(UsageError, match="holds labels of space tiny, not micro: measure those of micro"):
         Labels.load(tmp_path / "labels.json", micro())
-    with pytest.raises(Unreachable, match="there are no labels at"):
+    with pytest.raises(Unreachable, match=r"there is no file .* with labels"):
         Labels.load(tmp_path / "none.json", TINY)
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (lambda text: text[:40], "are damaged: "),
-        (lambda text: text.replace('"robust"', '"sturdy"'), "are damaged at 'subnets.0.robust': Field required"),
-        (lambda text: text.replace('"clean": 0', '"clean": 1'), "are damaged at 'subnets.0.clean'"),
-        (lambda text: text.replace('"clean": 0', '"clean": NaN, "x": 0'), "are damaged at 'subnets.0.clean'"),
-        (lambda text: text.replace('"images": 1000', '"images": 0'), "are damaged at 'images'"),
+        (lambda text: text[:40], "is damaged: "),
+        (lambda text: text.replace('"robust"', '"sturdy"'), "is damaged at 'subnets.0.robust': Field required"),
+        (lambda text: text.replace('"clean": 0', '"clean": 1'), "is damaged at 'subnets.0.clean'"),
+        (lambda text: text.replace('"clean": 0', '"clean": NaN, "x": 0'), "is damaged at 'subnets.0.clean'"),
+        (lambda text: text.replace('"images": 1000', '"images": 0'), "is damaged at 'images'"),
         (lambda text: text.replace('"stage1.width": 12', '"stage1.width": 13'), "do not fit .* cannot be 13"),
         (lambda text: text.replace('"stage1.width": 12,', ""), "do not fit .* has no value"),
     ],
 )
-def test_damaged_labels_are_refused(tmp_path, damage, told):
+def test_damaged_labels_are_refused(tmp_path, damage, message):
     path = tmp_path / "labels.json"
     labels_of(TINY.smallest).save(path, TINY)
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         Labels.load(path, TINY)
 
 
@@ -144,16 +143,16 @@ def test_labels_whose_parts_do_not_fit_are_refused():
 
 def test_three_hundred_noisy_labels_rank_unseen_sub_nets(every, predictor):
     unseen = every[300:2300]
-    told = score(predictor, Labels(unseen, *truth(unseen).T, 10**9))  # against the truth itself
-    for one in (told.clean, told.robust):
+    scores = score(predictor, Labels(unseen, *truth(unseen).T, 10**9))  # against the truth itself
+    for one in (scores.clean, scores.robust):
         assert one.tau > 0.8
         assert one.mae < 0.01
         assert abs(one.bias) < 0.005
 
 
 def test_errors_on_measured_sub_nets_are_what_the_spread_and_the_images_allow(every, predictor):
-    told = score(predictor, labels_of(every[300:2300], seed=1))
-    for one in (told.clean, told.robust):
+    scores = score(predictor, labels_of(every[300:2300], seed=1))
+    for one in (scores.clean, scores.robust):
         assert 0.88 < one.coverage < 0.99
 
 
@@ -163,23 +162,23 @@ def test_cross_validation_judges_by_unseen_sub_nets_only(every):
     noise = Labels(every[:60], rng.random(60), rng.random(60), IMAGES)
     fast = {"members": 2, "steps": 150, "weight_decay": 0.0}
     assert score(fit(TINY, noise, **fast), noise).clean.tau > 0.5
-    told = cross_validated(TINY, noise, folds=3, **fast)
-    assert told.n == 60
-    assert abs(told.clean.tau) < 0.3
-    assert json.loads(json.dumps(told, default=vars))["robust"]["tau"] == told.robust.tau
-    with pytest.raises(UsageError, match="60 labels cannot be cut into 61 folds"):
+    scores = cross_validated(TINY, noise, folds=3, **fast)
+    assert scores.n == 60
+    assert abs(scores.clean.tau) < 0.3
+    assert json.loads(json.dumps(scores, default=vars))["robust"]["tau"] == scores.robust.tau
+    with pytest.raises(UsageError, match="60 labels cannot be divided into 61 folds"):
         cross_validated(TINY, noise, folds=61)
 
 
 def test_scores_are_what_they_say(every):
     labels = labels_of(every[:50])
     known = SimpleNamespace(predict=lambda genes: (labels.accuracy + np.array([0.01, -0.2]), np.full((50, 2), 0.001)))
-    told = score(known, labels)
-    assert (told.clean.tau, told.robust.tau) == (pytest.approx(1), pytest.approx(1))
-    assert (told.clean.mae, told.robust.mae) == (pytest.approx(0.01), pytest.approx(0.2))
-    assert (told.clean.bias, told.robust.bias) == (pytest.approx(0.01), pytest.approx(-0.2))
-    assert (told.clean.coverage, told.robust.coverage) == (1, 0)
-    assert told.clean.spread is None  # it is the same everywhere
+    scores = score(known, labels)
+    assert (scores.clean.tau, scores.robust.tau) == (pytest.approx(1), pytest.approx(1))
+    assert (scores.clean.mae, scores.robust.mae) == (pytest.approx(0.01), pytest.approx(0.2))
+    assert (scores.clean.bias, scores.robust.bias) == (pytest.approx(0.01), pytest.approx(-0.2))
+    assert (scores.clean.coverage, scores.robust.coverage) == (1, 0)
+    assert scores.clean.spread is None  # it is the same everywhere
 
 
 def test_the_same_labels_and_seed_give_the_same_predictor(every):
@@ -188,13 +187,6 @@ def test_the_same_labels_and_seed_give_the_same_predictor(every):
     for a, b, c in zip(*(p.predict(every[:50]) for p in (one, same, other)), strict=True):
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
-
-
-def test_members_disagree_and_one_alone_cannot(every):
-    labels = labels_of(every[:40])
-    spreads = [fit(TINY, labels, members=members, steps=20).predict(every[:50])[1] for members in (1, 3)]
-    assert np.all(spreads[0] == 0)
-    assert np.all(spreads[1] > 0)
 
 
 @given(seed=SEEDS)
@@ -219,32 +211,32 @@ def test_a_predictor_comes_back_from_its_file_as_it_was(every, predictor, tmp_pa
 def test_a_predictor_of_another_space_is_refused(predictor, tmp_path):
     path = tmp_path / "predictor.safetensors"
     predictor.save(path)
-    with pytest.raises(UsageError, match="is fitted to space tiny, not micro: fit one to labels of it"):
+    with pytest.raises(UsageError, match="is fitted to space tiny, not micro: fit one to labels of micro"):
         Predictor.load(path, micro())
     first, *rest = TINY.genes
     changed = dataclasses.replace(TINY, genes=(dataclasses.replace(first, choices=(1, 2, 4)), *rest))
-    with pytest.raises(UsageError, match="is fitted to another definition of space tiny: fit it anew"):
+    with pytest.raises(UsageError, match="is fitted to another definition of space tiny: fit it again"):
         Predictor.load(path, changed)
 
 
-def test_what_is_no_predictor_is_refused(predictor, tmp_path):
+def test_a_file_that_is_not_a_predictor_is_refused(predictor, tmp_path):
     path = tmp_path / "predictor.safetensors"
     with pytest.raises(Unreachable, match="there is no predictor at"):
         Predictor.load(path, TINY)
     save_weights({"x": torch.zeros(2)}, path)
-    with pytest.raises(IntegrityError, match="is no accuracy-robustness predictor"):
+    with pytest.raises(IntegrityError, match="is not an accuracy-robustness predictor"):
         Predictor.load(path, TINY)
     wide = [(torch.zeros(5, 3, 2), torch.zeros(5, 1, 2))]
     dataclasses.replace(predictor, layers=wide).save(path)
-    with pytest.raises(IntegrityError, match="do not make a predictor: fit it anew"):
+    with pytest.raises(IntegrityError, match="do not make a predictor: fit it again"):
         Predictor.load(path, TINY)
     torch.save({"x": torch.zeros(2)}, path)
     with pytest.raises(IntegrityError, match="is a pickle"):
         Predictor.load(path, TINY)
 
 
-def test_a_predictor_takes_labels_enough(every):
-    with pytest.raises(UsageError, match="takes 10 labels and 1 member at least, not 9 and 5"):
+def test_too_few_labels_are_refused(every):
+    with pytest.raises(UsageError, match="needs at least 10 labels and 1 member, not 9 and 5"):
         fit(TINY, labels_of(every[:9]))
 
 
@@ -253,7 +245,7 @@ def test_a_predictor_takes_labels_enough(every):
 
 @given(seed=SEEDS, share=st.floats(0.1, 1), clean=st.floats(0, 0.66), robust=st.floats(0, 0.36))
 @settings(max_examples=15)
-def test_what_is_found_keeps_to_the_limits_and_none_of_it_beats_another(predictor, seed, share, clean, robust):
+def test_a_front_is_within_the_limits_and_undominated(predictor, seed, share, clean, robust):
     limits = Limits(max_macs=share * TINY.macs(TINY.largest)[0], min_clean=clean, min_robust=robust)
     found = search(TINY, predictor, limits, candidates=300, population=50, seed=seed)
     assert len(found) > 0
@@ -261,7 +253,7 @@ def test_what_is_found_keeps_to_the_limits_and_none_of_it_beats_another(predicto
     assert found.clean.min() >= clean
     assert found.robust.min() >= robust
     assert np.all(np.diff(found.macs) >= 0)
-    assert undominated(points_of(found)).all()
+    assert len(undominated(points_of(found))) == len(found)
     assert np.array_equal(found.genes, TINY.canonical(found.genes))
     assert len(np.unique(found.genes, axis=0)) == len(found)
     assert np.array_equal(found.macs, [cost(TINY.spec(row)).macs for row in found.genes])
@@ -288,7 +280,7 @@ def test_the_same_seed_finds_the_same_to_the_last_bit(predictor):
 
 
 def test_ten_thousand_candidates_find_the_exact_front(every, predictor, exact):
-    front = exact[undominated_of_many(exact)]
+    front = exact[undominated(exact)]
     ideal, nadir = front.min(0), front.max(0)
     volume = HV(ref_point=np.full(3, 1.1))
     found = points_of(search(TINY, predictor))
@@ -296,22 +288,11 @@ def test_ten_thousand_candidates_find_the_exact_front(every, predictor, exact):
     assert 0.999 < ratio <= 1 + 1e-6
 
 
-def undominated_of_many(points: np.ndarray) -> np.ndarray:
-    """Places of the undominated: each only against those that are as cheap, in the order of cost."""
-    order = np.lexsort((points[:, 2], points[:, 1], points[:, 0]))
-    front: list[int] = []
-    for place in order:
-        kept = points[front]
-        if not ((kept <= points[place]).all(1) & (kept < points[place]).any(1)).any():
-            front.append(place)
-    return np.array(front)
-
-
 @pytest.mark.parametrize("budget", [1.34e6, 1.6e6, 2e6])
 def test_tight_budgets_are_searched_as_well_as_loose_ones(every, predictor, exact, budget):
     """One in 32,256 sub-nets to one in five hundred are within these."""
     within = np.flatnonzero(exact[:, 0] <= budget)
-    front = every[within[undominated_of_many(exact[within])]]
+    front = every[within[undominated(exact[within])]]
     found = search(TINY, predictor, Limits(max_macs=budget))
     assert {tuple(row) for row in found.genes} == {tuple(row) for row in front}
 
@@ -334,7 +315,8 @@ def test_latency_is_the_cost_where_it_is_known(predictor):
     assert np.array_equal(found.latency_ms, latency(found.genes))
     assert found.latency_ms.max() <= 1.0
     assert np.all(np.diff(found.latency_ms) >= 0)
-    assert undominated(np.column_stack([found.latency_ms, 1 - found.clean, 1 - found.robust])).all()
+    points = np.column_stack([found.latency_ms, 1 - found.clean, 1 - found.robust])
+    assert len(undominated(points)) == len(points)
     assert np.array_equal(found.macs, TINY.macs(found.genes))
 
 
@@ -347,16 +329,20 @@ def test_the_best_is_that_with_the_highest_prediction(predictor):
 
 
 @pytest.mark.parametrize(
-    ("limits", "kind", "told"),
+    ("limits", "kind", "message"),
     [
         (
             {"max_macs": 1e6},
             NothingMatches,
-            "space tiny has no sub-net within 1.0M MACs: its own go from 1.3M to 42.9M",
+            "space tiny has no sub-net within 1.0M MACs: its sub-nets have 1.3M to 42.9M",
         ),
-        ({"max_macs": 1_336_959}, NothingMatches, "within 1,336,959 MACs: its own go from 1,336,960 to 42,911,616"),
-        ({"max_macs": 50e6}, UsageError, "a budget of 50.0M MACs is above all .* tiny: its own go from 1.3M to 42.9M"),
-        ({"max_latency_ms": 0.001}, NothingMatches, "no sub-net within 0.001 ms: its own go from 0.5 to"),
+        ({"max_macs": 1_336_959}, NothingMatches, "within 1,336,959 MACs: its sub-nets have 1,336,960 to 42,911,616"),
+        (
+            {"max_macs": 50e6},
+            UsageError,
+            "a budget of 50.0M MACs is above all .* tiny: its sub-nets have 1.3M to 42.9M",
+        ),
+        ({"max_latency_ms": 0.001}, NothingMatches, "no sub-net within 0.001 ms: its sub-nets have 0.5 to"),
         ({"max_latency_ms": 100}, UsageError, "a budget of 100 ms is above all"),
         (
             {"min_robust": 0.9},
@@ -370,13 +356,13 @@ def test_the_best_is_that_with_the_highest_prediction(predictor):
         ),
     ],
 )
-def test_limits_that_nothing_keeps_are_told_with_what_there_is(predictor, limits, kind, told):
+def test_limits_that_no_sub_net_meets_are_refused_with_what_there_is(predictor, limits, kind, message):
     latency = (lambda genes: 0.5 + genes.sum(1)) if "max_latency_ms" in limits else None
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         search(TINY, predictor, Limits(**limits), latency=latency, candidates=400)
 
 
-def test_accuracies_that_cannot_be_had_at_once_are_told_so(exact, predictor):
+def test_accuracies_that_no_sub_net_has_at_once_are_refused(exact, predictor):
     clean, robust = (1 - exact[exact[:, 0] <= 20e6, 1:]).max(0)  # of two different sub-nets
     with pytest.raises(
         NothingMatches, match="robust accuracy at once: with such a clean accuracy, the best robust one"
@@ -385,30 +371,29 @@ def test_accuracies_that_cannot_be_had_at_once_are_told_so(exact, predictor):
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
-        ({"max_macs": 0}, "max_macs is above 0, not 0"),
-        ({"max_latency_ms": float("nan")}, "max_latency_ms is above 0, not nan"),
-        ({"min_clean": 45}, "min_clean is between 0 and 1, not 45"),
-        ({"min_robust": -0.1}, "min_robust is between 0 and 1, not -0.1"),
+        ({"max_macs": 0}, "max_macs must be above 0, not 0"),
+        ({"max_latency_ms": float("nan")}, "max_latency_ms must be above 0, not nan"),
+        ({"min_clean": 45}, "min_clean must be between 0 and 1, not 45"),
+        ({"min_robust": -0.1}, "min_robust must be between 0 and 1, not -0.1"),
     ],
 )
-def test_limits_are_checked(limits, told):
-    with pytest.raises(UsageError, match=told):
+def test_limits_are_checked(limits, message):
+    with pytest.raises(UsageError, match=message):
         Limits(**limits)
 
 
 def test_a_latency_budget_needs_latencies(predictor):
     with pytest.raises(UsageError, match="a latency budget needs the latencies"):
         search(TINY, predictor, Limits(max_latency_ms=1))
-    with pytest.raises(UsageError, match="2 candidates and a population of 2 or more, not 1 and 200"):
+    with pytest.raises(UsageError, match="at least 2 candidates and a population of 2, not 1 and 200"):
         search(TINY, predictor, candidates=1)
 
 
 def test_the_textbook_that_the_search_is_raced_against_judges_alike(predictor):
     found, textbook = search(TINY, predictor, candidates=100), Textbook(TINY, predictor)
-    told = textbook.evaluate(found.genes)
-    assert np.allclose(told, points_of(found), atol=1e-6)
+    assert np.allclose(textbook.evaluate(found.genes), points_of(found), atol=1e-6)
     assert textbook.judged == len(found)
 
 
@@ -446,7 +431,7 @@ def table(every) -> LatencyTable:
     return fit_latency(TINY, genes, ideal_ms(genes) * np.random.default_rng(0).normal(1, 0.02, 60), FACTS)
 
 
-def test_sixty_timed_sub_nets_foretell_the_others(every, table):
+def test_sixty_timed_sub_nets_predict_the_others(every, table):
     unseen = every[60:560]
     error = abs(table(unseen) / ideal_ms(unseen) - 1)
     assert table.facts.lanes == 8
@@ -473,35 +458,30 @@ def test_a_table_says_what_the_prices_of_all_convolutions_add_up_to(name):
         assert ms == pytest.approx(table.facts.prices[ALWAYS] + sum(table.facts.prices[k] * parts[k] for k in parts))
 
 
-def test_a_search_by_a_table(predictor, table):
-    found = search(TINY, predictor, Limits(max_latency_ms=0.2), latency=table, candidates=500)
-    assert 0.15 < found.latency_ms.max() <= 0.2
-
-
 def test_a_table_comes_back_from_its_file_as_it_was(every, table, tmp_path):
     path = tmp_path / "table.json"
     table.save(path)
     again = LatencyTable.load(path, TINY)
     assert again.facts == table.facts
     assert np.array_equal(again(every), table(every))
-    with pytest.raises(UsageError, match="has the latencies of space tiny, not micro: measure these"):
+    with pytest.raises(UsageError, match="holds latencies of space tiny, not micro: measure those of micro"):
         LatencyTable.load(path, micro())
     first, *rest = TINY.genes
     changed = dataclasses.replace(TINY, genes=(dataclasses.replace(first, choices=(1, 2, 4)), *rest))
-    with pytest.raises(UsageError, match="is of another definition of space tiny: measure it anew"):
+    with pytest.raises(UsageError, match="belongs to another definition of space tiny: measure it again"):
         LatencyTable.load(path, changed)
     text = path.read_text()
-    for damage, told in (
+    for damage, message in (
         (text[:99], "is damaged: "),
         (text.replace('"n"', '"m"'), "is damaged at 'n': Field required"),
-        (text.replace("MACs, dense 16", "MACs, dense 15"), "is damaged: it has no price for 'MACs, dense 16'"),
+        (text.replace("MACs, dense 16", "MACs, dense 15"), "is damaged: no price for 'MACs, dense 16'"),
     ):
         path.write_text(damage)
-        with pytest.raises(IntegrityError, match=told):
+        with pytest.raises(IntegrityError, match=message):
             LatencyTable.load(path, TINY)
-    with pytest.raises(Unreachable, match="there is no latency table at"):
+    with pytest.raises(Unreachable, match=r"there is no file .* with latencies"):
         LatencyTable.load(tmp_path / "none.json", TINY)
-    with pytest.raises(UsageError, match="takes 10 timed sub-nets at least, not 9"):
+    with pytest.raises(UsageError, match="needs at least 10 timed sub-nets, not 9"):
         fit_latency(TINY, every[:9], np.ones(9), FACTS)
 
 
@@ -528,7 +508,7 @@ def test_architectures_are_timed_on_a_real_engine():
     space = micro()
     specs = [space.spec(row) for row in np.concatenate([space.smallest, space.largest])]
     state, done = torch.random.get_rng_state(), []
-    ms, facts = time_architectures(specs, seconds=0.1, progress=lambda *told: done.append(told))
+    ms, facts = time_architectures(specs, seconds=0.1, progress=lambda *step: done.append(step))
     assert len(ms) == 2
     assert min(ms) > 0
     assert facts["engine"] == "onnxruntime"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tomllib
 from itertools import pairwise
 
@@ -19,8 +21,10 @@ from zoo.cli.app import run as cli
 from zoo.specs import cost
 from zoo.system.errors import UnknownModel, UsageError
 from zoo.system.files import sha256_file
-from zoo.train.methods import METHODS, adversary
+from zoo.train.methods import METHODS
 from zoo.train.methods.losses import kl
+from zoo.train.methods.method import Step
+from zoo.train.methods.n_fgsm import single_step
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
@@ -103,8 +107,8 @@ def trainer(toy, *, method: str | None = None, **supernet) -> SupernetTrainer:
 def test_drawn_sub_nets_keep_to_what_is_open(elastic, progress, opening, choices, seed):
     space = micro()
     settings = Supernet.model_construct(
-        **{**Supernet.model_construct().__dict__, "space": "micro", "random": 5, "smallest": True},
-    ).model_copy(update={"elastic": tuple(sorted(elastic)), "opening": tuple(opening), "choices": choices})
+        space="micro", random=5, elastic=tuple(sorted(elastic)), opening=tuple(opening), choices=choices
+    )
     rows = sampling.drawn(space, settings, progress, np.random.default_rng(seed))
     least = sampling.least(space, settings, progress)
     assert rows.shape == (6, 4)
@@ -128,7 +132,7 @@ def test_choices_open_gradually():
     assert all(a >= b for a, b in pairwise(sizes))
 
 
-def test_sub_nets_change_with_every_step_or_with_every_epoch(recipe, toy):
+def test_sub_nets_change_with_every_step_or_with_every_epoch(toy):
     by_step, by_epoch = trainer(toy, random=3), trainer(toy, random=3, redraw="epoch")
     assert len({tuple(by_step.drawn(step)) for step in range(10)}) > 5
     assert len({tuple(by_epoch.drawn(step)) for step in range(10)}) == 1  # ten steps make an epoch
@@ -143,12 +147,10 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
     run = trainer(toy, random=1)
     run.net.train()
     net, batch, (smallest, other) = run.net, run.batch(0), run.drawn(0)
-    full, options = net.full.spec, recipe.attack
-    soft = net(batch.x).detach()
+    full, soft = net.full.spec, net(batch.x).detach()
 
     def attacked(spec):
-        reach = {"eps": options.eps, "step": options.step}
-        return adversary.n_fgsm(net.subnet(spec, attacked=True), batch.x, batch.y, batch.noise, **reach)
+        return single_step(Step(net.subnet(spec, attacked=True), net, batch, recipe.attack))
 
     expected = F.cross_entropy(net(attacked(full)), batch.y)
     for spec in (smallest, other):
@@ -186,20 +188,6 @@ def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_th
     assert torch.equal(trainer(toy, attacker="largest").refined(method, step, first), first)
 
 
-def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy):
-    run = trainer(toy, largest=0, random=0, teacher="none")
-    before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
-    for group in run.optimizer.param_groups:
-        group["weight_decay"] = 0.0
-    run.train_step()
-    after = dict(run.net.full.named_parameters())
-    width = 4  # of the smallest's first stage
-    name = "features.1.conv.weight"
-    assert not torch.equal(after[name][:width, :4], before[name][:width, :4])
-    assert torch.equal(after[name][width:], before[name][width:])
-    assert torch.equal(after["features.2.conv.weight"], before["features.2.conv.weight"])  # beyond its depth
-
-
 @pytest.mark.parametrize(
     ("settings", "judges", "floor"),
     [
@@ -208,7 +196,7 @@ def test_only_the_leading_channels_of_the_drawn_sub_nets_are_trained(recipe, toy
         ({"smallest": False, "elastic": ("width",)}, ["smallest", "middle", "largest"], {"width": 0, "depth": 1}),
     ],
 )
-def test_a_run_is_judged_by_sub_nets_that_it_trains(recipe, toy, settings, judges, floor):
+def test_a_run_is_judged_by_sub_nets_that_it_trains(toy, settings, judges, floor):
     run, space = trainer(toy, **settings), micro()
     assert list(run.judges) == judges
     assert run.judges["largest"] == run.net.full.spec
@@ -237,12 +225,7 @@ def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
 
 
 TWO_PROCESSES = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
 from micro import RECIPE, micro
-from dataclasses import replace
-from zoo.datasets.cifar10 import CIFAR10
 from zoo.train.methods.method import Batch
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES
@@ -254,7 +237,7 @@ path.write_text(RECIPE)
 recipe, taken = load_phases(path)["train"], []
 
 def step(halves):
-    trainer = SupernetTrainer(recipe, replace(CIFAR10, root=Path({root!r})))
+    trainer = SupernetTrainer(recipe, dataset)
     for half in halves:
         x, y, noise, _ = trainer.batch(0)
         trainer.batch = lambda step: Batch(x[half::2], y[half::2], noise[half::2], None)
@@ -270,14 +253,12 @@ if accelerator.num_processes == 1:  # batch statistics are each process's own, s
     taken.clear()
     step([0]), step([1])
     taken = [[(a + b) / 2 for a, b in zip(*taken)]]
-if accelerator.is_main_process:
-    Path({out!r}).write_text(json.dumps([accelerator.num_processes, taken[0]]))
-accelerator.end_training()
+report(accelerator, taken[0])
 """
 
 
-def test_two_processes_descend_the_mean_of_their_gradients(toy, told_by_processes):
-    one, two = (told_by_processes(TWO_PROCESSES, processes, root=str(toy.root)) for processes in (1, 2))
+def test_two_processes_descend_the_mean_of_their_gradients(toy, on_processes):
+    one, two = (on_processes(TWO_PROCESSES, processes, toy.root) for processes in (1, 2))
     np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
     assert np.abs(one).max() > 0.01
 
@@ -297,27 +278,24 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path
     assert {f"{who}_{what}" for who in ("smallest", "middle", "largest") for what in ("clean", "pgd")} <= {*history[0]}
     tensors = read_tensors(folder / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    net = dynamic(str(folder))
+    with pytest.raises(UsageError, match="another measurement"):
+        measuring.label(net, net.space.smallest, toy, folder / "labels.json", images=50, steps=3, calibration=100)
 
 
 def test_from_the_command_line_to_a_search(written, toy, tmp_path, found, capsys):
     found(toy)
     assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert cli(["search", told["model"], "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)["model"]
+    assert cli(["search", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["space"] == "micro"
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, toy, tmp_path):
     whole = fit(recipe, toy, tmp_path / "whole", kind=SupernetTrainer)
-    ticks = []
 
     def stop(step, total, loss):
-        ticks.append(step)
-        if len(ticks) == 1:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         fit(recipe, toy, tmp_path / "cut", kind=SupernetTrainer, tick=stop)
@@ -326,7 +304,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(recipe, toy, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(written, toy, tmp_path):
+def test_phases_open_one_dimension_after_the_other_and_resume_in_a_folder_that_was_moved(written, toy, tmp_path):
     phases = load_phases(written(PROGRESSIVE), preset="phases")
     left = run(phases, toy, tmp_path / "run")
     assert list(left) == ["teacher", "width", "depth"]
@@ -336,42 +314,31 @@ def test_phases_open_one_dimension_after_the_other_and_learn_from_the_first(writ
     assert [phase["name"] for phase in config["train"]["phases"]] == ["teacher", "width"]
     assert not (left["width"] / "predictor.safetensors").exists()  # the last phase's only
     assert (left["depth"] / "predictor.safetensors").exists()
-
-
-def test_a_phased_run_goes_on_in_a_folder_that_was_moved(written, toy, tmp_path):
-    phases = load_phases(written(PROGRESSIVE), preset="phases")
-    before = run(phases, toy, tmp_path / "run")
-    trained = {phase: (folder / "model.safetensors").stat().st_mtime_ns for phase, folder in before.items()}
+    trained = {phase: (folder / "model.safetensors").stat().st_mtime_ns for phase, folder in left.items()}
     (tmp_path / "run").rename(tmp_path / "moved")
     after = run(phases, toy, tmp_path / "moved", resume=True)
     assert {phase: (folder / "model.safetensors").stat().st_mtime_ns for phase, folder in after.items()} == trained
-
-
-def test_labels_measured_in_another_way_are_not_mixed_in(written, toy, tmp_path):
-    folder = run(load_phases(written()), toy, tmp_path / "run")["train"]
-    net = dynamic(str(folder))
-    with pytest.raises(UsageError, match="measured in another way"):
-        measuring.label(net, net.space.smallest, toy, folder / "labels.json", images=50, steps=3, calibration=100)
 
 
 # -- recipes that make no sense ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("overrides", "message"),
     [
         ("supernet.space=nano", "no space is called 'nano'"),
-        ("supernet.opening=[0.5, 0.2]", "opening ends before it begins"),
+        ("supernet.largest=0 supernet.smallest=false supernet.random=0", "trains no sub-net"),
+        ("supernet.opening=[0.5,0.2]", "opening ends before it begins"),
         ("train.compile=true", "train.compile = false"),
         ("train.method=natural", "and method pgd-at, n-fgsm, trades, mart, ard or rslad"),
-        ("train.int8=true", "neither"),
+        ("train.int8=true", "cannot be combined"),
         ("supernet.rndom=3", "'random'"),
-        ("supernet.refine=2", "refine goes on from shared images"),
+        ("supernet.refine=2", "refine needs shared images"),
     ],
 )
-def test_a_recipe_that_cannot_be_trained_is_refused(written, override, told):
-    with pytest.raises(UsageError, match=told.replace("(", r"\(")):
-        load_phases(written(), overrides=[override])
+def test_a_recipe_that_cannot_be_trained_is_refused(written, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        load_phases(written(), overrides=overrides.split())
 
 
 def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(written):
@@ -379,16 +346,10 @@ def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(wri
         load_phases(written(PROGRESSIVE), overrides=["phase.depth.supernet.teacher=techer"])
 
 
-def test_a_step_without_sub_nets_is_refused(written):
-    overrides = ["supernet.largest=0", "supernet.smallest=false", "supernet.random=0"]
-    with pytest.raises(UsageError, match="trains no sub-net"):
-        load_phases(written(), overrides=overrides)
-
-
 def test_weights_of_another_space_are_refused(written, toy, tmp_path, monkeypatch):
     folder = fit(load_phases(written())["train"], toy, tmp_path / "run", kind=SupernetTrainer)
     small = load_phases(written(), overrides=["supernet.space=tiny"])["train"]
-    with pytest.raises(UsageError, match="not those of a dynamic net of space tiny"):
+    with pytest.raises(UsageError, match="do not fit the dynamic net of space tiny"):
         fit(small, toy, tmp_path / "other", kind=SupernetTrainer, start=str(folder))
     assert not (tmp_path / "other").exists()
 

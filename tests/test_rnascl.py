@@ -10,7 +10,6 @@ import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +22,7 @@ from zoo.train.rnascl.search import CHOICES, WEIGHTS, Searcher
 from zoo.train.rnascl.supernet import SuperNet, expected_macs, most_probable
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.spaces.rnascl import SPACES, SearchSpace, search_space
-from zoo.train.teachers.attention import attention_loss, unit_maps
-from zoo.train.teachers.hooks import Taps
+from zoo.train.teachers.attention import attention_loss
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
 BUDGET = 180_000  # of 59,944 to 304,248
@@ -43,29 +41,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 # -- spaces ------------------------------------------------------------------------------------------------------
 
 
-def test_tables_3_and_4_are_those_of_the_paper():
-    widths = {name: (space.depths, space.choices) for name, space in SPACES.items()}
-    s = ((16, 12), (32, 28, 24, 20), (64, 60, 56, 52))
-    i = ((28, 24, 20, 16), (40, 36, 32, 28), (96, 88, 80, 72, 64, 56, 48), (128, 120, 108, 100, 92, 84, 76, 68))
-    last = (216, 208, 200, 192, 184, 176, 168, 160, 152, 144, 136, 128, 120, 108)
-    assert widths == {
-        "s3": ((3, 3, 3), s),
-        "s5": ((5, 5, 5), s),
-        "s7": ((7, 7, 7), s),
-        "m": ((9, 7, 1), ((80, 76), (160, 156, 152, 148), (128, 124, 120, 116))),
-        "l": ((9, 7, 1), ((160, 156), (320, 316, 312, 308), (256, 252, 248, 244))),
-        "is": ((3, 3, 3), i[:3]),
-        "im": ((3, 3, 3, 4), i),
-        "i": ((3, 3, 3, 4, 4), (*i, last)),
-        "tiny": (TINY.depths, TINY.choices),
-    }
-
-
-@pytest.mark.parametrize(("name", "macs", "params"), [("s3", 6.64, 0.11), ("s5", 11.02, 0.21), ("s7", 15.58, 0.32)])
-def test_the_largest_small_networks_cost_what_the_paper_says(name, macs, params):
-    smallest, largest = cost(search_space(name).smallest), cost(search_space(name).largest)
+@pytest.mark.parametrize(
+    ("name", "macs", "params"),
+    [("s3", 6.64, 0.11), ("s5", 11.02, 0.21), ("s7", 15.58, 0.32), ("m", 263, 2.2), ("l", 1043, 8.6), ("i", 233, 2.3)],
+)
+def test_the_largest_networks_cost_what_the_paper_says_or_what_is_stated_beside_it(name, macs, params):
+    largest = cost(search_space(name).largest)
     assert largest.macs / 1e6 == pytest.approx(macs, rel=0.025)
-    assert smallest.params / 1e6 < params <= round(largest.params / 1e6, 2)
+    assert largest.params / 1e6 == pytest.approx(params, abs=0.05)
 
 
 def test_a_space_knows_its_blocks_its_size_and_its_ends():
@@ -74,13 +57,6 @@ def test_a_space_knows_its_blocks_its_size_and_its_ends():
     assert TINY.largest.widths == ((8, 8), (12,))
     assert TINY.smallest.widths == ((2, 2), (4,))
     assert search_space("s7").size == 2**7 * 4**14
-
-
-def test_imagenet_spaces_take_imagenet_images():
-    spec = search_space("i").largest
-    assert (spec.image_size, spec.stem_resolution, spec.classes) == (224, 112, 100)
-    assert spec.mean != search_space("s3").largest.mean
-    assert cost(spec).macs / 1e6 == pytest.approx(255, rel=0.25)
 
 
 def test_what_is_not_in_a_space_is_refused():
@@ -93,18 +69,6 @@ def test_what_is_not_in_a_space_is_refused():
 
 
 # -- Gumbel-softmax ----------------------------------------------------------------------------------------------
-
-
-@given(
-    v=st.lists(st.floats(-20, 20), min_size=1, max_size=8),
-    tau=st.floats(0.05, 10),
-    noise=st.sampled_from(["gumbel", "normal", "none"]),
-)
-def test_gumbel_weights_are_a_distribution(v, tau, noise):
-    g = gumbel_softmax(torch.tensor([v, v]), tau, noise=noise, generator=seeded())
-    assert g.shape == (2, len(v))
-    assert torch.allclose(g.sum(-1), torch.ones(2), atol=1e-5)
-    assert g.min() >= 0
 
 
 def test_gumbel_weights_are_one_hot_where_tau_vanishes_and_flat_where_it_is_large():
@@ -185,19 +149,6 @@ def test_the_frozen_network_gives_the_logits_of_the_live_one(choices, seed, trai
     assert torch.allclose(live, static, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["s3", "s7"])
-def test_the_papers_spaces_freeze_to_what_the_live_network_computes(name):
-    space = search_space(name)
-    net = SuperNet(space).eval()
-    choices = torch.randint(100, (len(space.blocks),), generator=seeded()).tolist()
-    choices = [k % len(known) for k, known in zip(choices, space.blocks, strict=True)]
-    spec, weights = net.freeze(choices)
-    frozen = build(spec).eval()
-    frozen.load_state_dict(weights)
-    with torch.no_grad():
-        assert torch.allclose(net(images(), net.mask(net.one_hot(choices))), frozen(images()), atol=1e-5)
-
-
 def test_freezing_leaves_the_live_network_as_it_was_and_shares_nothing_with_it():
     net = supernet()
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -205,34 +156,6 @@ def test_freezing_leaves_the_live_network_as_it_was_and_shares_nothing_with_it()
     for value in weights.values():
         value.zero_()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-def test_without_a_choice_the_supernet_is_the_largest_network():
-    net = supernet().eval()
-    largest = build(TINY.largest).eval()
-    largest.load_state_dict(net.state_dict())
-    assert torch.allclose(net(images()), largest(images()), atol=1e-5)
-
-
-@given(seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=20)
-def test_a_soft_mask_is_the_sum_over_all_choices_of_g_mask_z(seed):
-    net = supernet(seed=seed).eval()
-    g = [torch.randn(len(choices), generator=seeded(seed + b)).softmax(0) for b, choices in enumerate(TINY.blocks)]
-    x = images(seed=seed)
-    with torch.no_grad():
-        live = net(x, net.mask(g))
-        stem, *blocks, pool = net.features
-        z = stem((x - net.mean) / net.std)
-        for block, choices, weights in zip(blocks, TINY.blocks, g, strict=True):
-            out, total = block(z), torch.zeros(())
-            for width, weight in zip(choices, weights, strict=True):
-                one = out.clone()
-                one[:, width:] = 0
-                total = total + weight * one
-            z = total
-        explicit = net.head(pool(z))
-    assert torch.allclose(live, explicit, atol=1e-4, rtol=1e-4)
 
 
 # -- its cost ----------------------------------------------------------------------------------------------------
@@ -270,11 +193,6 @@ def test_the_expected_cost_is_the_mean_over_all_architectures_the_choices_being_
         macs * torch.stack([weights[k] for weights, k in zip(g, choices, strict=True)]).prod() for choices, macs in ALL
     )
     assert expected_macs(TINY, g).item() == pytest.approx(float(mean), rel=1e-12)
-
-
-def test_the_expected_cost_has_the_gradient_of_its_finite_differences():
-    v = [torch.randn(len(k), generator=seeded(b)).double().requires_grad_() for b, k in enumerate(TINY.blocks)]
-    assert torch.autograd.gradcheck(lambda *v: expected_macs(TINY, [one.softmax(0) for one in v]) / 1e5, v)
 
 
 LOGITS = st.tuples(*(st.lists(st.floats(-5, 5), min_size=len(k), max_size=len(k)) for k in TINY.blocks))
@@ -365,43 +283,25 @@ def test_a_search_steers_the_expected_cost_to_its_budget_from_both_sides(toy, tm
     assert [epoch["expected_macs"] for epoch in result["history"]] == seen
 
 
-def test_without_a_latency_term_the_cost_has_no_part_in_the_loss(toy, teacher_folder):
-    losses = {}
-    for budget in (90_000, 250_000):
-        for latency in (0.0, 1.0):
-            settings = recipe(teacher_folder, search={"budget": budget, "latency": latency})
-            losses[budget, latency] = Searcher(settings, toy).train_step().item()
-    assert losses[90_000, 0.0] == losses[250_000, 0.0]
-    assert losses[90_000, 1.0] != losses[250_000, 1.0]
-    assert losses[90_000, 1.0] > losses[90_000, 0.0]  # n_f is 1 on the budget, and more elsewhere
-
-
-def test_the_latency_term_is_the_distance_from_the_budget_as_a_ratio_to_a_power(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder, search={"latency": 2.0}), toy)
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_the_latency_term_is_the_distance_from_the_budget_as_a_ratio_to_a_power(toy, teacher_folder, power):
+    searcher = Searcher(recipe(teacher_folder, search={"latency": power}), toy)
     for choices, macs in ALL:
         n_f = searcher.latency(searcher.net.one_hot(choices)).item()
-        assert n_f == pytest.approx(max(macs / BUDGET, BUDGET / macs) ** 2, rel=1e-4)
+        assert n_f == pytest.approx(max(macs / BUDGET, BUDGET / macs) ** power, rel=1e-4)
 
 
 def test_an_interrupted_search_resumes_to_the_same_result_as_one_that_was_not(toy, tmp_path, teacher_folder):
     settings = recipe(teacher_folder)
-    whole = found(fit(settings, toy, tmp_path / "whole", kind=Searcher))
+    whole, step = found(fit(settings, toy, tmp_path / "whole", kind=Searcher)), Searcher.train_step
 
-    stop = 0
-
-    def steps_of(step):
-        def counted(self):
-            nonlocal stop
-            loss = step(self)
-            stop += 1
-            if stop == EPOCH + 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return loss
-
-        return counted
+    def stopping(self):
+        if self.position.step == EPOCH + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Searcher, "train_step", steps_of(Searcher.train_step))
+        patch.setattr(Searcher, "train_step", stopping)
         with pytest.raises(Interrupted, match=f"step {EPOCH + 4} of {2 * EPOCH}"):
             fit(settings, toy, tmp_path / "parts", kind=Searcher)
     assert not (tmp_path / "parts" / "search.json").exists()
@@ -409,26 +309,22 @@ def test_an_interrupted_search_resumes_to_the_same_result_as_one_that_was_not(to
 
 
 def test_the_weights_learn_from_one_part_of_a_batch_and_the_logits_from_the_rest(toy, teacher_folder, monkeypatch):
-    """Neither update moves what is the other's, and both draw Gumbel weights of their own."""
-    searcher = Searcher(recipe(teacher_folder), toy)
-    seen = []
-    loss_of = Searcher.loss
+    """Neither update changes the parameters of the other, and one answer of the teacher serves both."""
+    searcher, loss_of, calls = Searcher(recipe(teacher_folder), toy), Searcher.loss, []
 
     def weights():
         return torch.cat([p.detach().flatten() for p in searcher.net.parameters()])
 
     def spying(self, x, y, answer, key):
-        seen.append((key, len(x), len(answer.logits), len(answer.maps), weights(), self.widths.detach().clone()))
+        calls.append((key, len(x), len(answer.maps), weights(), self.widths.detach().clone()))
         return loss_of(self, x, y, answer, key)
 
     monkeypatch.setattr(Searcher, "loss", spying)
     before, logits = weights(), searcher.widths.detach().clone()
     searcher.train_step()
-    (first, of_weights, *rest, _, _), (second, of_logits, *_, between, still) = seen
-    assert (first, second) == (WEIGHTS, CHOICES)
-    assert (of_weights, of_logits) == (40, 10)
-    assert rest == [40, 40]
-    assert torch.equal(still, logits)  # the weights' update leaves the logits
+    assert [call[:3] for call in calls] == [(WEIGHTS, 40, 40), (CHOICES, 10, 10)]
+    *_, between, unchanged = calls[1]
+    assert torch.equal(unchanged, logits)  # the weights' update leaves the logits
     assert not torch.equal(between, before)
     assert torch.equal(weights(), between)  # the logits' update leaves the weights
     assert not torch.equal(searcher.widths, logits)
@@ -436,88 +332,23 @@ def test_the_weights_learn_from_one_part_of_a_batch_and_the_logits_from_the_rest
     assert all(p.grad is None for p in searcher.net.parameters())
 
 
-def test_the_teacher_is_asked_once_for_a_step(toy, teacher_folder, monkeypatch):
-    searcher, asked = Searcher(recipe(teacher_folder), toy), []
-    answer = searcher.teacher._answer
-    monkeypatch.setattr(searcher.teacher, "_answer", lambda x: asked.append(len(x)) or answer(x))
-    searcher.train_step()
-    assert asked == [50]
-
-
-def test_the_search_loss_is_equation_2(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder, distill={"kl": 0.7, "gamma": 3.0}, search={"latency": 1.5}), toy)
-    searcher.net.eval()
-    with torch.no_grad():
-        searcher.widths.normal_(generator=seeded(1))
-        searcher.tutors.normal_(generator=seeded(2))
-    x, y, *_ = searcher.batch(0)
-    answer = searcher.teacher(x)
-    loss = searcher.loss(x, y, answer, CHOICES)
-
-    g, tutors = searcher.sample(CHOICES)
-    masks = searcher.net.mask(g)
-    maps, scales = [], [torch.ones(searcher.space.stem), *masks.split(searcher.net.widest)]
-    for block, scale in zip(searcher.net.features, scales, strict=False):
-        block.conv.register_forward_hook(
-            lambda module, inputs, z, scale=scale: maps.append((z * scale[:, None, None]).square().sum(1))
-        )
-    logits = searcher.net(x, masks)
-    student = unit_maps(maps, 8)
-    total = torch.zeros(())
-    for i in range(4):
-        for j in range(4):
-            total = total + tutors[i, j] * (student[:, i] - answer.maps[:, j]).norm(dim=1).mean()
-    p, q = logits.softmax(1), answer.logits.softmax(1)
-    kl = (p * (p / q).log()).sum(1).mean()
-    expected = (F.cross_entropy(logits, y) + 0.7 * kl + 3.0 * total / 16) * searcher.latency(g)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_the_live_nets_maps_at_one_hot_choices_are_the_frozen_nets(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder), toy)
-    choices = [len(known) - 1 for known in searcher.space.blocks]
-    spec, weights = searcher.net.freeze(choices)
-    frozen = build(spec)
-    frozen.load_state_dict(weights)
-    heard = Taps(frozen.eval())
-    x = torch.rand(3, 3, 32, 32)
-    with heard.recording():
-        frozen(x)
-    seen = []
-    searcher._attention = lambda maps, taught, tutors: seen.extend(maps) or torch.zeros(())
-    searcher.sample = lambda key: (searcher.net.one_hot(choices), searcher.tutors.softmax(1))
-    searcher.net.eval()
-    searcher.loss(x, torch.zeros(3, dtype=torch.long), searcher.teacher(x), CHOICES)
-    for live, static in zip(seen, heard.maps(), strict=True):
-        assert torch.allclose(live, static, rtol=1e-4, atol=1e-6)
-
-
 TWO_PROCESSES = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
 from test_rnascl import SPACES, TINY, recipe
 from test_training import without_norm
-from dataclasses import replace
-from zoo.datasets.cifar10 import CIFAR10
 from zoo.train.rnascl.search import Searcher
 
 SPACES["tiny"] = TINY
-searcher = Searcher(recipe(Path({teacher!r})), replace(CIFAR10, root=Path({root!r})))
+searcher = Searcher(recipe(Path({teacher!r})), dataset)
 without_norm(searcher)
 for _ in range(3):
     searcher.net.train()
     searcher.train_step()
-if searcher.accelerator.is_main_process:
-    logits = [searcher.widths.tolist(), searcher.tutors.flatten().tolist()]
-    Path({out!r}).write_text(json.dumps([searcher.accelerator.num_processes, sum(logits, [])]))
-searcher.accelerator.end_training()
+report(searcher.accelerator, searcher.widths.tolist() + searcher.tutors.flatten().tolist())
 """
 
 
-def test_two_processes_search_as_one_does(toy, teacher_folder, told_by_processes):
-    places = {"root": str(toy.root), "teacher": str(teacher_folder)}
-    one, two = (told_by_processes(TWO_PROCESSES, processes, **places) for processes in (1, 2))
+def test_two_processes_search_as_one_does(toy, teacher_folder, on_processes):
+    one, two = (on_processes(TWO_PROCESSES, processes, toy.root, teacher=str(teacher_folder)) for processes in (1, 2))
     assert two == pytest.approx(one, abs=2e-5)
     assert max(map(abs, one)) > 0.1
 

@@ -42,14 +42,3 @@ def test_the_textbook_training_has_the_loss_of_ours(toy, teacher_folder):
     batch = trainer.batch(0)._replace(x=textbook.x, y=textbook.y)
     ours = next(trainer.recipe.method.updates(trainer.step(batch)))
     assert textbook.loss(textbook.x, textbook.y).item() == pytest.approx(ours.item(), rel=1e-4)
-
-
-def test_both_textbooks_take_steps_and_only_one_asks_the_teacher_for_gradients(toy, teacher_folder):
-    searcher = Searcher(recipe(teacher_folder), toy)
-    for gradients in (True, False):
-        textbook = TextbookSearch(searcher, teacher_gradients=gradients)
-        before = textbook.head.weight.detach().clone()
-        assert textbook.step().isfinite()
-        assert not torch.equal(textbook.head.weight, before)
-        assert all(v.grad.abs().sum() > 0 for v in textbook.v)
-        assert (textbook.teacher.head.weight.grad is not None) == gradients

@@ -156,7 +156,7 @@ def test_only_dynamic_nets_have_budgets_and_a_budget_is_a_count(released):
             load(name)
     with pytest.raises(UnknownModel, match="no model is called"):
         load("nobody@15M")
-    with pytest.raises(UsageError, match="no dynamic net"):
+    with pytest.raises(UsageError, match="not a dynamic net"):
         dynamic(entry.name)
 
 
@@ -226,7 +226,7 @@ def test_a_dynamic_net_is_found_in_the_home_folder_and_not_on_the_hub(folder, mo
 
 def test_nothing_is_overwritten_and_genes_out_of_range_leave_nothing_behind(folder, toy, tmp_path):
     net = dynamic(str(folder))
-    with pytest.raises(UsageError, match="it takes 0 to 2"):
+    with pytest.raises(UsageError, match="it must be 0 to 2"):
         net.save(net.space.largest[0] + 1, toy, tmp_path / "cut", name="small")
     assert not (tmp_path / "cut").exists()
     net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")

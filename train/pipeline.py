@@ -1,4 +1,4 @@
-"""The phases of a recipe, one after the other: each a run of the one training loop in a folder of its own."""
+"""The phases of a recipe, one after the other, each a run of the training loop in its own folder."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def run(
     report: Report = lambda phase, metrics: None,
     tick: Tick = lambda phase, step, total, loss: None,
 ) -> dict[str, Path]:
-    """Run ``phases`` (of :func:`zoo.train.recipes.schema.load_phases`) in order; returns what each left.
+    """Run ``phases`` (of :func:`zoo.train.recipes.phases.load_phases`) in order; returns the result of each.
 
-    A search leaves ``out/search/search.json``: the phases after it train the architecture that it found, with its
-    tutors. Every other phase leaves a model folder ``out/PHASE/model``, and starts from the model of the one before,
-    if any; its clean and PGD-20 accuracy on held-out training images is in ``held_out.json``. A single phase runs in
-    ``out`` itself. A finished phase is not trained again when a run is resumed.
+    A search writes ``out/search/search.json``, and the phases after it train that architecture with its tutors. Every
+    other phase writes a model folder ``out/PHASE/model`` and starts from the model of the phase before, if there is
+    one. The folder's ``held_out.json`` has the clean and PGD-20 accuracy on held-out training images. A single phase
+    runs in ``out`` itself. A resumed run skips finished phases.
 
     Args:
-        time_budget: seconds for all phases, shared out by their forward and backward passes; those of dynamic nets
-            by the multiply-accumulates of these.
+        time_budget: seconds for all phases, divided by their forward and backward passes, or by their
+            multiply-accumulates for dynamic nets.
 
     Raises:
         UsageError, TrainingDiverged, Interrupted: as :func:`zoo.train.run.loop.fit`.
@@ -55,15 +55,14 @@ def run(
     work = {phase: recipe.train.epochs * _per_image(recipe, phases) for phase, recipe in phases.items()}
     left: dict[str, Path] = {}
     earlier: list[dict[str, Any]] = []
-    found: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
     for phase, recipe in phases.items():
-        searching = recipe.search is not None
         left[phase] = fit(
-            recipe if found is None else with_result(recipe, found),
+            recipe if result is None else with_result(recipe, result),
             dataset,
             out / phase if len(phases) > 1 else out,
-            kind=_kind(recipe),
+            kind=Searcher if recipe.search else SupernetTrainer if recipe.supernet else Trainer,
             start=recipe.start if model is None else str(model),
             resume=resume,
             time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
@@ -73,11 +72,11 @@ def run(
             report=lambda metrics, phase=phase: report(phase, metrics),
             tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
         )
-        if searching:
-            found = json.loads(left[phase].read_text())
+        if recipe.search is not None:
+            result = json.loads(left[phase].read_text())
             if PartialState().is_main_process:
-                draw_if_possible(found, left[phase].with_suffix(".png"))
-            earlier.append(found["effort"])
+                draw_if_possible(result, left[phase].with_suffix(".png"))
+            earlier.append(result["effort"])
         else:
             model = left[phase]
             if PartialState().is_main_process:
@@ -89,34 +88,28 @@ def run(
 
 
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:
-    """What an image costs a phase, in a unit that all phases of a training share."""
+    """The cost of an image in a phase, in one unit for all phases of a training."""
     return accounting.per_image(recipe, phases) if recipe.supernet else recipe.method.passes(recipe.attack)
 
 
-def _kind(recipe: Recipe) -> type[Trainer]:
-    if recipe.search is not None:
-        return Searcher
-    return SupernetTrainer if recipe.supernet is not None else Trainer
-
-
-def with_result(recipe: Recipe, found: Mapping[str, Any]) -> Recipe:
-    """``recipe`` for the architecture and the tutors that a search found (the contents of its ``search.json``)."""
-    data = recipe.model_dump(exclude_unset=True)  # or every key would count as one that the recipe sets
-    data["arch"] = found["spec"]
+def with_result(recipe: Recipe, result: Mapping[str, Any]) -> Recipe:
+    """``recipe`` with the architecture and the tutors of a search (the contents of its ``search.json``)."""
+    data = recipe.model_dump(exclude_unset=True)  # keys that the recipe does not set must stay unset
+    data["arch"] = result["spec"]
     if data["method"].get("tutors") == SEARCHED:
-        data["method"]["tutors"] = found["tutors"]
+        data["method"]["tutors"] = result["tutors"]
     return Recipe.model_validate(data)
 
 
 def _earlier_teacher(recipe: Recipe, left: Mapping[str, Path]) -> str | None:
-    """The model of the earlier phase that the recipe calls its teacher, if it does."""
+    """The model of an earlier phase, if the recipe names that phase as its teacher."""
     if recipe.supernet is None or recipe.teacher is None or recipe.teacher.name not in left:
         return None
     return str(left[recipe.teacher.name])
 
 
 def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
-    """Fit the predictor of the dynamic net in the folder ``model``, and leave it there with what it was fitted to."""
+    """Fit the predictor of the dynamic net in the folder ``model``, and write it there with its labels and scores."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
 
@@ -134,8 +127,8 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:
-    kept = ModelFolder(model).held_out
-    if kept.exists():
-        return
-    accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
-    write_atomic(kept, (json.dumps(accuracy, indent=2) + "\n").encode())
+    """Write the clean and PGD-20 accuracy on ``n`` held-out training images to the folder ``model``, once."""
+    file = ModelFolder(model).held_out
+    if not file.exists():
+        accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
+        write_atomic(file, (json.dumps(accuracy, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Random resized crops of images that are decoded as they are needed (Szegedy et al. 2015, section 6)."""
+"""Random resized crops of image files (Szegedy et al. 2015, section 6)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.datasets.imagefolder import SIZE, opened
 
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a crop: its share of the image's area; its width over its height
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the crop's share of the area; its width over its height
 
 
 def random_crop(path: Path, seed: int) -> np.ndarray:
@@ -20,18 +20,18 @@ def random_crop(path: Path, seed: int) -> np.ndarray:
         seed: the only source of randomness.
 
     Raises:
-        IntegrityError: the file is damaged, or no image.
+        IntegrityError: the file is damaged or is not an image.
     """
     from PIL import Image
 
     image, random = opened(path), Random(seed)
-    crop = image.crop(crop_box(*image.size, random))  # first: resize(box=...) would see pixels around the box
+    crop = image.crop(crop_box(*image.size, random))  # before the resize: resize(box=...) uses pixels around the box
     pixels = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     return pixels[:, ::-1] if random.random() < 0.5 else pixels
 
 
 def crop_box(width: int, height: int, random: Random) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop, drawn as torchvision's RandomResizedCrop draws it, which has no seed."""
+    """Left, top, right and bottom of a crop, drawn like torchvision's RandomResizedCrop but by a seed."""
     for _ in range(10):
         area = width * height * random.uniform(*SCALE)
         ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))

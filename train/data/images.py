@@ -1,4 +1,4 @@
-"""Where training images come from: held whole on the device, or decoded from their files as they are needed."""
+"""Sources of training images: in memory on the device, or decoded from files on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.train.data.crop import random_crop
 
 
 class InMemory:
-    """The leading ``count`` images of ``split`` (all by default) as uint8 on ``device``, cropped and flipped there."""
+    """The first ``count`` images of ``split`` (by default all) as uint8 on ``device``, cropped and flipped there."""
 
     def __init__(self, split: Split, device: torch.device, count: int | None = None) -> None:
         n = count or len(split)
@@ -27,10 +27,10 @@ class InMemory:
         return len(self.labels)
 
     def expect(self, index: Tensor, generator: torch.Generator) -> None:
-        """Nothing to do: the images are here."""
+        """Nothing to prepare: the images are in memory."""
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The images at ``index`` [B], augmented anew: float32 [B, C, H, W] in [0, 1], and labels int64 [B].
+        """The images at ``index`` [B], newly augmented: float32 [B, C, H, W] in [0, 1], and labels int64 [B].
 
         Args:
             generator: on the device of the images; the only source of randomness.
@@ -39,9 +39,9 @@ class InMemory:
 
 
 class Streamed:
-    """The leading ``count`` files of ``split`` (all by default), decoded by threads, cropped at random and flipped.
+    """The first ``count`` files of ``split`` (by default all), decoded by threads, cropped at random and flipped.
 
-    Every image has a seed of its own, so that a crop depends on neither threads nor order.
+    Each image has its own seed, so crops do not depend on threads or order.
     """
 
     def __init__(self, split: Files, device: torch.device, count: int | None = None) -> None:
@@ -56,21 +56,19 @@ class Streamed:
         return len(self.labels)
 
     def expect(self, index: Tensor, generator: torch.Generator) -> None:
-        """Begin to decode what ``augmented`` will next be asked for, by these or by equal arguments.
-
-        The generator moves on as it does there: give one of the same seed.
-        """
+        """Start to decode the images of the next call of ``augmented`` with an equal index and an equally seeded
+        generator."""
         asked = self._drawn(index, generator)
         self._begun = asked, self._submitted(asked)
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The images at ``index`` [B], augmented anew: float32 [B, 3, 224, 224] in [0, 1], and labels int64 [B].
+        """The images at ``index`` [B], newly augmented: float32 [B, 3, 224, 224] in [0, 1], and labels int64 [B].
 
         Args:
             generator: on the device; the only source of randomness.
 
         Raises:
-            IntegrityError: a file is damaged, or no image.
+            IntegrityError: a file is damaged or is not an image.
         """
         asked, (expected, futures) = self._drawn(index, generator), self._begun
         if asked == expected:
@@ -81,7 +79,7 @@ class Streamed:
         return pixels.to(self.device).permute(0, 3, 1, 2).float().div_(255), self.labels[index]
 
     def _drawn(self, index: Tensor, generator: torch.Generator) -> list[tuple[int, int]]:
-        """The place and the seed of every image."""
+        """The index and the seed of each image."""
         seeds = torch.randint(2**62, (len(index),), generator=generator, device=generator.device)
         return list(zip(index.tolist(), seeds.tolist(), strict=True))
 
@@ -90,5 +88,5 @@ class Streamed:
 
 
 def source_of(split: Split | Files, device: torch.device, count: int | None = None) -> InMemory | Streamed:
-    """The source of training images for what a data set hands out as its train split."""
+    """The source of training images for the train split of a data set."""
     return (Streamed if isinstance(split, Files) else InMemory)(split, device, count)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Training methods, a file each: what a step attacks and minimises."""
+"""Training methods, one file each: the attack and the loss of a step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Parts of inner maximisations: the few steps that make a training batch adversarial.
 
-Unlike the attacks of ``zoo.attacks``, which judge a model, these never look whether they succeeded.
+The attacks of ``zoo.attacks`` judge a model and check their success; these do not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.attacks.ball import Ball, steepest
 
-Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits on them to what is ascended, a scalar
+Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits on them to a scalar to maximise
 
 
 def cross_entropy(y: Tensor) -> Objective:
@@ -23,15 +23,15 @@ def cross_entropy(y: Tensor) -> Objective:
 
 
 def divergence(log_probs: Tensor) -> Objective:
-    """KL(p || p(x')), summed over the batch, for log-probabilities [N, K] of p: the net's own on clean images
-    (TRADES), or a teacher's (RSLAD)."""
+    """KL(p || p(x')), summed over the batch, for log-probabilities [N, K] of p, from the net on clean images
+    (TRADES) or from a teacher (RSLAD)."""
     return lambda x_adv, logits: F.kl_div(F.log_softmax(logits, 1), log_probs, reduction="sum", log_target=True)
 
 
 @contextmanager
 def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """No parameter gradients inside, a third of the backward pass; and eval mode, unless ``training``: attacks
-    crafted in BN train mode are weaker and move the statistics."""
+    """Inside, parameters have no gradients (which saves a third of the backward pass) and the model is in eval mode,
+    unless ``training``. In train mode, attacks would be weaker and change the BatchNorm statistics."""
     before = model.training
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(training)
@@ -48,15 +48,14 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 def gradient(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
     """Gradient of the objective at the images ``x`` [N, C, H, W]."""
     x = x.detach().requires_grad_()
-    (found,) = torch.autograd.grad(objective(x, model(x).float()), x)
-    return found
+    return torch.autograd.grad(objective(x, model(x).float()), x)[0]
 
 
 def random_start(ball: Ball, noise: Tensor) -> Tensor:
     """A point of the ball for each image, from noise [N, C, H, W] that is uniform in [-1, 1].
 
-    In l-infinity x + eps * noise. In l2 a point of the sphere in a direction drawn uniformly: of a ball in thousands
-    of dimensions nearly all lies there.
+    In l-infinity the point is x + eps * noise. In l2 it is on the sphere in a uniformly drawn direction: in thousands
+    of dimensions, nearly all of a ball is near its sphere.
     """
     if ball.norm == "linf":
         return ball.project(ball.x + ball.eps * noise)
@@ -74,13 +73,3 @@ def pgd(model: nn.Module, ball: Ball, start: Tensor, objective: Objective, *, st
         for _ in range(steps):
             x_adv = ball.project(x_adv + step * steepest(gradient(model, x_adv, objective), ball.norm))
     return x_adv
-
-
-def n_fgsm(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, eps: float, step: float) -> Tensor:
-    """One step from noise of +-2 eps, *not* clipped back to the ball: N-FGSM, de Jorge et al. 2022, eq. 6.
-
-    Clipping is what brings catastrophic overfitting back: x' may lie up to 2 eps + step from x.
-    """
-    with frozen(model):
-        start = x + 2 * eps * noise
-        return (start + step * steepest(gradient(model, start, cross_entropy(y)), "linf")).clamp_(0, 1)

@@ -14,11 +14,11 @@ from zoo.train.methods.n_fgsm import check_single_step, single_step
 
 
 class Ard(Method):
-    """ce * CE(S(x'), y) + kl * KL(T(x) || S(x')): the teacher's soft labels of clean images, for adversarial images of
-    the student, at temperature 1. The paper's hard labels are for clean images; here they are for x' as well."""
+    """ce * CE(S(x'), y) + kl * KL(T(x) || S(x')) at temperature 1: on adversarial images, the student learns the
+    teacher's soft labels of clean images. The paper has the hard labels' loss on clean images; here it is on x' too."""
 
     name: Literal["ard"] = "ard"
-    inner: Literal["pgd", "n-fgsm"] = Field("pgd", description="how x' is found: by PGD, or as N-FGSM does")
+    inner: Literal["pgd", "n-fgsm"] = Field("pgd", description="the attack that makes x'")
     ce: float = Field(1.0, ge=0)
     kl: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""What a training method is: its settings, an inner maximisation, a loss, and what it needs of a teacher."""
+"""The interface of a training method: settings, inner maximisation, loss and the need of a teacher."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from zoo.train.teachers.teacher import Answer, Teacher
 
 
 class Section(BaseModel):
-    """A section of a recipe: no key of it is ever ignored."""
+    """A section of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Attack(Section):
-    """The threat model that is trained for, and the inner maximisation. For N-FGSM ``step`` is its step size."""
+    """The threat model of a training and its inner maximisation; ``step`` is also the step size of N-FGSM."""
 
     norm: Norm = "linf"
     eps: float = Field(LINF_8.eps, gt=0)
     step: float = Field(LINF_8.eps / 4, gt=0)
     steps: int = Field(1, ge=1)
     objective: Literal["ce", "kl"] = Field(
-        "ce", description="what PGD ascends: cross-entropy, or KL(p(x) || p(x')) as TRADES has it"
+        "ce", description="what PGD maximises: cross-entropy, or KL(p(x) || p(x')) as in TRADES"
     )
 
     @model_validator(mode="after")
@@ -50,8 +50,8 @@ class Attack(Section):
 
 
 class Batch(NamedTuple):
-    """Images x [N, C, H, W] in [0, 1], labels y [N], start noise [N, C, H, W] uniform in [-1, 1] for the attack; and
-    the rows [N] of the images among the augmented versions that are kept, where the teacher's answers are cached."""
+    """Images x [N, C, H, W] in [0, 1], labels y [N], and noise [N, C, H, W], uniform in [-1, 1], to start the attack.
+    With cached answers, ``rows`` [N] are the rows of the images in the cache."""
 
     x: Tensor
     y: Tensor
@@ -60,9 +60,10 @@ class Batch(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a method asks a teacher for: its logits always, and its attention maps, interpolated to ``maps`` x ``maps``.
+    """What a method needs from a teacher: logits, and attention maps at ``maps`` x ``maps`` if that is set.
 
-    Answers on clean images can be cached. A method that asks on ``adversarial`` images calls ``step.teacher`` itself.
+    By default the answer on clean images is in ``step.answer`` and can be cached. A method with ``adversarial`` calls
+    ``step.teacher`` itself.
     """
 
     maps: int | None = None
@@ -74,10 +75,10 @@ class Step:
     """One batch, and the net that learns from it.
 
     Args:
-        net: the net that is attacked.
-        forward: ``net`` as it is trained: itself, or its data-parallel wrapper.
-        parts: modules of the method's own, from :meth:`Method.parts`.
-        teacher: images to the teacher's answer, without gradients; ``answer``: its answer on the clean images.
+        net: the net to attack.
+        forward: the net to train: ``net`` or its data-parallel wrapper.
+        parts: the method's modules, from :meth:`Method.parts`.
+        teacher: images to the teacher's answer, without gradients; ``answer`` is the answer on the clean images.
     """
 
     net: nn.Module
@@ -98,8 +99,8 @@ class Step:
 class Method(Section):
     """A training method, which is also the ``[method]`` section of a recipe.
 
-    A new one is a subclass in a file of its own, with ``name`` and its settings as fields and a line in
-    ``zoo.train.methods.METHODS``. It must define :meth:`loss`; everything else has a default.
+    To add a method, write a subclass in a new file, with ``name`` and its settings as fields, and add a line to
+    ``zoo.train.methods.TABLE``. It must define :meth:`loss`; everything else has a default.
     """
 
     name: str
@@ -107,57 +108,53 @@ class Method(Section):
 
     @classmethod
     def trains_subnets(cls) -> bool:
-        """Whether it can train the sub-nets of a dynamic net, which are all attacked and scored once a step."""
+        """Whether it can train sub-nets of a dynamic net, where each step has one attack and one loss."""
         return all(getattr(cls, key) is getattr(Method, key) for key in ("attacks", "parts", "updates", "replays"))
 
     @property
     def attacks(self) -> bool:
-        """Whether it trains on adversarial images."""
+        """Whether the method trains on adversarial images."""
         return True
 
     @property
     def forwards(self) -> int:
-        """Forward passes of the net that the loss takes: one on adversarial images, two if on clean ones as well."""
+        """Forward passes of the net in the loss: one, or two for a loss on clean and adversarial images."""
         return 1
 
     @property
     def needs(self) -> Needs | None:
-        """What it asks a teacher for, with these settings."""
+        """What the method needs from a teacher with these settings."""
         return None
 
     @property
     def replays(self) -> int:
-        """Updates from one batch; a run of E epochs sees each image E / replays times (Shafahi et al. 2019)."""
+        """Updates from one batch; a run of E epochs uses each image E / replays times (Shafahi et al. 2019)."""
         return 1
 
     def check(self, attack: Attack) -> None:
-        """Refuse settings of the attack that the method does not use.
-
-        Raises:
-            ValueError: with the sentence that the user reads.
-        """
+        """Raise a ValueError for settings of the attack that the method does not use."""
         unused = sorted({"step", "steps", "objective"} & attack.model_fields_set)
         if not self.attacks and unused:
-            raise ValueError(f"method '{self.name}' trains on clean images: take attack.{unused[0]} out")
+            raise ValueError(f"method '{self.name}' trains on clean images: remove attack.{unused[0]}")
 
     def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module | None:
-        """What the method keeps beside the net, on the net's device. Its parameters are trained and stored in
-        checkpoints; they are not averaged and not in the model that is left."""
+        """Modules of the method beside the net, on its device. They are trained and stored in checkpoints, but not
+        averaged and not part of the resulting model."""
         return None
 
     def facts(self, parts: nn.Module | None) -> dict[str, Any]:
-        """What a model's config.json says of ``parts``, as fields of ``zoo.weights.folder.ModelConfig``."""
+        """The fields of ``zoo.weights.folder.ModelConfig`` that describe ``parts``."""
         return {}
 
     def objective(self, step: Step) -> Objective:
-        """What the inner maximisation ascends: what ``attack.objective`` says."""
+        """What the inner maximisation maximises; by default ``attack.objective``."""
         if step.attack.objective == "ce":
             return adversary.cross_entropy(step.batch.y)
         with adversary.frozen(step.net), torch.no_grad():
             return adversary.divergence(F.log_softmax(step.net(step.batch.x).float(), 1))
 
     def attacked(self, step: Step) -> Tensor:
-        """The images x' [N, C, H, W] that the loss is computed on: by PGD from a random start of the ball."""
+        """The images x' [N, C, H, W] for the loss, by PGD from a random start in the ball."""
         if not self.attacks:
             return step.batch.x
         attack, ball = step.attack, step.attack.ball(step.batch.x)
@@ -165,22 +162,22 @@ class Method(Section):
         return adversary.pgd(step.net, ball, start, self.objective(step), step=attack.step, steps=attack.steps)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        """The loss, a mean over the batch, with the images of :meth:`attacked`."""
+        """The loss on the images ``x_adv`` of :meth:`attacked`, a mean over the batch."""
         raise NotImplementedError
 
     def updates(self, step: Step) -> Iterator[Tensor]:
-        """A loss for each update of the weights from one batch; the weights have moved, and the gradients of whatever
-        else requires them are at hand, when the next is asked for."""
+        """A loss for each update of the weights from one batch. After each loss the caller runs the backward pass and
+        updates the weights."""
         yield self.loss(step, self.attacked(step))
 
     def attack_passes(self, attack: Attack) -> int:
-        """Passes over the net to attack an image: a forward pass and one to the image for each step."""
+        """Passes over the net to attack an image: a forward pass and a backward pass to the image for each step."""
         return 2 * attack.steps if self.attacks else 0
 
     def passes(self, attack: Attack) -> int:
-        """Passes over the net for an image of a batch: a forward counts one, a backward two, one to the image one.
+        """Passes over the net for an image: a forward pass counts 1, a backward pass 2, or 1 to the image alone.
 
-        The clean pass of the ``kl`` objective is left out. Of a search, whose Gumbel logits see a fifth of the
-        images, this is a little too much.
+        The clean pass of the ``kl`` objective is not counted. For a search, whose Gumbel logits learn from a fifth of
+        the images, the count is slightly too high.
         """
         return 3 * self.forwards + self.attack_passes(attack)

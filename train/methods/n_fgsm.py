@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from zoo.attacks.ball import steepest
 from zoo.train.methods import adversary
 from zoo.train.methods.method import Attack, Method, Step
 
 
 class NFgsm(Method):
-    """CE(x', y), x' one step from stronger noise, not clipped to the ball: eq. 6."""
+    """CE(x', y), with x' from :func:`single_step`."""
 
     name: Literal["n-fgsm"] = "n-fgsm"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -29,20 +30,22 @@ class NFgsm(Method):
 
 
 def single_step(step: Step) -> Tensor:
-    """The images x' [N, C, H, W] of N-FGSM."""
-    x, y, noise, _ = step.batch
-    return adversary.n_fgsm(step.net, x, y, noise, eps=step.attack.eps, step=step.attack.step)
+    """The images x' [N, C, H, W] of eq. 6: one step from noise of +-2 eps, *not* clipped back to the ball.
+
+    Clipping brings catastrophic overfitting back: x' may lie up to 2 eps + step from x.
+    """
+    attack, (x, y, noise, _) = step.attack, step.batch
+    with adversary.frozen(step.net):
+        start = x + 2 * attack.eps * noise
+        gradient = adversary.gradient(step.net, start, adversary.cross_entropy(y))
+        return (start + attack.step * steepest(gradient, "linf")).clamp_(0, 1)
 
 
 def check_single_step(attack: Attack) -> None:
-    """Refuse what N-FGSM does not do.
-
-    Raises:
-        ValueError: with the sentence that the user reads.
-    """
+    """Raise a ValueError for settings that N-FGSM does not use."""
     if attack.steps != 1:
         raise ValueError("n-fgsm takes one attack step: leave attack.steps at 1, or choose pgd-at")
     if attack.objective != "ce":
-        raise ValueError("n-fgsm ascends the cross-entropy: leave attack.objective at 'ce'")
-    if attack.norm != "linf":  # its noise of 2 eps per pixel, and that it need not be clipped, are of l-infinity
+        raise ValueError("n-fgsm maximises the cross-entropy: leave attack.objective at 'ce'")
+    if attack.norm != "linf":  # noise of 2 eps per pixel without clipping is defined for l-infinity only
         raise ValueError("n-fgsm is defined for attack.norm = 'linf': choose pgd-at for l2")

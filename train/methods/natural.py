@@ -12,7 +12,7 @@ from zoo.train.methods.method import Method, Step
 
 
 class Natural(Method):
-    """CE(x, y): no robustness of its own."""
+    """CE(x, y)."""
 
     name: Literal["natural"] = "natural"
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -12,7 +12,7 @@ from zoo.train.methods.method import Method, Step
 
 
 class PgdAT(Method):
-    """CE(x', y), x' by PGD: the saddle point problem of eq. 2.1."""
+    """CE(x', y) with x' by PGD: the saddle point problem of eq. 2.1."""
 
     name: Literal["pgd-at"] = "pgd-at"
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""RNAS-CL's training of a student by a robust teacher, layer across layer: Nath et al. 2023, eq. 3."""
+"""RNAS-CL's cross-layer distillation from a robust teacher: Nath et al. 2023, eq. 3."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SEARCHED = "searched"
 class RnasCL(Method):
     """hard + kl * KL(S(x) || T(x)) + gamma * L_attn, all on clean images: eq. 3.
 
-    The divergence is the reverse of Hinton's (section 3.4): it asks the student not to be sure where the teacher is
-    not. The hard labels' loss is the cross-entropy, or that of TRADES.
+    The divergence is the reverse of Hinton's (section 3.4): the student must not be sure where the teacher is not. The
+    loss of the hard labels is the cross-entropy, or that of TRADES.
     """
 
     name: Literal["rnascl"] = "rnascl"
@@ -37,8 +37,8 @@ class RnasCL(Method):
     map_size: int = Field(16, ge=1, description="attention maps are interpolated to this height and width")
     tutors: Literal["searched", "depth", "random"] | dict[str, str] = Field(
         "depth",
-        description="the teacher's convolution for each of the student's: what the search before found, the one at "
-        "the same relative depth, one drawn at random, or by name",
+        description="the teacher's convolution for each of the student's: from the search before, at the same relative "
+        "depth, at random, or by name",
     )
     takes_teacher: ClassVar[bool] = True
 
@@ -59,7 +59,7 @@ class RnasCL(Method):
     def check(self, attack: Attack) -> None:
         super().check(attack)
         if not self.attacks and "beta" in self.model_fields_set:
-            raise ValueError("method.beta weighs the divergence of TRADES: set method.hard = 'trades', or take it out")
+            raise ValueError("method.beta weighs the divergence of TRADES: set method.hard = 'trades', or remove it")
 
     def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module | None:
         return CrossLayer(self, net, teacher, compile=compile, seed=seed) if teacher else None
@@ -84,7 +84,7 @@ class CrossLayer(nn.Module):
     """Taps on student and teacher, and the terms of eq. 3 that come from the teacher.
 
     Raises:
-        UsageError: the tutors do not name one convolution of the teacher for every one of the student.
+        UsageError: the tutors do not name one convolution of the teacher for each convolution of the student.
     """
 
     def __init__(self, method: RnasCL, net: nn.Module, teacher: Teacher, *, compile: bool, seed: int) -> None:
@@ -95,22 +95,22 @@ class CrossLayer(nn.Module):
         if method.gamma:
             self.taps, layers = Taps(net), teacher.layers
             self.tutors = choose_tutors(method.tutors, self.taps.names, layers, seed)
-            wanted = [layer for layer in layers if layer in self.tutors.values()]
-            unknown = set(self.tutors.values()) - set(wanted)
-            teacher.tap([*wanted, *unknown])  # which refuses the unknown
-            place = [wanted.index(tutor) for tutor in self.tutors.values()]
+            used = [layer for layer in layers if layer in self.tutors.values()]
+            unknown = set(self.tutors.values()) - set(used)
+            teacher.tap([*used, *unknown])  # refuses unknown layers
+            place = [used.index(tutor) for tutor in self.tutors.values()]
             self.place = torch.tensor(place, device=next(net.parameters()).device)
         self._terms = torch.compile(self._eager, dynamic=False) if compile else self._eager
 
     def forward(self, step: Step) -> Tensor:
-        """Logits [N, K] on the clean images, the taps listening."""
+        """Logits [N, K] on the clean images, with recorded attention maps."""
         if self.taps is None:
             return step.forward(step.batch.x)
         with self.taps.recording():
             return step.forward(step.batch.x)
 
     def distilled(self, logits: Tensor, step: Step) -> Tensor:
-        """kl * KL(S(x) || T(x)) + gamma * L_attn, from the logits and the maps of the last :meth:`forward`."""
+        """kl * KL(S(x) || T(x)) + gamma * L_attn from the logits and the maps of the last :meth:`forward`."""
         assert step.answer is not None
         return self._terms(logits, self.taps.maps() if self.taps else [], step.answer.logits, step.answer.maps)
 
@@ -125,9 +125,9 @@ class CrossLayer(nn.Module):
 def choose_tutors(
     tutors: str | Mapping[str, str], student: Sequence[str], teacher: Sequence[str], seed: int
 ) -> dict[str, str]:
-    """A tutor among the teacher's layers for every layer of the student, in the order of ``student``.
+    """A tutor from the teacher's layers for each layer of the student, in the order of ``student``.
 
-    ``depth`` takes the layer at the same relative depth, ``random`` draws one; a mapping must name each.
+    ``depth`` takes the layer at the same relative depth and ``random`` draws one; a mapping must name all.
     """
     if tutors == SEARCHED:
         raise UsageError("method.tutors = 'searched' needs a search before it: choose depth or random, or name them")

@@ -14,8 +14,8 @@ from zoo.train.methods.method import Attack, Method, Needs, Step
 
 
 class Rslad(Method):
-    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)), no hard labels; x' ascends KL(T(x) || S(x')): eq. 6 and 7, the
-    weights as in the authors' code."""
+    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)) without hard labels, where x' maximises KL(T(x) || S(x')): eq. 6
+    and 7, with the weights of the authors' code."""
 
     name: Literal["rslad"] = "rslad"
     takes_teacher: ClassVar[bool] = True
@@ -30,7 +30,7 @@ class Rslad(Method):
 
     def check(self, attack: Attack) -> None:
         if attack.objective == "ce" and "objective" in attack.model_fields_set:
-            raise ValueError("rslad ascends the divergence from its teacher: take attack.objective = 'ce' out")
+            raise ValueError("rslad maximises the divergence from its teacher: remove attack.objective = 'ce'")
 
     def objective(self, step: Step) -> Objective:
         return adversary.divergence(F.log_softmax(step.soft, 1))

@@ -13,7 +13,7 @@ from zoo.train.methods.method import Method, Step
 
 
 class Trades(Method):
-    """CE(x, y) + beta * KL(p(x) || p(x')): eq. 5, with beta = 1/lambda. The paper's attack ascends the divergence:
+    """CE(x, y) + beta * KL(p(x) || p(x')): eq. 5, with beta = 1/lambda. The paper's attack maximises the divergence:
     ``attack.objective = "kl"``."""
 
     name: Literal["trades"] = "trades"

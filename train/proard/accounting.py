@@ -1,7 +1,7 @@
-"""What a training costs, in multiply-accumulates: one dynamic net against a separate training for every budget.
+"""The cost of a training in multiply-accumulates, of a dynamic net or of a single net.
 
-A forward pass of an image counts its MACs once, the backward pass twice, and once where only the image's gradient is
-asked for: a PGD step is 2 passes, a training step 3 for each batch of images that it sees.
+A forward pass counts the MACs of an image once and a backward pass twice, or once for the gradient of the image alone.
+So a PGD step has 2 passes and a training step 3.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ DRAWS = 2000
 
 
 def spent(phases: Mapping[str, Recipe], images: int) -> dict[str, float]:
-    """Multiply-accumulates of the training of a dynamic net, by phase, on a training split of so many images, or on
-    the leading ones that a recipe wants."""
+    """Multiply-accumulates of the training of a dynamic net, by phase.
+
+    Args:
+        images: the size of the training split; ``train.images`` of a recipe takes precedence.
+    """
     return {
         phase: recipe.train.epochs * (recipe.train.images or images) * per_image(recipe, phases)
         for phase, recipe in phases.items()
@@ -33,7 +36,7 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
     """Multiply-accumulates for an image that a step of the dynamic net sees, on average over steps.
 
     Args:
-        phases: names by which the recipe may call the largest sub-net of an earlier phase its teacher.
+        phases: the names of the recipe's phases, any earlier one of which may be the teacher.
     """
     settings = recipe.supernet
     assert settings is not None
@@ -56,7 +59,7 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
 
 
 def per_image_alone(recipe: Recipe) -> float:
-    """Multiply-accumulates for an image that a step of a net trained by itself sees, its teacher's pass included."""
+    """Multiply-accumulates for an image in a step of a single net, with the pass of its teacher."""
     teacher = _macs_of(recipe.teacher.name) if recipe.teacher and recipe.method.needs else 0
     return recipe.method.passes(recipe.attack) * cost(recipe.arch).macs + teacher
 
@@ -66,7 +69,7 @@ def _macs_of(teacher: str) -> int:
 
 
 def _drawn_macs(space: Space, recipe: Recipe) -> tuple[float, float]:
-    """Mean MACs of all sub-nets of a step but the largest together, and of the last of them."""
+    """Mean MACs over steps: of all sub-nets but the largest together, and of the last sub-net."""
     settings, rng = recipe.supernet, np.random.default_rng(0)
     assert settings is not None
     if not settings.smallest and not settings.random:

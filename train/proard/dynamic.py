@@ -1,4 +1,4 @@
-"""A trained dynamic net, found by its name, and what is cut out of it."""
+"""A trained dynamic net, found by its name, and the sub-nets that are cut from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """A dynamic net: its weights file, and what is known of it."""
+    """A dynamic net: its weights file and its facts."""
 
     found: Found
 
@@ -47,7 +47,7 @@ class Dynamic:
 
     @property
     def name(self) -> str:
-        """Its address, as sub-nets have it: the same from any working folder."""
+        """Its absolute address, which its sub-nets store."""
         return str(self.found.address.absolute())
 
     @property
@@ -68,10 +68,10 @@ class Dynamic:
             return file.get_tensor("head.weight").element_size()
 
     def predictor(self) -> Predictor:
-        """The accuracy-robustness predictor that was fitted to this net.
+        """The accuracy-robustness predictor of this net.
 
         Raises:
-            UsageError: it was fitted to another net, or to another space.
+            UsageError: it was fitted to another net or another space.
             Unreachable: there is none.
         """
         released = self.path.with_name(f"{self.path.stem}.{PREDICTOR}")
@@ -80,21 +80,21 @@ class Dynamic:
             raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
         predictor = Predictor.load(path, self.space)
         if predictor.weights_sha256 != self.sha256:
-            raise UsageError(f"'{path}' was fitted to other weights than '{self.path}': fit it anew")
+            raise UsageError(f"'{path}' was fitted to other weights than '{self.path}': fit it again")
         return predictor
 
     def cut(self, genes: Genes, dataset: Dataset, *, images: int = CALIBRATION) -> Classifier:
-        """The sub-net of ``genes`` [G] in eval mode, its statistics those of augmented training images."""
+        """The sub-net of ``genes`` [G] in eval mode, with BatchNorm statistics of augmented training images."""
         spec = self.space.spec(genes)
         check_fits(dataset, spec)
         return self.net.freeze(spec, calibration(dataset, images))
 
     def save(self, genes: Genes, dataset: Dataset, folder: Path, *, name: str) -> Path:
-        """Cut a sub-net and leave it as a model folder, for ``load("local-dir:...")``: statistics only, since the
-        weights are this net's.
+        """Cut a sub-net and write it as a model folder for ``load("local-dir:...")``. The folder holds BatchNorm
+        statistics only and refers to the weights of this net.
 
         Raises:
-            UsageError: there is a model in ``folder`` already; the genes are not of this space.
+            UsageError: ``folder`` already holds a model, or the genes do not belong to this space.
         """
         place, facts = ModelFolder(folder), self.found.facts
         place.check_free()
@@ -121,29 +121,29 @@ class Dynamic:
 
 
 def dynamic(name: str, *, offline: bool = False) -> Dynamic:
-    """The dynamic net ``name``: of the registry, or the model folder that its training left.
+    """The dynamic net ``name`` of the registry or of a model folder from its training.
 
     Raises:
-        UsageError: it is no dynamic net, or a Hub repository that is not in the registry.
+        UsageError: it is not a dynamic net, or it is a Hub repository.
         UnknownModel, Unreachable, IntegrityError: as :func:`zoo.weights.load.load`.
     """
     address = Address.parse(name, folders=True)
     if address.scheme == HUB:
         raise UsageError(
-            f"sub-nets are cut from a net of the registry or of a folder: download '{address.place}' to a folder"
+            f"sub-nets can be cut from a net of the registry or of a folder: download '{address.place}' to a folder"
         )
     found = find(address, HubFiles(offline=offline, progress=False))
     if not found.facts.supernet:
-        raise UsageError(f"'{name}' is no dynamic net, and has no sub-nets: choose one such as proard-tiny")
+        raise UsageError(f"'{name}' is not a dynamic net and has no sub-nets: choose one such as proard-tiny")
     net = Dynamic(found)
     missing = [key for key in ("family", "name", "train") if getattr(found.facts, key) is None]
     if missing:
-        raise IntegrityError(f"'{net.path.with_name(CONFIG)}' has no '{missing[0]}', which a training leaves there")
+        raise IntegrityError(f"'{net.path.with_name(CONFIG)}' has no '{missing[0]}': use the folder of a training")
     return net
 
 
 def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:
-    """Batches of augmented training images, always the same."""
+    """Batches of the same ``n`` augmented training images in every call."""
     device = torch.device("cpu")
     source, generator = source_of(dataset.split("train"), device, n), torch.Generator(device).manual_seed(0)
     return (source.augmented(part, generator)[0] for part in torch.arange(len(source)).split(128))

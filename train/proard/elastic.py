@@ -1,4 +1,4 @@
-"""The dynamic net: the weights of its largest sub-net, from which all others are cut."""
+"""The dynamic net: the weights of its largest sub-net, which all others share."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from zoo.train.spaces.dynamic import Space
 class Elastic(nn.Module):
     """A space's dynamic net: ``full`` is its largest sub-net, ``transform`` holds the matrices for smaller kernels.
 
-    It has no BatchNorm statistics of its own: a live sub-net normalises by its batch, and a frozen one by statistics
-    that were computed for it, so that no sub-net ever sees those that another left.
+    It stores no BatchNorm statistics. A live sub-net normalises by its batch, a frozen one by statistics computed for
+    it, so no sub-net uses the statistics of another.
     """
 
     def __init__(self, space: Space) -> None:
@@ -36,27 +36,23 @@ class Elastic(nn.Module):
         )
 
     def parameters_by_name(self) -> dict[str, Tensor]:
-        """What :func:`zoo.models.subnet.cut` cuts from: the largest's parameters and the transforms, live."""
+        """The source of :func:`zoo.models.subnet.cut`: live parameters of the largest sub-net, and the transforms."""
         transforms = {f"{TRANSFORM}{name}": one for name, one in self.transform.named_parameters()}
         return {**dict(self.full.named_parameters()), **transforms}
 
     def weights(self, spec: Spec) -> dict[str, Tensor]:
-        """The parameters of the sub-net ``spec``: views, through which gradients flow."""
+        """The parameters of the sub-net ``spec``, as views that pass gradients on."""
         return cut(self.parameters_by_name(), self.full.spec, spec)
 
     def subnet(self, spec: Spec, *, attacked: bool = False) -> Live:
-        """The live sub-net.
-
-        Args:
-            attacked: without gradients of the weights, a third of the backward pass.
-        """
+        """The live sub-net; if ``attacked``, without weight gradients, which saves a third of the backward pass."""
         weights = self.weights(spec)
         if attacked:
             weights = {name: tensor.detach() for name, tensor in weights.items()}
         return Live(spec, {**weights, "mean": self.full.mean, "std": self.full.std})
 
     def forward(self, x: Tensor, spec: Spec | None = None) -> Tensor:
-        """Images [N, 3, H, W] to logits [N, K] of a live sub-net: the largest by default."""
+        """Images [N, 3, H, W] in [0, 1] to logits [N, K] of a live sub-net, by default the largest."""
         return self.subnet(spec or self.full.spec)(x)
 
     @torch.no_grad()
@@ -70,32 +66,32 @@ class Elastic(nn.Module):
         return frozen.eval()
 
     def released(self, images: Iterable[Tensor]) -> dict[str, Tensor]:
-        """What is stored of a dynamic net: the state of its largest sub-net, frozen with ``images``; the transforms."""
+        """The stored tensors: the state of the largest sub-net, frozen with ``images``, and the transforms."""
         largest = self.freeze(self.full.spec, images).state_dict()
         return {**largest, **{f"{TRANSFORM}{name}": one.detach() for name, one in self.transform.named_parameters()}}
 
     def load_released(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the weights that :meth:`released` gave.
+        """Load the tensors of :meth:`released`.
 
         Raises:
-            UsageError: they are of another space.
+            UsageError: they belong to another space.
         """
         own = self.full.state_dict().keys() | {f"{TRANSFORM}{name}" for name, _ in self.transform.named_parameters()}
         shapes = {name: one.shape for name, one in self.parameters_by_name().items()}
         if tensors.keys() != own or any(tensors[name].shape != shape for name, shape in shapes.items()):
-            raise UsageError(f"the weights are not those of a dynamic net of space {self.space.name}: choose its own")
+            raise UsageError(f"these weights do not fit the dynamic net of space {self.space.name}: choose others")
         with torch.no_grad():
             for name, parameter in self.parameters_by_name().items():
                 parameter.copy_(tensors[name])
 
 
 class Live(nn.Module):
-    """A sub-net of borrowed weights, normalised by batch statistics: images [N, 3, H, W] in [0, 1] to logits [N, K]."""
+    """A sub-net with borrowed weights and batch statistics: images [N, 3, H, W] in [0, 1] to logits [N, K]."""
 
     def __init__(self, spec: Spec, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.borrowed = weights  # a plain dictionary: none of it is this module's own
-        self._net = (_by_batch(spec),)  # nor is the net, which all sub-nets of this architecture share
+        self.borrowed = weights  # in a plain dictionary, so they are not parameters of this module
+        self._net = (_by_batch(spec),)  # in a tuple for the same reason: all sub-nets of this architecture share it
 
     def forward(self, x: Tensor) -> Tensor:
         return functional_call(self._net[0], self.borrowed, (x,))
@@ -103,7 +99,7 @@ class Live(nn.Module):
 
 @lru_cache(maxsize=64)
 def _by_batch(spec: Spec) -> Classifier:
-    """The architecture on no device, its BatchNorms always by batch statistics."""
+    """The architecture on the meta device; its BatchNorms always use batch statistics."""
     with torch.device("meta"):
         net = build(spec)
     for module in net.modules():
@@ -115,7 +111,7 @@ def _by_batch(spec: Spec) -> Classifier:
 
 
 def _kernels(space: Space, full: Classifier) -> dict[str, range]:
-    """For each convolution of the largest whose kernel may be smaller, the smaller sizes."""
+    """The smaller kernel sizes of each convolution of the largest sub-net that has some."""
     narrow = {gene.name: gene.choices[-1 if gene.name.endswith(".depth") else 0] for gene in space.genes}
     least = {name: one.shape for name, one in skeleton(space.architecture(narrow)).named_parameters()}
     return {

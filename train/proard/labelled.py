@@ -1,11 +1,11 @@
-"""Sub-nets and what was measured of them: the material that a predictor learns from, and its file."""
+"""Labels: sub-nets with their measured accuracies, from which a predictor learns, and their file."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,7 @@ from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.system.files import write_atomic
 from zoo.train.spaces.dynamic import Genes, Space
 
+Schema = TypeVar("Schema", bound=BaseModel)
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -37,9 +38,10 @@ class _LabelFile(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Measured sub-nets: ``genes`` int64 [n, G], ``clean`` and ``robust`` accuracy [n], each on ``images`` images;
-    ``weights_sha256`` is the hash of the dynamic net's file, and ``how`` tells attack and statistics, where they have
-    any."""
+    """Measured sub-nets: ``genes`` int64 [n, G], ``clean`` and ``robust`` accuracy [n], each on ``images`` images.
+
+    ``weights_sha256`` is the hash of the dynamic net's file, ``how`` the attack and the BatchNorm statistics.
+    """
 
     genes: Genes
     clean: np.ndarray
@@ -60,43 +62,39 @@ class Labels:
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Clean and robust, float64 [n, 2]."""
+        """Clean and robust accuracy, float64 [n, 2]."""
         return np.stack([self.clean, self.robust], 1).astype(np.float64)
 
     @property
     def variance(self) -> np.ndarray:
-        """Of ``accuracy``: binomial, by the number of images, float64 [n, 2]."""
+        """The binomial variance of ``accuracy``, float64 [n, 2]."""
         return self.accuracy * (1 - self.accuracy) / self.images
 
     def save(self, path: Path, space: Space) -> None:
-        """Write them as JSON, genes by name and value; whole or not at all."""
+        """Write them atomically as JSON, genes by name and value."""
         rows = zip(self.genes, self.clean, self.robust, strict=True)
-        subnets = [{"genes": space.values(row), "clean": float(a), "robust": float(r)} for row, a, r in rows]
-        of = {"space": space.name, "weights_sha256": self.weights_sha256, "images": self.images, "how": self.how}
-        file = {**of, "subnets": subnets}
+        file = {
+            "space": space.name,
+            "weights_sha256": self.weights_sha256,
+            "images": self.images,
+            "how": self.how,
+            "subnets": [{"genes": space.values(row), "clean": float(a), "robust": float(r)} for row, a, r in rows],
+        }
         write_atomic(path, (json.dumps(file, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path, space: Space) -> Labels:
-        """What :meth:`save` wrote.
+        """Read what :meth:`save` wrote.
 
         Raises:
-            Unreachable: there is no such file.
-            UsageError: the labels are of another space.
-            IntegrityError: the file is damaged, or does not fit the space.
+            UsageError: the labels belong to another space.
+            Unreachable, IntegrityError: as :func:`read_json`; IntegrityError also for labels that do not fit the space.
         """
-        if not path.is_file():
-            raise Unreachable(f"there are no labels at '{path}'")
-        try:
-            file = _LabelFile.model_validate(json.loads(path.read_bytes()))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise IntegrityError(f"the labels '{path}' are damaged at '{where}': {first['msg']}") from None
-        except ValueError as error:
-            raise IntegrityError(f"the labels '{path}' are damaged: {error}") from None
+        file = read_json(path, _LabelFile, "labels")
         if file.space != space.name:
-            raise UsageError(f"'{path}' has labels of space {file.space}, not {space.name}: measure its sub-nets anew")
+            raise UsageError(
+                f"'{path}' holds labels of space {file.space}, not {space.name}: measure those of {space.name}"
+            )
         try:
             genes = [space.genes_of(one.genes) for one in file.subnets]
         except UsageError as error:
@@ -104,3 +102,20 @@ class Labels:
         accuracy = np.array([(one.clean, one.robust) for one in file.subnets]).reshape(-1, 2)
         stacked = np.array(genes, np.int64).reshape(-1, len(space.genes))
         return cls(stacked, accuracy[:, 0], accuracy[:, 1], file.images, file.weights_sha256, file.how)
+
+
+def read_json(path: Path, schema: type[Schema], content: str) -> Schema:
+    """The JSON file ``path`` by its ``schema``; errors call its content ``content``.
+
+    Raises:
+        Unreachable: there is no such file.
+        IntegrityError: the file is damaged.
+    """
+    if not path.is_file():
+        raise Unreachable(f"there is no file '{path}' with {content}")
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = f" at '{'.'.join(map(str, first['loc']))}'" if first["loc"] else ""
+        raise IntegrityError(f"the file '{path}' with {content} is damaged{at}: {first['msg']}") from None

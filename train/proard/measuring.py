@@ -1,4 +1,4 @@
-"""Measured sub-nets, from which the predictor learns: on held-out training images, never on the test split."""
+"""Measurement of the sub-nets that the predictor learns from, on held-out training images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zoo.train.proard.dynamic import Dynamic
 from zoo.train.proard.labelled import Labels
 from zoo.train.spaces.dynamic import Genes, Space
 
-CALIBRATION = 1024  # images for the statistics of a sub-net that is measured once; a released one gets more
+CALIBRATION = 1024  # images for the BatchNorm statistics of a measured sub-net; a released one gets more
 
 
 def drawn(space: Space, n: int, seed: int) -> Genes:
-    """The extremes of the space and ``n - 2`` different sub-nets drawn at random, [n, G] or fewer in a small space."""
+    """The extremes of the space and ``n - 2`` random sub-nets, all different: [n, G], or fewer in a small space."""
     rng = np.random.default_rng(seed)
     rows = np.concatenate([space.smallest, space.largest, space.sample(4 * n, rng)])
     _, first = np.unique(space.canonical(rows), axis=0, return_index=True)
@@ -57,11 +57,11 @@ def label(
     calibration: int = CALIBRATION,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Labels:
-    """Measure all of ``genes`` [n, G], as :func:`measured` has it; ``path`` keeps what is done, and a second call goes
-    on from there.
+    """Measure all of ``genes`` [n, G] by :func:`measured`. The results are stored in ``path``, where a second call
+    resumes.
 
     Raises:
-        UsageError: ``path`` holds labels of other weights, or measured in another way.
+        UsageError: ``path`` holds labels of other weights, or of another measurement.
     """
     space, sha256 = net.space, net.sha256
     how = f"PGD-{steps}, statistics of {calibration} images"
@@ -69,11 +69,11 @@ def label(
     if path.exists():
         before = Labels.load(path, space)
         if (before.weights_sha256, before.images, before.how) != (sha256, images, how):
-            raise UsageError(f"'{path}' has labels of other weights, or measured in another way: remove it")
+            raise UsageError(f"'{path}' holds labels of other weights or of another measurement: remove it")
         accuracies = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
         known = dict(zip(map(tuple, before.genes.tolist()), accuracies, strict=True))
 
-    def told() -> Labels:
+    def labels() -> Labels:
         rows = [row for row in genes if tuple(row.tolist()) in known]
         clean, robust = np.array([known[tuple(row.tolist())] for row in rows]).T
         return Labels(np.stack(rows), clean, robust, images, sha256, how)
@@ -82,6 +82,6 @@ def label(
         key = tuple(row.tolist())
         if key not in known:
             known[key] = measured(net, row, dataset, images=images, steps=steps, calibration=calibration)
-            told().save(path, space)
+            labels().save(path, space)
         progress(done, len(genes))
-    return told()
+    return labels()

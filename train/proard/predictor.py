@@ -1,7 +1,7 @@
 """The accuracy-robustness predictor: an ensemble of small MLPs from genes to a sub-net's clean and robust accuracy.
 
-A few hundred noisy labels are easily learned by heart. With 300 of the tiny space on 1,000 images each (made-up truth),
-Kendall's tau on unseen sub-nets is 0.9; it is 0.88 with the one-hot genes at full size, 0.75 with hardly any decay too.
+A few hundred noisy labels are easy to overfit. With 300 of the tiny space on 1,000 images each (synthetic accuracies)
+Kendall's tau on unseen sub-nets is 0.9. It is 0.88 with one-hot genes at full scale, and 0.75 without weight decay too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ Layers = list[tuple[Tensor, Tensor]]  # weights [M, in, out] and biases [M, 1, o
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """``layers`` of all members, from features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
-    ``weights_sha256`` is the hash of the dynamic net's file, as the labels have it."""
+    """``layers`` of all members map features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
+
+    ``weights_sha256`` is the hash of the dynamic net's file, from the labels.
+    """
 
     space: Space
     layers: Layers
@@ -45,12 +47,12 @@ class Predictor:
     def predict(self, genes: Genes) -> tuple[np.ndarray, np.ndarray]:
         """Clean and robust accuracy of sub-nets [n, G]: the members' mean and standard deviation, float64 [n, 2]."""
         with torch.inference_mode():
-            told = _forward(self.layers, torch.from_numpy(features(self.space, genes))).double()  # [M, n, 2]
-            told = told * self.scale + self.centre
-        return told.mean(0).numpy(), told.std(0, correction=0).numpy()
+            predicted = _forward(self.layers, torch.from_numpy(features(self.space, genes))).double()  # [M, n, 2]
+            predicted = predicted * self.scale + self.centre
+        return predicted.mean(0).numpy(), predicted.std(0, correction=0).numpy()
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, whole or not at all."""
+        """Write it atomically as safetensors."""
         tensors = {"centre": self.centre, "scale": self.scale}
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{place}.weight": weight, f"{place}.bias": bias}
@@ -59,42 +61,44 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path, space: Space) -> Predictor:
-        """What :meth:`save` wrote.
+        """Read what :meth:`save` wrote.
 
         Raises:
             Unreachable: there is no such file.
             UsageError: it was fitted to another space, or to another definition of this one.
-            IntegrityError: the file is damaged, or no predictor.
+            IntegrityError: the file is damaged or is not a predictor.
         """
         if not path.is_file():
             raise Unreachable(f"there is no predictor at '{path}'")
-        tensors, told = read_tensors(path), read_metadata(path)
-        if told.get("kind") != KIND:
-            raise IntegrityError(f"'{path}' is no {KIND}")
-        if told.get("space") != space.name:
+        tensors, metadata = read_tensors(path), read_metadata(path)
+        if metadata.get("kind") != KIND:
+            raise IntegrityError(f"'{path}' is not an {KIND}")
+        if (fitted := metadata.get("space")) != space.name:
             raise UsageError(
-                f"'{path}' is fitted to space {told.get('space')}, not {space.name}: fit one to labels of it"
+                f"'{path}' is fitted to space {fitted}, not {space.name}: fit one to labels of {space.name}"
             )
-        if told.get("space_sha256") != fingerprint(space):
-            raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it anew")
+        if metadata.get("space_sha256") != fingerprint(space):
+            raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it again")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]
-            found = cls(space, layers, tensors["centre"], tensors["scale"], told["weights_sha256"])
-            found.predict(space.smallest)
+            predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"])
+            predictor.predict(space.smallest)
         except (KeyError, IndexError, RuntimeError):
-            raise IntegrityError(f"the tensors in '{path}' do not make a predictor: fit it anew") from None
-        return found
+            raise IntegrityError(f"the tensors in '{path}' do not make a predictor: fit it again") from None
+        return predictor
 
 
 def fingerprint(space: Space) -> str:
-    """The SHA-256 of a space's definition: its genes, and the cost of its ends."""
+    """The SHA-256 of a space's definition: its genes, and the MACs of its smallest and largest sub-net."""
     ends = space.macs(np.concatenate([space.smallest, space.largest])).tolist()
     return hashlib.sha256(json.dumps([space.name, [asdict(gene) for gene in space.genes], ends]).encode()).hexdigest()
 
 
 def features(space: Space, genes: Genes) -> np.ndarray:
-    """What a predictor sees, float32 [n, F]: the genes one-hot, their levels (depths among them), the logarithm of the
-    MACs. Levels and MACs lie in [-1, 1]; -1 is a gene without effect."""
+    """The input of a predictor, float32 [n, F]: one-hot genes, their levels, and the logarithm of the MACs.
+
+    Levels and MACs lie in [-1, 1]; a gene without effect has level -1.
+    """
     levels = 2 * (genes + 1) / space.choices * space.active(genes) - 1
     low, high = np.log(space.macs(np.concatenate([space.smallest, space.largest])))
     cost = 2 * (np.log(space.macs(genes)) - low) / (high - low) - 1
@@ -102,7 +106,7 @@ def features(space: Space, genes: Genes) -> np.ndarray:
 
 
 def _forward(layers: Layers, x: Tensor) -> Tensor:
-    """Features [n, F], or a batch of each member's own [M, n, F], to standardised accuracies [M, n, 2]."""
+    """Features [n, F], or [M, n, F] with a batch for each member, to standardised accuracies [M, n, 2]."""
     z = x.expand(len(layers[0][0]), *x.shape[-2:])
     for place, (weight, bias) in enumerate(layers):
         z = torch.baddbmm(bias, F.silu(z, inplace=not z.requires_grad) if place else z, weight)
@@ -122,20 +126,19 @@ def fit(
     rank: float = 0.5,
     seed: int = 0,
 ) -> Predictor:
-    """Fit a predictor: members differ by their start and by the labels, drawn with replacement, that they learn from.
+    """Fit a predictor. Members differ by their initial weights and by their labels, drawn with replacement.
 
     Args:
         members: MLPs, trained at once.
-        weight_decay: decoupled, as of one label: it is divided by their number, since the more is measured, the less
-            need be assumed.
+        weight_decay: decoupled weight decay for one label; it is divided by the number of labels.
         rank: weight of the pairwise loss beside the squared error: the cross-entropy of "which of the two is better"
-            (RankNet, Burges et al. 2005), where the labels' own difference tells how sure that is.
+            (RankNet, Burges et al. 2005), with the sigmoid of the labels' difference as the target.
 
     Raises:
         UsageError: there are too few labels.
     """
     if len(labels) < LEAST or members < 1:
-        raise UsageError(f"a predictor takes {LEAST} labels and 1 member at least, not {len(labels)} and {members}")
+        raise UsageError(f"a predictor needs at least {LEAST} labels and 1 member, not {len(labels)} and {members}")
     seeded = torch.Generator().manual_seed(seed)
     target = torch.from_numpy(labels.accuracy).float()
     centre, scale = target.mean(0), target.std(0).clamp_min(1e-6)
@@ -170,13 +173,13 @@ def fit(
 
 @dataclass(frozen=True)
 class Score:
-    """Predictions of one accuracy against labels that were not learned from; None where undefined.
+    """The error of one predicted accuracy on unseen labels; None where undefined.
 
     Attributes:
-        tau: Kendall's rank correlation. The labels' own noise keeps it below 1.
+        tau: Kendall's rank correlation. The noise of the labels keeps it below 1.
         mae, bias: mean of the absolute and of the signed error (predicted - measured).
         spread: correlation of the members' spread with the absolute error.
-        coverage: share of errors within two standard deviations, of the members and of the label's images together.
+        coverage: share of errors within two standard deviations, of members and label noise together.
     """
 
     tau: float | None
@@ -188,7 +191,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a predictor is on ``n`` unseen sub-nets."""
+    """The errors of a predictor on ``n`` unseen sub-nets."""
 
     n: int
     clean: Score
@@ -196,19 +199,18 @@ class Scores:
 
 
 def score(predictor: Predictor, labels: Labels) -> Scores:
-    """Of ``predictor`` on ``labels`` that it has not seen."""
+    """The errors of ``predictor`` on unseen ``labels``."""
     return _scores(labels, *predictor.predict(labels.genes))
 
 
 def cross_validated(space: Space, labels: Labels, *, folds: int = 5, seed: int = 0, **settings: Any) -> Scores:
-    """Of predictors as :func:`fit` makes them with these ``settings``: each sub-net is judged by one that was fitted
-    to the other folds only.
+    """The errors of predictors that :func:`fit` makes with ``settings``, each on the fold that it has not seen.
 
     Raises:
-        UsageError: there are too few labels.
+        UsageError: there are fewer labels than folds.
     """
     if not 2 <= folds <= len(labels):
-        raise UsageError(f"{len(labels)} labels cannot be cut into {folds} folds")
+        raise UsageError(f"{len(labels)} labels cannot be divided into {folds} folds")
     mean, spread = np.empty((2, len(labels), 2))
     for unseen in np.array_split(np.random.default_rng(seed).permutation(len(labels)), folds):
         seen = np.setdiff1d(np.arange(len(labels)), unseen)

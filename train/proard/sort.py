@@ -1,6 +1,6 @@
-"""Sort the channels of a dynamic net by importance: its sub-nets take the leading ones, which should be the best.
+"""Sort the channels of a dynamic net by importance, because its sub-nets take the leading channels.
 
-To be done before sub-nets with fewer channels are trained: it changes which channels a smaller sub-net has.
+Sort before sub-nets with fewer channels are trained: sorting changes their channels.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from zoo.train.proard.elastic import Elastic
 
 
 class Axis(NamedTuple):
-    """Channels that some layers share: permuted in all of them, they leave the function as it is."""
+    """Layers that share channels: the same permutation in all of them keeps the function of the net."""
 
-    out: list[Any]  # put the channels out: dimension 0 of all their tensors
-    into: list[Any]  # take them in: dimension 1 of the weight, whose L1 norm is a channel's importance
-    beside: tuple[Any, ...] = ()  # take them in too, but have no say in the importance
+    out: list[Any]  # layers that output the channels: dimension 0 of all their tensors
+    into: list[Any]  # layers that read them: dimension 1 of the weight, whose L1 norm is a channel's importance
+    beside: tuple[Any, ...] = ()  # layers that read them without a part in the importance
 
 
 @torch.no_grad()
 def sort_hidden(net: Elastic) -> None:
-    """Permute, in place, the hidden channels of every block (of a plain net, the channels of every stage) by descending
-    L1 norm of the weights that take them in. The largest sub-net computes what it did, up to rounding.
+    """Sort the hidden channels of every block, or the channels of every stage of a plain net, in place.
+
+    The order is by descending L1 norm of the weights that read a channel. The largest sub-net keeps its function, up
+    to rounding.
 
     Raises:
-        UsageError: shortcuts tie channels of blocks that have different numbers of them.
+        UsageError: a shortcut connects blocks with different numbers of channels.
     """
     for axis in _axes(net.full):
         importance = torch.stack([module.weight.abs().transpose(0, 1).flatten(1).sum(1) for module in axis.into]).sum(0)
@@ -61,15 +63,15 @@ def _axes(full: Classifier) -> Iterator[Axis]:
 
 
 def _stages(blocks: list[ConvBlock], head: nn.Linear) -> list[Axis]:
-    """The channels of plain blocks: a shortcut makes those that a block puts out the ones that it takes in."""
+    """The axes of plain blocks; blocks with a shortcut share the axis of their input."""
     axes: list[Axis] = []
     for block, reader in zip(blocks, [*(after.conv for after in blocks[1:]), head], strict=False):
         if not block.shortcut:
             axes.append(Axis([], []))
         elif block.conv.in_channels != block.conv.out_channels:
             raise UsageError(
-                f"channels cannot be sorted: a shortcut ties {block.conv.in_channels} of them to "
-                f"{block.conv.out_channels}, so choose a space with one width for a stage"
+                f"channels cannot be sorted: a shortcut connects {block.conv.in_channels} to "
+                f"{block.conv.out_channels} channels, so choose a space with one width for a stage"
             )
         axes[-1].out.extend((block.conv, block.bn))
         axes[-1].into.append(reader)

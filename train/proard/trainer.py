@@ -24,12 +24,12 @@ from zoo.weights.load import find
 class SupernetTrainer(Trainer):
     """A run that trains a dynamic net.
 
-    All sub-nets learn by the recipe's method, from a frozen teacher if it needs one; where the largest is the teacher,
-    it learns by ``supernet.own`` itself. A step's gradient is the sum over its sub-nets: their mean learns more slowly.
+    All sub-nets learn by the recipe's method, from a frozen teacher if it needs one. If the largest sub-net is the
+    teacher, it learns by ``supernet.own``. The gradient of a step is the sum over its sub-nets: a mean learns slower.
     """
 
     net: Elastic
-    fused = False  # a step leaves blocks untouched, and fused SGD wants gradients of all parameters or none
+    fused = False  # fused SGD needs gradients of all parameters or none, and a step may use only some blocks
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -43,7 +43,7 @@ class SupernetTrainer(Trainer):
 
     @property
     def in_place(self) -> bool:
-        """Whether the largest sub-net is the teacher, as it is now."""
+        """Whether the current largest sub-net is the teacher."""
         return self.recipe.teacher is not None and self.recipe.teacher.name == "largest"
 
     @property
@@ -60,24 +60,24 @@ class SupernetTrainer(Trainer):
             sort_hidden(net)
 
     def parallel(self, net: nn.Module) -> nn.Module:
-        return net  # gradients come from several backward passes: train_step reduces them once
+        return net  # train_step reduces the gradients once, after several backward passes
 
     # -- a step ------------------------------------------------------------------------------------------------
 
     def drawn(self, step: int) -> list[Spec]:
-        """The sub-nets of a step, without the largest."""
+        """The sub-nets of a step without the largest."""
         key = step if self.supernet.redraw == "step" else step // self.steps_per_epoch
         rng = np.random.default_rng((self.recipe.train.seed, self.position.attempt, key))
         progress = self.progress(self.position.seconds)
         return [self.space.spec(row) for row in drawn(self.space, self.supernet, progress, rng)]
 
     def subnet_step(self, spec: Spec, batch: Batch, answer: Answer | None) -> Step:
-        """``batch`` and the sub-net ``spec``: attacked by its batch statistics, without moving the running ones."""
+        """``batch`` and the sub-net ``spec``, which is attacked with its batch statistics."""
         live, attacked = self.net.subnet(spec), self.net.subnet(spec, attacked=True)
         return Step(attacked, live, batch, self.recipe.attack, teacher=self.teacher, answer=answer)
 
     def refined(self, method: Method, step: Step, shared: Tensor | None) -> Tensor:
-        """The adversarial images of a sub-net: its own, or the shared ones after ``refine`` steps of PGD on it."""
+        """The adversarial images of a sub-net: from an attack on it, or shared ones after ``refine`` PGD steps."""
         if shared is None:
             return method.attacked(step)
         if not self.supernet.refine:
@@ -87,7 +87,7 @@ class SupernetTrainer(Trainer):
         return adversary.pgd(step.net, ball, ball.project(shared), method.objective(step), **how)
 
     def train_step(self) -> Tensor:
-        """One update of the shared weights; returns the mean loss of its sub-nets, without waiting for it."""
+        """Update the shared weights once. The mean loss of the sub-nets is returned without a synchronisation."""
         settings, method, now = self.supernet, self.recipe.method, self.position.step
         batch, others, full = self.batch(now), self.drawn(now), self.net.full.spec
         total = torch.zeros((), device=self.device)
@@ -99,10 +99,10 @@ class SupernetTrainer(Trainer):
             shared = None
             if settings.attacker != "each":
                 attacker = full if settings.attacker == "largest" else others[-1]
-                by = method if others else learners[0][0]
-                shared = by.attacked(self.subnet_step(attacker, batch, answer))
-            for learning, spec, given in learners:
-                step = self.subnet_step(spec, batch, given)
+                attacking = method if others else learners[0][0]
+                shared = attacking.attacked(self.subnet_step(attacker, batch, answer))
+            for learning, spec, soft in learners:
+                step = self.subnet_step(spec, batch, soft)
                 loss = learning.loss(step, self.refined(learning, step, shared))
                 self.accelerator.backward(loss)
                 total += loss.detach()
@@ -122,8 +122,8 @@ class SupernetTrainer(Trainer):
 
     @property
     def judges(self) -> dict[str, Spec]:
-        """The sub-nets by which a run is judged, of those that it trains by its end: the smallest, the one in the
-        middle of all choices, the largest; where it trains the largest alone, that one."""
+        """The sub-nets that the guard evaluates: the smallest that the run trains, the middle one and the largest; only
+        the largest if the run trains no other."""
         space, settings, judges = self.space, self.supernet, {"largest": self.space.largest}
         if settings.smallest or settings.random:
             low = least(space, settings, 1.0)
@@ -131,11 +131,11 @@ class SupernetTrainer(Trainer):
         return {name: space.spec(space.canonical(genes)[0]) for name, genes in judges.items()}
 
     def averaged(self) -> nn.Module:
-        """The averaged dynamic net: its sub-nets have statistics only once they are frozen."""
+        """The averaged dynamic net, without statistics: each sub-net gets them when it is frozen."""
         return self.ema.module
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
-        """Clean and PGD accuracy of the middle sub-net; of the averaged net, the mean over all that judge it."""
+        """Clean and PGD accuracy of the middle sub-net, or for the averaged net the mean over :attr:`judges`."""
         assert isinstance(net, Elastic)
         judges = self.judges
         if net is self.net:
@@ -145,12 +145,12 @@ class SupernetTrainer(Trainer):
             frozen = net.freeze(spec, self.samples(self.recipe.ema.recalibrate))
             clean, pgd = super().guarded_accuracy(frozen)
             self.judged[name] = {"clean": clean, "pgd": pgd}
-        found = [self.judged[name] for name in judges]
-        return sum(one["clean"] for one in found) / len(found), sum(one["pgd"] for one in found) / len(found)
+        clean, pgd = (sum(self.judged[name][key] for name in judges) / len(judges) for key in ("clean", "pgd"))
+        return clean, pgd
 
     def metrics(self) -> dict[str, Any]:
-        """Clean and PGD accuracy of the averaged sub-nets by which the run is judged."""
-        return {f"{name}_{key}": value for name, one in self.judged.items() for key, value in one.items()}
+        """Clean and PGD accuracy of the averaged sub-nets in :attr:`judges`."""
+        return {f"{name}_{key}": value for name, both in self.judged.items() for key, value in both.items()}
 
     def weights(self) -> dict[str, Tensor]:
         return self.ema.module.released(self.samples(self.recipe.ema.recalibrate))

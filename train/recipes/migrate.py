@@ -1,9 +1,9 @@
-"""Recipes as they were written before methods had a section of their own, in today's keys.
+"""Migration of older recipes, which have no ``[method]`` section.
 
-``[train]`` held the method with ``beta`` and ``label_smoothing``, ``[distill]`` a static student's teacher, and
-``[supernet]`` that of sub-nets with their loss. Phases of one file share these sections, so what a phase's method did
-not use by its definition (``beta`` and ``soft`` without the term that they weigh, tutors without an attention loss,
-attack steps of a method without an attack) is dropped.
+``[train]`` held the method with ``beta`` and ``label_smoothing``, ``[distill]`` the teacher of a static student, and
+``[supernet]`` the teacher and the loss of sub-nets. The phases of a file share these sections, so settings that the
+method of a phase does not use are dropped: ``beta`` and ``soft`` without the term that they weigh, tutors without an
+attention loss, attack steps without an attack.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ RENAMED = {
 
 
 def migrated(data: dict[str, Any], origin: str) -> dict[str, Any]:
-    """``data``, a recipe, in today's keys; it is returned as it is if it has no old ones.
+    """The recipe ``data`` with today's keys; without old keys it is returned unchanged.
 
     Raises:
-        UsageError: old keys in a recipe with today's, or that never went together.
+        UsageError: old keys beside new ones, or old keys that could never be combined.
     """
     sections = {key: value for key in ("train", "distill", "supernet") if isinstance(value := data.get(key), dict)}
     old = [f"{section}.{key}" for section, keys in sections.items() for key in keys if f"{section}.{key}" in RENAMED]
@@ -49,12 +49,12 @@ def migrated(data: dict[str, Any], origin: str) -> dict[str, Any]:
     own = {"name": name} | {key: train.pop(key) for key in ("beta", "label_smoothing") if key in train}
     try:
         if name not in ("natural", "pgd-at", "trades", "mart", "n-fgsm"):
-            data["method"] = {"name": name}  # which the schema refuses
+            data["method"] = {"name": name}  # the schema refuses it
         elif "beta" in own and name not in ("trades", "mart"):
-            raise ValueError(f"method '{name}' does not use 'train.beta': take it out")
+            raise ValueError(f"method '{name}' does not use 'train.beta': remove it")
         elif supernet is not None:
             if distill is not None:
-                raise ValueError("[supernet] names its teacher itself: take [distill] out")
+                raise ValueError("[supernet] names its teacher itself: remove [distill]")
             _sub_nets(data, supernet, own)
         elif distill is not None:
             _student(data, dict(distill), own)
@@ -70,9 +70,7 @@ def migrated(data: dict[str, Any], origin: str) -> dict[str, Any]:
 def _student(data: dict[str, Any], distill: dict[str, Any], own: dict[str, Any]) -> None:
     name = own.pop("name")
     if name == "mart":
-        raise ValueError(
-            "mart weighs images by the student's own mistakes, and takes no [distill]: choose another method"
-        )
+        raise ValueError("mart weighs images by the student's mistakes and takes no [distill]: choose another method")
     names = {"teacher": "name", "versions": "versions"}
     data["teacher"] = {new: distill.pop(old) for old, new in names.items() if old in distill}
     attended = distill.get("gamma", 1.0)
@@ -83,7 +81,7 @@ def _student(data: dict[str, Any], distill: dict[str, Any], own: dict[str, Any])
         return
     if attended:
         raise ValueError(
-            f"attention maps are compared on clean images, which {name} does not have: "
+            f"attention maps are compared on clean images, which {name} does not use: "
             "set distill.gamma = 0, or choose natural or trades"
         )
     distill.pop("gamma")

@@ -1,4 +1,4 @@
-"""From a recipe's TOML file to its phases: presets, overrides, and what each phase changes."""
+"""From a recipe's TOML file to its phases: presets, overrides and the changes of each phase."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ RENAMED = {"nfgsm-p4": "ard-p4-w15", "nfgsm-p12": "ard-p12-w15", "nfgsm-p30": "a
 
 
 def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> Recipe:
-    """The recipe in the file ``source``, or the published one of that name, which has one phase only.
+    """The only phase of the recipe ``source``.
 
-    Args and errors are those of :func:`load_phases`; UsageError also where the recipe has several phases.
+    Args and errors are those of :func:`load_phases`; UsageError also for a recipe with several phases.
     """
     phases = load_phases(source, overrides=overrides, preset=preset)
     if list(phases) != [ONLY]:
-        raise UsageError(f"'{source}' has the phases {', '.join(phases)}: train it with zoo train, or take one of them")
+        raise UsageError(f"'{source}' has the phases {', '.join(phases)}: train it with zoo train, or choose one")
     return phases[ONLY]
 
 
 def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> dict[str, Recipe]:
-    """The phases of the recipe in the file ``source``, or of the published one of that name, in order.
+    """The phases of the recipe in the file ``source``, or of the published recipe of that name, in order.
 
-    A ``[phase.NAME]`` table holds what that phase changes in the rest of the file, as dotted keys. A recipe without
-    any is one phase, called "train". Of a recipe with a ``[search]``, the phases after the one called "search" have
-    the architecture and the tutors that it finds; until then, the largest architecture stands in.
+    A ``[phase.NAME]`` table changes keys of the rest of the file for that phase, as dotted keys. Without such tables
+    there is one phase, called "train". With a ``[search]``, the phases after the phase "search" get the architecture
+    and the tutors that it finds; until then they have the largest architecture.
 
     Args:
-        overrides: ``"train.epochs=2"`` strings, for all phases, or ``"phase.trades.train.epochs=2"``, for one;
+        overrides: strings such as ``"train.epochs=2"`` for all phases, or ``"phase.trades.train.epochs=2"`` for one;
             values are TOML, bare words are strings.
-        preset: apply the recipe's ``[preset.NAME]`` table first, whose keys are like those of overrides.
+        preset: apply the recipe's ``[preset.NAME]`` table before the overrides; its keys are like theirs.
 
     Raises:
-        UsageError: no such file; not TOML; a key or value that the schema refuses (the nearest key is named).
+        UsageError: there is no such file, it is not TOML, or the schema refuses a key or value.
     """
     path = _find(source)
     try:
@@ -60,24 +60,24 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UsageError(f"--set wants KEY=VALUE, such as train.epochs=2, not '{override}'")
+            raise UsageError(f"--set needs KEY=VALUE, such as train.epochs=2, not '{override}'")
         changes[key.strip()] = _toml_value(text.strip())
     tables = data.pop("phase", {}) or {ONLY: {}}
     for key in changes:
         if key.startswith("phase.") and (key.count(".") < 2 or key.split(".")[1] not in tables):
             raise UsageError(f"'{key}' names no key of a phase of '{path.name}' (it has: {', '.join(tables)})")
     phases = {}
-    for phase, own in tables.items():
+    for phase, table in tables.items():
         changed = copy.deepcopy(data)
-        for key, value in {**own, **_changes_of(phase, changes)}.items():
-            if isinstance(value, dict) and _is_section(key):  # or it would replace all of that section
+        for key, value in {**table, **_changes_of(phase, changes)}.items():
+            if isinstance(value, dict) and _is_section(key):  # it would replace the whole section
                 raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
             _set(changed, key, {"name": value} if key == "method" else value)
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
         if recipe.supernet and recipe.teacher and recipe.teacher.name not in ("largest", *list(phases)[:-1]):
-            find(recipe.teacher.name, folders=True, pretrained=False)  # or it would be missed after the phases before
+            find(recipe.teacher.name, folders=True, pretrained=False)  # refuse now, not after the phases before
         if isinstance(recipe.method, RnasCL) and recipe.method.tutors == SEARCHED and SEARCH not in phases:
             raise UsageError(
                 f"{path.name}: method.tutors = 'searched' needs a phase 'search' before '{phase}': "
@@ -93,23 +93,23 @@ def _is_section(key: str) -> bool:
 
 
 def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """The changes that concern ``phase``: those for all, and then those under "phase.NAME."."""
-    mine = f"phase.{phase}."
+    """The changes for ``phase``: first those for all phases, then those under "phase.NAME."."""
+    prefix = f"phase.{phase}."
     everywhere = {key: value for key, value in changes.items() if not key.startswith("phase.")}
-    return everywhere | {key.removeprefix(mine): value for key, value in changes.items() if key.startswith(mine)}
+    return everywhere | {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
 
 
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
-    """``data`` with its space's largest network as its architecture, and without [search] in all other phases."""
+    """``data`` with the largest architecture of its space, and without [search] unless ``phase`` is the search."""
     search = data.get("search")
     if isinstance(search, dict) and "space" in search:
         if "arch" in data:
-            raise UsageError("a recipe has an [arch] or a [search], which finds one: take one of them out")
+            raise UsageError("a [search] finds the architecture: remove [arch] or [search]")
         data["arch"] = search_space(str(search["space"])).largest.to_dict()
     supernet = data.get("supernet")
     if isinstance(supernet, dict) and "space" in supernet:
         if "arch" in data:
-            raise UsageError("a recipe has an [arch] or a [supernet], which has many: take one of them out")
+            raise UsageError("the space of [supernet] has the architectures: remove [arch] or [supernet]")
         space = space_called(str(supernet["space"]))
         data["arch"] = space.spec(space.largest[0]).to_dict()
     if phase != SEARCH:
@@ -118,7 +118,7 @@ def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:
 
 
 def _with_arch(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` with the architecture of the model that it starts from, unless it names one itself."""
+    """``data`` with the architecture of its start model, unless it has an [arch]."""
     if "start" in data and "arch" not in data:
         data["arch"] = find(str(data["start"]), folders=True, pretrained=False).spec.to_dict()
     return data

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from zoo.datasets import DATASETS, dataset_called
 from zoo.specs import ArchSpec, cost
@@ -21,8 +22,28 @@ ONLY, SEARCH = "train", "search"  # names of phases
 
 if TYPE_CHECKING:
     from zoo.train.methods.method import Method as AnyMethod
-else:  # whichever of the table has the name
+else:  # the class in the table that has this name
     AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+def _reading(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``read`` as a validator, for which pydantic needs a ValueError in place of a UsageError."""
+
+    def validated(value: Any) -> Any:
+        try:
+            return read(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    return validated
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_reading(parse_count))]
+DatasetName = Annotated[str, AfterValidator(_reading(lambda name: dataset_called(name).name))]
+SpaceName = Annotated[str, AfterValidator(_reading(lambda name: space_called(name).name))]
+SearchSpaceName = Annotated[str, AfterValidator(_reading(lambda name: search_space(name).name))]
 
 
 class Train(Section):
@@ -70,56 +91,44 @@ class TeacherSettings(Section):
     """The trained model that a method learns from."""
 
     name: str = Field(
-        description="a name of the registry, or the path of a model folder; of a dynamic net also 'largest', its own "
-        "largest sub-net as it is now, and the name of an earlier phase; 'none' where a phase has no teacher"
+        description="a name of the registry, the path of a model folder, or 'none'; for a dynamic net also 'largest', "
+        "its current largest sub-net, or the name of an earlier phase"
     )
     versions: int = Field(
         0,
         ge=0,
-        description="augmented versions of each image, drawn once, on which the teacher's answers are computed once "
-        "and stored in the cache (3.4 GB for four of CIFAR-10 and 34 layers); 0: each batch is augmented and answered "
-        "anew",
+        description="number of fixed augmented versions of each image, whose answers are computed once and cached "
+        "(3.4 GB for four of CIFAR-10 and 34 layers); 0: no cache, each batch is newly augmented",
     )
 
 
 class Search(Section):
     """RNAS-CL's search over widths and tutors (eq. 2)."""
 
-    space: str = Field(description="s3, s5, s7, m, l, is, im or i")
-    budget: int = Field(description="MACs, such as 15M: the target of the search, a limit of the freeze")
+    space: SearchSpaceName = Field(description="s3, s5, s7, m, l, is, im or i")
+    budget: Count = Field(description="MACs, such as 15M: the target of the search, a limit of the freeze")
     latency: float = Field(1.0, ge=0, description="exponent of n_f = max(E/B, B/E), E the expected MACs; 0: no term")
-    tau: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (5.0, 0.056)
+    tau: tuple[Positive, Positive] = (5.0, 0.056)
     noise: Literal["gumbel", "normal"] = "gumbel"
     share: float = Field(0.2, gt=0, lt=1, description="of each batch that updates the Gumbel logits")
     lr: float = Field(0.01, gt=0, description="Adam's, on the Gumbel logits")
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _count(cls, value: Any) -> int:
-        try:
-            return parse_count(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
-
     @model_validator(mode="after")
     def _within_the_space(self) -> Search:
-        try:
-            space = search_space(self.space)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        space = search_space(self.space)
         low, high = cost(space.smallest).macs, cost(space.largest).macs
         if self.budget < low:
             raise ValueError(
                 f"space {self.space} has no network within {format_count(self.budget)} MACs: "
-                f"its own go from {format_count(low)} to {format_count(high)}"
+                f"its networks have {format_count(low)} to {format_count(high)}"
             )
         return self
 
 
 class Supernet(Section):
-    """Training of a dynamic net (ProARD): which sub-nets a step trains, and on whose adversarial images."""
+    """Training of a dynamic net (ProARD): which sub-nets a step trains, and on which adversarial images."""
 
-    space: str = Field(description="tiny, resnet or mbv3")
+    space: SpaceName = Field(description="tiny, resnet or mbv3")
     largest: float = Field(1.0, ge=0, le=1, description="share of the steps that train the largest sub-net ...")
     smallest: bool = Field(True, description="... and the smallest in all: the sandwich rule (Yu and Huang 2019)")
     random: int = Field(2, ge=0, description="sub-nets drawn beside them")
@@ -128,45 +137,36 @@ class Supernet(Section):
         ("width", "depth", "kernel", "expand"), description="what varies; all else is as in the largest sub-net"
     )
     choices: int | None = Field(None, ge=1, description="only so many choices of the kind that elastic names last")
-    opening: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+    opening: tuple[Share, Share] = Field(
         (0.0, 0.0), description="shares of the run between which smaller choices become available"
     )
     attacker: Literal["each", "largest", "random"] = Field(
-        "each", description="whose adversarial images a sub-net learns from: its own, or those a step shares"
+        "each", description="each sub-net attacks itself, or all sub-nets of a step share the images of one"
     )
-    refine: int = Field(0, ge=0, description="PGD steps of its own that each sub-net takes from the shared images")
+    refine: int = Field(0, ge=0, description="PGD steps that each sub-net adds to the shared images")
     own: AnyMethod | None = Field(
-        None, description="the method of the largest sub-net where it is the teacher, and so has none itself"
+        None, description="the method of the largest sub-net where it is the teacher, and so has no teacher itself"
     )
-    sort: bool = Field(False, description="sort channels by importance first: so before expand opens in ProARD")
-
-    @field_validator("space")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        try:
-            space_called(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
-        return value
+    sort: bool = Field(False, description="sort channels by importance first, as ProARD does before expand opens")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Supernet:
         if self.largest < 1 and not (self.smallest or self.random):
             raise ValueError("a step trains no sub-net: set largest = 1, smallest or random")
         if self.attacker == "random" and not self.random:
-            raise ValueError("attacker = 'random' wants a sub-net drawn at random: set random = 1 or more")
+            raise ValueError("attacker = 'random' needs a sub-net drawn at random: set random = 1 or more")
         if self.attacker == "each" and self.refine:
-            raise ValueError("refine goes on from shared images: set attacker = 'largest' or 'random', or refine = 0")
+            raise ValueError("refine needs shared images: set attacker = 'largest' or 'random', or refine = 0")
         if self.opening[0] > self.opening[1]:
             raise ValueError("opening ends before it begins: give two shares in ascending order")
         return self
 
 
 class Predictor(Section):
-    """The accuracy-robustness predictor of a dynamic net: fitted after its training to sub-nets measured then."""
+    """The accuracy-robustness predictor of a dynamic net, fitted after the training to measured sub-nets."""
 
     subnets: int = Field(300, ge=20, description="sub-nets measured")
-    images: int = Field(1000, ge=10, le=1000, description="held-out training images that each is measured on")
+    images: int = Field(1000, ge=10, le=1000, description="held-out training images to measure each sub-net on")
     steps: int = Field(10, ge=1, description="of PGD")
     members: int = Field(5, ge=2, description="of the ensemble")
 
@@ -176,9 +176,9 @@ class Recipe(Section):
     description: str
     family: str
     paper: str | None = None
-    dataset: str = Field("cifar10", description="a name of zoo.datasets; [arch] takes from it what it leaves out")
-    start: str | None = Field(None, description="model whose weights the first phase starts from: a name or a folder")
-    arch: ArchSpec = Field(description="that of start where it is left out")
+    dataset: DatasetName = Field("cifar10", description="a name of zoo.datasets; it completes [arch]")
+    start: str | None = Field(None, description="a name or a folder: the first phase starts from this model's weights")
+    arch: ArchSpec = Field(description="by default the architecture of start")
     method: AnyMethod
     teacher: TeacherSettings | None = None
     train: Train
@@ -189,15 +189,7 @@ class Recipe(Section):
     search: Search | None = None
     supernet: Supernet | None = None
     predictor: Predictor = Predictor()
-    reported: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, description="the paper's, by protocol")
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        try:
-            return dataset_called(value).name
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+    reported: dict[str, Share] = Field({}, description="accuracies that the paper reports, by protocol")
 
     @model_validator(mode="before")
     @classmethod
@@ -226,14 +218,16 @@ class Recipe(Section):
             raise ValueError(f"method '{method.name}' needs a teacher: set teacher.name")
         if self.teacher and not method.takes_teacher:
             known = ", ".join(name for name, one in METHODS.items() if one.takes_teacher)
-            raise ValueError(f"method '{method.name}' uses no teacher: take [teacher] out, or choose one of {known}")
+            raise ValueError(f"method '{method.name}' uses no teacher: remove [teacher], or choose one of {known}")
         if self.teacher and self.teacher.versions and (supernet or (method.needs and method.needs.adversarial)):
-            raise ValueError("only answers on clean images to a net of its own are cached: set teacher.versions = 0")
+            raise ValueError(
+                "answers are cached on clean images only, and not for a [supernet]: set teacher.versions = 0"
+            )
         if search and not (isinstance(method, RnasCL) and method.hard == "natural" and method.needs):
             raise ValueError("a search needs method.name = 'rnascl' with hard = 'natural', and kl or gamma above 0")
         if self.train.int8 and (search or self.train.precision != "fp32"):
             raise ValueError(
-                "train.int8 = true wants train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
+                "train.int8 = true needs train.precision = 'fp32' (bf16 rounds more coarsely) and no search"
             )
         if supernet:
             self._fits_a_supernet(supernet)
@@ -243,18 +237,18 @@ class Recipe(Section):
 
     def _fits_a_supernet(self, supernet: Supernet) -> None:
         if self.search or self.train.int8:
-            raise ValueError("[supernet] goes with neither [search] nor train.int8")
+            raise ValueError("[supernet] cannot be combined with [search] or train.int8")
         known = [name for name, one in METHODS.items() if one.trains_subnets()]
         if self.train.compile or self.method.name not in known:
             raise ValueError(
-                f"a [supernet] wants train.compile = false (its nets change with every step) "
+                f"a [supernet] needs train.compile = false (its nets change with every step) "
                 f"and method {', '.join(known[:-1])} or {known[-1]}"
             )
         in_place = self.teacher is not None and self.teacher.name == "largest"
         if supernet.own and not in_place:
-            raise ValueError("supernet.own is for teacher.name = 'largest': without it all sub-nets learn by [method]")
+            raise ValueError("supernet.own needs teacher.name = 'largest': otherwise all sub-nets learn by [method]")
         if in_place and supernet.largest and not supernet.own:
-            raise ValueError("the largest sub-net has no teacher itself: set supernet.own, such as { name = 'pgd-at' }")
+            raise ValueError("the largest sub-net has no teacher: set supernet.own, such as { name = 'pgd-at' }")
         if supernet.own:
             supernet.own.check(self.attack)
             if supernet.own.needs or supernet.own.name not in known:
@@ -262,17 +256,17 @@ class Recipe(Section):
 
 
 def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
-    """The recipe that ``data``, the contents of the file ``origin``, stands for, old keys included.
+    """The recipe with the contents ``data`` of the file ``origin``; keys of older recipes are read too.
 
     Raises:
-        UsageError: in one sentence, the first key or value that is wrong.
+        UsageError: a key or value is wrong; the sentence names the first.
     """
     try:
         return Recipe.model_validate(migrated(data, origin))
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
-        tagged = [part for part in first["loc"] if part in METHODS]  # the tag of the union, which is no key
+        reason = first["msg"].removeprefix("Value error, ")
+        tagged = [part for part in first["loc"] if part in METHODS]  # the tag of the union is not a key
         where = [str(part) for part in first["loc"] if part not in tagged]
         if first["type"] == "extra_forbidden" and tagged:
             settings = [key for key in METHODS[tagged[0]].model_fields if key != "name"]
@@ -285,7 +279,9 @@ def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
             known, tag = first["ctx"]["expected_tags"].replace("'", ""), str(first["ctx"]["tag"])
             hint = nearest(tag, known.split(", "))
             raise UsageError(f"{origin}: {'.'.join(where)} '{tag}' is unknown{hint} (known are: {known})") from None
-        raise UsageError(f"{origin}: '{'.'.join(where)}' is wrong: {said}" if where else f"{origin}: {said}") from None
+        raise UsageError(
+            f"{origin}: '{'.'.join(where)}' is wrong: {reason}" if where else f"{origin}: {reason}"
+        ) from None
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
@@ -294,7 +290,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         section = field.annotation if field is not None else section
-        if not hasattr(section, "model_fields"):  # a union: of architectures, told by their tag, or with None
+        if not hasattr(section, "model_fields"):  # a union of architectures, which a tag selects, or one with None
             members = [m for m in getattr(section, "__args__", ()) if hasattr(m, "model_fields")]
             tagged = [m for m in members if "arch" in m.model_fields and m.model_fields["arch"].default == location[1]]
             section = next(iter(tagged or members), Recipe)

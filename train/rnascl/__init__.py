@@ -1,1 +1,1 @@
-"""RNAS-CL: robust architecture search by cross-layer distillation (Nath et al.; papers' equations in each module)."""
+"""RNAS-CL: robust architecture search by cross-layer distillation (Nath et al. 2023)."""

@@ -7,23 +7,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Noise = Literal["gumbel", "normal", "none"]
+Noise = Literal["gumbel", "normal"]
 
 
 def gumbel_softmax(v: Tensor, tau: float, *, noise: Noise = "gumbel", generator: torch.Generator) -> Tensor:
     """g_i = exp((v_i + e_i) / tau) / sum_j exp((v_j + e_j) / tau), over the last dimension of ``v`` [..., n].
 
     Args:
-        noise: ``gumbel`` draws e from Gumbel(0, 1), which makes argmax g a sample of softmax(v); ``normal`` from
-            N(0, 1), as RNAS-CL writes it; ``none`` leaves it out.
+        noise: ``gumbel`` draws e from Gumbel(0, 1), which makes argmax g a sample of softmax(v); ``normal`` draws
+            from N(0, 1), as RNAS-CL states it.
         generator: on the device of ``v``.
     """
     if noise == "gumbel":
         e = -torch.empty_like(v).exponential_(generator=generator).log()
-    elif noise == "normal":
-        e = torch.empty_like(v).normal_(generator=generator)
     else:
-        e = torch.zeros_like(v)
+        e = torch.empty_like(v).normal_(generator=generator)
     return ((v + e) / tau).softmax(-1)
 
 

@@ -1,4 +1,4 @@
-"""A search as pictures: expected MACs over the epochs, width probabilities, and the tutor of every layer."""
+"""Plots of a search: expected MACs over the epochs, width probabilities and tutors."""
 
 from __future__ import annotations
 
@@ -49,12 +49,15 @@ def _macs(axes: Any, found: Mapping[str, Any]) -> None:
 
 
 def _widths(axes: Any, found: Mapping[str, Any]) -> None:
-    """A column for every block, its choices stacked from the narrowest up, as blue as they are probable."""
+    """A column for each block with its widths from the bottom up; a darker blue is more probable."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shade = LinearSegmentedColormap.from_list("shade", ["white", "#0b6e99"])
     last = found["history"][-1]["width_probabilities"]
     chosen = [width for stage in found["spec"]["widths"] for width in stage]
     for block, (choices, p) in enumerate(zip(found["width_choices"], last, strict=True)):
         for width, share in zip(choices, p, strict=True):
-            axes.bar(block, 4, 0.86, width - 2, color=_shade(share), edgecolor="white")
+            axes.bar(block, 4, 0.86, width - 2, color=shade(float(share)), edgecolor="white")
             ink = "white" if share > 0.5 else "#1b1b1b"
             bold = "bold" if width == chosen[block] else "normal"
             axes.text(block, width, str(width), ha="center", va="center", fontsize=6.5, color=ink, fontweight=bold)
@@ -81,14 +84,8 @@ def _tutors(figure: Any, axes: Any, found: Mapping[str, Any]) -> None:
     figure.colorbar(image, ax=axes, label="probability", fraction=0.025, pad=0.01)
 
 
-def _shade(share: float) -> tuple[float, float, float]:
-    """White to the blue of the plots."""
-    white, blue = np.ones(3), np.array([11, 110, 153]) / 255
-    return tuple(white + (blue - white) * float(share))
-
-
 def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
-    """:func:`draw`, or a warning: a search is not lost for want of its picture, and the JSON has it all."""
+    """:func:`draw`, or a warning if it fails: the JSON file has all results."""
     try:
         draw(found, path)
     except Exception as error:

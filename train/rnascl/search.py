@@ -25,13 +25,13 @@ from zoo.train.teachers.attention import attention_loss, unit_maps
 from zoo.train.teachers.hooks import Taps
 from zoo.train.teachers.teacher import Answer, Teacher
 
-WEIGHTS, CHOICES = 0, 1  # what an update is for
+WEIGHTS, CHOICES = 0, 1  # what an update changes
 
 
 class Searcher(Trainer):
-    """A run of the search: the supernet's weights, and Gumbel logits over the widths and the tutors.
+    """A run of the search, which trains the supernet's weights and Gumbel logits of widths and tutors.
 
-    Each step updates the weights on the larger part of its batch, then the logits on the rest, by the same loss.
+    Each step updates the weights on the larger part of its batch, then the logits on the rest, with the same loss.
     """
 
     net: SuperNet
@@ -45,7 +45,7 @@ class Searcher(Trainer):
         self.taps = Taps(self.net)
         sizes = [len(choices) for choices in self.space.blocks]
         self.ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-        # One tensor for the widths of all blocks, one row of tutors for every student layer.
+        # One vector for the widths of all blocks, and a row of tutors for each student layer.
         self.widths = torch.zeros(sum(sizes), device=device, requires_grad=True)
         self.tutors = torch.zeros(len(self.taps.names), len(self.teacher.layers), device=device, requires_grad=True)
         self.choices_optimizer = torch.optim.Adam([self.widths, self.tutors], lr=settings.lr)
@@ -67,12 +67,12 @@ class Searcher(Trainer):
         return SuperNet(search_space(self.search.space))
 
     def own_parts(self) -> nn.Module | None:
-        return None  # all teacher layers teach all student layers here
+        return None  # the search has its own taps: all teacher layers teach all student layers
 
     # -- the loss ----------------------------------------------------------------------------------------------
 
     def blocks(self, v: Tensor) -> list[Tensor]:
-        """A vector over the width choices of all blocks, cut into blocks."""
+        """Split a vector over the width choices of all blocks into blocks."""
         return [v[a:b] for a, b in pairwise(self.ends)]
 
     def sample(self, key: int) -> tuple[list[Tensor], Tensor]:
@@ -88,12 +88,12 @@ class Searcher(Trainer):
         return temperature(min(1.0, self.progress(self.position.seconds)), *self.search.tau)
 
     def latency(self, g: list[Tensor]) -> Tensor:
-        """n_f = max(E/B, B/E)^p for expected MACs E and budget B: dimensionless, and least on the budget."""
+        """n_f = max(E/B, B/E)^p for expected MACs E and budget B: dimensionless, with its minimum of 1 at E = B."""
         ratio = (expected_macs(self.space, g) / self.search.budget).log().abs()
         return (self.search.latency * ratio).exp()
 
     def loss(self, x: Tensor, y: Tensor, answer: Answer, key: int) -> Tensor:
-        """(CE + kl KL(p, q) + gamma_s L_attn) n_f: RNAS-CL, eq. 2, at newly drawn Gumbel weights."""
+        """(CE + kl KL(p, q) + gamma_s L_attn) n_f for new Gumbel weights: RNAS-CL, eq. 2."""
         method = self.method
         with torch.set_grad_enabled(key == CHOICES):
             g, tutors = self.sample(key)
@@ -112,7 +112,7 @@ class Searcher(Trainer):
         return attention_loss(unit_maps(maps, self.method.map_size), teachers, tutors)
 
     def train_step(self) -> Tensor:
-        """One update of the weights, then one of the Gumbel logits; the teacher is asked once for both."""
+        """Update the weights, then the Gumbel logits, with one answer of the teacher for both."""
         x, y, _, rows = self.batch(self.position.step)
         with self.autocast():
             answer = self.teacher(x, rows)
@@ -122,7 +122,7 @@ class Searcher(Trainer):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-        with frozen(self.net, training=True):  # batch statistics: the running ones are of other widths
+        with frozen(self.net, training=True):  # batch statistics: the running ones belong to other widths
             held_out = self.loss(x[cut:], y[cut:], answer[slice(cut, len(x))], key=CHOICES)
             gradients = torch.autograd.grad(held_out, (self.widths, self.tutors))
         for logits, gradient in zip((self.widths, self.tutors), gradients, strict=True):
@@ -132,19 +132,19 @@ class Searcher(Trainer):
         self.position.step += 1
         return loss.detach()
 
-    # -- what is found -----------------------------------------------------------------------------------------
+    # -- result ------------------------------------------------------------------------------------------------
 
     def chosen(self) -> list[int]:
-        """The most probable width of every block, as an index of its choices, within the budget."""
+        """The most probable widths within the budget, as an index of the choices of each block."""
         return most_probable(self.space, self.blocks(self.widths), self.search.budget)
 
     def found_tutors(self) -> dict[str, str]:
-        """The most probable tutor of every student layer, by name."""
+        """The most probable tutor of each student layer, by name."""
         layers = self.teacher.layers
         return {name: layers[j] for name, j in zip(self.taps.names, self.tutors.argmax(1).tolist(), strict=True)}
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
-        """Clean and PGD accuracy of the chosen sub-net, on the weights that it shares."""
+        """Clean and PGD accuracy of the chosen sub-net, with shared weights."""
         assert isinstance(net, SuperNet)
         net.choose(self.chosen())
         return super().guarded_accuracy(net)
@@ -166,14 +166,14 @@ class Searcher(Trainer):
         }
 
     def chosen_spec(self) -> StagedSpec:
-        """The architecture that a freeze would give now."""
+        """The architecture of the current choices."""
         return self.space.spec([known[k] for known, k in zip(self.space.blocks, self.chosen(), strict=True)])
 
     def result(self) -> dict[str, Any]:
-        """The outcome of the search: the architecture, the tutors, and how they came about."""
+        """The contents of ``search.json``: architecture, tutors, cost and history of the search."""
         spec = self.chosen_spec()
         macs, params = cost(spec)
-        kept = ("epoch", "tau", "expected_macs", "chosen_macs", "width_probabilities", "tutor_probabilities")
+        keys = ("epoch", "tau", "expected_macs", "chosen_macs", "width_probabilities", "tutor_probabilities")
         return {
             "space": self.space.name,
             "budget": self.search.budget,
@@ -185,7 +185,7 @@ class Searcher(Trainer):
             "tutors": self.found_tutors(),
             "width_choices": [list(choices) for choices in self.space.blocks],
             "effort": self.effort(),
-            "history": [{key: epoch[key] for key in kept} for epoch in self.position.history],
+            "history": [{key: epoch[key] for key in keys} for epoch in self.position.history],
         }
 
     @classmethod
@@ -193,7 +193,7 @@ class Searcher(Trainer):
         return out / "search.json"
 
     def finish(self, out: Path) -> Path:
-        """Freeze: write the result to ``out/search.json``, whose path is returned."""
+        """Write the result to ``out/search.json`` and return its path."""
         if self.accelerator.is_main_process:
             write_atomic(self.leaves(out), (json.dumps(self.result()) + "\n").encode())
         return self.leaves(out)

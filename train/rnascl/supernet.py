@@ -1,4 +1,4 @@
-"""The supernet of a search space: one convolution a block at the largest width, its output masked (FBNetV2)."""
+"""The supernet of a search space: one convolution per block at the largest width, with a masked output (FBNetV2)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from zoo.train.spaces.rnascl import SearchSpace
 class SuperNet(Classifier):
     """The largest network of ``space``, each block's output multiplied by a mask over its channels.
 
-    With weights g_k on the choices f_k, block b gives sum_k g_k mask_k * z: a channel counts with the weight of the
-    choices that are wide enough to have it (FBNetV2, Wan et al. 2020, eq. 5; RNAS-CL, section 3.3). One forward pass
-    at the largest width serves all choices. Masks come with the call, or else from the buffer ``masks``.
+    With weights g_k of the choices f_k, a block outputs sum_k g_k mask_k * z: a channel has the weight of the choices
+    that contain it (FBNetV2, Wan et al. 2020, eq. 5; RNAS-CL, section 3.3). One forward pass at the largest width
+    computes all choices. The masks are an argument of the call, by default the buffer ``masks``.
     """
 
     masks: Tensor
@@ -28,7 +28,7 @@ class SuperNet(Classifier):
         super().__init__(largest.spec, largest.features, largest.head)
         self.space = space
         self.widest = [max(choices) for choices in space.blocks]
-        # Row k of a block is 1 on its first f_k channels; columns of all blocks lie side by side.
+        # Row k of a block is 1 on its first f_k channels; each block has its own columns.
         rows = [
             torch.tensor([[float(channel < f) for channel in range(max(choices))] for f in choices])
             for choices in space.blocks
@@ -37,22 +37,22 @@ class SuperNet(Classifier):
         self.register_buffer("masks", torch.ones(sum(self.widest)), persistent=False)
 
     def mask(self, g: Sequence[Tensor]) -> Tensor:
-        """The masks of all blocks, end to end [sum C_b], for weights g_b [K_b] on every block's choices."""
+        """The concatenated masks of all blocks [sum C_b] for weights g_b [K_b] of the choices of each block."""
         return torch.cat(list(g)) @ self.prefix
 
     def choose(self, choices: Sequence[int]) -> None:
-        """Be the network that takes choice ``choices[b]`` in block b, until told otherwise."""
+        """Set the masks for choice ``choices[b]`` in each block b, until the next call."""
         self.masks.copy_(self.mask(self.one_hot(choices)))
 
     def one_hot(self, choices: Sequence[int]) -> list[Tensor]:
-        """g_b [K_b] that are 1 at the choice, for every block."""
+        """One-hot weights g_b [K_b] of the choice in each block."""
         return [
             torch.eye(len(known), device=self.prefix.device)[choice]
             for known, choice in zip(self.space.blocks, choices, strict=True)
         ]
 
     def penultimate(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] to the features [N, C] that the head classifies."""
+        """Images [N, 3, H, W] in [0, 1] to the input [N, C] of the head."""
         stem, *blocks, pool = self.features.children()
         x = stem((x - self.mean) / self.std)
         for block, mask in zip(blocks, (self.masks if masks is None else masks).split(self.widest), strict=True):
@@ -60,7 +60,7 @@ class SuperNet(Classifier):
         return pool(x)
 
     def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] and the blocks' masks end to end [sum C_b] to logits [N, classes]."""
+        """Images [N, 3, H, W] in [0, 1] and concatenated masks [sum C_b] to logits [N, classes]."""
         return self.head(self.penultimate(x, masks))
 
     @torch.no_grad()
@@ -76,10 +76,10 @@ class SuperNet(Classifier):
 
 
 def expected_macs(space: SearchSpace, g: Sequence[Tensor]) -> Tensor:
-    """Multiply-accumulates of the space under weights g_b [K_b], a differentiable scalar.
+    """Expected multiply-accumulates of the space under weights g_b [K_b], a differentiable scalar.
 
-    A convolution's MACs are bilinear in the widths around it, so the expected widths give the expectation
-    exactly, the choices of different blocks being independent.
+    The MACs of a convolution are bilinear in its input and output width, and the choices of blocks are independent. So
+    the expected widths give the exact expectation.
     """
     before, macs = torch.tensor(float(space.stem)), torch.tensor(float(_stem_macs(space)))
     before, macs = before.to(g[0]), macs.to(g[0])
@@ -103,14 +103,13 @@ State = tuple[int, float, tuple[int, ...]]  # MACs, log-probability, choices so 
 
 
 def most_probable(space: SearchSpace, logits: Sequence[Tensor], budget: int) -> list[int]:
-    """The most probable choices, one a block, among those whose network costs at most ``budget`` MACs.
+    """The most probable choices, one per block, whose network has at most ``budget`` MACs.
 
-    The argmax of every block where that fits; else the best that does, by dynamic programming over the blocks. The
-    states of a block are its choices, each with the (MACs, log-probability) pairs that no other pair beats in both.
-    Costs closer than a ten-thousandth of the budget count as one, the dearer is kept on its true cost.
+    This is dynamic programming over the blocks. The states of a block are its widths, each with its Pareto front of
+    MACs and log-probability. Costs in the same ten-thousandth of the budget share one entry, the more probable.
 
     Raises:
-        ValueError: not even the smallest network is within the budget.
+        ValueError: the smallest network is not within the budget.
     """
     log_p = [one.detach().double().log_softmax(0).tolist() for one in logits]
     grain = max(1, budget // 10_000)
@@ -137,12 +136,12 @@ def most_probable(space: SearchSpace, logits: Sequence[Tensor], budget: int) -> 
 
 
 def _undominated(reached: Iterable[State], grain: int) -> list[State]:
-    """The states that are more probable than every cheaper one; among those of one grain of cost, the likeliest."""
+    """The states that are more probable than all cheaper ones; only the most probable within one grain of cost."""
     front: list[State] = []
-    for one in sorted(reached, key=lambda state: (state[0], -state[1])):
-        if front and one[1] <= front[-1][1]:
+    for state in sorted(reached, key=lambda state: (state[0], -state[1])):
+        if front and state[1] <= front[-1][1]:
             continue
-        if front and one[0] // grain == front[-1][0] // grain and len(front) > 1:
+        if front and state[0] // grain == front[-1][0] // grain and len(front) > 1:
             front.pop()
-        front.append(one)
+        front.append(state)
     return front

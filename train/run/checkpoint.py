@@ -1,4 +1,4 @@
-"""Atomic checkpoints: a kill at any moment leaves the last complete one."""
+"""Atomic checkpoints: if the process is killed while writing, the last complete one remains."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zoo.system.files import replaced
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` to ``path``, whole or not at all."""
+    """Write ``state`` to ``path`` atomically."""
     with replaced(path) as file:
         torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved at ``path``, tensors on the CPU; no code in the file is ever run.
+    """The state saved at ``path``, with tensors on the CPU; code in the file is never run.
 
     Raises:
         IntegrityError: the file is damaged or not a checkpoint.

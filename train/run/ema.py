@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 
 def ema_of(model: nn.Module, decay: float) -> AveragedModel:
-    """An average of ``model`` whose decay rises as (1 + n) / (10 + n) to ``decay``, so early weights are forgotten."""
+    """An average of ``model`` whose decay rises as (1 + n) / (10 + n) to ``decay``, to forget early weights."""
 
     def average(averaged: Any, current: Any, n: Any) -> None:
         rising = (1 + float(n)) / (10 + float(n))
@@ -22,5 +22,5 @@ def ema_of(model: nn.Module, decay: float) -> AveragedModel:
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the BatchNorm statistics of ``model`` over ``batches`` of images [N, C, H, W], as a plain mean."""
-    with torch.compiler.set_stance("force_eager"):  # a plain mean counts batches in Python: it would not compile
+    with torch.compiler.set_stance("force_eager"):  # a plain mean counts batches in Python, which does not compile
         update_bn(batches, model)

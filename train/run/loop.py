@@ -1,4 +1,4 @@
-"""The one training loop, on Accelerate: a CPU, one GPU, many GPUs, many machines."""
+"""The training loop, on Accelerate: a CPU, one GPU, many GPUs, many machines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGINT came; the checkpoint on disk holds everything up to the last step."""
+    """SIGTERM or SIGINT stopped the run; its checkpoint includes the last step."""
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Raise UsageError if ``out`` holds a run that is not to be resumed."""
+    """Raise UsageError if ``out`` holds a run and ``resume`` is off."""
     if (out / CHECKPOINT).exists() and not resume:
-        raise UsageError(f"'{out}' already holds a run: pass --resume to go on with it, or choose another --out")
+        raise UsageError(f"'{out}' already holds a run: pass --resume to continue it, or choose another --out")
 
 
 def fit(
@@ -49,28 +49,27 @@ def fit(
     report: Report = lambda metrics: None,
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Path:
-    """Train ``recipe`` and leave its averaged weights as a model folder ``out/model`` (config and safetensors).
+    """Train ``recipe`` and write its averaged weights as a model folder ``out/model`` (config and safetensors).
 
     Args:
-        kind: of trainer: a search leaves ``out/search.json`` instead of a model.
+        dataset: the training data; its validation split guards the run, its test split is never used.
+        out: the folder for checkpoint, metrics (JSON lines and TensorBoard), resolved recipe and model.
+        kind: the trainer; a search writes ``out/search.json`` instead of a model.
         start: a model of this architecture to start from, by name or folder; by default, random weights.
-        dataset: what to train on; its validation split guards the run, its test split is never touched.
-        out: the run's folder: checkpoint, metrics (JSON lines and TensorBoard), resolved recipe, model.
-        resume: go on from the checkpoint in ``out``; without one, start.
-        time_budget: seconds of training in all, earlier sessions of the run included; the schedule is brought
-            forward to end by then.
-        phase: what this run is called among the phases of a training, and ``earlier`` the efforts of those before
-            it (``Trainer.effort()``): they go into the facts of the model.
-        teacher: the folder of the model that the recipe's teacher is, where that is the name of an earlier phase.
-        report: called with the metrics of every epoch; ``tick`` with step, total and loss as the run goes.
+        resume: continue from the checkpoint in ``out``, if there is one.
+        time_budget: seconds of training in all, with earlier sessions of the run; the schedule is shortened to fit.
+        phase: the name of this run among the phases of a training. ``earlier`` has the efforts of the phases before
+            (``Trainer.effort()``), for the facts of the model.
+        teacher: the folder of the teacher, if the recipe's teacher is an earlier phase.
+        report: called with the metrics of every epoch; ``tick`` with step, total and loss during an epoch.
 
     Raises:
-        UsageError: ``out`` holds a run and ``resume`` is off, or holds the run of another recipe.
+        UsageError: ``out`` holds a run and ``resume`` is off, or it holds the run of another recipe.
         TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
-        Interrupted: a signal came; the checkpoint holds everything.
+        Interrupted: a signal stopped the run.
     """
     checkpoint, state = out / CHECKPOINT, None
-    check_free(out, resume=resume)  # a trainer may take minutes to build: refuse before
+    check_free(out, resume=resume)  # before the trainer is built, which may take minutes
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
         if state["recipe"] != recipe.model_dump(mode="json"):
@@ -88,9 +87,9 @@ def fit(
 
     with _signals() as stopped, _tensorboard(out, enabled=main) as board:
         _run(trainer, checkpoint, stopped, report, board, tick)
-    left = trainer.finish(out)
+    result = trainer.finish(out)
     accelerator.wait_for_everyone()
-    return left
+    return result
 
 
 def _run(
@@ -101,7 +100,7 @@ def _run(
     board: Callable[[dict[str, Any]], None],
     tick: Callable[[int, int, float], None],
 ) -> None:
-    """Steps until the run is done, a checkpoint after every epoch and whenever the run is stopped."""
+    """Train until the run is done; write a checkpoint after every epoch and when a signal stops the run."""
     recipe, main = trainer.recipe, trainer.accelerator.is_main_process
     clock = time.monotonic() - trainer.position.seconds
     running, since = 0.0, time.monotonic()
@@ -127,8 +126,7 @@ def _run(
             continue
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
-        robust = recipe.method.attacks  # else there is no robustness to lose
-        collapsed = robust and raw < recipe.guard.drop * position.best
+        collapsed = recipe.method.attacks and raw < recipe.guard.drop * position.best
         if _anyone(trainer, collapsed or math.isnan(running)):
             _roll_back(trainer, checkpoint)
             continue
@@ -158,19 +156,19 @@ def _run(
 
 
 def _roll_back(trainer: Trainer, checkpoint: Path) -> None:
-    """Return to the last epoch that held, and go on with other random numbers (Rice et al. 2020 stop there)."""
+    """Return to the last good epoch and continue with other random numbers (Rice et al. 2020 stop there)."""
     attempt, seconds = trainer.position.attempt + 1, trainer.position.seconds
     if attempt > trainer.recipe.guard.rollbacks or not checkpoint.exists():
         raise TrainingDiverged(
             f"robust accuracy collapsed at step {trainer.position.step} after {attempt - 1} rollbacks: "
-            f"lower optimizer.lr, or take more attack steps"
+            f"lower optimizer.lr, or set more attack.steps"
         )
     trainer.restore(load_checkpoint(checkpoint))
     trainer.position.attempt, trainer.position.seconds = attempt, seconds
 
 
 def _anyone(trainer: Trainer, stop: bool) -> bool:
-    """Whether any process was asked to stop, so that all stop after the same step."""
+    """Whether ``stop`` holds in any process, so that all stop after the same step."""
     if trainer.accelerator.num_processes == 1:
         return stop
     asked = torch.tensor(int(stop), device=trainer.device)
@@ -179,7 +177,7 @@ def _anyone(trainer: Trainer, stop: bool) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that a run ends between two steps. A second SIGINT ends it at once."""
+    """An event that SIGTERM and SIGINT set, to stop a run between two steps. A second SIGINT stops it at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -1,4 +1,4 @@
-"""What a run leaves for the rest of the house: a model folder with weights, spec and the facts of the training."""
+"""The result of a run: a model folder with weights, spec and the facts of the training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """The averaged weights with their spec and the facts of the run: a folder for ``load("local-dir:...")``."""
-    left = ModelFolder(folder)
+    """Write weights, spec and the facts of the run to a folder for ``load("local-dir:...")``."""
+    model = ModelFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (left.held_out, left.predictor, left.labels):
-        file.unlink(missing_ok=True)  # of other weights
+    for file in (model.held_out, model.predictor, model.labels):
+        file.unlink(missing_ok=True)  # they describe older weights
     recipe, position = trainer.recipe, trainer.position
     phases = [*trainer.earlier, trainer.effort()]
     config = ModelConfig(
@@ -43,7 +43,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "seed": recipe.train.seed,
             "start": find(recipe.start, folders=True).reference() if recipe.start else None,
             "teacher": None if trainer.teacher_name is None else teacher.record(trainer.teacher_name, trainer.dataset),
-            **{key: round(sum(one[key] for one in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
+            **{key: round(sum(phase[key] for phase in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
             "device": device_name(trainer.device),
             "precision": trainer.precision,
@@ -56,8 +56,8 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
     )
     if recipe.train.weights == "fp16":
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-    save_weights(weights, left.weights)
-    left.write(config)
+    save_weights(weights, model.weights)
+    model.write(config)
 
 
 def device_name(device: torch.device) -> str:
@@ -67,9 +67,9 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code is run from, if it is one."""
-    ask = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code, if it runs from a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

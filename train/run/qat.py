@@ -1,9 +1,9 @@
-"""Quantisation-aware training: a network that computes with the rounding of int8, gradients straight through.
+"""Quantisation-aware training: a network with the rounding of int8 and straight-through gradients.
 
-Weights are rounded per output channel, symmetrically, activations per tensor to 8 bits with a zero point, wherever
-int8 engines have a tensor in memory: after a convolution's BatchNorm and ReLU, and after a sum. The head stays in
-float. Rounding is the identity to the backward pass (Jacob et al. 2018, section 3), so that an attack on such
-a network is one on its int8 engine by BPDA, and adversarial training hardens the network that is deployed.
+Weights are rounded per output channel, symmetrically. Activations are rounded per tensor to 8 bits with a zero point,
+where int8 engines store a tensor: after the BatchNorm and ReLU of a convolution, and after a sum. The head stays in
+float. The backward pass treats rounding as the identity (Jacob et al. 2018, section 3). So an attack on this network
+is a BPDA attack on its int8 engine, and adversarial training hardens the deployed network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 LEVELS = 255  # steps between the ends of a range
 MOMENTUM = 0.01
-FUSED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6)  # engines compute these in one go with the convolution or sum before
+FUSED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6)  # engines fuse these with the convolution or sum before
 ROUNDED = (nn.Conv2d, *FUSED, nn.SiLU, nn.AdaptiveAvgPool2d)
 FUNCTIONS = (operator.add, operator.truediv, operator.mul, torch.add, F.relu, F.silu)
 
@@ -26,12 +26,11 @@ FUNCTIONS = (operator.add, operator.truediv, operator.mul, torch.add, F.relu, F.
 def quantised(model: nn.Module, images: Iterable[Tensor]) -> fx.GraphModule:
     """A copy of ``model`` with rounded weights and activations; its parameters keep their names.
 
-    Ranges of activations are the averages, over batches, of the least and the largest value; they follow the
-    activations in train mode only.
+    The ranges of activations are means, over batches, of the least and the largest value. Train mode updates them.
 
     Args:
-        model: any of :func:`zoo.models.build`.
-        images: batches [N, C, H, W] in [0, 1] that the first ranges come from.
+        model: a model of :func:`zoo.models.build`.
+        images: batches [N, C, H, W] in [0, 1] for the first ranges.
     """
     net = copy.deepcopy(model)
     for module in net.modules():
@@ -56,7 +55,7 @@ def quantised(model: nn.Module, images: Iterable[Tensor]) -> fx.GraphModule:
 
 
 def floating(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of what :func:`quantised` made, unrounded: a state dict for the model that it was made from."""
+    """The unrounded weights of a network of :func:`quantised`: a state dict for the original model."""
     return {key: value for key, value in model.state_dict().items() if not key.startswith("roundings.")}
 
 
@@ -66,7 +65,7 @@ class _Tracer(fx.Tracer):
 
 
 def _rounds(node: fx.Node, net: nn.Module) -> bool:
-    """Whether engines keep what ``node`` computes: not if all that use it are fused into it."""
+    """Whether engines store the result of ``node``, which they do not if all its users are fused with it."""
     if not _computes(node, net, ROUNDED, FUNCTIONS):
         return False
     return not all(_computes(user, net, (*FUSED, nn.Linear), (F.relu,)) for user in node.users)
@@ -82,7 +81,7 @@ def _computes(node: fx.Node, net: nn.Module, modules: tuple[type, ...], function
 
 
 class Rounding(nn.Module):
-    """Activations to the nearest of 256 values that are evenly spaced over a range, zero among them."""
+    """Round activations to the nearest of 256 values, evenly spaced over a range and with zero among them."""
 
     low: Tensor
     high: Tensor

@@ -1,4 +1,4 @@
-"""One run of a recipe: its network, its average, its optimizer, and the steps that move them."""
+"""One run of a recipe: the network, its average, the optimizer, and the training steps."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from zoo.weights.load import find
 
 @dataclass
 class Position:
-    """Where a run stands: what a checkpoint stores besides tensors."""
+    """The state of a run besides its tensors, as a checkpoint stores it."""
 
     step: int = 0
     attempt: int = 0  # rollbacks so far; changes the seed of what follows
     seconds: float = 0.0
     best: float = 0.0  # best guarded PGD accuracy of the raw weights
-    done: bool = False  # also where a time budget ended the run, which a resumption may come without
+    done: bool = False  # a run that a time budget ended stays done, even if it is resumed without a budget
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
-    """A run of a recipe: its network, average, optimizer and position, and the steps that move them.
+    """A run of a recipe.
 
-    Every process draws the same random numbers for the whole batch and takes its own rows, so a run does not
-    depend on how many processes share it.
+    Every process draws the random numbers of the whole batch and takes its own rows. The result is the same for any
+    number of processes.
     """
 
-    fused = True  # the optimizer's steps
+    fused = True  # SGD in one kernel
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Trainer:
         processes = self.accelerator.num_processes
         if recipe.train.batch_size % processes:
             raise UsageError(
-                f"train.batch_size={recipe.train.batch_size} cannot be shared by {processes} processes: "
+                f"train.batch_size={recipe.train.batch_size} cannot be divided among {processes} processes: "
                 f"choose a multiple of {processes}"
             )
         set_seed(recipe.train.seed)
@@ -120,65 +120,60 @@ class Trainer:
         self.position = Position()
 
     def network(self) -> nn.Module:
-        """What is trained, freshly initialised."""
+        """The network to train, freshly initialised."""
         return build(self.recipe.arch)
 
     def begin(self, net: nn.Module, start: str) -> None:
         """Give ``net`` the weights of the model ``start``."""
-        found = find(start, folders=True)
-        if found.spec != self.recipe.arch:
-            raise UsageError(f"'{start}' is of another architecture than [arch] of the recipe: take one of the two out")
-        net.load_state_dict(found.load().state_dict())
+        model = find(start, folders=True)
+        if model.spec != self.recipe.arch:
+            raise UsageError(f"'{start}' has another architecture than [arch] of the recipe: remove one of the two")
+        net.load_state_dict(model.load().state_dict())
 
     def parallel(self, net: nn.Module) -> nn.Module:
-        """``net`` as several processes train it: with gradients that are means over all of them."""
+        """``net`` in a data-parallel wrapper, which averages gradients over all processes."""
         return self.accelerator.prepare_model(net)
 
     def samples(self, n: int = 512) -> Iterator[Tensor]:
-        """Batches of augmented training images, drawn by the recipe's seed."""
-        generator = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
-        chosen = torch.randperm(len(self.source), generator=generator, device=self.device)[:n]
-        return (self.source.augmented(part, generator)[0] for part in chosen.split(self.share))
+        """Batches of ``n`` augmented training images in all, drawn by the recipe's seed."""
+        seeded = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
+        chosen = torch.randperm(len(self.source), generator=seeded, device=self.device)[:n]
+        return (self.source.augmented(part, seeded)[0] for part in chosen.split(self.share))
 
     @property
     def teacher_name(self) -> str | None:
-        """The name or the folder of the frozen model that teaches, if one does."""
+        """The name or the folder of the frozen teacher, if the method needs one."""
         return self.recipe.teacher.name if self.recipe.teacher and self.recipe.method.needs else None
 
     def named_teacher(self) -> Teacher | None:
-        """The frozen model that teaches, if one does; where its answers are cached, they are at hand now, and batches
-        come from the augmented versions that they are of."""
+        """The frozen teacher, if the method needs one. With ``teacher.versions`` its answers are cached here."""
         name, settings, needs = self.teacher_name, self.recipe.teacher, self.recipe.method.needs
         if name is None or settings is None or needs is None:
             return None
-        teacher = self.find_teacher(name, **({"size": needs.maps} if needs.maps else {}))
+        size = {"size": needs.maps} if needs.maps else {}
+        teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **size)
+        try:
+            check_fits(self.dataset, teacher.model.spec)
+        except UsageError as error:
+            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
         if settings.versions:
             if not isinstance(self.source, InMemory):
-                raise UsageError("answers are cached for images in memory only: set teacher.versions = 0")
+                raise UsageError("answers can be cached for images in memory only: set teacher.versions = 0")
             self.versions = Versions(self.source, settings.versions)
             with self.accelerator.main_process_first():
                 teacher.cached = CachedAnswers(teacher, self.versions, self.autocast(), precision=self.precision)
         return teacher
 
     def own_parts(self) -> nn.Module | None:
-        """The method's modules beside the net."""
+        """Modules that the method trains beside the net."""
         train = self.recipe.train
         return self.recipe.method.parts(self.net, self.teacher, compile=train.compile, seed=train.seed)
 
-    def find_teacher(self, name: str, **options: Any) -> Teacher:
-        """The model ``name`` as a teacher for these images and classes; options are those of :class:`Teacher`."""
-        teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **options)
-        try:
-            check_fits(self.dataset, teacher.model.spec)
-        except UsageError as error:
-            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
-        return teacher
-
-    # -- what a run is made of -------------------------------------------------------------------------------
+    # -- schedule and batches --------------------------------------------------------------------------------
 
     @property
     def share(self) -> int:
-        """Images of a batch that fall to one process."""
+        """Images of a batch for each process."""
         return self.recipe.train.batch_size // self.accelerator.num_processes
 
     @property
@@ -190,19 +185,20 @@ class Trainer:
         return max(1, self.recipe.train.epochs * self.steps_per_epoch // self.recipe.method.replays)
 
     def progress(self, seconds: float) -> float:
-        """Share of the run that is done: of its steps, or of its time budget where that is nearer its end, so
-        that a budget shortens the schedule instead of cutting it off."""
+        """The share of the run that is done, by steps or by time budget, whichever is larger. So a time budget
+        shortens the schedule and does not cut it off."""
         if self.position.done:
             return 1.0
         share = self.position.step / self.total_steps
         if self.time_budget is None:
             return share
         share = max(share, seconds / self.time_budget)
-        if self.accelerator.num_processes > 1:  # one clock, or the processes would part
+        if self.accelerator.num_processes > 1:  # one clock for all: they must stop at the same step
             share = broadcast(torch.tensor(share, device=self.device)).item()
         return share
 
     def rate(self, progress: float) -> float:
+        """The learning rate."""
         options = self.recipe.optimizer
         if options.schedule == "onecycle":
             return options.lr * schedule.onecycle(progress, warmup=options.warmup)
@@ -211,7 +207,7 @@ class Trainer:
         return options.lr * schedule.step(progress, milestones=options.milestones, gamma=options.gamma)
 
     def generator(self, *key: int) -> torch.Generator:
-        """Seeded by the recipe, the attempt and ``key``: any step can be repeated without those before it."""
+        """A generator seeded by the recipe, the attempt and ``key``: any step can be repeated by itself."""
         return generator(self.recipe.train.seed, f"training {(self.position.attempt, *key)}", self.device)
 
     def autocast(self) -> torch.autocast:
@@ -219,40 +215,39 @@ class Trainer:
 
     def batch(self, step: int) -> Batch:
         """This process's share of batch ``step``."""
-        index, generator = self._drawn(step)
+        index, seeded = self._drawn(step)
         rows = None
         if self.versions is None:
-            x, y = self.source.augmented(index, generator)
+            x, y = self.source.augmented(index, seeded)
             self.source.expect(*self._drawn(step + 1))
         else:
-            rows = self.versions.rows(index, generator)
+            rows = self.versions.rows(index, seeded)
             x, y = self.versions[rows]
-        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
-        # Every so many-th: the leading part of all shares together is the leading part of the batch (a search cuts it).
+        noise = torch.empty_like(x).uniform_(-1, 1, generator=seeded)
+        # Interleaved: the leading parts of all shares together are the leading part of the batch, as a search needs.
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         return Batch(x[mine], y[mine], noise[mine], None if rows is None else rows[mine])
 
     def _drawn(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """The images of batch ``step``, as indices, and the source of all that is random in it."""
+        """The indices of the images of batch ``step``, and the generator for everything random in it."""
         size = self.recipe.train.batch_size
         epoch, place = divmod(step, self.steps_per_epoch)
         if getattr(self, "_shuffled", None) != (epoch, self.position.attempt):
-            generator = self.generator(0, epoch)
-            self._order = torch.randperm(len(self.source), generator=generator, device=self.device)
+            order = self.generator(0, epoch)
+            self._order = torch.randperm(len(self.source), generator=order, device=self.device)
             self._shuffled = (epoch, self.position.attempt)
         index = self._order[place * size : (place + 1) * size]
         return index, self.generator(1, step)
 
     def step(self, batch: Batch) -> Step:
         """``batch`` and the net that learns from it, with the teacher's answer on clean images if it is needed."""
-        ask, needs = self.teacher, self.recipe.method.needs
+        teacher, needs = self.teacher, self.recipe.method.needs
         with self.autocast():
-            answer = ask(batch.x, batch.rows) if ask and needs and not needs.adversarial else None
-        return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, ask, answer)
+            answer = teacher(batch.x, batch.rows) if teacher and needs and not needs.adversarial else None
+        return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, teacher, answer)
 
     def train_step(self) -> Tensor:
-        """The updates of the weights from one batch, and of their average; returns the last loss, without waiting
-        for it."""
+        """Update the weights and their average from one batch. The last loss is returned without a synchronisation."""
         updates = self.recipe.method.updates(self.step(self.batch(self.position.step)))
         last = torch.zeros((), device=self.device)
         while True:
@@ -269,13 +264,13 @@ class Trainer:
         return last
 
     def update(self) -> None:
-        """One update of the weights by their gradients, and of their average."""
+        """Update the weights by their gradients, and their average."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update_parameters(self.net)
 
     def reduce_gradients(self, module: nn.Module) -> None:
-        """The mean of the gradients over all processes, of a module that no data-parallel wrapper has in hand."""
+        """Average the gradients of a module without a data-parallel wrapper over all processes."""
         if self.accelerator.num_processes > 1:
             for parameter in module.parameters():
                 if parameter.grad is not None:
@@ -292,24 +287,24 @@ class Trainer:
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
         """Clean and PGD accuracy of ``net`` on the guard's held-out images."""
         steps, attack = self.recipe.guard.steps, self.recipe.attack
-        source = torch.Generator(self.device).manual_seed(0)
+        seeded = torch.Generator(self.device).manual_seed(0)
         hits = torch.zeros(2, device=self.device)
         with self.autocast(), adversary.frozen(net):
             for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
-                ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=source)
+                ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=seeded)
                 start, objective = adversary.random_start(ball, noise), adversary.cross_entropy(y)
                 x_adv = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
                 with torch.no_grad():
-                    hits += torch.stack([(net(seen).argmax(1) == y).sum() for seen in (x, x_adv)])
+                    hits += torch.stack([(net(images).argmax(1) == y).sum() for images in (x, x_adv)])
         clean, robust = (hits / len(self.held_out[1])).tolist()
         return clean, robust
 
     def metrics(self) -> dict[str, Any]:
-        """What an epoch's record holds besides loss, rate and accuracies."""
+        """Metrics of an epoch besides loss, rate and accuracies."""
         return {}
 
     def effort(self) -> dict[str, Any]:
-        """What this phase of the training has cost so far."""
+        """The epochs, images and seconds that this phase has taken so far."""
         return {
             "name": self.phase,
             "epochs": round(self.position.step / self.steps_per_epoch, 2),
@@ -318,17 +313,17 @@ class Trainer:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """What a finished run leaves, by the names of the architecture."""
+        """The weights of a finished run, by their names in the architecture."""
         return floating(self.averaged())
 
     @classmethod
     def leaves(cls, out: Path) -> Path:
-        """What a finished run has in its folder ``out``."""
+        """The path of the result of a finished run in its folder ``out``."""
         return out / "model"
 
     def finish(self, out: Path) -> Path:
-        """Leave the averaged network as a model folder in ``out``; the folder is returned."""
-        weights = self.weights()  # in every process: SyncBatchNorm waits for all of them
+        """Write the averaged network as a model folder in ``out`` and return the folder."""
+        weights = self.weights()  # in every process, because SyncBatchNorm waits for all of them
         if self.accelerator.is_main_process:
             save_model(self, weights, self.leaves(out))
         return self.leaves(out)

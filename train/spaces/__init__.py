@@ -1,4 +1,4 @@
-"""The search spaces: those of dynamic nets (ProARD), by name; those of RNAS-CL are in ``rnascl.py``."""
+"""The search spaces of dynamic nets (ProARD), by name; those of RNAS-CL are in ``rnascl.py``."""
 
 from __future__ import annotations
 

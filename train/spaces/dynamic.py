@@ -1,7 +1,7 @@
-"""A space of sub-nets: genes, what they cost, and the static architectures that they stand for.
+"""A space of sub-nets: their genes, costs and static architectures.
 
-A sub-net is a row of genes, each the index of a choice. Genes of blocks that the depth leaves out have no effect and
-are 0 in the canonical form, so that a sub-net has one encoding only. All functions take many sub-nets at once.
+A sub-net is a row of genes, each the index of a choice. Genes of blocks beyond the depth have no effect and are 0 in
+the canonical form, so each sub-net has one encoding. Most functions take many sub-nets at once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from zoo.system.errors import UsageError, nearest
 
 Genes = np.ndarray  # int64 [n, G]
 Values = Mapping[str, float]
-Tables = list[tuple[list[int], np.ndarray]]  # for each section the genes that count, and a value for all their choices
+Tables = list[tuple[list[int], np.ndarray]]  # for each section its genes, and a value for all their choices
 
 
 @dataclass(frozen=True)
 class Gene:
-    """A choice of the space, in ascending order: the last is the largest net's.
+    """The choices of one property in ascending order; the largest net has the last.
 
-    A gene of block ``block`` counts only where the depth of its stage, the gene ``STAGE.depth``, is larger than that.
+    A gene of block ``block`` has an effect only if the depth of its stage, the gene ``STAGE.depth``, is larger.
     """
 
     name: str  # such as "stage2.depth", "stage2.block1.expand"
@@ -37,7 +37,7 @@ class Gene:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the net whose cost follows from a few genes; that of a block goes where the depth leaves it out."""
+    """A part of the net whose cost depends on a few genes; nets that are not deep enough lack the part of a block."""
 
     genes: tuple[str, ...]
     stage: str | None = None
@@ -50,7 +50,7 @@ class Space:
 
     Args:
         sections: one for each of ``spec.sections()`` of the deepest net, in their order.
-        architecture: from the values of all genes, by name, to the static spec of that sub-net.
+        architecture: maps the values of all genes, by name, to the static spec of the sub-net.
     """
 
     name: str
@@ -83,22 +83,22 @@ class Space:
             depths = self.genes[self._index[f"{stage}.depth"]].choices
             always = math.prod(len(gene.choices) for gene in of_stage if gene.block is None)
             blocks = [(gene.block, len(gene.choices)) for gene in of_stage if gene.block is not None]
-            # The depth itself is among what is always there: each of its choices opens other blocks.
+            # ``always`` contains the choices of the depth, each of which has other blocks.
             opened = sum(math.prod(n for block, n in blocks if block < depth) for depth in depths)
             own *= always // len(depths) * opened
         return own
 
     def sample(self, n: int, rng: np.random.Generator) -> Genes:
-        """``n`` sub-nets, every gene drawn alike."""
+        """``n`` sub-nets with uniformly drawn genes."""
         return self.canonical(rng.integers(self.choices, size=(n, len(self.genes))))
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float = 0.1) -> Genes:
-        """``genes`` [n, G] with each gene drawn anew with probability ``rate``."""
+        """``genes`` [n, G] with each gene redrawn with probability ``rate``."""
         drawn = rng.integers(self.choices, size=genes.shape)
         return self.canonical(np.where(rng.random(genes.shape) < rate, drawn, genes))
 
     def canonical(self, genes: Genes) -> Genes:
-        """``genes`` [n, G] with 0 for those that have no effect."""
+        """``genes`` [n, G] with 0 for genes without effect."""
         return np.where(self.active(genes), genes, 0)
 
     def active(self, genes: Genes) -> np.ndarray:
@@ -114,13 +114,13 @@ class Space:
                 there[:, column] = np.array(self.genes[gene].choices)[genes[:, gene]] > block
         return there
 
-    # -- in other words ----------------------------------------------------------------------------------------
+    # -- conversions -------------------------------------------------------------------------------------------
 
     def values(self, genes: Genes) -> dict[str, float]:
-        """What the genes [G] of one sub-net choose, by name, without those that have no effect.
+        """The values of the genes [G] of one sub-net, by name, without genes that have no effect.
 
         Raises:
-            UsageError: their number is wrong, or one is out of range.
+            UsageError: the number of genes is wrong, or one is out of range.
         """
         row = np.asarray(genes)
         if row.shape != (len(self.genes),):
@@ -128,7 +128,7 @@ class Space:
         for gene, choice in zip(self.genes, row.tolist(), strict=True):
             if not 0 <= choice < len(gene.choices):
                 raise UsageError(
-                    f"gene '{gene.name}' of space {self.name} is {choice}: it takes 0 to {len(gene.choices) - 1}"
+                    f"gene '{gene.name}' of space {self.name} is {choice}: it must be 0 to {len(gene.choices) - 1}"
                 )
         active = self.active(row[None])[0]
         return {
@@ -138,10 +138,10 @@ class Space:
         }
 
     def genes_of(self, values: Values) -> Genes:
-        """The genes [G] with these values; genes that have no effect may be left out.
+        """The genes [G] with these values; genes without effect may be omitted.
 
         Raises:
-            UsageError: a value is not among the choices of its gene, or one that counts is missing; names it.
+            UsageError: a value is not a choice of its gene, or a gene with an effect has no value.
         """
         unknown = next((name for name in values if name not in self._index), None)
         if unknown is not None:
@@ -162,11 +162,11 @@ class Space:
         return self.canonical(row[None])[0]
 
     def spec(self, genes: Genes) -> Spec:
-        """The static architecture of one sub-net, genes [G]; errors are those of :meth:`values`."""
+        """The static architecture of the sub-net ``genes`` [G]; errors as for :meth:`values`."""
         return self.architecture(self.values(genes))
 
     def encode(self, genes: Genes) -> np.ndarray:
-        """One-hot genes, float32 [n, sum of choices]; those that have no effect are all zero."""
+        """One-hot genes, float32 [n, sum of choices]; genes without effect are all zero."""
         hot = [np.eye(n, dtype=np.float32)[genes[:, gene]] for gene, n in enumerate(self.choices)]
         active = self.active(genes)
         return np.concatenate([part * active[:, gene, None] for gene, part in enumerate(hot)], 1)
@@ -174,11 +174,11 @@ class Space:
     # -- cost --------------------------------------------------------------------------------------------------
 
     def macs(self, genes: Genes) -> np.ndarray:
-        """Multiply-accumulates an image of each sub-net, int64 [n]: looked up, section by section."""
+        """Multiply-accumulates of each sub-net for one image, int64 [n], from a table for each section."""
         return self.summed(self._macs, genes)
 
     def summed(self, tables: Tables, genes: Genes) -> np.ndarray:
-        """The sum of ``tables`` over the sections that each sub-net has, [n]."""
+        """The sum of ``tables`` over the sections of each sub-net, [n]."""
         there = self._within_depth(genes, [(section.stage, section.block) for section in self.sections])
         parts = np.zeros(there.shape, tables[0][1].dtype)
         for column, (indices, table) in enumerate(tables):
@@ -186,7 +186,7 @@ class Space:
         return (parts * there).sum(1)
 
     def tables(self, price: Callable[[Sequence[Conv]], float]) -> Tables:
-        """For each section the genes that it depends on, and the price of its convolutions for all their choices."""
+        """For each section its genes, and the price of its convolutions for all their choices."""
         deepest = {gene.name: gene.choices[-1] for gene in self.genes}
         tables = []
         for place, section in enumerate(self.sections):
@@ -194,11 +194,9 @@ class Space:
             shape = [len(self.genes[index].choices) for index in indices]
             prices = []
             for choice in np.ndindex(*shape):
-                own = {
-                    self.genes[index].name: self.genes[index].choices[k]
-                    for index, k in zip(indices, choice, strict=True)
-                }
-                prices.append(price(list(self.architecture({**deepest, **own}).sections())[place]))
+                chosen = [self.genes[index].choices[k] for index, k in zip(indices, choice, strict=True)]
+                values = {**deepest, **dict(zip(section.genes, chosen, strict=True))}
+                prices.append(price(list(self.architecture(values).sections())[place]))
             tables.append((indices, np.array(prices).reshape(shape)))
         return tables
 

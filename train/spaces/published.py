@@ -19,12 +19,12 @@ def resnet(
 ) -> Space:
     """Bottleneck ResNets: 285 to 2,358 M MACs, 5.2 to 46 M parameters, 1.6e12 sub-nets.
 
-    The paper counts 2.5e12: the stem's middle has 24 channels by its smallest width and by the next one alike.
+    The paper counts 2.5e12, because two widths of the stem's middle both give 24 channels.
 
     Args:
-        widths, stem: the largest channels, of each stage and of the stem's output: 0.65 and 0.8 of them are choices.
-        depths: the least blocks of each stage: one and two more are choices.
-        expands: hidden channels of a block, as a part of its stage's width.
+        widths, stem: the largest channels of each stage and of the stem's output; 0.65 and 0.8 of them are choices.
+        depths: the least blocks of each stage; one and two more are choices.
+        expands: hidden channels of a block, as a share of its stage's width.
     """
     mids = dict.fromkeys(divisible(width // 2) for width in _scaled(stem))
     genes = [

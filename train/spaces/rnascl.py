@@ -1,10 +1,10 @@
-"""The search spaces of RNAS-CL (Tables 3 and 4): a choice of widths for every block of every stage.
+"""The search spaces of RNAS-CL (Tables 3 and 4): a choice of widths for each block of each stage.
 
-The paper gives depths and widths. Blocks are plain 3x3 conv-BN-ReLU with identity shortcuts, and resolutions are
-ours: at 17, 9 and 5 the largest of S3, S5 and S7 cost what the paper reports within 2.5 % (6.6, 11.3 and 15.9 M MACs
-for 6.64, 11.02 and 15.58; 0.12, 0.22 and 0.32 M parameters for 0.11, 0.21 and 0.32). M, L and the ImageNet spaces come
-out smaller than reported (M 263 M MACs and 2.2 M parameters for 326 and 3; L 1,043 and 8.6 for 1,210 and 11; I 233 and
-2.3 for 242 and 3.9): the paper does not tell their blocks.
+The paper gives depths and widths. Blocks (plain 3x3 conv-BN-ReLU with identity shortcuts) and resolutions are chosen
+here. With resolutions 17, 9 and 5 the largest networks of S3, S5 and S7 have 6.6, 11.3 and 15.9 M MACs and 0.12, 0.22
+and 0.32 M parameters; the paper reports 6.64, 11.02 and 15.58, and 0.11, 0.21 and 0.32. The paper does not describe
+the blocks of M, L and the ImageNet spaces, which are smaller than reported: M has 263 M MACs and 2.2 M parameters for
+326 and 3, L 1,043 and 8.6 for 1,210 and 11, I 233 and 2.3 for 242 and 3.9.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SearchSpace:
 
     name: str
     depths: tuple[int, ...]
-    choices: tuple[tuple[int, ...], ...]  # widest first, as the tables have them
+    choices: tuple[tuple[int, ...], ...]  # widest first, as in the tables
     resolutions: tuple[int, ...]
     dataset: str = "cifar10"
     stem_resolution: int = 32
@@ -34,7 +34,7 @@ class SearchSpace:
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """The width choices of every block, in forward order."""
+        """The width choices of each block, in forward order."""
         return tuple(widths for depth, widths in zip(self.depths, self.choices, strict=True) for _ in range(depth))
 
     @property
@@ -43,10 +43,10 @@ class SearchSpace:
         return math.prod(len(widths) for widths in self.blocks)
 
     def spec(self, widths: Sequence[int]) -> StagedSpec:
-        """The static architecture with these widths, one for every block.
+        """The static architecture with these widths, one for each block.
 
         Raises:
-            UsageError: their number is wrong, or one is not among the block's choices.
+            UsageError: the number of widths is wrong, or one is not a choice of its block.
         """
         if len(widths) != len(self.blocks):
             raise UsageError(f"space {self.name} has {len(self.blocks)} blocks: {len(widths)} widths do not fit")
@@ -78,7 +78,7 @@ def _small(name: str, depth: int) -> SearchSpace:
 
 
 def _imagenet(name: str, stages: int) -> SearchSpace:
-    """Table 4's first stages. With the stem at 112 and stages at 56, 28, 14, 7 and 7, I costs about what it should."""
+    """The first stages of Table 4. The resolutions are chosen so that I has about the reported cost."""
     choices = (
         (28, 24, 20, 16),
         (40, 36, 32, 28),
@@ -116,7 +116,7 @@ def search_space(name: str) -> SearchSpace:
     """The space called ``name``: s3, s5, s7, m, l (CIFAR), is, im, i (ImageNet-100).
 
     Raises:
-        UsageError: there is none; the nearest is named.
+        UsageError: there is no such space.
     """
     if name not in SPACES:
         raise UsageError(f"no search space is called '{name}'{nearest(name, SPACES)} (known: {', '.join(SPACES)})")

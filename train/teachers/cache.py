@@ -1,7 +1,7 @@
-"""Cached answers: a fixed number of augmented versions of every image, and a teacher's answers on them.
+"""Cached answers: a fixed number of augmented versions of each image, and a teacher's answers on them.
 
-A teacher is often ten times the student's size, and its forward pass is then most of a training step. With a few
-versions of each image drawn once, its answers can be stored and shared by all phases, students and seeds.
+A teacher is often ten times as large as its student, and its forward pass is then most of a training step. The cache
+serves all phases, students and seeds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ BATCH = 500
 
 
 class Versions:
-    """``count`` augmented versions of every image of ``source``: row v * N + i is version v of image i.
+    """``count`` augmented versions of each image of ``source``: row v * N + i is version v of image i.
 
-    Held as uint8 on the device of the source, ``count`` times its size; drawn from seed 0, whatever the run's.
+    They are uint8 on the device of the source and always drawn with seed 0.
     """
 
     def __init__(self, source: InMemory, count: int) -> None:
@@ -42,7 +42,7 @@ class Versions:
         return len(self.images)
 
     def rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """A version drawn for each image at ``index`` [B], as rows [B]."""
+        """A random version of each image at ``index`` [B], as rows [B]."""
         version = torch.randint(self.count, index.shape, generator=generator, device=index.device)
         return version * len(self.labels) + index
 
@@ -53,11 +53,11 @@ class Versions:
 
 
 class CachedAnswers:
-    """A teacher's answers on all ``versions``, as memory-mapped float16 files: logits [R, K] and, for every
-    convolution of the teacher, unit attention maps [R, n_t, P]. They are computed when no complete cache is found.
+    """A teacher's answers on all ``versions``, as memory-mapped float16 files: logits [R, K] and unit attention maps
+    [R, n_t, P] of all its convolutions. They are computed unless the cache already has them.
 
     Args:
-        precision: what ``autocast`` makes the teacher compute in; each precision has a cache of its own.
+        precision: the precision of ``autocast``; each precision has a separate cache.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CachedAnswers:
         self.maps = np.load(root / "maps.npy", mmap_mode="r")
 
     def answer(self, rows: Tensor, layers: list[str] | None) -> Answer:
-        """The answer on the versions at ``rows`` [B], with the maps of ``layers`` (None: without maps)."""
+        """The answer on the versions at ``rows`` [B], with the maps of ``layers``; without maps for None."""
         where = rows.cpu().numpy()
         logits = torch.from_numpy(self.logits[where]).to(rows.device).float()
         if layers is None:
@@ -89,7 +89,7 @@ def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
 
 
 def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
-    """All answers, as files in the folder ``to``; the teacher is left without taps."""
+    """Write all answers to the folder ``to``; afterwards the teacher has no taps."""
     teacher.tap(teacher.layers)
     files: dict[str, np.memmap] = {}
     try:

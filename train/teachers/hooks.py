@@ -1,4 +1,4 @@
-"""Layer taps: the attention map of every convolution of a network, which is not edited for it."""
+"""Layer taps: attention maps of the convolutions of any network, by forward hooks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from zoo.train.teachers.attention import attention_map
 
 
 def conv_names(model: nn.Module) -> list[str]:
-    """The dotted name of every convolution of ``model``, in the order of their definition (which is forward order
-    but for 1x1 shortcuts, defined after the convolutions that they bypass)."""
+    """The dotted names of the convolutions of ``model`` in the order of definition. This is forward order, except for
+    1x1 shortcuts, which come after the convolutions that they bypass."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
 
 
 class Taps:
-    """Hooks on the convolutions of a model that keep attention maps, not activations, and only while recording.
+    """Hooks on the convolutions of a model that store attention maps while recording.
 
-    A forward pass outside :meth:`recording` costs nothing more than before, compiled or not.
+    A forward pass outside :meth:`recording` has no extra cost, compiled or not.
 
     Args:
         names: the convolutions to tap; all by default.
@@ -51,10 +51,10 @@ class Taps:
 
     @contextmanager
     def recording(self, scales: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[None]:
-        """Keep the maps of the forward passes inside; each pass replaces those of the one before.
+        """Store the maps of the forward passes inside; each pass replaces the maps of the pass before.
 
         Args:
-            scales: a factor for every channel [C] of some of the convolutions, before their map is taken.
+            scales: factors [C] of the channels of some convolutions, applied before the map.
         """
         self._on, self._scales = True, dict(scales)
         try:
@@ -63,12 +63,12 @@ class Taps:
             self._on, self._scales = False, {}
 
     def maps(self) -> list[Tensor]:
-        """The maps [N, H_i, W_i] of the last recorded pass, in the order of ``names``; they are handed out once."""
+        """The maps [N, H_i, W_i] of the last recorded pass in the order of ``names``; they are then forgotten."""
         taken = [self._maps[name] for name in self.names]
         self._maps.clear()
         return taken
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()

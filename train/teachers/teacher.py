@@ -1,4 +1,4 @@
-"""The teacher: a trained model that answers in eval mode, without gradients, once for every batch."""
+"""The teacher: a trained model in eval mode that answers on batches of images, without gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's answer on a batch: logits [N, K], and unit attention maps [N, n_t, P] of its tapped layers."""
+    """A teacher's answer on a batch: logits [N, K] and unit attention maps [N, n_t, P] of its tapped layers."""
 
     logits: Tensor
     maps: Tensor | None
@@ -35,10 +35,10 @@ class Answer:
 
 
 class Teacher:
-    """A model of the registry, or of a folder, that answers on batches of images.
+    """A frozen model that answers on batches of images.
 
     Args:
-        name: a registry name, ``hf-hub:...``, or the path of a model folder that training left.
+        name: a registry name, ``hf-hub:...``, or the path of a model folder.
         size: height and width that attention maps are interpolated to.
 
     Raises:
@@ -46,7 +46,7 @@ class Teacher:
     """
 
     def __init__(self, name: str, device: torch.device, *, size: int = 16, compile: bool = False) -> None:
-        # Not folded: folding would rescale what the taps see, channel by channel.
+        # Not folded: folding rescales the channels that the taps record.
         model = find(name, folders=True).load().requires_grad_(False)
         self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
@@ -56,7 +56,7 @@ class Teacher:
         self._answer = torch.compile(self._eager, dynamic=False) if compile else self._eager
 
     def tap(self, layers: Sequence[str]) -> None:
-        """From now on answers hold the maps of these convolutions, in this order.
+        """Add the maps of these convolutions to all answers, in this order.
 
         Raises:
             UsageError: the teacher has no such convolution.
@@ -65,7 +65,7 @@ class Teacher:
         self.taps = Taps(self.model, layers)
 
     def untap(self) -> None:
-        """From now on answers hold no maps."""
+        """Answer without maps."""
         if self.taps is not None:
             self.taps.remove()
         self.taps = None
@@ -79,18 +79,17 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Answer:
-        """The answer on images [N, 3, H, W] in [0, 1]: looked up at ``rows`` [N] of the cache, if there is one."""
+        """The answer on images [N, 3, H, W] in [0, 1], from ``rows`` [N] of the cache if there is one."""
         if self.cached is not None and rows is not None:
             return self.cached.answer(rows, None if self.taps is None else self.taps.names)
         return Answer(*self._answer(x))
 
 
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
-    """What is stored of a teacher with its student: name, hash of its weights, clean and PGD-20 accuracy.
+    """The record of a teacher in its student's config: name, hash of the weights, clean and PGD-20 accuracy.
 
-    A model of the registry brings its measured accuracy along. Another model's is that on held-out training images,
-    measured here if not after its training (the protocols are then called ``validation-clean`` and
-    ``validation-pgd20``).
+    The accuracies come from the registry. For other models they are on held-out training images, from ``held_out.json``
+    or measured here, and called ``validation-clean`` and ``validation-pgd20``.
     """
     found = find(name, folders=True, pretrained=False)
     if isinstance(found.facts, Entry) and {"clean", "pgd20"} <= found.facts.results.keys():
@@ -98,9 +97,9 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         accuracy: dict[str, Any] = {key: results[key].accuracy.to_dict() for key in ("clean", "pgd20")}
         return {**found.reference(), "accuracy": accuracy}
     found = find(name, folders=True)
-    kept = ModelFolder(Path(found.address.place)).held_out
-    measured = json.loads(kept.read_text()) if kept.is_file() else held_out_accuracy(found.load(), dataset)
-    return {**found.reference(), "accuracy": {f"validation-{key}": one for key, one in measured.items()}}
+    file = ModelFolder(Path(found.address.place)).held_out
+    measured = json.loads(file.read_text()) if file.is_file() else held_out_accuracy(found.load(), dataset)
+    return {**found.reference(), "accuracy": {f"validation-{key}": value for key, value in measured.items()}}
 
 
 def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
@@ -109,7 +108,7 @@ def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict
     from zoo.evaluation.protocols import PROTOCOLS
 
     n = min(n, len(dataset.split("validation")))
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # training has one too, and a large teacher needs it
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # large teachers need it
     protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
     batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
     measured = measure(model, weights_sha256(model), dataset, protocols, batch_size=batch_size, device=device)
