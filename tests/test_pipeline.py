@@ -317,7 +317,7 @@ def test_a_teacher_of_other_images_or_classes_is_refused(phased, toy, teacher_fo
 
 def test_the_record_of_a_teacher_describes_the_weights_that_are_loaded(toy, teacher_folder, tmp_path, monkeypatch):
     """Also where a folder has a name of the registry, and where the registry lacks one of the two accuracies."""
-    monkeypatch.setattr(teacher, "held_out_accuracy", lambda model, dataset: {"clean": {"value": 1.0}})
+    monkeypatch.setattr(teacher, "held_out_accuracy", lambda found, dataset: {"clean": {"value": 1.0}})
     monkeypatch.chdir(tmp_path)
     entry = info("trades-s7")
     assert teacher.record("trades-s7", toy)["accuracy"]["pgd20"]["n"] == entry.results["pgd20"].accuracy.n

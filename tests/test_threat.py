@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,9 +37,11 @@ from zoo.registry.file import info, pretty
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, RobustnessGateFailed, UsageError
 from zoo.system.files import sha256_file
+from zoo.train.proard import measuring
 from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run.loop import fit
-from zoo.weights.load import task_of
+from zoo.train.teachers.teacher import held_out_accuracy
+from zoo.weights.load import find, task_of
 
 L2 = ThreatModel(norm="l2", eps=2.0)  # the faint texture of the pictures has an l2 norm of 1.5, the loud colours of 13
 
@@ -186,6 +189,17 @@ def test_an_l2_model_is_evaluated_and_swept_in_l2_by_default(in_l2, capsys):
     swept = told("sweep", in_l2, "-n", "20", "--attack", "pgd20", "--eps", "0,2")
     assert (swept["norm"], [point["step"] for point in swept["curves"]["pgd20"]]) == ("l2", [None, 0.25])
     assert told("sweep", in_l2, "-n", "5", "--attack", "fgsm", "--norm", "linf", "--eps", "0.1")["norm"] == "linf"
+
+
+def test_held_out_images_are_attacked_in_l2_too(in_l2, monkeypatch):
+    found, seen = find(in_l2), []
+    dataset = CIFAR10.load()
+    assert held_out_accuracy(found, dataset, 20).keys() == {"clean", "pgd20-l2-2"}
+
+    net = SimpleNamespace(found=found, cut=lambda genes, dataset, images: found.load())
+    monkeypatch.setattr(measuring, "evaluate_split", lambda model, split, one: seen.append(one) or np.ones(1))
+    measuring.measured(net, np.zeros(1, np.int64), dataset, images=20, steps=5)
+    assert [(one.attack, one.threat, one.steps, one.step) for one in seen[1:]] == [("pgd", L2, 5, 1.0)]
 
 
 # -- data sets ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from zoo.train.run.loop import fit
 from zoo.train.run.trainer import Trainer
 from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.folder import ModelFolder
-from zoo.weights.load import load
+from zoo.weights.load import find
 
 Report = Callable[[str, dict[str, Any]], None]
 Tick = Callable[[str, int, int, float], None]
@@ -130,5 +130,5 @@ def _judge(model: Path, dataset: Dataset, n: int) -> None:
     """Write the clean and PGD-20 accuracy on ``n`` held-out training images to the folder ``model``, once."""
     file = ModelFolder(model).held_out
     if not file.exists():
-        accuracy = held_out_accuracy(load(f"local-dir:{model}"), dataset, n)
+        accuracy = held_out_accuracy(find(f"local-dir:{model}"), dataset, n)
         write_atomic(file, (json.dumps(accuracy, indent=2) + "\n").encode())

@@ -35,12 +35,12 @@ def measured(
     steps: int = 10,
     calibration: int = CALIBRATION,
 ) -> tuple[float, float]:
-    """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first ``images`` held-out training images, with
-    BatchNorm statistics of ``calibration`` augmented training images."""
+    """Clean and PGD accuracy of the sub-net ``genes`` [G] on the first ``images`` held-out training images, under the
+    threat model of ``net``, with BatchNorm statistics of ``calibration`` augmented training images."""
     model = net.cut(genes, dataset, images=calibration)
     split = dataset.split("validation")
     clean, pgd = (
-        PROTOCOLS[key].model_copy(update={"split": "validation", "n": images, **more})
+        PROTOCOLS[key].model_copy(update={"split": "validation", "n": images, **more}).under(net.found.task.threat)
         for key, more in (("clean", {}), ("pgd20", {"steps": steps}))
     )
     return tuple(float(evaluate_split(model, split, one).mean()) for one in (clean, pgd))  # type: ignore[return-value]

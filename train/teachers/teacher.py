@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.datasets.base import Dataset
 from zoo.registry.entry import Entry
 from zoo.train.teachers.attention import unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
 from zoo.weights.folder import ModelFolder
-from zoo.weights.load import find, weights_sha256
+from zoo.weights.load import Found, find
 
 if TYPE_CHECKING:
     from zoo.models import Classifier
@@ -98,18 +98,20 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         return {**found.reference(), "accuracy": accuracy}
     found = find(name, folders=True)
     file = ModelFolder(Path(found.address.place)).held_out
-    measured = json.loads(file.read_text()) if file.is_file() else held_out_accuracy(found.load(), dataset)
+    measured = json.loads(file.read_text()) if file.is_file() else held_out_accuracy(found, dataset)
     return {**found.reference(), "accuracy": {f"validation-{key}": value for key, value in measured.items()}}
 
 
-def held_out_accuracy(model: nn.Module, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
-    """Clean and PGD-20 accuracy of a loaded model on the first ``n`` held-out training images, by protocol."""
+def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
+    """Clean and PGD-20 accuracy of a model on the first ``n`` held-out training images, by protocol; the attack is
+    under the model's threat model."""
     from zoo.evaluation.measure import measure
     from zoo.evaluation.protocols import PROTOCOLS
 
     n = min(n, len(dataset.split("validation")))
     device = "cuda" if torch.cuda.is_available() else "cpu"  # large teachers need it
-    protocols = [PROTOCOLS[key].model_copy(update={"split": "validation", "n": n}) for key in ("clean", "pgd20")]
+    chosen = (PROTOCOLS[key].under(found.task.threat) for key in ("clean", "pgd20"))
+    protocols = [one.model_copy(update={"split": "validation", "n": n}) for one in chosen]
     batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
-    measured = measure(model, weights_sha256(model), dataset, protocols, batch_size=batch_size, device=device)
+    measured = measure(found.load(), found.sha256, dataset, protocols, batch_size=batch_size, device=device)
     return {one.protocol.name: one.result["accuracy"] for one in measured}
