@@ -49,7 +49,8 @@ def written(name: str, folder: Path, seed: int = 0) -> Dataset:
                 for k in range(count):
                     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(place / f"{k}.png")
         return dataset
-    images, labels = rng.integers(0, 256, (40, 32, 32, 3), np.uint8), rng.integers(0, len(dataset.classes), 40)
+    size = dataset.image_size
+    images, labels = rng.integers(0, 256, (40, size, size, 3), np.uint8), rng.integers(0, len(dataset.classes), 40)
     place = folder / dataset.folder
     place.mkdir(parents=True)
     write_parquet(place / "train-00000-of-00002.parquet", images[:20], labels[:20], dataset.label)

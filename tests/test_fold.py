@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.models import build
+from zoo.models import ARCHS, build
 from zoo.models.fold import fold_batchnorm
-from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
+from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec, cost, parse_spec
 
 SPECS = {
     "staged": StagedSpec(widths=((8, 12), (16,), (16,)), resolutions=(16, 8, 4), stem=8),
@@ -17,6 +17,26 @@ SPECS = {
     "resnet at 64 pixels": ResNetSpec(stem="7x7", image_size=64),
     "wideresnet": WideResNetSpec(depth=16, widen=1),
     "mobilenetv2": MobileNetV2Spec(width_mult=0.25),
+    "bottleneck": parse_spec(
+        {
+            "arch": "bottleneck",
+            "stem": {"mid": 8, "out": 8},
+            "stages": [{"width": 16, "hidden": [8, 8], "stride": 1}, {"width": 24, "hidden": [8], "stride": 2}],
+        }
+    ),
+    "mobilenetv3": parse_spec(
+        {
+            "arch": "mobilenetv3",
+            "stem": 8,
+            "stages": [
+                {"width": 8, "blocks": [{"kernel": 3, "hidden": 16}], "stride": 1, "activation": "relu", "se": False},
+                {"width": 16, "blocks": [{"kernel": 5, "hidden": 24}] * 2, "stride": 2}
+                | {"activation": "hardswish", "se": True},
+            ],
+            "last": 32,
+            "mix": 32,
+        }
+    ),
 }
 # BatchNorms of a pre-activation net that stand before their convolution: one a block, and the last.
 LEFT = {"wideresnet": 6 + 1}
@@ -45,6 +65,13 @@ def norms(model: nn.Module) -> int:
 def family(request):
     torch.manual_seed(0)
     return request.param, lived_in(build(SPECS[request.param])).eval()
+
+
+def test_every_family_is_here_and_is_what_its_spec_says(family):
+    assert {spec.arch for spec in SPECS.values()} == {*ARCHS}
+    _, model = family
+    assert parse_spec(model.spec.to_dict()) == model.spec
+    assert sum(parameter.numel() for parameter in model.parameters()) == cost(model.spec).params
 
 
 def test_folding_keeps_the_logits(family):

@@ -38,7 +38,7 @@ TEACHER_FREE = [name for name, one in METHODS.items() if not one.takes_teacher]
 
 def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recipe:
     data = old_recipe().model_dump(exclude_unset=True, mode="json")
-    data["method"] = {"name": name, **SETTINGS[name], **(changes or {})}
+    data["method"] = {"name": name, **SETTINGS.get(name, {}), **(changes or {})}
     data["attack"] = {"step": 0.02} if one_step(data["method"]) else {"step": 0.02, "steps": 2}
     if not METHODS[name].model_construct(**data["method"]).attacks:
         data["attack"] = {}
@@ -186,7 +186,10 @@ def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name
 def test_a_section_round_trips(name, changes, teacher_folder):
     settings = recipe(name, teacher_folder, changes)
     assert parse_recipe(settings.model_dump(mode="json", exclude_unset=True), "again") == settings
-    assert settings.model_dump(mode="json")["method"].items() >= {"name": name, **SETTINGS[name], **changes}.items()
+    assert (
+        settings.model_dump(mode="json")["method"].items()
+        >= {"name": name, **SETTINGS.get(name, {}), **changes}.items()
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -196,7 +199,7 @@ def test_a_setting_that_the_method_does_not_use_is_refused_in_one_sentence(name,
         with pytest.raises(UsageError, match=f"method '{name}' does not use 'method.{key}'") as caught:
             recipe(name, teacher_folder, {key: 0.5})
         assert "\n" not in str(caught.value)
-    if not METHODS[name](**SETTINGS[name]).attacks:
+    if not METHODS[name](**SETTINGS.get(name, {})).attacks:
         with pytest.raises(UsageError, match=r"trains on clean images: remove attack\.steps"):
             recipe(name, teacher_folder, attack={"steps": 2})
     if name == "rnascl":
@@ -206,7 +209,7 @@ def test_a_setting_that_the_method_does_not_use_is_refused_in_one_sentence(name,
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_says_whether_it_needs_a_teacher(name, teacher_folder):
-    if METHODS[name](**SETTINGS[name]).needs:
+    if METHODS[name](**SETTINGS.get(name, {})).needs:
         with pytest.raises(UsageError, match=f"method '{name}' needs a teacher"):
             recipe(name, None)
         assert recipe(name, teacher_folder).teacher.name == str(teacher_folder)
