@@ -72,8 +72,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="Where the model's data set is (else ZOO_DATA for CIFAR-10, ZOO_DATA_CIFAR100, ZOO_IMAGENET; the cache; "
-        "the Hub).",
+        help="The folder of the model's data set (else of its variable, which zoo doctor lists; the cache; the Hub).",
     ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]
