@@ -13,6 +13,7 @@ from zoo.export.bundle.folder import Bundle, read_bundle, staged
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines import ENGINES, Backend, backend
 from zoo.system.errors import UsageError
+from zoo.system.files import check_folder
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
@@ -87,9 +88,13 @@ def write_triton(
 
 
 def free_place(out: Path, title: str, name: str | None = None) -> Path:
-    """Where in the repository ``out`` the model ``title`` goes, called ``name``; UsageError if there is one, or Triton
-    cannot call it so."""
+    """The folder of the model ``title`` in the repository ``out``, by default with this name.
+
+    Raises:
+        UsageError: it exists, ``out`` is a file, or Triton does not take the name.
+    """
     name = _name(title, name)
+    check_folder(out)
     if (out / name).exists():
         raise UsageError(
             f"the model repository '{out}' has a '{name}' already: remove it, or give '{title}' another name"

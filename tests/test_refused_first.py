@@ -68,9 +68,9 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["bench", "trades-s3", "--peers", "pytorch,"], 2, "--peers takes a list"),
         (["bench", "trades-s3", "--batch", "5000"], 2, "whole numbers from 1 to 4096"),
         (["eval", "trades-s3", "-p", "pgd21"], 2, "no protocol is called 'pgd21'"),
-        (["eval", "trades-s3", "--threat", "l3 1"], 2, "a threat model is"),
+        (["eval", "trades-s3", "--threat", "l3 1"], 2, "is not a threat model"),
         (["eval", "trades-s3", "--write", "-n", "5"], 2, "--write stores whole protocols only"),
-        (["sweep", "trades-s3", "--attack", "clean"], 2, "a sweep wants attacks"),
+        (["sweep", "trades-s3", "--attack", "clean"], 2, "a sweep needs attacks"),
         (["sweep", "trades-s3", "--attack", "fgsm,"], 2, "--attack takes a list"),
         (["sweep", "trades-s3", "--out", "no/such/folder/x.json"], 2, "--out takes a file"),
         (["train", "trades-s7", "--set", "start=no-such-model"], 3, "no model is called"),
@@ -97,6 +97,22 @@ def test_a_bundle_that_is_there(verb, capsys, tmp_path):
         (tmp_path / "bundles" / f"{name}--onnxruntime-fp32").mkdir(parents=True)
     refused(capsys, verb, 2, "exists already: pass --force")
     refused(capsys, [*verb, "--force"], 2, "is not a bundle, and will not be replaced")
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/deeper"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *([*verb, "--verify", "none", "--out"] for verb in EXPORTS),
+        ["export", "trades-s3", "--verify", "none", "--triton"],
+        ["train", "trades-s7", "--out"],
+        ["search", "proard-tiny", "--out"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_is_a_file(verb, place, capsys):
+    Path("taken").touch()
+    refused(capsys, [*verb, place], 2, "'taken' is a file, not a folder: choose another folder")
 
 
 def test_a_model_that_the_triton_repository_has(capsys, tmp_path):

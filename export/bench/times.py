@@ -59,7 +59,7 @@ class Timed(_Record):
 
 
 class Bench(_Record):
-    """Everything that was timed side by side, and what the machine did meanwhile (:mod:`zoo.export.bench.machine`)."""
+    """All engines that were timed together, and the load of the machine (:mod:`zoo.export.bench.machine`)."""
 
     schema_version: Literal[1] = 1
     threads: int
@@ -77,11 +77,11 @@ def write_to_bundle(folder: Path, report: Bench) -> None:
     """Put what was timed of the bundle's model into its reports; the bundle stays whole at any moment.
 
     Raises:
-        IntegrityError: the bundle was altered, or is not one of those that were timed.
+        IntegrityError: the bundle was altered, or was not timed.
     """
     manifest = read_bundle(folder)
     if manifest.artifact.sha256 not in [one.artifact_sha256 for one in report.engines]:
-        raise IntegrityError(f"'{folder}' is not a bundle that was timed: it was replaced meanwhile")
+        raise IntegrityError(f"'{folder}' is not a bundle that was timed: it was replaced during the bench")
     own = tuple(one for one in report.engines if one.tensors_sha256 == manifest.source.tensors_sha256)
     with staged(folder, force=True) as scratch:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)

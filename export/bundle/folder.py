@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
-from zoo.system.files import lock_of, sha256_file
+from zoo.system.files import check_folder, lock_of, sha256_file
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -85,7 +85,8 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
 
 
 def check_free(final: Path, *, force: bool) -> None:
-    """Raise UsageError if something is at ``final``, other than a bundle that may be replaced by ``force``."""
+    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, or lies in a file."""
+    check_folder(final.parent)
     if final.exists() and not force:
         raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
     if final.exists() and not (final / MANIFEST).is_file():
@@ -148,7 +149,7 @@ def files(folder: Path) -> list[str]:
 
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """List every file with its SHA-256, in the format of ``sha256sum -c``; those that are ``known`` are not read."""
+    """List every file with its SHA-256, in the format of ``sha256sum -c``; ``known`` files are not read."""
     sums = {name: (known or {}).get(name) or sha256_file(folder / name) for name in files(folder)}
     (folder / SUMS).write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8")
 

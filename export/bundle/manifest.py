@@ -81,7 +81,7 @@ class IO(_Record):
 
 
 class Artifact(_Record):
-    """The file that an engine runs, and those that it cannot do without.
+    """The file that an engine runs, and the files that it needs besides.
 
     ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all.
     """

@@ -46,7 +46,7 @@ def runtime() -> Any:
 def log_of(trt: Any) -> Any:
     """The one logger of this process, which must live as long as any object of TensorRT.
 
-    Its ``errors`` holds the errors since somebody cleared it.
+    Its ``errors`` holds the errors since it was last cleared.
     """
 
     class Log(trt.ILogger):

@@ -94,7 +94,7 @@ def random_images(spec: Spec, n: int, seed: int) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What an engine is put to.
+    """The conditions of a verification.
 
     Attributes:
         artifact_sha256: what every result is bound to.

@@ -184,7 +184,7 @@ def survivors(
     seed: int,
     tick: Tick,
 ) -> Bits:
-    """Worst case so far after one more attack, per image; those that both already get wrong are not attacked.
+    """Worst case so far after one more attack, per image; images that both already get wrong are not attacked.
 
     Both are attacked on the same images in the same batches, so that they get the same random starts: their
     difference is then the engine's doing, not chance's.

@@ -53,7 +53,7 @@ class Sampling:
 def calibration_images(
     model: Classifier, dataset: Dataset, sampling: Sampling, threat: ThreatModel = LINF_8
 ) -> tuple[Tensor, Calibration]:
-    """Images [N, C, H, W] in [0, 1] and their record. Those that the test split has too are passed over.
+    """Images [N, C, H, W] in [0, 1] and their record. Images that are also in the test split are left out.
 
     Raises:
         UsageError: more images than the training split has, or the data set is not one for the model.

@@ -16,6 +16,7 @@ import torch
 
 from zoo.datasets.base import Dataset
 from zoo.system.errors import TrainingDiverged, UsageError
+from zoo.system.files import check_folder
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
@@ -29,7 +30,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Raise UsageError if ``out`` holds a run and ``resume`` is off."""
+    """Raise UsageError if ``out`` is a file, or holds a run and ``resume`` is off."""
+    check_folder(out)
     if (out / CHECKPOINT).exists() and not resume:
         raise UsageError(f"'{out}' already holds a run: pass --resume to continue it, or choose another --out")
 

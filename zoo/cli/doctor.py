@@ -57,7 +57,7 @@ def _version(package: str) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    """Those that everybody needs, and those of the engines, with what they are for."""
+    """The packages that all need, and those of the engines, with the engine."""
     from zoo.export.engines import ENGINES
 
     names = ("robust-zoo", "torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "accelerate")
@@ -91,7 +91,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from zoo.system.files import cache_root
+    from zoo.system.files import cache_root, existing
 
     root = cache_root()
     files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
@@ -99,13 +99,8 @@ def _cache() -> dict[str, Any]:
         "place": str(root),
         "exists": root.is_dir(),
         "bytes": sum(path.stat().st_size for path in files),
-        "writable": os.access(_existing(root), os.W_OK),
+        "writable": os.access(existing(root), os.W_OK),
     }
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the nearest folder above it that is there."""
-    return path if path.exists() else _existing(path.parent)
 
 
 def _data() -> dict[str, Any]:

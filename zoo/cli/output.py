@@ -31,7 +31,7 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A callback ``(stage, done, total)`` that draws a bar for each stage, if somebody is looking."""
+        """A callback ``(stage, done, total)`` that draws a bar for each stage, on a terminal."""
         if self.quiet or not sys.stderr.isatty():
             yield lambda stage, done, total: None
             return

@@ -29,7 +29,7 @@ def command(
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Predicted accuracy under PGD.")] = None,
     by: Annotated[Literal["robust", "clean"], typer.Option(help="What the best sub-net is best at.")] = "robust",
     n: Annotated[
-        int | None, typer.Option("-n", min=1, metavar="K", help="Tell the best K and not the whole front.")
+        int | None, typer.Option("-n", min=1, metavar="K", help="Show the best K, not the whole front.")
     ] = None,
     measure: Annotated[
         int, typer.Option(min=0, metavar="K", help="Measure the best K on held-out training images, and rank by that.")
@@ -81,7 +81,7 @@ def command(
     predictor = net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
-    front = [_told(space, found, index) for index in range(len(found.genes))]
+    front = [_facts(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
     if measure and dataset:
@@ -100,10 +100,10 @@ def command(
     if out is not None and dataset:
         budget = flops or format_count(int(found.macs[chosen]))
         report["cut"] = str(net.save(found.genes[chosen], dataset, out, name=f"{net.found.title}@{budget}"))
-    told = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
-    if front[chosen] not in told:
-        told.append(front[chosen])
-    output.result(report, lambda: _table(told, front[chosen], report))
+    shown = [front[index] for index in (ranked[:n] if n else _spread(len(front), 20))]
+    if front[chosen] not in shown:
+        shown.append(front[chosen])
+    output.result(report, lambda: _table(shown, front[chosen], report))
 
 
 def _latencies(space: Space, output: Output) -> Any:
@@ -113,8 +113,8 @@ def _latencies(space: Space, output: Output) -> Any:
     return latency_table(space, time_architectures, notify=output.say)
 
 
-def _told(space: Space, found: Found, index: int) -> dict[str, Any]:
-    """What is said of a sub-net of the front."""
+def _facts(space: Space, found: Found, index: int) -> dict[str, Any]:
+    """A sub-net of the front as JSON data."""
     predicted = {
         key: {"predicted": round(float(values[index]), 4), "spread": round(float(found.spread[index, column]), 4)}
         for column, (key, values) in enumerate((("clean", found.clean), ("robust", found.robust)))
@@ -132,7 +132,7 @@ def _measured(
     dataset: Dataset,
     output: Output,
 ) -> int:
-    """Measure the sub-nets at ``indices``, tell it in ``front``, and return the best of them."""
+    """Measure the sub-nets at ``indices``, record the results in ``front``, and return the best of them."""
     from zoo.train.proard.measuring import measured
 
     with output.progress() as advance:
@@ -150,12 +150,12 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
 
 
-def _table(told: list[dict[str, Any]], best: dict[str, Any], report: dict[str, Any]) -> str:
+def _table(shown: list[dict[str, Any]], best: dict[str, Any], report: dict[str, Any]) -> str:
     columns = ["sub-net", "M MACs", "clean %", "PGD-10 %"]
-    timed, checked = "latency_ms" in best, any("measured" in one["robust"] for one in told)
+    timed, checked = "latency_ms" in best, any("measured" in one["robust"] for one in shown)
     columns += ["ms"] * timed + ["measured"] * checked
     rows = []
-    for one in told:
+    for one in shown:
         row = [_short(one["values"]), f"{one['macs'] / 1e6:.2f}"]
         row += [f"{100 * one[key]['predicted']:.1f} ±{200 * one[key]['spread']:.1f}" for key in ("clean", "robust")]
         if timed:

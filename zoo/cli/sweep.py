@@ -76,12 +76,12 @@ def command(
     from zoo.weights.load import find, task_of
 
     output = Output(as_json=as_json, quiet=quiet)
-    chosen = norm or task_of(name, offline=offline).threat.norm
-    grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")
     attacks_called(attacks)
+    chosen = norm or task_of(name, offline=offline).threat.norm
+    grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
     found = find(name, HubFiles(offline=offline))
     dataset = dataset_for(found.spec, found.task.dataset).load(data, offline=offline)
     check_fits(dataset, found.spec)

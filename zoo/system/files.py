@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from zoo.system.errors import DataNotFound, IntegrityError
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 
 # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -51,6 +51,18 @@ def copy_atomic(source: Path, target: Path) -> None:
     """Copy the content of ``source`` to ``target`` atomically."""
     with open(source, "rb") as original, replaced(target) as file:
         shutil.copyfileobj(original, file)
+
+
+def existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    return path if path.exists() else existing(path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """Raise UsageError if ``path`` cannot be a folder, because it or a part of it is a file."""
+    found = existing(path)
+    if not found.is_dir():
+        raise UsageError(f"'{found}' is a file, not a folder: choose another folder")
 
 
 def _umask() -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import write_atomic
+from zoo.system.files import check_folder, write_atomic
 from zoo.system.records import Text
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class ModelFolder:
         return self.path / name
 
     def check_free(self) -> None:
-        """Raise UsageError if the folder already holds a model."""
+        """Raise UsageError if the folder already holds a model, or is a file."""
+        check_folder(self.path)
         if self.config.exists():
             raise UsageError(f"'{self.path}' already holds a model: choose another folder")
