@@ -25,11 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export import images
 
-from zoo.export.bundle.folder import write_sums
+from zoo.export.bundle.folder import read_bundle, write_sums
 from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, onnxruntime
 from zoo.export.remote import frame, link
-from zoo.export.remote.engine import connect
+from zoo.export.remote.engine import Remote, connect
 from zoo.export.remote.frame import BadFrame, encode, read_frame
 from zoo.export.remote.link import BOOT, TRAVELLING, Target, target_of
 from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice
@@ -331,6 +331,8 @@ def test_an_altered_bundle_does_not_travel(bundle, tmp_path, asked):
         file.write(b"x")
     with pytest.raises(IntegrityError, match="altered or damaged"):
         connect("local:", tmp_path / "copy")
+    with pytest.raises(IntegrityError, match="altered after it was checked"):
+        Remote(target_of("local:"), tmp_path / "copy", read_bundle(bundle))
     assert asked == []
 
 

@@ -14,7 +14,7 @@ import zoo.weights.load
 from zoo import load
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import sha256_file
-from zoo.weights.load import read_tensors, save_weights, weights_sha256
+from zoo.weights.load import find, read_tensors, save_weights, weights_sha256
 
 
 def test_a_registry_name_gives_the_released_model_in_eval_mode(net, bundled):
@@ -95,6 +95,14 @@ def test_a_local_file_that_is_not_safetensors_is_refused(folder, damage, message
     damage(folder / "model.safetensors")
     with pytest.raises(IntegrityError, match=message):
         load(f"local-dir:{folder}")
+
+
+def test_a_file_that_is_replaced_after_its_check_is_refused(net, folder):
+    found = find(f"local-dir:{folder}")
+    assert same_function(found.load(), net)
+    save_weights({key: tensor + 1 for key, tensor in net.state_dict().items()}, folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match="was replaced after it was checked"):
+        found.load()
 
 
 def test_unpickling_is_never_tried(folder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from zoo.export.bundle.folder import read_bundle
+from zoo.export.bundle.folder import artifact_sha256, read_bundle
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines import ENGINES, Backend
 from zoo.export.engines.interface import Engine, check_threads
@@ -100,7 +100,10 @@ class Remote(Engine):
         self.target, self.bundle, self.threads = target, bundle, threads
         self.engine, self.artifact = manifest.engine, artifact
         self.pauses, self.timeout = tuple(pauses), timeout
-        self.digests = {name: sha256_file(bundle / name) for name in (artifact.file, *artifact.companions)}
+        parts = (artifact.file, *artifact.companions)
+        self.digests = {name: sha256_file(bundle / name) for name in parts}
+        if artifact_sha256(self.digests, parts) != artifact.sha256:
+            raise IntegrityError(f"'{bundle / artifact.file}' was altered after it was checked: do not use it")
         self.link: Link | None = None
         self.met = False  # whether a frame ever came from there
         self.asked = 0

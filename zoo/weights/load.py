@@ -87,6 +87,7 @@ class Found:
         path: its weights file; None without ``pretrained``.
         sha256: the hash of this file, computed once; without a file the registry's hash, else "".
         hub: downloads further files, such as those of a dynamic net.
+        state: of the file when it was hashed; it must be the same when it is read.
     """
 
     address: Address
@@ -94,6 +95,7 @@ class Found:
     path: Path | None
     sha256: str
     hub: HubFiles = field(repr=False)
+    state: tuple[int, ...] | None = None
 
     @property
     def title(self) -> str:
@@ -120,9 +122,16 @@ class Found:
         return Task(facts.dataset or settings.get("dataset"), facts.threat or ThreatModel(**attack))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of its weights file."""
+        """All tensors of its weights file.
+
+        Raises:
+            IntegrityError: the file is damaged, or is not the one that was hashed.
+        """
         assert self.path is not None
-        return read_tensors(self.path)
+        tensors = read_tensors(self.path)
+        if _state(self.path) != self.state:
+            raise IntegrityError(f"'{self.path}' was replaced after it was checked: run the command again")
+        return tensors
 
     def load(self, device: str | torch.device = "cpu") -> Classifier:
         """The model, with fresh weights if ``path`` is None. Errors are those of :func:`load`."""
@@ -157,14 +166,21 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
         folder = ModelFolder(Path(address.place))
         config = folder.read()
         path = folder.file(TENSORS) if pretrained else None
-        return Found(address, config, path, sha256_file(path) if path else "", hub)
+        state = _state(path)
+        return Found(address, config, path, sha256_file(path) if path else "", hub, state)
     if address.scheme == HUB:
         config = read_config(hub.fetch(address.place, CONFIG, address.revision))
         path = hub.fetch(address.place, TENSORS, address.revision) if pretrained else None
-        return Found(address, config, path, (promised_sha256(path) or sha256_file(path)) if path else "", hub)
+        state = _state(path)
+        return Found(address, config, path, (promised_sha256(path) or sha256_file(path)) if path else "", hub, state)
     entry = _registered(address.place)
     path = _released(entry.name, entry.weights, hub) if pretrained else None
-    return Found(Address(NAME, entry.name), entry, path, entry.weights.sha256, hub)
+    return Found(Address(NAME, entry.name), entry, path, entry.weights.sha256, hub, _state(path))
+
+
+def _state(path: Path | None) -> tuple[int, ...] | None:
+    """Time, size and inode of a file: another state is another file."""
+    return ((state := path.stat()).st_mtime_ns, state.st_size, state.st_ino) if path else None
 
 
 def task_of(name: str, *, offline: bool = False) -> Task:
