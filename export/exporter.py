@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from zoo.export.options import ExportOptions
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.specs import Spec, cost
-from zoo.system.errors import DataNotFound, UsageError
+from zoo.system.errors import DataNotFound, UsageError, nearest
 from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
 from zoo.weights.load import Found
@@ -108,16 +108,24 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     return Job(found, known, options, level, split, calibrating)
 
 
-def export_model(name: str, *, progress: Progress = silent, notify: Notify = warnings.warn, **given: Any) -> Bundle:
+def export_model(
+    name: str,
+    *,
+    out: Path | str,
+    progress: Progress = silent,
+    notify: Notify = warnings.warn,
+    **given: Any,
+) -> Bundle:
     """Export the model called ``name`` into a bundle ``<out>/<name>--<engine>-<precision>``, signed off by the ladder.
 
     Whatever can be refused is refused before the model is loaded.
 
     Args:
         name: all that :func:`zoo.load` takes.
+        out: the folder that gets the bundle.
         progress: called with a stage, what is done of it, and how much there is.
         notify: takes one sentence if robustness cannot be verified.
-        given: see :class:`zoo.export.options.ExportOptions`; ``out`` is required.
+        given: see :class:`zoo.export.options.ExportOptions`.
 
     Returns:
         The bundle: its folder, manifest and report.
@@ -129,7 +137,10 @@ def export_model(name: str, *, progress: Progress = silent, notify: Notify = war
         ExportFailed: the model could not be converted, or the bundle not written.
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
-    return job_of(name, ExportOptions(**given), notify=notify).run(progress)
+    known = [option.name for option in fields(ExportOptions)]
+    for unknown in given.keys() - known:
+        raise TypeError(f"export_model() has no option called '{unknown}'{nearest(unknown, known)}")
+    return job_of(name, ExportOptions(out=out, **given), notify=notify).run(progress)
 
 
 def write_bundle(

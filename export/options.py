@@ -65,8 +65,9 @@ class ExportOptions:
             raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, not '{precision}'")
         if precision not in engine.precisions:
             raise UsageError(f"{engine.name} engines are {', '.join(engine.precisions)} here, not {precision}")
-        if not self.batches or not all(isinstance(size, int) and 1 <= size <= 4096 for size in self.batches):
-            raise UsageError(f"batch sizes are whole numbers from 1 to 4096, not {list(self.batches)}")
+        sizes = self.batches if isinstance(self.batches, Sequence) else ()
+        if not sizes or not all(isinstance(size, int) and 1 <= size <= 4096 for size in sizes):
+            raise UsageError(f"batch sizes are a sequence of whole numbers from 1 to 4096, not {self.batches!r}")
         if self.calibration is not None and precision != "int8":
             raise UsageError(f"{precision} needs no calibration: leave it out, or ask for int8")
         if (sampling := self.sampling) is not None and sampling.method not in engine.calibrators:

@@ -41,10 +41,19 @@ def test_an_address_is_read_and_written_again(text, address):
     assert has_scheme(text) == (address.scheme != NAME)
 
 
-@pytest.mark.parametrize("wrong", [5, None, Path("runs/x/model"), "https://example.org/model", "local-dir:", "hf-hub:"])
+@pytest.mark.parametrize(
+    "wrong", [5, None, "", Path("runs/x/model"), "https://example.org/model", "local-dir:", "hf-hub:"]
+)
 def test_an_invalid_address_is_refused_with_the_valid_kinds(wrong):
     with pytest.raises(UsageError, match=r"local-dir:PATH or hf-hub:ORG/REPO"):
         load(wrong)
+
+
+def test_a_model_or_a_number_is_no_name(net):
+    with pytest.raises(UsageError, match=r"not a value of type Classifier$"):
+        load(net)
+    with pytest.raises(UsageError, match=r"not a value of type int$"):
+        info(5)
 
 
 def test_a_bare_path_is_refused_with_what_to_write_and_is_an_address_in_training(net, folder, bundled, monkeypatch):

@@ -142,6 +142,16 @@ def test_a_damaged_file_is_named_and_leaves_no_cache(name, folder):
     assert not list(cache_root().iterdir())
 
 
+def test_a_damaged_cache_is_named(name, folder):
+    dataset = written(name, folder).load(folder)
+    dataset.split("test")
+    (images,) = cache_root().rglob("*images.npy") if name == "imagefolder" else cache_root().rglob("test_images.npy")
+    for content in (images.read_bytes()[:200], b"", None):
+        images.unlink() if content is None else images.write_bytes(content)
+        with pytest.raises(IntegrityError, match=f"'{images}' is missing or damaged: delete the folder"):
+            dataset.split("test")
+
+
 def test_an_offline_miss_says_how_to_get_the_data(name, nowhere):
     with pytest.raises(DataNotFound, match=DATASETS[name].variable) as caught:
         DATASETS[name].load(offline=True)

@@ -171,6 +171,13 @@ def test_without_data_a_bundle_reaches_parity_and_says_so_everywhere(local_name,
     assert verify_bundle(bundle, offline=True).reached == "parity"
 
 
+def test_wrong_arguments_are_named(local_name, tmp_path):
+    with pytest.raises(TypeError, match=r"export_model\(\) has no option called 'formt'; did you mean 'format'"):
+        export_model(local_name, out=tmp_path, formt="onnx")
+    with pytest.raises(UsageError, match="batch sizes are a sequence of whole numbers from 1 to 4096, not 8"):
+        export_model(local_name, out=tmp_path, batches=8)
+
+
 def test_without_data_python_is_warned(local_name, no_data, tmp_path):
     with pytest.warns(UserWarning, match="NOT verified"):
         export_model(local_name, out=tmp_path, offline=True)

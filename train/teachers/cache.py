@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.system.files import cached
+from zoo.system.files import cached, mapped
 from zoo.train.data.images import InMemory
 from zoo.train.teachers.teacher import Answer, Teacher
 
@@ -66,8 +66,8 @@ class CachedAnswers:
         self.layers = teacher.layers
         key = f"lessons-{_key(teacher, versions, precision)}"
         root = cached(key, lambda to: _write(to, teacher, versions, autocast))
-        self.logits = np.load(root / "logits.npy", mmap_mode="r")
-        self.maps = np.load(root / "maps.npy", mmap_mode="r")
+        self.logits = mapped(root / "logits.npy")
+        self.maps = mapped(root / "maps.npy")
 
     def answer(self, rows: Tensor, layers: list[str] | None) -> Answer:
         """The answer on the versions at ``rows`` [B], with the maps of ``layers``; without maps for None."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError
-from zoo.system.files import cached
+from zoo.system.files import cached, mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,9 +178,7 @@ def _decoded(files: Files, root: Path) -> Split:
                     out.write(image.tobytes())
 
     folder = cached(_key(files, root), decode)
-    return Split(
-        files.name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r")
-    )
+    return Split(files.name, mapped(folder / "images.npy"), mapped(folder / "labels.npy"))
 
 
 def _key(files: Files, root: Path) -> str:

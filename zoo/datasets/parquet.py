@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
-from zoo.system.files import cache_root, cached
+from zoo.system.files import cache_root, cached, mapped
 from zoo.system.hub import HubFiles
 
 if TYPE_CHECKING:
@@ -47,14 +47,12 @@ class Parquet(Dataset):
         return self._decoded(self._from_hub(offline), f"{self.name}-hub-{(self.revision or '')[:12]}")
 
     def split(self, name: SplitName) -> Split:
-        import numpy as np
-
         check_split(name)
         if self.root is None:
             raise DataNotFound(f"{self.title} has no images before it is loaded: call load()")
         stored = "test" if name == "test" else "train"
-        images = np.load(self.root / f"{stored}_images.npy", mmap_mode="r")
-        labels = np.load(self.root / f"{stored}_labels.npy", mmap_mode="r")
+        images = mapped(self.root / f"{stored}_images.npy")
+        labels = mapped(self.root / f"{stored}_labels.npy")
         held_out = self.sizes["validation"]
         part = {"train": slice(None, -held_out), "validation": slice(-held_out, None), "test": slice(None)}
         return Split(name, images[part[name]], labels[part[name]])

@@ -62,8 +62,11 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
 
     Raises:
         UnknownModel: the name is unknown; the message suggests the nearest.
-        UsageError, NothingMatches: the budget is malformed or above the range of the sub-nets, or below it.
+        UsageError: the name is not a string, or the budget is malformed or above the range of the sub-nets.
+        NothingMatches: the budget is below that range.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"a model's name must be a string, not a value of type {type(name).__name__}")
     registry = registry or load_registry()
     named = registry.named
     if name in named:

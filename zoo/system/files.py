@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -153,3 +156,19 @@ def cached(key: str, fill: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array in ``path``, a .npy file of the cache, as a read-only memory map.
+
+    Raises:
+        IntegrityError: the file is missing or damaged.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        raise IntegrityError(
+            f"'{path}' is missing or damaged: delete the folder '{path.parent}' of the cache, and it is made again"
+        ) from None

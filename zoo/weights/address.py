@@ -33,12 +33,14 @@ class Address:
             folders: accept the path of an existing folder too, in preference to a registry name.
 
         Raises:
-            UsageError: ``text`` is not a string, has an unknown scheme, or nothing after the scheme.
+            UsageError: ``text`` is not a string, is empty, has an unknown scheme, or nothing after the scheme.
         """
         if isinstance(text, Address):
             return text
         if not isinstance(text, str):
-            raise UsageError(f"a model's address must be a string, {KINDS}, not {text!r}")
+            raise UsageError(f"a model's address must be a string, {KINDS}, not a value of type {type(text).__name__}")
+        if not text:
+            raise UsageError(f"a model's address must not be empty: it is {KINDS}")
         scheme, colon, place = text.partition(":")
         if not colon:
             return cls(LOCAL if folders and Path(text).is_dir() else NAME, text)
