@@ -70,12 +70,30 @@ def test_bare_words_are_strings(minimal):
         ("train.method=n-fgsm", "one attack step"),
         ("attack.objective=cw", "'ce' or 'kl'"),
         ("guard.images=2000", "guard.images"),
+        ("arch={ arch = 'staged', widths = [[4]], resolutions = [16], method = 'x' }", "unknown key 'arch.method'"),
+        ("distill=x", r"'distill' must be a section: write \[distill\]"),
+        ("supernet=x", r"'supernet' must be a section: write \[supernet\]"),
     ],
 )
 def test_a_bad_override_is_one_sentence_that_names_the_key(minimal, override, says):
     with pytest.raises(UsageError, match=says) as caught:
         load_recipe(minimal, overrides=[override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "says"),
+    [
+        ("epochs = 2", "epoch = 2", "unknown key 'train.epoch'; did you mean 'epochs'"),
+        ("epochs = 2", "", "'train.epochs' is missing"),
+        ('method = "pgd-at"', "", "'method' is missing"),
+        ('[train]\nmethod = "pgd-at"', "[method]\n[train]", "'method.name' is missing"),
+    ],
+)
+def test_a_missing_key_is_named_unless_it_is_misspelt(minimal, line, instead, says):
+    minimal.write_text(MINIMAL.replace(line, instead))
+    with pytest.raises(UsageError, match=says):
+        load_recipe(minimal)
 
 
 def table(text: str) -> dict:

@@ -43,6 +43,9 @@ def migrated(data: dict[str, Any], origin: str) -> dict[str, Any]:
         return data
     if "method" not in sections.get("train", {}):
         return data
+    for section in ("distill", "supernet"):
+        if section in data and section not in sections:
+            raise UsageError(f"{origin}: '{section}' must be a section: write [{section}]")
     data = copy.deepcopy(data)
     train, distill, supernet = data["train"], data.pop("distill", None), data.get("supernet")
     name = train.pop("method")

@@ -264,10 +264,12 @@ def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(migrated(data, origin))
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is often the reason why another is missing.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         reason = first["msg"].removeprefix("Value error, ")
-        tagged = [part for part in first["loc"] if part in METHODS]  # the tag of the union is not a key
-        where = [str(part) for part in first["loc"] if part not in tagged]
+        tagged = [part for part in first["loc"] if part in METHODS]
+        tags = [*tagged, *(first["loc"][1:2] if first["loc"][:1] == ("arch",) else ())]  # tags of unions are not keys
+        where = [str(part) for part in first["loc"] if part not in tags]
         if first["type"] == "extra_forbidden" and tagged:
             settings = [key for key in METHODS[tagged[0]].model_fields if key != "name"]
             hint = nearest(where[-1], settings) or f" (it has: {', '.join(settings) or 'none'})"
@@ -275,6 +277,10 @@ def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
         if first["type"] == "extra_forbidden":
             hint = nearest(where[-1], _keys_beside(first["loc"]))
             raise UsageError(f"{origin}: unknown key '{'.'.join(where)}'{hint}") from None
+        if first["type"] == "union_tag_not_found":
+            where.append(first["ctx"]["discriminator"].strip("'"))
+        if first["type"] in ("missing", "union_tag_not_found"):
+            raise UsageError(f"{origin}: '{'.'.join(where)}' is missing") from None
         if first["type"] == "union_tag_invalid":
             known, tag = first["ctx"]["expected_tags"].replace("'", ""), str(first["ctx"]["tag"])
             hint = nearest(tag, known.split(", "))
