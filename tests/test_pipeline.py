@@ -246,6 +246,19 @@ def test_what_a_time_budget_ended_stays_ended_when_the_run_is_resumed_without_on
     assert again["search"].read_text() == found
 
 
+def test_two_runs_in_one_folder_are_refused(phased, toy, tmp_path, monkeypatch):
+    def fitted(recipe, dataset, out, **options):
+        with pytest.raises(UsageError, match=f"another process trains in '{tmp_path}'"):
+            pipeline.run(phases, toy, tmp_path, resume=True)
+        raise KeyboardInterrupt
+
+    phases = load_phases(phased)
+    monkeypatch.setattr(pipeline, "fit", fitted)
+    for _ in range(2):  # the folder is free again after the first
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(phases, toy, tmp_path)
+
+
 def test_a_time_budget_is_shared_out_by_the_passes_of_each_phase(phased, toy, tmp_path, monkeypatch):
     shares: dict[str, float] = {}
 

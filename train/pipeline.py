@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
-from zoo.system.files import write_atomic
+from zoo.system.errors import UsageError
+from zoo.system.files import lock_of, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
@@ -50,41 +53,60 @@ def run(
             multiply-accumulates for dynamic nets.
 
     Raises:
-        UsageError, TrainingDiverged, Interrupted: as :func:`zoo.train.run.loop.fit`.
+        UsageError: another process trains in ``out``; and as :func:`zoo.train.run.loop.fit`.
+        TrainingDiverged, Interrupted: as :func:`zoo.train.run.loop.fit`.
     """
     work = {phase: recipe.train.epochs * _per_image(recipe, phases) for phase, recipe in phases.items()}
     left: dict[str, Path] = {}
     earlier: list[dict[str, Any]] = []
     result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
-    for phase, recipe in phases.items():
-        left[phase] = fit(
-            recipe if result is None else with_result(recipe, result),
-            dataset,
-            out / phase if len(phases) > 1 else out,
-            kind=Searcher if recipe.search else SupernetTrainer if recipe.supernet else Trainer,
-            start=recipe.start if model is None else str(model),
-            resume=resume,
-            time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
-            phase=phase,
-            earlier=earlier,
-            teacher=_earlier_teacher(recipe, left),
-            report=lambda metrics, phase=phase: report(phase, metrics),
-            tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
-        )
-        if recipe.search is not None:
-            result = json.loads(left[phase].read_text())
-            if PartialState().is_main_process:
-                draw_if_possible(result, left[phase].with_suffix(".png"))
-            earlier.append(result["effort"])
-        else:
-            model = left[phase]
-            if PartialState().is_main_process:
-                _judge(model, dataset, recipe.guard.images)
-            earlier = (ModelFolder(model).read().train or {})["phases"]
-    if model is not None and recipe.supernet is not None and PartialState().is_main_process:
-        _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
+    with _alone(out):
+        for phase, recipe in phases.items():
+            left[phase] = fit(
+                recipe if result is None else with_result(recipe, result),
+                dataset,
+                out / phase if len(phases) > 1 else out,
+                kind=Searcher if recipe.search else SupernetTrainer if recipe.supernet else Trainer,
+                start=recipe.start if model is None else str(model),
+                resume=resume,
+                time_budget=None if time_budget is None else time_budget * work[phase] / sum(work.values()),
+                phase=phase,
+                earlier=earlier,
+                teacher=_earlier_teacher(recipe, left),
+                report=lambda metrics, phase=phase: report(phase, metrics),
+                tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
+            )
+            if recipe.search is not None:
+                result = json.loads(left[phase].read_text())
+                if PartialState().is_main_process:
+                    draw_if_possible(result, left[phase].with_suffix(".png"))
+                earlier.append(result["effort"])
+            else:
+                model = left[phase]
+                if PartialState().is_main_process:
+                    _judge(model, dataset, recipe.guard.images)
+                earlier = (ModelFolder(model).read().train or {})["phases"]
+        if model is not None and recipe.supernet is not None and PartialState().is_main_process:
+            _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
     return left
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder of a run, so that no other process trains in it (on Windows nothing is held)."""
+    if not PartialState().is_main_process:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lock = lock_of(out)
+    if lock is None and os.name != "nt":
+        raise UsageError(f"another process trains in '{out}': wait for it, or choose another --out")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:
