@@ -13,7 +13,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
-from zoo.system.errors import UnknownModel, ZooError
+from zoo.system.errors import UnknownModel, UsageError, ZooError
 
 if TYPE_CHECKING:
     from zoo.export.bundle.folder import Bundle
@@ -111,6 +111,8 @@ def command(
     if triton:
         for engine in engines:
             check_served(backend(engine))
+        if len(kinds) > 1:
+            raise UsageError("--triton takes one engine of a model, in one precision: export the others without it")
     if alone:
         backend(format).require(build=True)
     from zoo.export.exporter import job_of
