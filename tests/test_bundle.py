@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

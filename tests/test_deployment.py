@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from onnx import TensorProto, helper
 from test_export import SMALL, model_of

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from fake_tensorrt import FakeTensorRt, install
 from test_export import FAMILIES, images, model_of
 from torch import nn

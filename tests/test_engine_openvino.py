@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from bundles import bundle_of
+from exported import bundle_of
 
 from zoo.export import read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known

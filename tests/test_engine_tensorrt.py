@@ -19,7 +19,7 @@ import fake_tensorrt
 import onnx
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from fake_tensorrt import FakeTensorRt, install
 from test_export import images
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from PIL import Image
 from test_export import SMALL, model_of
 

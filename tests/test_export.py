@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from safetensors.torch import save_file
 from torch import nn
 

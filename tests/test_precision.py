@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 
 from zoo.datasets.base import to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle

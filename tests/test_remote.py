@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export import images

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import bundle_of
+from exported import bundle_of
 from safetensors.torch import save_file
 from sturdy import SPEC, TEST
 from torch import nn
