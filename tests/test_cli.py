@@ -189,7 +189,7 @@ def exporter(monkeypatch):
         asked.append(job)
         return job.options.folder(job.known.title)
 
-    monkeypatch.setattr("zoo.weights.load._released", lambda name, weights, hub: Path(name))
+    monkeypatch.setattr("zoo.weights.load._released", lambda name, weights, hub: Path(__file__))
     monkeypatch.setattr(Job, "run", run)
     monkeypatch.setattr("zoo.cli.ladder.outcome", lambda bundle: ({"bundle": str(bundle)}, f"Exported to {bundle}"))
     return asked
