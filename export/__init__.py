@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_model", "read_bundle", "sign_off", "verify_bundle"]
 
-_HOMES = {
+_MODULES = {
     "export_model": "exporter",
     "read_bundle": "bundle.folder",
     "sign_off": "ladder.gate",
@@ -25,6 +25,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'zoo.export' has no attribute '{name}'")
-    return getattr(import_module(f"zoo.export.{_HOMES[name]}"), name)
+    return getattr(import_module(f"zoo.export.{_MODULES[name]}"), name)

@@ -38,6 +38,9 @@ from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, U
 
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
 NAMES = [one.name for one in ENGINES]
+CONVERTED = [one.name for one in ENGINES if not one.from_onnx]  # built from the float model itself
+BOUNDS = {"fp16": (1e-6, 0.01), "int8": (1e-3, 0.25)}  # least and most change of a logit, as a share of their spread
+LOWER = [(one.name, precision) for one in ENGINES for precision in BOUNDS if precision in one.precisions]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,7 @@ def row(request, tmp_path_factory) -> Iterator[Backend]:
             install(patch, FakeTensorRt())
         try:
             engine.require(build=True)
-            engine.load_module().runtime()
-        except MissingDependency as error:
+        except MissingDependency as error:  # an engine that is installed must work
             pytest.skip(str(error))
         yield engine
 
@@ -154,11 +156,9 @@ def lowered(row: Backend, model: Classifier, precision: str, out: Path, contrast
     return row.load_module().load(bundle / read_bundle(bundle).artifact.file)
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-6, 0.01), ("int8", 1e-3, 0.25)])
-def test_lower_precisions_are_close_and_are_not_fp32(precision, least, most, row, model, tmp_path):
-    if precision not in row.precisions:
-        pytest.skip(f"{row.title} has no {precision} here")
-    x = images(33, seed=3)
+@pytest.mark.parametrize(("row", "precision"), LOWER, indirect=["row"])
+def test_lower_precisions_are_close_and_are_not_fp32(row, precision, model, tmp_path):
+    (least, most), x = BOUNDS[precision], images(33, seed=3)
     logits = expected(model, x)
     with lowered(row, model, precision, tmp_path) as engine:
         assert least < (engine(x) - logits).abs().max() / logits.std() < most
@@ -176,9 +176,8 @@ def test_int8_ranges_come_from_the_calibration_images(row, model, tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 0.01), ("int8", 0.2)])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("row", CONVERTED, indirect=True)
 def test_every_family_can_be_built_in_every_precision(family, precision, most, row, tmp_path):
-    if row.from_onnx:
-        pytest.skip("what it is built from is tested in tests/test_precision.py")
     model, x = model_of(FAMILIES[family]), images(9, seed=2)
     logits = expected(model, x)
     with lowered(row, model, precision, tmp_path) as engine:
@@ -247,14 +246,13 @@ def test_a_file_that_is_no_artifact_is_refused(kind, row, artifact, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("row", CONVERTED, indirect=True)
 def test_a_model_that_cannot_be_converted_is_an_export_failure(row, tmp_path):
     class Fickle(nn.Module):
         def forward(self, x):
             y = x.mean((2, 3))
             return y if y.sum() > 0 else -y  # no static graph does this
 
-    if row.from_onnx:
-        pytest.skip("it is built from the graph, which cannot be made: tests/test_export.py")
     broken = Classifier(SPEC, Fickle(), nn.Linear(3, 10)).eval()
     order = Order(model=broken, graph=tmp_path / "model.onnx", precision="fp32", batches=(1,))
     with pytest.raises(ExportFailed, match=f"{row.title} could not convert the model") as caught:

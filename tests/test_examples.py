@@ -110,7 +110,6 @@ def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
     engine = backend(name)
     try:
         engine.require(build=True)
-        engine.load_module().runtime()
     except MissingDependency as error:
         pytest.skip(str(error))
     known = Known("small", "small", dataset="cifar10")

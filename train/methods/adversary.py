@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.attacks.ball import Ball, steepest
+from zoo.attacks.inputs import without_gradients
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits on them to a scalar to maximise
 
@@ -33,15 +34,11 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Inside, parameters have no gradients (which saves a third of the backward pass) and the model is in eval mode,
     unless ``training``. In train mode, attacks would be weaker and change the BatchNorm statistics."""
     before = model.training
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(training)
-    for parameter in trainable:
-        parameter.requires_grad_(False)
     try:
-        yield
+        with without_gradients(model):
+            yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
         model.train(before)
 
 

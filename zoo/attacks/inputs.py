@@ -56,7 +56,7 @@ def attack(
             x = x.detach()
             if not len(x) or not options.get("eps", 1.0):
                 return x.clone(memory_format=torch.contiguous_format)
-            with _frozen(model), torch.no_grad():
+            with without_gradients(model), torch.no_grad():
                 x_adv = craft(guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
             return x_adv.contiguous()
 
@@ -89,7 +89,7 @@ def generator(seed: int, stream: str, device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def _frozen(model: Model) -> Iterator[None]:
+def without_gradients(model: Model) -> Iterator[None]:
     """Freeze the parameters: their gradients are not needed and take a third of every backward pass."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
