@@ -107,7 +107,9 @@ def test_list_of_nothing_says_so_on_stderr(call):
     assert call("list", "no-such-*", "--quiet") == (0, "", "")
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--by", "mifgsm20"], ["show", LONGEST], ["pick", "-n", "9"]])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--by", "mifgsm20"], ["show", LONGEST], ["pick", "-n", "9", "--flagged"]]
+)
 def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, arguments):
     from zoo.evaluation.protocols import PROTOCOLS
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from zoo.models import ARCHS, build
 from zoo.models.fold import fold_batchnorm
@@ -121,3 +122,65 @@ def test_unknown_modules_are_copied_unchanged():
     model = lived_in(Odd()).eval()
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(fold_batchnorm(model)(x), model(x))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        flat = self.weight.flatten(1)
+        weight = (self.weight - flat.mean(1)[:, None, None, None]) / flat.std(1)[:, None, None, None]
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + self[0](x)
+
+
+def shared_activation() -> nn.Module:
+    """Convolution, ReLU, BatchNorm: the ReLU is one object, and only its first place has a name of its own."""
+    act = nn.ReLU()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), act, nn.Conv2d(6, 6, 3), act, nn.BatchNorm2d(6))
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv2d(3, 6, 3)
+    conv.register_forward_hook(lambda module, inputs, output: output.relu())
+    return nn.Sequential(conv, nn.BatchNorm2d(6))
+
+
+ODD = {
+    "a shared activation": shared_activation,
+    "standardised weights": lambda: nn.Sequential(Standardised(3, 6, 3), nn.BatchNorm2d(6)),
+    "a Sequential of its own": lambda: Residual(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)),
+    "a hook": hooked,
+    "spectral_norm": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)),
+    "old spectral_norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)),
+    "weight_norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)),
+    "old weight_norm": lambda: nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)),
+    "no running statistics": lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_what_is_not_a_plain_convolution_and_a_plain_norm_keeps_its_logits(make):
+    torch.manual_seed(0)
+    net = make()
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.bias, -1, 1)
+        if norm.running_mean is not None:
+            norm.running_mean.uniform_(-0.5, 0.5)
+    model = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.rand(4, 3, 12, 12)
+    expected = model(x)  # it has been called before, so that some keep the result of that
+    folded = fold_batchnorm(model, x)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_a_wrong_fold_is_found_by_its_logits(monkeypatch):
+    model = lived_in(build(SPECS["staged"])).eval()
+    monkeypatch.setattr("zoo.models.fold.fuse_conv_bn_eval", lambda conv, norm: conv)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(fold_batchnorm(model)(x), model(x))
+    assert norms(fold_batchnorm(model)) == norms(model)

@@ -67,10 +67,13 @@ def attack(
 
 
 def guarded(model: Model, *, classes: int) -> Model:
-    """``model`` with its logits checked to be [N, >= ``classes``] and cast to the type of the images."""
+    """``model`` with its logits checked to be [N, >= ``classes``] and cast to the type of the images.
+
+    It is handed copies, so that it cannot move the point that an attack has reached.
+    """
 
     def logits(x: Tensor) -> Tensor:
-        z = model(x)
+        z = model(x.clone())
         if z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
             raise UsageError(
                 f"the model must map {len(x)} images to logits of shape [{len(x)}, classes], not {list(z.shape)}"

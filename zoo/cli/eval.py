@@ -47,6 +47,7 @@ def command(
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
     from zoo.evaluation.evaluate import worst_case
+    from zoo.evaluation.flags import disagree, explained
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.protocols import RELEASED, protocol
     from zoo.evaluation.statistics import Accuracy
@@ -97,12 +98,14 @@ def command(
         worst = Accuracy.of(bits).to_dict()
         results["worst-case"] = {"accuracy": worst, "over": sorted(attacked)}
         rows.append(_row("worst case of the attacks", worst))
-    flags = ["unreliable"] if any(one.unreliable for one in done) else []
-    if flags:
-        output.say("unreliable: Square breaks over 0.2 % of the images after the white-box attacks")
+    flags = {flag for one in done for flag in one.flags}
+    if disagree((one.protocol, one.bits) for one in done):
+        flags.add("unreliable")
+    for line in explained(flags):
+        output.say(f"flagged {line}")
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
-        {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": flags},
+        {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},
         lambda: table(columns, rows),
     )
 

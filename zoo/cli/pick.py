@@ -32,6 +32,7 @@ def command(
     n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="The best K.")] = 1,
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
+    flagged: Annotated[bool, typer.Option("--flagged", help="Also models whose accuracy may be too high.")] = False,
     export: Annotated[
         str | None, typer.Option(metavar="ENGINE", help="Export it too: onnx, ...", autocompletion=given.engine_names)
     ] = None,
@@ -90,7 +91,9 @@ def command(
         "latency_ms": latency_ms,
         "device": device,
     }
-    choice = choose(registry, limits, by=by, family=family)
+    choice = choose(registry, limits, by=by, family=family, flagged=flagged)
+    if choice.flagged:
+        out_.say(f"passed over because their accuracy may be too high: {', '.join(choice.flagged)}")
     if choice.left_out:
         out_.say(f"left out because a measurement is missing: {', '.join(choice.left_out)}")
     picked = pareto_front(choice.ranked, by=by) if pareto else choice.ranked[:n]
@@ -98,6 +101,7 @@ def command(
         "picked": [{"name": entry.name, **entry.to_dict()} for entry in picked],
         "by": by,
         "left_out": choice.left_out,
+        "flagged": choice.flagged,
     }
     text = entries_table(registry, picked, by=by)
     if latency_ms is not None:

@@ -27,6 +27,7 @@ def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False) -> N
 
 def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
     from zoo.cli.tables import described, in_words, wrapped
+    from zoo.evaluation.flags import explained
     from zoo.system.units import format_count, format_size
 
     yield entry.name
@@ -50,7 +51,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "phases": "; ".join(map(_phase, entry.train.phases)),
         "start": entry.train.start.name if entry.train.start else "random weights",
         "teacher": _teacher(entry.train.teacher) if entry.train.teacher else "none",
-        "flags": ", ".join(entry.flags) or None,
+        "flags": "; ".join(explained(entry.flags)) or None,
     }
     for term, fact in facts.items():
         if fact:

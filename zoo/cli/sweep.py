@@ -68,6 +68,7 @@ def command(
 
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
+    from zoo.evaluation.flags import explained
     from zoo.evaluation.sweep import attacks_called, sweep
     from zoo.registry.file import pretty
     from zoo.system.files import write_atomic
@@ -89,8 +90,11 @@ def command(
 
     start = time.perf_counter()
     with output.progress() as advance:
-        options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance}
+        flags: set[str] = set()
+        options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance, "flags": flags}
         curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)
+    for line in explained(flags):
+        output.say(f"flagged {line}")
     record = {
         "name": str(found.address),
         "weights_sha256": found.sha256,
@@ -101,6 +105,7 @@ def command(
         "toolchain": toolchain(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_s": round(time.perf_counter() - start, 1),
+        "flags": sorted(flags),
         "curves": {key: [asdict(point) for point in points] for key, points in curves.items()},
     }
     if out is not None:

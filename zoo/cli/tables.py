@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.cli.output import table
+from zoo.evaluation.flags import explained
 from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Entry, Registry, Result
@@ -30,14 +31,20 @@ def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pg
     """Cost and accuracy of ``entries``, with what the columns mean below."""
     shown = SHOWN if by in SHOWN else (*SHOWN, by)
     rows = [
-        [e.name, format_count(e.macs), format_count(e.params), *(percent(e.results.get(name)) for name in shown)]
+        [
+            f"{e.name} !" if e.flags else e.name,
+            format_count(e.macs),
+            format_count(e.params),
+            *(percent(e.results.get(name)) for name in shown),
+        ]
         for e in entries
     ]
-    flagged = [f"{entry.name} is flagged: {', '.join(entry.flags)}." for entry in entries if entry.flags]
+    flagged = {flag for entry in entries for flag in entry.flags}
     legend = [
         "MACs (multiply-accumulates) of one image; accuracy in %, ± half of the 95 % Wilson interval.",
         *(f"{name}: {described(registry.protocols[name])}." for name in shown if name in registry.protocols),
-        *flagged,
+        *(["! means that the accuracy may be too high, for these reasons:"] if flagged else []),
+        *(f"{line}." for line in explained(flagged)),
     ]
     lines = [line for text in legend for line in wrapped(text, indent="  ")]
     return "\n".join([table(["model", "MACs", "params", *shown], rows), "", *lines])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from zoo.attacks import broken
 from zoo.datasets.base import Split, to_float
+from zoo.evaluation.flags import explained
+from zoo.evaluation.look import ASTRAY, BLIND, IMAGES, Look, look, vanished
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm
@@ -28,14 +31,19 @@ from zoo.system.files import replaced
 Progress = Callable[[int, int], None]  # images done, images in all
 Counts = dict[str, float]
 
+SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
+VANISHED, LOOKED_AT = "_vanished", "_looked_at"  # counts of the ledger: gradients that are zero, of so many
 
-def prepare(model: nn.Module) -> nn.Module:
+
+def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """A frozen copy of ``model`` that is faster to attack: BatchNorm folded, channels_last.
+
+    On a few ``images`` [N, 3, H, W] it is checked that folding keeps the logits; see :func:`fold_batchnorm`.
 
     It is not compiled, because folded students gain little from it on a CPU (2,000 to 2,400 attack steps per second,
     one image each, in eager mode; 2,000 to 2,700 compiled, on two busy cores).
     """
-    return fold_batchnorm(model).to(memory_format=torch.channels_last)
+    return fold_batchnorm(model, images).to(memory_format=torch.channels_last)
 
 
 def evaluate(
@@ -49,60 +57,121 @@ def evaluate(
     progress: Progress = lambda done, total: None,
     resume: Path | None = None,
     counts: Counts | None = None,
+    flags: set[str] | None = None,
 ) -> np.ndarray:
     """Attack ``model`` as ``protocol`` says: for each image, whether the model classifies it correctly.
+
+    The model is looked at first (:mod:`zoo.evaluation.look`). One with random answers is attacked in expectation over
+    draws; where gradients vanish in rounding, they pass straight through; and a model that gradients cannot be trusted
+    for is attacked with Square as well. The verdict on it carries flags.
 
     Args:
         model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
         images: uint8 [N, H, W, 3]; the first ``protocol.n`` are used.
-        labels: int64 [N].
+        labels: integers [N].
         resume: a file for the bits so far; a run with the same model, images and protocol continues from it and
             removes it at the end.
         counts: filled with the number of images that each part of a composed attack broke.
+        flags: filled with names in :data:`zoo.evaluation.flags.FLAGS`; without it, a flag is a warning.
 
     Returns:
         bool [min(N, protocol.n)]; a tie between the correct class and another counts as wrong.
 
     Raises:
-        UsageError: there are no images, or images and labels differ in number.
+        UsageError: there are no images, images or labels are not as above, or the answer to an image depends on the
+            others in its batch.
         IntegrityError: the resume file is damaged.
+
+    Warns:
+        UserWarning: a flag was raised, and ``flags`` was not given.
     """
+    _check(images, labels)
     n = min(protocol.n, len(images))
-    if n == 0 or len(images) != len(labels):
-        raise UsageError(f"evaluation needs images and as many labels: got {len(images)} images, {len(labels)} labels")
-    attacked = prepare(model).to(device)
-    ledger = _Ledger(resume, _run_key(attacked, images[:n], labels[:n], protocol, batch_size), n)
+    prepared = prepare(model, to_float(images[:2])).to(device)
+    ledger = _Ledger(resume, _run_key(prepared, images[:n], labels[:n], protocol, batch_size), n)
 
     def batch(index: np.ndarray) -> tuple[Tensor, Tensor]:
         x = to_float(images[index]).to(device)
-        return x, torch.from_numpy(np.asarray(labels[index])).to(device)
+        return x, torch.from_numpy(labels[index].astype(np.int64)).to(device)
 
+    seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
+    attacked = seen.model
     right = np.zeros(n, bool)
     at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
+    at_once = 1 if batch_size == 1 else at_once
     with torch.no_grad():
         for index in np.array_split(np.arange(n), -(-n // at_once)):
             x, y = batch(index)
             right[index] = (~broken(attacked(x), y)).cpu().numpy()
     if protocol.attack == "none":
         progress(n, n)
-        return right
+    else:
+        right &= _attack(seen, batch, np.flatnonzero(right), protocol, batch_size, ledger, progress, counts)
+    seen.again()
+    if flags is not None:
+        flags |= seen.flags
+    elif seen.flags:
+        warnings.warn(f"this accuracy may be too high: {'; '.join(explained(seen.flags))}", stacklevel=2)
+    ledger.remove()
+    return right
 
-    candidates = np.flatnonzero(right)
+
+def _attack(
+    seen: Look,
+    batch: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    candidates: np.ndarray,
+    protocol: Protocol,
+    batch_size: int,
+    ledger: _Ledger,
+    progress: Progress,
+    counts: Counts | None,
+) -> np.ndarray:
+    """Which of all n images are right after the attack, of those at the indices ``candidates``: bool [n]."""
+    n = len(ledger.done)
+
+    def attack(one: Protocol, index: np.ndarray, start: int, parts: Counts) -> tuple[np.ndarray, Tensor, Tensor]:
+        x, y = batch(index)
+        # Each batch has its own seed; otherwise all batches would start from the same noise.
+        x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), seen.model, x, y, counts=parts)
+        with torch.no_grad():
+            return (~broken(seen.model(x_adv), y)).cpu().numpy(), x_adv, y
+
     for start in range(0, len(candidates), batch_size):
         index = candidates[start : start + batch_size]
         if not ledger.done[index].all():
-            x, y = batch(index)
-            # Each batch has its own seed; otherwise all batches would start from the same noise.
-            seeded = protocol.model_copy(update={"seed": protocol.seed + start})
             parts: Counts = {}
-            x_adv = perturb(seeded, attacked, x, y, counts=parts)
-            with torch.no_grad():
-                ledger.record(index, (~broken(attacked(x_adv), y)).cpu().numpy(), parts)
+            robust, x_adv, y = attack(protocol, index, start, parts)
+            if protocol.attack not in BLIND and robust.any():
+                left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
+                parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())
+                parts[LOOKED_AT] = float(len(left))
+            ledger.record(index, robust, parts)
         progress(n - len(candidates) + min(start + batch_size, len(candidates)), n)
+    bits, found = ledger.bits.copy(), dict(ledger.counts)
+    if found.pop(VANISHED, 0.0) > ASTRAY * found.pop(LOOKED_AT, 0.0):
+        seen.flags.add("masked")
+    if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
+        square = protocol.model_copy(update={**SQUARE, "name": protocol.name})
+        standing = candidates[bits[candidates]]
+        for start in range(0, len(standing), batch_size):
+            index = standing[start : start + batch_size]
+            bits[index], _, _ = attack(square, index, start, {})
+        found["square"] = float(len(standing) - bits[standing].sum())
     if counts is not None:
-        counts.update(ledger.counts)
-    ledger.remove()
-    return right & ledger.bits
+        counts.update(found)
+    return bits
+
+
+def _check(images: np.ndarray, labels: np.ndarray) -> None:
+    """Raise UsageError unless images are uint8 [N, H, W, 3] and labels integers [N], N of at least 1."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise UsageError(f"evaluation takes images as uint8 arrays of shape [N, H, W, 3], not {got}")
+    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise UsageError(f"evaluation takes labels as an array of integers of shape [N], not {got}")
+    if not len(images) or len(images) != len(labels):
+        raise UsageError(f"evaluation needs images and as many labels: got {len(images)} images, {len(labels)} labels")
 
 
 def worst_case(bits: Mapping[str, np.ndarray]) -> np.ndarray:

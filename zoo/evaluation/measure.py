@@ -14,12 +14,10 @@ from torch import nn
 
 from zoo.datasets.base import Dataset
 from zoo.evaluation.evaluate import Counts, evaluate_split
+from zoo.evaluation.flags import SQUARE_GAIN
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.system.toolchain import toolchain
-
-# Gradients are masked if Square breaks more than this share of the images after the white-box attacks.
-UNRELIABLE_ABOVE = 0.002
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,9 @@ class Measurement:
     split_size: int
 
     @property
-    def unreliable(self) -> bool:
-        """Whether Square broke more than 0.2 % of the images after the white-box attacks of AutoAttack."""
-        square = self.result["extra"].get("broken_by_square", 0.0)
-        return square / len(self.bits) > UNRELIABLE_ABOVE
+    def flags(self) -> tuple[str, ...]:
+        """Why the accuracy may be too high: names in :data:`zoo.evaluation.flags.FLAGS`."""
+        return tuple(self.result["flags"])
 
 
 def measure(
@@ -58,6 +55,7 @@ def measure(
     for protocol in protocols:
         split = dataset.split(protocol.split)
         counts: Counts = {}
+        flags: set[str] = set()
         start = time.perf_counter()
         bits = evaluate_split(
             model,
@@ -68,7 +66,10 @@ def measure(
             progress=lambda done, total, protocol=protocol: progress(protocol, done, total),
             resume=resume / f"{weights_sha256[:12]}-{protocol.name}.npz" if resume else None,
             counts=counts,
+            flags=flags,
         )
+        if counts.get("square", 0.0) > SQUARE_GAIN * len(bits):  # after white-box attacks, or gradient attacks
+            flags.add("unreliable")
         result = {
             "accuracy": Accuracy.of(bits).to_dict(),
             "weights_sha256": weights_sha256,
@@ -76,6 +77,7 @@ def measure(
             "toolchain": toolchain(),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_s": round(time.perf_counter() - start, 1),
+            "flags": sorted(flags),
             "extra": {f"broken_by_{part}": float(count) for part, count in counts.items()},
         }
         yield Measurement(protocol, result, bits, len(split))

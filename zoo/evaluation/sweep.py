@@ -46,6 +46,7 @@ def sweep(
     eps: Iterable[float] | None = None,
     n: int = 1000,
     progress: Callable[[str, int, int], None] = lambda attack, done, total: None,
+    flags: set[str] | None = None,
     **options: Any,
 ) -> dict[str, tuple[Point, ...]]:
     """Attack the first ``n`` images of ``split`` at every ε.
@@ -55,6 +56,7 @@ def sweep(
         attacks: names of protocols; only their norm, ε, step, split and n change.
         eps: in ``norm`` on the scale of [0, 1] pixels, in any order; by default from ``GRIDS``.
         progress: called with an attack's name, the images done over all ε, and their total.
+        flags: filled with why the accuracies may be too high; see :func:`zoo.evaluation.evaluate.evaluate`.
         options: ``batch_size`` and ``device`` of :func:`zoo.evaluation.evaluate.evaluate`.
 
     Returns:
@@ -81,6 +83,7 @@ def sweep(
                 split,
                 chosen,
                 progress=lambda done, _, name=base.name, before=before: progress(name, before + done, total),
+                flags=flags,
                 **options,
             )
             points.append(Point(level, chosen.step, Accuracy.of(bits)))

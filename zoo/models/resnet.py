@@ -24,6 +24,6 @@ def followers(module: nn.Module) -> list[tuple[str, str]]:
     """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
     # A model with such a module has imported torchvision already; other models must not import it here.
     resnet = sys.modules.get("torchvision.models.resnet")
-    if resnet is None or not isinstance(module, (resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck)):
+    if resnet is None or type(module) not in (resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck):
         return []
     return [(name, "bn" + name[4:]) for name, _ in module.named_children() if name.startswith("conv")]

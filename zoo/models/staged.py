@@ -46,4 +46,4 @@ class ConvBlock(nn.Module):
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:
     """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
-    return [("conv", "bn")] if isinstance(module, ConvBlock) else []
+    return [("conv", "bn")] if type(module) is ConvBlock else []

@@ -38,4 +38,4 @@ class PreActBlock(nn.Module):
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:
     """Pairs of children's names: only the second, a BatchNorm, is applied to the output of the first."""
-    return [("conv1", "bn2")] if isinstance(module, PreActBlock) else []
+    return [("conv1", "bn2")] if type(module) is PreActBlock else []

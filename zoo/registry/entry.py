@@ -29,6 +29,7 @@ class Result(Record):
     toolchain: dict[str, str]
     measured_at: Text  # ISO 8601 with the time zone
     wall_s: Amount
+    flags: tuple[str, ...] = ()  # why the accuracy may be too high: zoo.evaluation.flags
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -207,7 +208,8 @@ class Entry(Model):
 
 
 def _result(data: Mapping[str, Any]) -> Result:
-    return Result(**{**data, "accuracy": Accuracy.from_dict(data["accuracy"])})
+    nested = {"accuracy": Accuracy.from_dict(data["accuracy"]), "flags": tuple(data.get("flags", ()))}
+    return Result(**{**data, **nested})
 
 
 def _train(data: Mapping[str, Any]) -> Train:

@@ -18,14 +18,20 @@ CostName = Literal["macs", "params", "size"]
 
 @dataclass(frozen=True)
 class Choice:
-    """Entries that satisfy all constraints, the best first, and the names of entries that lack a measurement."""
+    """Entries that satisfy all constraints, the best first, and the names of entries that could have been among them.
+
+    ``left_out`` lack a measurement, and ``flagged`` have one that may be too high (:mod:`zoo.evaluation.flags`).
+    """
 
     ranked: list[Entry]
     left_out: list[str]
+    flagged: list[str]
 
 
-def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = None) -> Choice:
+def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = None, flagged: bool = False) -> Choice:
     """Rank the entries within ``limits`` by accuracy under protocol ``by``; ties go to fewer MACs.
+
+    Entries with a flag are passed over, unless ``flagged`` is True.
 
     Raises:
         UsageError: ``by`` is not a protocol, or a limit is malformed.
@@ -44,8 +50,15 @@ def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = 
     measured = [e for e in able if e.accuracy(by) is not None and all(c.measure(e) is not None for c in constraints)]
     if not measured:
         raise NothingMatches(_why_nothing(entries, constraints, by))
-    ranked = sorted(measured, key=lambda entry: (-(entry.accuracy(by) or 0.0), entry.macs, entry.name))
-    return Choice(ranked, left_out=sorted(entry.name for entry in able if entry not in measured))
+    trusted = [entry for entry in measured if flagged or not entry.flags]
+    passed_over = sorted(entry.name for entry in measured if entry not in trusted)
+    if not trusted:
+        raise NothingMatches(
+            f"all models within these limits are flagged, because their accuracy may be too high: "
+            f"{', '.join(passed_over)}; --flagged takes them too"
+        )
+    ranked = sorted(trusted, key=lambda entry: (-(entry.accuracy(by) or 0.0), entry.macs, entry.name))
+    return Choice(ranked, left_out=sorted(e.name for e in able if e not in measured), flagged=passed_over)
 
 
 def _why_nothing(entries: list[Entry], constraints: list[Constraint], by: str) -> str:
@@ -111,6 +124,7 @@ def pick(
     by: str = ...,
     family: str | None = ...,
     n: None = ...,
+    flagged: bool = ...,
     registry: Registry | None = ...,
     **limits: Unpack[MoreLimits],
 ) -> Entry: ...
@@ -121,6 +135,7 @@ def pick(
     by: str = ...,
     family: str | None = ...,
     n: int,
+    flagged: bool = ...,
     registry: Registry | None = ...,
     **limits: Unpack[MoreLimits],
 ) -> list[Entry]: ...
@@ -130,6 +145,7 @@ def pick(
     by: str = "pgd20",
     family: str | None = None,
     n: int | None = None,
+    flagged: bool = False,
     registry: Registry | None = None,
     **limits: Unpack[MoreLimits],
 ) -> Entry | list[Entry]:
@@ -148,20 +164,23 @@ def pick(
         latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
             "this" is the present machine.
         family: a glob over families.
+        flagged: also take models whose accuracy may be too high (:mod:`zoo.evaluation.flags`).
 
     Raises:
         NothingMatches: the message names the binding constraint and the nearest miss.
         UsageError: a budget is malformed, or ``by`` is not a protocol.
 
     Warns:
-        UserWarning: entries were left out because they lack a measurement.
+        UserWarning: entries were left out, because they lack a measurement or are flagged.
     """
     if n is not None and n < 1:
         raise UsageError(f"pick returns at least one model: n must be 1 or more, not {n}")
     registry = registry or load_registry()
     if unknown := sorted(limits.keys() - MoreLimits.__annotations__.keys()):
         raise TypeError(f"pick() has no limit called '{unknown[0]}'{nearest(unknown[0], MoreLimits.__annotations__)}")
-    choice = choose(registry, {"flops": flops, **limits}, by=by, family=family)
+    choice = choose(registry, {"flops": flops, **limits}, by=by, family=family, flagged=flagged)
+    if choice.flagged:
+        warnings.warn(f"passed over because their accuracy may be too high: {', '.join(choice.flagged)}", stacklevel=2)
     if choice.left_out:
         warnings.warn(f"left out because a measurement is missing: {', '.join(choice.left_out)}", stacklevel=2)
     return choice.ranked[0] if n is None else choice.ranked[:n]

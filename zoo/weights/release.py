@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zoo.evaluation.flags import disagree
 from zoo.evaluation.measure import Measurement
+from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import Entry
 from zoo.registry.file import info, load_registry, rename_model, write_model
 from zoo.registry.schema import check_model
@@ -111,10 +113,11 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
         predictor = model.weights.with_name(PREDICTOR)
         if predictor.exists():
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
-    _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
+    stored = _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
     model.entry["results"] |= {item.protocol.name: item.result for item in measured}
-    flags = set(model.entry.get("flags", ())) | {"unreliable" for item in measured if item.unreliable}
-    model.entry["flags"] = sorted(flags)
+    known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
+    known_protocols |= {item.protocol.name: item.protocol for item in measured}
+    model.entry["flags"] = flags_of(model.entry["results"], stored, known_protocols)
     splits = {item.protocol.split: item for item in measured}
     datasets = {
         item.protocol.dataset: {"splits": {split: {"n": item.split_size, "sha256": item.result["dataset_sha256"]}}}
@@ -152,8 +155,21 @@ def rename(old: str, new: str, **identity: str) -> None:
             file.unlink()
 
 
-def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> None:
-    """Store packed bits [n / 8] and n by protocol; stored bits of other weights are removed."""
+def flags_of(
+    results: Mapping[str, Mapping[str, Any]], bits: Mapping[str, np.ndarray], protocols: Mapping[str, Protocol]
+) -> list[str]:
+    """The flags of an entry: those of its results, and ``unreliable`` if two protocols disagree (bits: bool [n])."""
+    flags = {flag for result in results.values() for flag in result.get("flags", ())}
+    if disagree((protocols[name], bits[name]) for name in results if name in bits):
+        flags.add("unreliable")
+    return sorted(flags)
+
+
+def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> dict[str, np.ndarray]:
+    """Store packed bits [n / 8] and n by protocol, and return all that are stored now, bool [n] each.
+
+    Stored bits of other weights are removed.
+    """
     arrays: dict[str, Any] = {}
     if path.exists():
         with np.load(path) as stored:
@@ -166,6 +182,12 @@ def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) ->
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
+    return _unpacked(arrays)
+
+
+def _unpacked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    names = [key.removesuffix(".n") for key in arrays if key.endswith(".n")]
+    return {name: np.unpackbits(arrays[name], count=int(arrays[f"{name}.n"])).astype(bool) for name in names}
 
 
 def stored_bits(name: str) -> dict[str, np.ndarray]:
@@ -180,9 +202,5 @@ def stored_bits(name: str) -> dict[str, np.ndarray]:
     if path.exists():
         with np.load(path) as stored:
             if str(stored["weights_sha256"]) == entry.weights.sha256:
-                return {
-                    key: np.unpackbits(stored[key], count=int(stored[f"{key}.n"])).astype(bool)
-                    for key in entry.results
-                    if key in stored
-                }
+                return {name: bits for name, bits in _unpacked(stored).items() if name in entry.results}
     raise UsageError(f"no per-image bits are stored for '{entry.name}': run `zoo eval {entry.name} --write`")

@@ -1,0 +1,69 @@
+"""Models whose gradients mislead, made fit for gradient attacks. Athalye et al. 2018, "Obfuscated gradients give a
+false sense of security".
+
+Both are modules from images [N, C, H, W] to logits [N, K] with the answers of the model that they wrap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+DRAWS = 16
+
+
+class Expectation(nn.Module):
+    """The mean logits of a model with random answers, over ``draws`` calls: EOT, section 4.2.
+
+    Each call draws the same numbers, so that the result is a plain function if the model draws from torch's global
+    generator. An attack fits these draws, and the accuracy that it leaves is a little too low rather than too high.
+    """
+
+    def __init__(self, model: nn.Module, draws: int = DRAWS, seed: int = 0) -> None:
+        super().__init__()
+        self.model, self.draws, self.seed = model, draws, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed(self.seed)
+            return torch.stack([self.model(x) for _ in range(self.draws)]).mean(0)
+
+
+class StraightThrough(nn.Module):
+    """A model whose gradient passes through rounding, signs and ``detach`` as through the identity: BPDA, section 4.1.
+
+    It reaches what the model calls by torch's functions. Casts to integers and ``no_grad`` still stop the gradient.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _Identities():
+            return self.model(x)
+
+
+NAMES = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
+STEPS = {getattr(place, name) for name in NAMES for place in (torch, Tensor)}
+IN_PLACE = {getattr(Tensor, f"{name}_"): getattr(torch, name) for name in NAMES}
+DETACHED = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+
+
+class _Identities(TorchFunctionMode):
+    """Inside this context the backward pass of a step function is the identity."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in DETACHED:
+            return args[0]
+        result = IN_PLACE.get(func, func)(*args, **(kwargs or {}))
+        if func in STEPS or func in IN_PLACE:
+            x = args[0]
+            straight = x + (result - x).detach()
+            return x.copy_(straight) if func in IN_PLACE else straight
+        return result

@@ -1,0 +1,57 @@
+"""Flags: why a measured accuracy may be too high. Nothing here imports torch.
+
+A flag stays with the result: ``zoo list`` marks the entry, and ``zoo pick`` passes it over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from zoo.evaluation.statistics import Paired
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zoo.evaluation.protocols import Protocol
+
+FLAGS = {
+    "random": "identical calls get different answers; attacked in expectation over draws",
+    "stateful": "the answers to the same images changed during the evaluation",
+    "writes": "the model writes into its input; attacks hand it copies",
+    "masked": "its gradient vanishes or does not lead uphill; Square was run as well",
+    "coarse": "its logits take few values, on which gradients say little; Square was run as well",
+    "unreliable": "gradient attacks find much less than another attack finds on the same images",
+}
+
+ITERATIVE = ("pgd", "mifgsm", "apgd")  # attacks of protocols that should all be nearly as strong as the strongest
+APART = 0.10  # a plain net may lose 4 to 7 points more to AutoAttack than to PGD-20
+APART_FROM_ONE_STEP = 0.02  # one step should not find what twenty miss
+SQUARE_GAIN = 0.002  # share of the images that Square may break after the white-box attacks of AutoAttack
+
+
+def explained(flags: Iterable[str]) -> list[str]:
+    """A line for each flag: its name and what it means."""
+    return [f"{flag}: {FLAGS.get(flag, 'see its entry')}" for flag in sorted(flags)]
+
+
+def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
+    """Whether an iterative attack leaves far more images right than another attack with the same threat model does.
+
+    Args:
+        measured: protocols with their bits, bool [n]: is each of the leading n images of the split right.
+
+    Returns:
+        True if it is shown, with 95 % confidence on the images that both have, that an iterative attack leaves over 10
+        points more than another, or over 2 points more than FGSM.
+    """
+    attacked = [(one, bits) for one, bits in measured if one.attack not in ("none", "uniform")]
+    for (strong, left), (other, fewer) in permutations(attacked, 2):
+        same = (strong.dataset, strong.split, strong.threat) == (other.dataset, other.split, other.threat)
+        if same and strong.attack in ITERATIVE:
+            n = min(len(left), len(fewer))
+            apart = APART_FROM_ONE_STEP if other.attack == "fgsm" else APART
+            if Paired.of(left[:n], fewer[:n]).inferior(apart):
+                return True
+    return False

@@ -1,0 +1,125 @@
+"""Look at a model before it is attacked: is it the plain function with gradients that attacks are made for?
+
+No look is complete: a model can behave on the images that it is shown here, and differ elsewhere.
+``docs/robustness.md`` says what each check finds, and what none can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from zoo.attacks.adaptive import Expectation, StraightThrough
+from zoo.attacks.ball import Ball, steepest
+from zoo.attacks.inputs import generator, without_gradients
+from zoo.attacks.losses import ascend, broken, cross_entropy
+from zoo.evaluation.protocols import Protocol
+from zoo.system.errors import UsageError
+
+IMAGES = 64
+SAME = 1e-3  # of the spread of the logits: what rounding may change between two calls
+FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
+ASTRAY = 0.1  # share of the images on which a gradient may vanish or lead nowhere
+PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
+BLIND = ("none", "uniform", "square")  # attacks without gradients
+
+
+@dataclass
+class Look:
+    """What to attack in place of the model, and why its accuracy may be too high (:mod:`zoo.evaluation.flags`).
+
+    Attributes:
+        model: images [N, C, H, W] to logits [N, K]; the model itself if nothing was found.
+        x: the images that it was looked at with; ``z``: its logits of them then.
+    """
+
+    model: nn.Module
+    x: Tensor
+    z: Tensor
+    flags: set[str] = field(default_factory=set)
+
+    def again(self) -> None:
+        """Flag the model if its answers have changed since."""
+        if "random" not in self.flags and not same(_answers(self.model, self.x), self.z):
+            self.flags.add("stateful")
+
+
+def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: bool = False) -> Look:
+    """Look at ``model`` with images x [N, C, H, W], N of up to 64, and labels y [N], as ``protocol`` will attack it.
+
+    Args:
+        model: in eval mode.
+        alone: images will be attacked one by one, and their place in a batch does not matter.
+
+    Raises:
+        UsageError: the answer to an image depends on the others in its batch.
+    """
+    flags: set[str] = set()
+    given = x.clone()
+    with torch.no_grad():
+        z = model(given)
+    if not torch.equal(given, x):
+        flags.add("writes")
+    if not same(_answers(model, x), z):
+        flags.add("random")
+        model = Expectation(model).eval()
+        z = _answers(model, x)
+    elif not alone and len(x) > 1:
+        moved = torch.cat([_answers(model, part) for part in x.flip(0).split(max(len(x) // 3, 1))]).flip(0)
+        if not same(moved, z):
+            raise UsageError(
+                "the model's answer to an image depends on the others in its batch, so its accuracy under attack is "
+                "not defined: attack one image at a time (batch_size=1)"
+            )
+    finite = z[torch.isfinite(z)]
+    if finite.numel() > 4 * z.shape[1] and len(finite.unique()) < FEW * finite.numel():
+        flags.add("coarse")
+    if protocol.attack not in BLIND and astray(model, x, y, protocol) > ASTRAY:
+        flags.add("masked")
+        straight = StraightThrough(model).eval()
+        if same(_answers(straight, x), z) and astray(straight, x, y, protocol) <= ASTRAY:
+            model = straight
+    return Look(model, x, z, flags)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether logits [N, K] are equal up to rounding; where they are not finite, they must be equal."""
+    finite = torch.isfinite(b)
+    if not torch.equal(finite, torch.isfinite(a)):
+        return False
+    a, b = a[finite], b[finite]
+    return not a.numel() or bool((a - b).abs().max() <= SAME * b.std(correction=0))
+
+
+def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
+    """The share of the images, still right, on which the gradient vanishes, or a small step along it does not pay.
+
+    The step is eps / 8, once from the image and once from a random point of the ball; it must raise the loss at one of
+    them. Returns 0 if no image is right.
+    """
+    with without_gradients(model), torch.no_grad():
+        right = ~broken(_answers(model, x), y)
+        x, y = x[right], y[right]
+        if not len(x):
+            return 0.0
+        ball = Ball(x, protocol.eps, protocol.norm)
+        pays = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for start in (x, ball.random(generator(protocol.seed, "look", x.device))):
+            _, before, gradient = ascend(lambda x: model(x.clone()), start, cross_entropy, y)
+            stepped = ball.project(start + PROBE * protocol.eps * steepest(gradient, protocol.norm))
+            pays |= cross_entropy(model(stepped.clone()), y) > before
+    return 1 - pays.float().mean().item()
+
+
+def vanished(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Where the gradient of the loss is zero, bool [N], at images x [N, C, H, W] with labels y [N]."""
+    with without_gradients(model), torch.no_grad():
+        _, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
+    return gradient.flatten(1).abs().amax(1) == 0
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x.clone())
