@@ -162,6 +162,30 @@ def test_every_named_protocol_runs(pixels):
         assert bits.shape == (8,)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "refused"),
+    [
+        (lambda a: a / np.float32(255), lambda y: y, "uint8 arrays of shape .N, H, W, 3., not float32"),
+        (lambda a: a.transpose(0, 3, 1, 2), lambda y: y, "not uint8"),
+        (lambda a: torch.from_numpy(a.copy()), lambda y: y, "not Tensor"),
+        (lambda a: a, lambda y: y.astype(np.float32), "array of integers of shape .N., not float32"),
+        (lambda a: a, lambda y: np.eye(10, dtype=np.int64)[y], "not int64"),
+        (lambda a: a, list, "not list"),
+        (lambda a: a, lambda y: y + 10, "labels from 0 to 9, but these go from 10 to 19"),
+        (lambda a: a, lambda y: y - 10, "labels from 0 to 9, but these go from -10 to -1"),
+    ],
+)
+def test_images_and_labels_of_another_kind_are_refused_in_one_sentence(net, pixels, images, labels, refused):
+    with pytest.raises(UsageError, match=refused):
+        evaluate(net, images(pixels[0]), labels(pixels[1]), small("pgd20"))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_labels_may_be_integers_of_any_size(net, pixels, kind):
+    expected = evaluate(net, *pixels, small("fgsm"))
+    assert (evaluate(net, pixels[0], pixels[1].astype(kind), small("fgsm")) == expected).all()
+
+
 def test_invalid_requests_are_refused(net, pixels, toy):
     images, labels = pixels
     with pytest.raises(UsageError, match="as many labels"):

@@ -18,7 +18,7 @@ Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
 
 DLR_CLASSES = 4
 FLAT = 0.7  # the standard deviation over classes below which the cross-entropy scales logits up; released networks have
-# less on 5 % of the images, which are lost anyway
+# less on 5 % of the images or fewer
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     large logits then looks robust; l never saturates, and tends to the margin loss as logits grow.
 
     Flat logits are scaled up to a standard deviation of 0.7 over the classes, because the CE of nearly equal
-    probabilities is a weak loss: it compares the correct class with the mean of the others. With two classes there is nothing to
-    compare, and the scale does not matter.
+    probabilities is a weak loss: it compares the correct class with the mean of the others. With two classes there is
+    nothing to compare, and the scale does not matter.
     """
     if z.shape[1] > 2:
         z = z * (FLAT / z.std(1, correction=0, keepdim=True).clamp(1e-12, FLAT).nan_to_num(FLAT))

@@ -94,6 +94,14 @@ def evaluate(
         x = to_float(images[index]).to(device)
         return x, torch.from_numpy(labels[index].astype(np.int64)).to(device)
 
+    with torch.no_grad():
+        logits = prepared(batch(np.arange(1))[0])
+    if logits.ndim != 2 or len(logits) != 1:
+        raise UsageError(f"the model must map [1, C, H, W] to logits [1, classes], not {list(logits.shape)}")
+    low, high, classes = int(labels[:n].min()), int(labels[:n].max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
+
     seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
     attacked = seen.model
     right = np.zeros(n, bool)

@@ -23,6 +23,7 @@ SAME = 1e-3  # of the spread of the logits: what rounding may change between two
 FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
 ASTRAY = 0.1  # share of the images on which a gradient may vanish or lead nowhere
 PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
+RADIUS = {"linf": 1 / 255, "l2": 0.1}  # it is taken in a ball of this size at least, where eps is next to nothing
 BLIND = ("none", "uniform", "square")  # attacks without gradients
 
 
@@ -104,11 +105,12 @@ def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
         x, y = x[right], y[right]
         if not len(x):
             return 0.0
-        ball = Ball(x, protocol.eps, protocol.norm)
+        eps = max(protocol.eps, RADIUS[protocol.norm])
+        ball = Ball(x, eps, protocol.norm)
         pays = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for start in (x, ball.random(generator(protocol.seed, "look", x.device))):
             _, before, gradient = ascend(lambda x: model(x.clone()), start, cross_entropy, y)
-            stepped = ball.project(start + PROBE * protocol.eps * steepest(gradient, protocol.norm))
+            stepped = ball.project(start + PROBE * eps * steepest(gradient, protocol.norm))
             pays |= cross_entropy(model(stepped.clone()), y) > before
     return 1 - pays.float().mean().item()
 
