@@ -178,7 +178,7 @@ def _decoded(files: Files, root: Path) -> Split:
                     out.write(image.tobytes())
 
     folder = cached(_key(files, root), decode)
-    return Split(files.name, mapped(folder / "images.npy"), mapped(folder / "labels.npy"))
+    return Split(files.name, mapped(folder / "images.npy", decode), mapped(folder / "labels.npy", decode))
 
 
 def _key(files: Files, root: Path) -> str:
