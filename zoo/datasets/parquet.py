@@ -46,15 +46,14 @@ class Parquet(Dataset):
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
         named = self.named_folder(data)
-        if named is not None:
-            files = self._files(named)
-            found = replace(self, files=files)
-            return replace(found, root=cached(self._key(files), found._decode))
-        found = replace(self, offline=offline)
-        for mark in sorted(cache_root().glob(f"{self.name}-*/{MARK}")):
-            if mark.stat().st_size:  # older caches have no record
-                return replace(found, root=mark.parent)
-        return replace(found, root=cached(f"{self.name}-hub-{(self.revision or '')[:12]}", found._decode))
+        if named is None:
+            for mark in sorted(cache_root().glob(f"{self.name}-*/{MARK}")):
+                if mark.stat().st_size:  # older caches have no record
+                    return replace(self, root=mark.parent, offline=offline)
+        files = self._from_hub(offline) if named is None else self._files(named)
+        key = f"{self.name}-hub-{(self.revision or '')[:12]}" if named is None else self._key(files)
+        found = replace(self, files=files)
+        return replace(found, root=cached(key, found._decode))
 
     def split(self, name: SplitName) -> Split:
         check_split(name)
