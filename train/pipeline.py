@@ -78,7 +78,7 @@ def run(
                 tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
             )
             if recipe.search is not None:
-                result = json.loads(left[phase].read_text())
+                result = json.loads(left[phase].read_bytes())
                 if PartialState().is_main_process:
                     draw_if_possible(result, left[phase].with_suffix(".png"))
                 earlier.append(result["effort"])

@@ -86,7 +86,9 @@ def write_to_bundle(folder: Path, report: Bench) -> None:
     with staged(folder, force=True) as scratch:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)
         (scratch / REPORT).parent.mkdir(exist_ok=True)
-        (scratch / REPORT).write_text(to_json(report.model_copy(update={"engines": own})), encoding="utf-8")
+        (scratch / REPORT).write_text(
+            to_json(report.model_copy(update={"engines": own})), encoding="utf-8", newline="\n"
+        )
         write_sums(scratch)
 
 

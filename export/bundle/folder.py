@@ -151,7 +151,9 @@ def files(folder: Path) -> list[str]:
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """List every file with its SHA-256, in the format of ``sha256sum -c``; ``known`` files are not read."""
     sums = {name: (known or {}).get(name) or sha256_file(folder / name) for name in files(folder)}
-    (folder / SUMS).write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8")
+    (folder / SUMS).write_text(
+        "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8", newline="\n"
+    )
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -191,7 +193,8 @@ def read_bundle(folder: Path | str) -> Manifest:
 def _read_sums(path: Path) -> dict[str, str]:
     """File name to SHA-256."""
     try:
-        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")  # no other line ends than ours
+        text = path.read_bytes().decode("utf-8")
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")  # no other line ends in use
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"'{path}' cannot be read ({type(error).__name__}): do not use this bundle") from None
     sums: dict[str, str] = {}

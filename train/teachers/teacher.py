@@ -98,7 +98,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         return {**found.reference(), "accuracy": accuracy}
     found = find(name, folders=True)
     file = ModelFolder(Path(found.address.place)).held_out
-    measured = json.loads(file.read_text()) if file.is_file() else held_out_accuracy(found, dataset)
+    measured = json.loads(file.read_bytes()) if file.is_file() else held_out_accuracy(found, dataset)
     return {**found.reference(), "accuracy": {f"validation-{key}": value for key, value in measured.items()}}
 
 

@@ -134,13 +134,14 @@ def _registry() -> dict[str, Any]:
     from zoo.registry.file import load_registry, registry_path
     from zoo.registry.schema import check
     from zoo.system.errors import ZooError
+    from zoo.system.files import read_utf8
     from zoo.weights.load import bundled, check_file
 
     path = registry_path()
     state: dict[str, Any] = {"place": str(path), "models": 0, "weights": {}, "faults": []}
     try:
         registry = load_registry(path)
-        check(path.read_bytes(), path)
+        check(read_utf8(path), path)
     except ZooError as error:
         state["faults"].append(str(error))
         return state

@@ -16,17 +16,25 @@ INTERRUPTED = 130
 def open_streams() -> None:
     """Make the standard streams accept every character and exist.
 
-    A character that the stream's encoding lacks is written as an escape. Without a locale (ASCII) the encoding becomes
-    UTF-8, unless PYTHONIOENCODING chooses it. A closed stream becomes the null device: otherwise the next file that is
-    opened would get its number.
+    A character that the stream's encoding lacks is written as an escape, and a name of a file as the bytes that it has.
+    Without a locale (ASCII) the encoding becomes UTF-8, unless PYTHONIOENCODING chooses it. A closed stream becomes the
+    null device: otherwise the next file that is opened would get its number.
     """
+    codecs.register_error("zoo", _bytes_or_escape)
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper) and name != "stdin":
             plain = codecs.lookup(stream.encoding).name == "ascii" and "PYTHONIOENCODING" not in os.environ
-            stream.reconfigure(encoding="utf-8" if plain else stream.encoding, errors="backslashreplace")
+            stream.reconfigure(encoding="utf-8" if plain else stream.encoding, errors="zoo")
+
+
+def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def handle_interrupts() -> None:

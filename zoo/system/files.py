@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` atomically; see :func:`replaced`."""
     with replaced(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(encoded(content) if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -57,6 +58,22 @@ def copy_atomic(source: Path, target: Path) -> None:
     """Copy the content of ``source`` to ``target`` atomically."""
     with open(source, "rb") as original, replaced(target) as file:
         shutil.copyfileobj(original, file)
+
+
+# -- text ------------------------------------------------------------------------------------------------------
+
+
+def read_utf8(path: Path) -> bytes:
+    """The content of a text file, without the byte order mark that some editors of Windows write."""
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
+def encoded(text: str) -> bytes:
+    """``text`` as UTF-8; in names of files that were read without a UTF-8 locale, the bytes that they have."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+# -- folders -----------------------------------------------------------------------------------------------------
 
 
 def existing(path: Path) -> Path:
