@@ -244,6 +244,12 @@ def test_a_list_of_sums_cannot_point_out_of_the_bundle(bundle):
         read_bundle(bundle)
 
 
+def test_a_list_of_sums_with_the_line_ends_of_windows_is_read(bundle):
+    before = read_bundle(bundle)
+    (bundle / SUMS).write_bytes((bundle / SUMS).read_bytes().replace(b"\n", b"\r\n"))
+    assert read_bundle(bundle) == before
+
+
 def test_what_is_no_bundle_is_a_usage_error(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match="not a bundle"):

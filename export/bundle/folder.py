@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
-from zoo.system.files import check_folder, lock_of, sha256_file
+from zoo.system.files import check_folder, lock_of, locked, sha256_file
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -82,6 +82,15 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
             shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def rewritten(folder: Path) -> Iterator[Path]:
+    """A copy of the bundle ``folder`` to change, which then replaces it; one process at a time. Errors as of
+    :func:`staged`."""
+    with locked(folder.absolute().parent), staged(folder, force=True) as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        yield scratch
 
 
 def check_free(final: Path, *, force: bool) -> None:

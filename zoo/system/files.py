@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -96,16 +97,26 @@ def _umask() -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``folder``; no lock file is created.
+    """Hold an exclusive lock on ``folder``; no lock file is created. A thread that holds it may lock it again.
 
     Without ``fcntl`` (Windows) nothing is locked; writes are still atomic.
     """
+    state = folder.stat()
+    key = (threading.get_ident(), state.st_dev, state.st_ino)
+    if key in _HELD:
+        yield
+        return
     lock = lock_of(folder, wait=True)
+    _HELD.add(key)
     try:
         yield
     finally:
+        _HELD.remove(key)
         if lock is not None:
             os.close(lock)
+
+
+_HELD: set[tuple[int, int, int]] = set()  # thread, device and inode of the folders that are locked
 
 
 def lock_of(folder: Path, *, wait: bool = False) -> int | None:
