@@ -174,7 +174,7 @@ def test_a_damaged_ledger_is_dropped_with_one_sentence(net, pixels, tmp_path, st
     assert np.array_equal(evaluate(net, *pixels, weak(), batch_size=20, resume=tmp_path), whole)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"zoo: the progress in '{file}' cannot be read")
-    assert said.endswith("it begins again")
+    assert said.endswith("the evaluation begins again")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])

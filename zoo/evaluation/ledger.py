@@ -128,7 +128,7 @@ class Ledger:
 
     def _merge(self) -> None:
         """Add the batches in the file."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
         try:
             stored = json.loads(self.path.read_bytes())
@@ -136,9 +136,11 @@ class Ledger:
                 str(int(first)): ([int(bit) for bit in bits], {part: float(count) for part, count in counts.items()})
                 for first, (bits, counts) in stored.items()
             }
-        except FileNotFoundError:  # another process has finished
+        except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            say_once(f"the progress in '{self.path}' cannot be read ({type(error).__name__}): it begins again")
+            say_once(
+                f"the progress in '{self.path}' cannot be read ({type(error).__name__}): the evaluation begins again"
+            )
             return
         self.batches = stored | self.batches

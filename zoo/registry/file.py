@@ -261,8 +261,9 @@ def _check_once(text: bytes, path: Path) -> None:
     If the cache cannot be written, every call validates."""
     digest = hashlib.sha256(__version__.encode() + b"\0" + text).hexdigest()
     note = cache_root() / "valid-registries" / digest
-    if note.exists():
-        return
+    with suppress(OSError):
+        if note.exists():
+            return
     from zoo.registry.schema import check
 
     check(text, path)

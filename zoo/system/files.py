@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 from zoo.system.notice import say_once
@@ -72,6 +72,18 @@ def read_utf8(path: Path) -> bytes:
 def encoded(text: str) -> bytes:
     """``text`` as UTF-8; in names of files that were read without a UTF-8 locale, the bytes that they have."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def stored_json(path: Path) -> Any:
+    """The JSON in ``path``, a file that can be made again.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"'{path}' is damaged ({error}): remove it, and it is made again") from None
 
 
 # -- folders -----------------------------------------------------------------------------------------------------
