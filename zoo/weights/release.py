@@ -132,7 +132,7 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     if known is not None and known.weights.sha256 == model.sha256:  # measured or timed since the evaluation began
         now = known.to_dict()
         model.entry["latency"] = now["latency"]
-        model.entry["results"] = now["results"] | model.entry["results"]
+        model.entry["results"] |= now["results"]
     model.entry["results"] |= {item.protocol.name: item.result for item in measured}
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
