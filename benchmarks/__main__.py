@@ -48,8 +48,8 @@ def main(names: list[str]) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     suffix = "-".join(names) or "latest"
-    (RESULTS / f"{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (RESULTS / f"{suffix}.md").write_text(table(report))
+    (RESULTS / f"{suffix}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8", newline="\n")
+    (RESULTS / f"{suffix}.md").write_text(table(report), encoding="utf-8", newline="\n")
     print(table(report))
 
 

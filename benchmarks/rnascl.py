@@ -216,7 +216,7 @@ def scene() -> Iterator[tuple[Path, Dataset]]:
     with tempfile.TemporaryDirectory() as name:
         root, spec, rng = Path(name), WideResNetSpec(depth=34, widen=2), np.random.default_rng(0)
         save_weights(build(spec).state_dict(), root / "model.safetensors")
-        (root / "config.json").write_text(json.dumps({"spec": spec.to_dict()}))
+        (root / "config.json").write_text(json.dumps({"spec": spec.to_dict()}), encoding="utf-8", newline="\n")
         for split, n in (("train", 3000), ("test", 1)):
             np.save(root / f"{split}_images.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
             np.save(root / f"{split}_labels.npy", rng.integers(0, 10, n))
@@ -288,13 +288,13 @@ def peak_mib(step: Step) -> float:
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     before = _status()["VmRSS"]
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8", newline="\n")  # the peak starts anew
     step(), step()
     return round((_status()["VmHWM"] - before) / 2**10, 1)
 
 
 def _status() -> Mapping[str, int]:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return {key: int(value.split()[0]) for key, value in (line.split(":") for line in lines if line.startswith("Vm"))}
 
 

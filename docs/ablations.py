@@ -54,7 +54,7 @@ def ablate(preset: str) -> dict:
         resume=True,
         report=lambda phase, epoch: print(preset, phase, epoch["epoch"], epoch["clean"], epoch["pgd"], flush=True),
     )
-    found = json.loads(left["search"].read_text())
+    found = json.loads(left["search"].read_bytes())
     return {"macs": found["macs"], **{phase: accuracies(left[phase]) for phase in ("train", "trades")}}
 
 
@@ -70,8 +70,8 @@ def table(results: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-    results = json.loads(STORE.read_text()) if STORE.exists() else {}
+    results = json.loads(STORE.read_bytes()) if STORE.exists() else {}
     for preset in sys.argv[1:]:
         results[preset] = ablate(preset)
-        STORE.write_text(json.dumps(results, indent=1) + "\n")
+        STORE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8", newline="\n")
     put(PAGE, {"ablations": table(results)})

@@ -67,4 +67,4 @@ if __name__ == "__main__":
     after = BLOCK.sub(lambda match: diagram(), before)
     if "--check" in sys.argv[1:]:
         sys.exit(before != after and "docs/architecture.md is not current: run python docs/architecture.py")
-    PAGE.write_text(after, encoding="utf-8")
+    PAGE.write_text(after, encoding="utf-8", newline="\n")

@@ -82,7 +82,7 @@ def cell(bundle: Path) -> Cell:
         },
     }
     if (bundle / REPORT).exists():
-        bench = Bench.model_validate_json((bundle / REPORT).read_text())
+        bench = Bench.model_validate_json((bundle / REPORT).read_text(encoding="utf-8"))
         timed = next(one for one in bench.engines if one.artifact_sha256 == manifest.artifact.sha256)
         found["latency"] = {str(one.batch): {"p50_ms": one.p50_ms, "p95_ms": one.p95_ms} for one in timed.times}
         found["timed"] = {"device": timed.device, "threads": bench.threads, "warnings": list(bench.warnings)}
@@ -91,13 +91,13 @@ def cell(bundle: Path) -> Cell:
 
 def take_over() -> list[Cell]:
     """The stored cells, with those of bundles/study in the place of older ones."""
-    stored = json.loads(STORE.read_text()) if STORE.exists() else []
+    stored = json.loads(STORE.read_bytes()) if STORE.exists() else []
     fresh = [cell(path.parent) for path in sorted(STUDY.glob("*/manifest.json"))]
     cells = {(one["model"], one["engine"], one["precision"]): one for one in [*stored, *fresh]}
     engines, precisions = [engine.name for engine in ENGINES], list(MARKS)
     order = lambda key: (key[0], engines.index(key[1]), precisions.index(key[2]))  # noqa: E731
     kept = [cells[key] for key in sorted(cells, key=order)]
-    STORE.write_text(pretty(kept) + "\n")
+    STORE.write_text(pretty(kept) + "\n", encoding="utf-8", newline="\n")
     return kept
 
 
@@ -192,10 +192,10 @@ def redraw() -> None:
     text = re.sub(
         r"(<!-- study -->\n).*?(<!-- /study -->)",
         lambda found: f"{found[1]}{tables(cells)}\n{found[2]}",
-        PAGE.read_text(),
+        PAGE.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
-    PAGE.write_text(text)
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
     draw(cells)
 
 

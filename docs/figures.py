@@ -75,7 +75,7 @@ def accuracy() -> None:
 
 def learning_curves() -> None:
     """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over time."""
-    curves = json.loads((DOCS / "learning-curves.json").read_text())
+    curves = json.loads((DOCS / "learning-curves.json").read_bytes())
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
     for (name, history), colour in zip(sorted(curves.items()), COLOURS, strict=False):
         minutes = [epoch["seconds"] / 60 for epoch in history]
@@ -92,7 +92,7 @@ def learning_curves() -> None:
 
 def sweeps() -> None:
     """Accuracy over eps under FGSM and PGD-20, with 95 % bands (RNAS-CL, Figure 3)."""
-    stored = json.loads((DOCS / "sweeps.json").read_text())
+    stored = json.loads((DOCS / "sweeps.json").read_bytes())
     if not stored:
         return
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), dpi=150, sharex=True, sharey=True)
@@ -122,36 +122,36 @@ def sweeps() -> None:
 
 
 def refresh_readme() -> None:
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     new = re.sub(r"(<!-- models -->\n).*?(<!-- /models -->)", rf"\1{table()}\n\2", text, flags=re.DOTALL)
-    README.write_text(new)
+    README.write_text(new, encoding="utf-8", newline="\n")
 
 
 def take_over(runs: list[str]) -> None:
     """Epoch by epoch metrics of finished runs, as training left them."""
     path = DOCS / "learning-curves.json"
-    curves = json.loads(path.read_text()) if path.exists() else {}
+    curves = json.loads(path.read_bytes()) if path.exists() else {}
     for run in runs:
-        config = json.loads((Path(run) / "model" / "config.json").read_text())
+        config = json.loads((Path(run) / "model" / "config.json").read_bytes())
         keep = ("epoch", "clean", "pgd", "seconds")
         curves[config["name"]] = [{key: round(epoch[key], 4) for key in keep} for epoch in config["train"]["history"]]
     lines = [f"{json.dumps(name)}: {json.dumps(history)}" for name, history in sorted(curves.items())]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
 
 
 def take_over_sweeps(files: list[Path]) -> None:
     """Sweeps of the released weights, by name; whatever was measured with others is left out, and said so."""
     path = DOCS / "sweeps.json"
-    stored = list(json.loads(path.read_text()).values()) if path.exists() else []
+    stored = list(json.loads(path.read_bytes()).values()) if path.exists() else []
     released = {info(name).weights.sha256: name for name in list_models()}
     merged = {}
-    for sweep in [*stored, *(json.loads(file.read_text()) for file in files)]:
+    for sweep in [*stored, *(json.loads(file.read_bytes()) for file in files)]:
         name = released.get(sweep["weights_sha256"])
         if name is None:
             print(f"{sweep['name']}: swept with weights that are not released, left out", file=sys.stderr)
         else:
             merged[name] = {**sweep, "name": name}
-    path.write_text(pretty(dict(sorted(merged.items()))) + "\n")
+    path.write_text(pretty(dict(sorted(merged.items()))) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def ablation(arms: dict[str, dict[str, Any]]) -> str:
 def keep(found: dict[str, dict[str, Any]]) -> None:
     """Add to what is stored, as it is now: arms may be trained side by side."""
     with locked(DOCS):
-        store = json.loads(STORE.read_text())
+        store = json.loads(STORE.read_bytes())
         for key, values in found.items():
             store[key] = {**store.get(key, {}), **values}
         write_atomic(STORE, (json.dumps(store, indent=1) + "\n").encode())
@@ -173,8 +173,8 @@ def bill(name: str) -> tuple[float, float, float]:
 def take(folder: str) -> dict[str, Any]:
     """Scores and effort of a finished run."""
     model = Path(folder) / "model"
-    config = json.loads((model / "config.json").read_text())
-    return {"predictor": json.loads((model / "predictor.json").read_text()), "wall_s": config["train"]["wall_s"]}
+    config = json.loads((model / "config.json").read_bytes())
+    return {"predictor": json.loads((model / "predictor.json").read_bytes()), "wall_s": config["train"]["wall_s"]}
 
 
 def draw() -> None:
@@ -240,7 +240,7 @@ if __name__ == "__main__":
             keep({"run": take(folder)})
         case [_, *_]:
             sys.exit(__doc__)
-    store = json.loads(STORE.read_text())
+    store = json.loads(STORE.read_bytes())
     draw()
     tables = {"results": results(), "ablation": ablation(store["ablation"]), "costs": costs()}
     if "run" in store:

@@ -31,8 +31,8 @@ def cells(entry: Entry) -> list[str]:
 
 def put(page: Path, tables: Mapping[str, str]) -> None:
     """Write each table between its marks, ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(marks, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
-    page.write_text(text)
+    page.write_text(text, encoding="utf-8", newline="\n")

@@ -19,8 +19,8 @@ SPACES = ("s7", "s5", "s3")
 
 def take_over(runs: list[str]) -> None:
     for run in runs:
-        found = json.loads((Path(run) / "search" / "search.json").read_text())
-        (DOCS / f"search-{found['space']}.json").write_text(json.dumps(found) + "\n")
+        found = json.loads((Path(run) / "search" / "search.json").read_bytes())
+        (DOCS / f"search-{found['space']}.json").write_text(json.dumps(found) + "\n", encoding="utf-8", newline="\n")
 
 
 def table() -> str:
@@ -43,5 +43,5 @@ def table() -> str:
 if __name__ == "__main__":
     take_over(sys.argv[1:])
     for stored in DOCS.glob("search-*.json"):
-        draw(json.loads(stored.read_text()), stored.with_suffix(".png"))
+        draw(json.loads(stored.read_bytes()), stored.with_suffix(".png"))
     put(PAGE, {"results": table()})

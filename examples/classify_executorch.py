@@ -17,7 +17,7 @@ parser.add_argument("bundle", type=Path, help="folder written by 'zoo export --f
 parser.add_argument("image", help="any picture that Pillow can read")
 args = parser.parse_args()
 
-manifest = json.loads((args.bundle / "manifest.json").read_text())
+manifest = json.loads((args.bundle / "manifest.json").read_bytes())
 _, channels, height, width = manifest["io"]["input"]["shape"]
 image = Image.open(args.image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
 x = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255  # [1, 3, H, W] in [0, 1]; normalisation is inside

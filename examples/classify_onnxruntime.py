@@ -16,7 +16,7 @@ parser.add_argument("bundle", type=Path, help="folder written by 'zoo export --f
 parser.add_argument("image", help="any picture that Pillow can read")
 args = parser.parse_args()
 
-manifest = json.loads((args.bundle / "manifest.json").read_text())
+manifest = json.loads((args.bundle / "manifest.json").read_bytes())
 port = manifest["io"]["input"]
 _, channels, height, width = port["shape"]
 image = Image.open(args.image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

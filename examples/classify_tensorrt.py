@@ -20,7 +20,7 @@ args = parser.parse_args()
 if not torch.cuda.is_available():  # asked of TensorRT this would end the process
     sys.exit("PyTorch finds no GPU here")
 
-manifest = json.loads((args.bundle / "manifest.json").read_text())
+manifest = json.loads((args.bundle / "manifest.json").read_bytes())
 ports = manifest["io"]
 _, channels, height, width = ports["input"]["shape"]
 image = Image.open(args.image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

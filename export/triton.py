@@ -75,8 +75,10 @@ def write_triton(
         for part in (artifact.file, *artifact.companions):
             shutil.copyfile(bundle / part, scratch / VERSION / part)
         if manifest.labels:
-            (scratch / LABELS).write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
-        (scratch / CONFIG).write_text(config(manifest, place.name, max_batch=max_batch), encoding="utf-8")
+            (scratch / LABELS).write_text(
+                "".join(f"{label}\n" for label in manifest.labels), encoding="utf-8", newline="\n"
+            )
+        (scratch / CONFIG).write_text(config(manifest, place.name, max_batch=max_batch), encoding="utf-8", newline="\n")
     for applies, message in (
         (artifact.format == "openvino-ir", BF16),
         (artifact.format == "onnx" and manifest.device == "cuda", TF32),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
-from zoo.export.bundle.folder import files, read_bundle, staged
+from zoo.export.bundle.folder import files, read_bundle, rewritten
 from zoo.export.bundle.manifest import Level, Notify, Report, level_called
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
@@ -136,8 +135,7 @@ def verify_bundle(
     with opened() as engine:
         report = climb(model.eval(), engine, trial, progress)
     if write:
-        with staged(folder, force=True) as scratch:
-            shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        with rewritten(folder) as scratch:
             found = findings(report, manifest.dataset, manifest.spec.classes)
             write_reports(scratch, manifest.model_copy(update=found), report)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("zoo", "train", "export", "docs", "benchmarks", "examples")
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")))
 
 
@@ -48,6 +50,27 @@ def test_every_name_that_a_docstring_refers_to_exists():
             if not _exists(name):
                 missing.append(f"{path.relative_to(ROOT)}: {name}")
     assert missing == []
+
+
+def test_text_files_are_utf8_and_have_the_same_line_ends_everywhere():
+    faults = []
+    for path in sorted(path for room in CODE for path in (ROOT / room).rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and (missing := _missing(call)):
+                faults.append(f"{path.relative_to(ROOT)}:{call.lineno} lacks {', '.join(missing)}")
+    assert faults == []
+
+
+def _missing(call: ast.Call) -> list[str]:
+    """The arguments that ``call`` should have, if it opens a text file."""
+    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+    mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else "r"
+    opens = name == "fdopen" or (isinstance(call.func, ast.Name) and name == "open")
+    if not (name in ("read_text", "write_text") or (opens and "b" not in str(mode))):
+        return []
+    writes = name == "write_text" or (name == "open" and not str(mode).startswith("r"))
+    given = {keyword.arg for keyword in call.keywords}
+    return sorted({"encoding", *(["newline"] if writes else [])} - given)
 
 
 def _exists(name: str) -> bool:

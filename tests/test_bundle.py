@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from exported import bundle_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoo.export.bundle.folder import MANIFEST, SUMS, files, read_bundle, staged, write_sums
+from zoo.export.bundle.folder import MANIFEST, SUMS, files, read_bundle, rewritten, staged, write_sums
 from zoo.export.bundle.manifest import to_json
 from zoo.export.bundle.source import Known
 from zoo.models import build
@@ -242,6 +243,29 @@ def test_a_list_of_sums_cannot_point_out_of_the_bundle(bundle):
         file.write(f"{'0' * 64}  ../outside\n")
     with pytest.raises(IntegrityError, match=r"lacks \.\./outside"):
         read_bundle(bundle)
+
+
+def test_processes_that_rewrite_a_bundle_at_once_lose_nothing(bundle):
+    def add(name: str) -> None:
+        with rewritten(bundle) as scratch:
+            (scratch / "reports" / name).write_text(name)
+            write_sums(scratch)
+
+    names = [f"{k}.json" for k in range(4)]
+    works = [multiprocessing.get_context("fork").Process(target=add, args=(name,)) for name in names]
+    for work in works:
+        work.start()
+    for work in works:
+        work.join(60)
+    assert [work.exitcode for work in works] == [0] * 4
+    read_bundle(bundle)
+    assert {*names} <= {path.name for path in (bundle / "reports").iterdir()}
+
+
+def test_a_list_of_sums_with_the_line_ends_of_windows_is_read(bundle):
+    before = read_bundle(bundle)
+    (bundle / SUMS).write_bytes((bundle / SUMS).read_bytes().replace(b"\n", b"\r\n"))
+    assert read_bundle(bundle) == before
 
 
 def test_what_is_no_bundle_is_a_usage_error(tmp_path):

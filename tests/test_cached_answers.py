@@ -73,7 +73,21 @@ def test_a_cache_is_written_once_and_again_for_other_images_or_another_precision
 
 
 def test_an_interrupted_cache_leaves_nothing(teacher_folder, versions, tmp_path, monkeypatch):
-    monkeypatch.setattr(np.memmap, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Teacher, "__call__", lambda self, x: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         cached_by(teacher_folder, versions)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "maps.npy"])
+def test_damaged_answers_are_asked_for_again(teacher_folder, versions, tmp_path, capsys, name):
+    rows = torch.arange(5)
+    teacher, cached = cached_by(teacher_folder, versions)
+    before = cached.answer(rows, teacher.layers)
+    (path,) = tmp_path.rglob(name)
+    np.load(path, mmap_mode="r+")[:5] = 0
+    _, again = cached_by(teacher_folder, versions)
+    after = again.answer(rows, teacher.layers)
+    assert torch.equal(after.logits, before.logits)
+    assert torch.equal(after.maps, before.maps)
+    assert f"'{path}' is missing or damaged" in capsys.readouterr().err

@@ -286,6 +286,8 @@ def raising(error: BaseException):
         (ParityGateFailed("the logits differ by 3.0"), 8, "zoo: error: the logits differ by 3.0\n"),
         (KeyboardInterrupt(), 130, "zoo: interrupted\n"),
         (OSError(28, "No space left on device", "/x/y"), 1, "zoo: error: No space left on device: '/x/y'\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "zoo: error: Broken pipe\n"),
+        (EOFError("No data left in file"), 1, "internal: EOFError: No data left in file; set ZOO_DEBUG=1"),
         (ZeroDivisionError("by\nzero"), 1, "internal: ZeroDivisionError: by zero; set ZOO_DEBUG=1"),
     ],
 )
@@ -375,6 +377,24 @@ def test_doctor_exits_with_5_when_weights_are_missing_or_altered(call, monkeypat
     assert state["weights"]["small"] == "damaged"
     assert state["weights"]["wide"] == "missing"
     assert any("SHA-256" in fault for fault in state["faults"])
+
+
+def test_doctor_names_files_of_the_cache_that_are_damaged(call, registry, tmp_path):
+    import numpy as np
+
+    from zoo.system.files import cached, mapped
+
+    registry.write_text(pretty(registry_data({})))
+    folder = cached("cifar10-0123", lambda folder: np.save(folder / "test_labels.npy", np.arange(100)))
+    assert call("doctor", "-q")[0] == 0
+    labels = mapped(folder / "test_labels.npy").copy()
+    np.save(folder / "test_labels.npy", labels[::-1])
+    code, out, _ = call("doctor", "--json", "-q")
+    assert code == 5
+    assert json.loads(out)["data"]["damaged"] == [str(folder / "test_labels.npy")]
+    assert f"FAULT: '{folder / 'test_labels.npy'}' is damaged: it is made again when it is used" in call("doctor")[1]
+    (folder / "complete").write_bytes(b"")
+    assert json.loads(call("doctor", "--json", "-q")[1])["data"]["damaged"] == [str(folder / "complete")]
 
 
 def test_doctor_tells_a_malformed_registry(call, registry):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +25,7 @@ from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.parquet import Parquet
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
-from zoo.system.files import cache_root
+from zoo.system.files import MARK, cache_root
 
 SIZES = {"train": 26, "validation": 4, "test": 10}
 TOP = [name for name, dataset in DATASETS.items() if isinstance(dataset, Parquet)]
@@ -56,7 +59,7 @@ def written(name: str, folder: Path, seed: int = 0) -> Dataset:
     write_parquet(place / "train-00000-of-00002.parquet", images[:20], labels[:20], dataset.label)
     write_parquet(place / "train-00001-of-00002.parquet", images[20:30], labels[20:30], dataset.label, "WEBP")
     write_parquet(place / "test-00000-of-00001.parquet", images[30:], labels[30:], dataset.label)
-    return replace(dataset, sizes=SIZES)
+    return replace(dataset, sizes=SIZES, test_sha256=None)
 
 
 @pytest.fixture
@@ -142,14 +145,53 @@ def test_a_damaged_file_is_named_and_leaves_no_cache(name, folder):
     assert not list(cache_root().iterdir())
 
 
-def test_a_damaged_cache_is_named(name, folder):
+def decoded(name: str, part: str) -> Path:
+    """The file of the test split's images or labels in the cache."""
+    (path,) = cache_root().rglob(f"{part}.npy" if name == "imagefolder" else f"test_{part}.npy")
+    return path
+
+
+def zeroed(path: Path) -> None:
+    np.load(path, mmap_mode="r+")[:2] = 0
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:150]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+    "altered": zeroed,
+    "without a record": lambda path: path.with_name(MARK).write_bytes(b""),
+    "with a damaged record": lambda path: path.with_name(MARK).write_bytes(b'{"images'),
+}
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_decoded_again_which_is_said_once(name, folder, damage, part, capsys):
+    dataset = written(name, folder).load(folder)
+    before = dataset.split("test").fingerprint
+    path = decoded(name, part)
+    DAMAGE[damage](path)
+    assert dataset.split("test").fingerprint == before
+    assert dataset.split("test").fingerprint == before
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "is missing or damaged: its folder of the cache is made again" in said
+    assert str(path.parent) in said
+    assert sorted(path.parent.parent.iterdir()) == sorted({file.parent for file in cache_root().rglob(MARK)})
+
+
+def test_a_damaged_cache_that_cannot_be_written_is_named(name, folder, monkeypatch):
     dataset = written(name, folder).load(folder)
     dataset.split("test")
-    (images,) = cache_root().rglob("*images.npy") if name == "imagefolder" else cache_root().rglob("test_images.npy")
-    for content in (images.read_bytes()[:200], b"", None):
-        images.unlink() if content is None else images.write_bytes(content)
-        with pytest.raises(IntegrityError, match=f"'{images}' is missing or damaged: delete the folder"):
-            dataset.split("test")
+    zeroed(decoded(name, "images"))
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataNotFound, match=r"cannot be written \(No space left on device\): set ZOO_CACHE"):
+        dataset.split("test")
+    assert not [path for path in cache_root().iterdir() if not (path / MARK).exists()]
 
 
 def test_an_offline_miss_says_how_to_get_the_data(name, nowhere):
@@ -188,6 +230,8 @@ def test_the_real_data_set_matches_its_value(name):
     for split, n in dataset.sizes.items():
         assert len(dataset.split(split)) == n
     test = dataset.split("test")
+    if isinstance(dataset, Parquet):
+        assert test.fingerprint == dataset.test_sha256
     assert test.images.shape[1:] == (dataset.image_size, dataset.image_size, 3)
     assert np.unique(np.bincount(test.labels, minlength=len(dataset.classes))).size == 1  # of every class as many
     if isinstance(dataset, Parquet):  # the held-out images are as bright as all, within their error
@@ -232,6 +276,35 @@ def test_png_and_lossless_webp_shards_decode_to_the_same_pixels_in_order(folder)
     train, held_out = dataset.split("train"), dataset.split("validation")
     assert np.array_equal(np.concatenate([train.images, held_out.images]), images[:30])
     assert np.array_equal(dataset.split("test").images, images[30:])
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_a_damaged_cache_without_the_data_is_asked_of_the_hub(name, folder):
+    written(name, folder).load(folder)
+    shutil.rmtree(folder)
+    zeroed(decoded(name, "labels"))
+    with pytest.raises(DataNotFound, match=DATASETS[name].variable):
+        replace(DATASETS[name], sizes=SIZES).load(offline=True).split("test")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 half a file PAR1"])
+def test_an_empty_or_truncated_parquet_file_is_named(folder, content):
+    dataset = written("cifar10", folder)
+    (file,) = folder.rglob("test-*.parquet")
+    file.write_bytes(content)
+    with pytest.raises(IntegrityError, match=f"'{file}' is not a readable parquet file"):
+        dataset.load(folder)
+
+
+def test_files_with_other_test_images_than_those_of_cifar10_are_refused(folder):
+    dataset = written("cifar10", folder)
+    true = dataset.load(folder).split("test").fingerprint
+    replace(dataset, test_sha256=true).load(folder)
+    for path in cache_root().iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(IntegrityError, match=r"the test split in '.*' has other images or labels than CIFAR-10"):
+        replace(dataset, test_sha256=CIFAR10.test_sha256).load(folder)
+    assert not list(cache_root().iterdir())
 
 
 def test_a_changed_parquet_file_is_decoded_anew(folder):

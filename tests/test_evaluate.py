@@ -9,7 +9,7 @@ from zoo.evaluation.evaluate import evaluate, evaluate_split, worst_case
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.models import build
 from zoo.specs import StagedSpec
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.errors import UsageError
 from zoo.train.run.loop import fit
 
 N = 200
@@ -65,54 +65,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start(net, p
     assert np.array_equal(first, again)
     others = [evaluate(net, *pixels, weak.model_copy(update={"seed": seed})) for seed in range(1, 6)]
     assert any(not np.array_equal(first, other) for other in others)
-
-
-def test_a_run_killed_between_batches_resumes_to_the_same_bits(net, pixels, tmp_path, monkeypatch):
-    weak = small("pgd20", steps=2)
-    whole = evaluate(net, *pixels, weak, batch_size=20)
-    true, calls = zoo.evaluation.evaluate.perturb, []
-
-    def killed_at_the_third(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return true(*arguments, **options)
-
-    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", killed_at_the_third)
-    path = tmp_path / "bits.npz"
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(net, *pixels, weak, batch_size=20, resume=path)
-    assert path.exists()
-    resumed = evaluate(net, *pixels, weak, batch_size=20, resume=path)
-    assert np.array_equal(resumed, whole)
-    assert len(calls) == 3 + (-(-int(evaluate(net, *pixels, small("clean")).sum()) // 20) - 2)
-    assert not path.exists()
-
-
-def test_bits_of_another_protocol_or_model_are_never_taken_over(net, pixels, tmp_path, monkeypatch):
-    path, true = tmp_path / "bits.npz", zoo.evaluation.evaluate.perturb
-    stop = iter([False, True])
-
-    def stopping(*arguments, **options):
-        if next(stop):
-            raise KeyboardInterrupt
-        return true(*arguments, **options)
-
-    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(net, *pixels, small("pgd20", steps=1), batch_size=50, resume=path)
-    monkeypatch.setattr(zoo.evaluation.evaluate, "perturb", true)
-    strong = small("pgd20", steps=5)
-    assert np.array_equal(
-        evaluate(net, *pixels, strong, batch_size=50, resume=path), evaluate(net, *pixels, strong, batch_size=50)
-    )
-
-
-def test_a_damaged_resume_file_is_named(net, pixels, tmp_path):
-    path = tmp_path / "bits.npz"
-    path.write_bytes(b"PK\x03\x04 half a zip")
-    with pytest.raises(IntegrityError, match=r"bits\.npz"):
-        evaluate(net, *pixels, small("fgsm"), resume=path)
 
 
 def test_accuracy_falls_with_eps_and_with_steps_down_to_nothing(net, pixels):

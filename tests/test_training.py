@@ -122,6 +122,10 @@ def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
         load_checkpoint(path)
+    for content in (b"", b"garbage", b"\x80\x02."):
+        path.write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
+            load_checkpoint(path)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------

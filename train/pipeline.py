@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
 from zoo.system.errors import UsageError
-from zoo.system.files import lock_of, write_atomic
+from zoo.system.files import lock_of, stored_json, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
@@ -78,7 +78,7 @@ def run(
                 tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
             )
             if recipe.search is not None:
-                result = json.loads(left[phase].read_text())
+                result = stored_json(left[phase])
                 if PartialState().is_main_process:
                     draw_if_possible(result, left[phase].with_suffix(".png"))
                 earlier.append(result["effort"])

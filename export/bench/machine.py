@@ -50,7 +50,7 @@ def warnings_of(machine: dict[str, Any]) -> list[str]:
 def _ticks() -> tuple[int, int] | None:
     """Of all processors since the start of the system: busy, and stolen by the host; in clock ticks."""
     try:
-        label, *numbers = STAT.read_text().split("\n", 1)[0].split()
+        label, *numbers = STAT.read_text(encoding="utf-8").split("\n", 1)[0].split()
     except OSError:
         return None
     if label != "cpu" or len(numbers) < 8:

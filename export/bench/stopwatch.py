@@ -26,7 +26,7 @@ FIRST_CALLS = 3
 
 def main() -> None:
     """Read a job, then orders, and answer each with a line of JSON, as :mod:`zoo.export.bench.contestant` has it."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever the libraries print is no reply
 
     def reply(**facts: Any) -> None:
@@ -81,7 +81,7 @@ def peak_mb() -> float | None:
     On Linux getrusage would count the parent's too: its peak survives the start of another program.
     """
     try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
         return round(int(found[1]) * 1024 / 1e6, 1) if found else None
     except OSError:
         pass

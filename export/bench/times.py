@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.export.bundle.folder import read_bundle, staged, write_sums
+from zoo.export.bundle.folder import read_bundle, rewritten, write_sums
 from zoo.export.bundle.manifest import Sha256, TensorsSha256, _Record, to_json
 from zoo.registry.file import info, write_latency
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
@@ -83,10 +82,11 @@ def write_to_bundle(folder: Path, report: Bench) -> None:
     if manifest.artifact.sha256 not in [one.artifact_sha256 for one in report.engines]:
         raise IntegrityError(f"'{folder}' is not a bundle that was timed: it was replaced during the bench")
     own = tuple(one for one in report.engines if one.tensors_sha256 == manifest.source.tensors_sha256)
-    with staged(folder, force=True) as scratch:
-        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+    with rewritten(folder) as scratch:
         (scratch / REPORT).parent.mkdir(exist_ok=True)
-        (scratch / REPORT).write_text(to_json(report.model_copy(update={"engines": own})), encoding="utf-8")
+        (scratch / REPORT).write_text(
+            to_json(report.model_copy(update={"engines": own})), encoding="utf-8", newline="\n"
+        )
         write_sums(scratch)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
-from zoo.system.files import check_folder, lock_of, sha256_file
+from zoo.system.files import check_folder, lock_of, locked, sha256_file
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -84,6 +84,15 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
             os.close(lock)
 
 
+@contextmanager
+def rewritten(folder: Path) -> Iterator[Path]:
+    """A copy of the bundle ``folder`` to change, which then replaces it; one process at a time. Errors as of
+    :func:`staged`."""
+    with locked(folder.absolute().parent), staged(folder, force=True) as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+        yield scratch
+
+
 def check_free(final: Path, *, force: bool) -> None:
     """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, or lies in a file."""
     check_folder(final.parent)
@@ -151,7 +160,9 @@ def files(folder: Path) -> list[str]:
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """List every file with its SHA-256, in the format of ``sha256sum -c``; ``known`` files are not read."""
     sums = {name: (known or {}).get(name) or sha256_file(folder / name) for name in files(folder)}
-    (folder / SUMS).write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8")
+    (folder / SUMS).write_text(
+        "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8", newline="\n"
+    )
 
 
 def read_bundle(folder: Path | str) -> Manifest:
@@ -191,7 +202,8 @@ def read_bundle(folder: Path | str) -> Manifest:
 def _read_sums(path: Path) -> dict[str, str]:
     """File name to SHA-256."""
     try:
-        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")  # no other line ends than ours
+        text = path.read_bytes().decode("utf-8")
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")  # no other line ends in use
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"'{path}' cannot be read ({type(error).__name__}): do not use this bundle") from None
     sums: dict[str, str] = {}

@@ -82,10 +82,10 @@ def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Map
     """
     parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
     (folder / "reports").mkdir(exist_ok=True)
-    (folder / "reports" / "verify.json").write_text(to_json(report), encoding="utf-8")
-    (folder / "reports" / "parity.json").write_text(to_json(parity), encoding="utf-8")
-    (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
-    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+    (folder / "reports" / "verify.json").write_text(to_json(report), encoding="utf-8", newline="\n")
+    (folder / "reports" / "parity.json").write_text(to_json(parity), encoding="utf-8", newline="\n")
+    (folder / "README.md").write_text(readme(manifest), encoding="utf-8", newline="\n")
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8", newline="\n")
     write_sums(folder, sums)
 
 

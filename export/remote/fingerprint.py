@@ -55,10 +55,10 @@ def _read(path: str) -> str:
 def _output(*command: str) -> str:
     """What ``command`` prints; nothing where there is no such command, or it fails."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else ""
+    return "; ".join(done.stdout.decode(errors="replace").strip().splitlines()) if done.returncode == 0 else ""
 
 
 def _pairs(text: str, sign: str = ":") -> list[tuple[str, str]]:

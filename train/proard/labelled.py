@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import write_atomic
+from zoo.system.files import read_utf8, write_atomic
 from zoo.train.spaces.dynamic import Genes, Space
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -114,7 +114,7 @@ def read_json(path: Path, schema: type[Schema], content: str) -> Schema:
     if not path.is_file():
         raise Unreachable(f"there is no file '{path}' with {content}")
     try:
-        return schema.model_validate_json(path.read_bytes())
+        return schema.model_validate_json(read_utf8(path))
     except ValidationError as error:
         first = error.errors()[0]
         at = f" at '{'.'.join(map(str, first['loc']))}'" if first["loc"] else ""

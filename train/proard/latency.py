@@ -21,6 +21,7 @@ from zoo.specs.base import Conv
 from zoo.system.device import cpu_id
 from zoo.system.errors import IntegrityError, UsageError, ZooError
 from zoo.system.files import cache_root, write_atomic
+from zoo.system.notice import say_once
 from zoo.system.toolchain import toolchain
 from zoo.train.proard.labelled import read_json
 from zoo.train.proard.measuring import drawn
@@ -131,8 +132,11 @@ def latency_table(
     table = measure_latency(space, stopwatch, engine=engine, threads=threads)
     for warning in table.facts.warnings:
         notify(f"these latencies may be too long: {warning}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.save(path)
+    except OSError as error:
+        say_once(f"the latencies cannot be stored in '{path}' ({error.strerror}): they are timed again the next time")
     return table
 
 

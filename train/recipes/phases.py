@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.system.errors import UsageError, nearest
+from zoo.system.files import read_utf8
 from zoo.train.methods.method import Section
 from zoo.train.methods.rnascl import SEARCHED, RnasCL
 from zoo.train.recipes.schema import ONLY, SEARCH, Recipe, parse_recipe
@@ -48,8 +49,8 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     """
     path = _find(source)
     try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(read_utf8(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' is not TOML: {error}") from None
     presets = data.pop("preset", {})
     if preset is not None and preset not in presets:

@@ -26,7 +26,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError) as error:
         raise IntegrityError(
             f"'{path}' is not a readable checkpoint ({type(error).__name__}): remove it to start afresh"
         ) from None

@@ -16,7 +16,7 @@ import torch
 
 from zoo.datasets.base import Dataset
 from zoo.system.errors import TrainingDiverged, UsageError
-from zoo.system.files import check_folder
+from zoo.system.files import check_folder, write_atomic
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
@@ -84,7 +84,7 @@ def fit(
         trainer.restore(state)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+        write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
     with _signals() as stopped, _tensorboard(out, enabled=main) as board:
@@ -206,7 +206,10 @@ def _tensorboard(out: Path, *, enabled: bool) -> Iterator[Callable[[dict[str, An
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(out / "tensorboard")) as writer, open(out / "metrics.jsonl", "a") as lines:
+    with (
+        SummaryWriter(str(out / "tensorboard")) as writer,
+        open(out / "metrics.jsonl", "a", encoding="utf-8", newline="\n") as lines,
+    ):
 
         def write(metrics: dict[str, Any]) -> None:
             for key, value in metrics.items():

@@ -64,10 +64,12 @@ class CachedAnswers:
         self, teacher: Teacher, versions: Versions, autocast: AbstractContextManager, *, precision: str
     ) -> None:
         self.layers = teacher.layers
-        key = f"lessons-{_key(teacher, versions, precision)}"
-        root = cached(key, lambda to: _write(to, teacher, versions, autocast))
-        self.logits = mapped(root / "logits.npy")
-        self.maps = mapped(root / "maps.npy")
+
+        def write(folder: Path) -> None:
+            _write(folder, teacher, versions, autocast)
+
+        root = cached(f"lessons-{_key(teacher, versions, precision)}", write)
+        self.logits, self.maps = (mapped(root / f"{name}.npy", write) for name in ("logits", "maps"))
 
     def answer(self, rows: Tensor, layers: list[str] | None) -> Answer:
         """The answer on the versions at ``rows`` [B], with the maps of ``layers``; without maps for None."""
@@ -91,18 +93,17 @@ def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
 def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
     """Write all answers to the folder ``to``; afterwards the teacher has no taps."""
     teacher.tap(teacher.layers)
-    files: dict[str, np.memmap] = {}
     try:
-        for part in torch.arange(len(versions), device=versions.labels.device).split(BATCH):
-            with autocast:
-                answer = teacher(versions[part][0])
-            assert answer.maps is not None
-            for name, value in (("logits", answer.logits), ("maps", answer.maps)):
-                if name not in files:
-                    shape = (len(versions), *value.shape[1:])
-                    files[name] = np.lib.format.open_memmap(to / f"{name}.npy", "w+", np.float16, shape)
-                files[name][part.cpu()] = value.half().cpu()
-        for file in files.values():
-            file.flush()
+        with open(to / "logits.npy", "wb") as logits, open(to / "maps.npy", "wb") as maps:
+            for part in torch.arange(len(versions), device=versions.labels.device).split(BATCH):
+                with autocast:
+                    answer = teacher(versions[part][0])
+                assert answer.maps is not None
+                for file, value in ((logits, answer.logits), (maps, answer.maps)):
+                    if not file.tell():  # not a memory map: a full disk would kill the process
+                        shape = (len(versions), *value.shape[1:])
+                        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(value.half().cpu().contiguous().numpy().tobytes())
     finally:
         teacher.untap()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from zoo.datasets.base import Dataset
 from zoo.registry.entry import Entry
+from zoo.system.files import stored_json
 from zoo.train.teachers.attention import unit_maps
 from zoo.train.teachers.hooks import Taps, conv_names
 from zoo.weights.folder import ModelFolder
@@ -98,7 +98,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         return {**found.reference(), "accuracy": accuracy}
     found = find(name, folders=True)
     file = ModelFolder(Path(found.address.place)).held_out
-    measured = json.loads(file.read_text()) if file.is_file() else held_out_accuracy(found, dataset)
+    measured = stored_json(file) if file.is_file() else held_out_accuracy(found, dataset)
     return {**found.reference(), "accuracy": {f"validation-{key}": value for key, value in measured.items()}}
 
 

@@ -21,11 +21,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from zoo.cli.output import OutputLost, show
+from zoo.cli.process import INTERRUPTED
 from zoo.system.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
 
 VERBS = ("list", "show", "pick", "export", "verify", "bench", "compare", "eval", "sweep", "train", "search", "doctor")
-INTERRUPTED = 130
 
 
 class _TrustingDefaults:
@@ -53,8 +54,18 @@ def _converting_what_is_given(parameter: Any) -> Callable[[Any, Any], Any]:
     return process_value
 
 
+class _Failed(Exception):
+    """Carries the error of a verb, its cause, past the parser."""
+
+
 class Verb(_TrustingDefaults, TyperCommand):
     """One verb of the command line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError) as error:  # the parser takes them for Ctrl-D, and for a reader of stdout that left
+            raise _Failed from error
 
 
 class Verbs(_TrustingDefaults, TyperGroup):
@@ -100,26 +111,43 @@ def _zoo(
 def run(arguments: Sequence[str]) -> int:
     """Run ``zoo`` with ``arguments`` and return its exit code."""
     try:
-        code = typer.main.get_command(app).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
+        code = _called(arguments)
         sys.stdout.flush()
-        code = code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED  # recent typers return this code themselves
-    except BrokenPipeError:  # the reader, `head` say, has what it wanted
-        with contextlib.suppress(OSError):
+    except (OutputLost, OSError) as error:  # OSError: of the help
+        lost = error.__cause__ if isinstance(error, OutputLost) else error
+        with contextlib.suppress(OSError):  # what is still in the buffer must not raise again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(lost, BrokenPipeError):  # otherwise the reader, such as `head`, has what it wants
+            _say(f"zoo: error: the output could not be written: {getattr(lost, 'strerror', lost)}")
         return 1
-    except Exception as error:
-        if os.environ.get("ZOO_DEBUG"):
-            traceback.print_exc()
-        return _report(error, as_json="--json" in arguments)
     if code == INTERRUPTED:
-        print("zoo: interrupted", file=sys.stderr)
+        _say("zoo: interrupted")
     return code
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
+def _called(arguments: Sequence[str]) -> int:
+    """The exit code of ``zoo`` with ``arguments``; an OSError is one of writing to stdout."""
+    try:
+        code = typer.main.get_command(app).main(args=list(arguments), prog_name="zoo", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED  # recent typers return this code themselves
+    except (OutputLost, OSError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, _Failed) else None
+        return _report(cause or error, as_json="--json" in arguments)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # stderr may be full or closed
+        print(message, file=sys.stderr)
+
+
+def _report(error: BaseException, *, as_json: bool) -> int:
     """One line on stderr, with ``--json`` an object on stdout too; returns the exit code."""
+    if os.environ.get("ZOO_DEBUG"):
+        traceback.print_exception(error)
     if isinstance(error, ZooError):
         message, code = str(error), error.exit_code
     elif hasattr(error, "format_message"):  # the parser's own errors: typer has moved their classes about
@@ -131,7 +159,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
         message = f"internal: {type(error).__name__}: {error}; set ZOO_DEBUG=1 and run again for the traceback"
         code = 1
     message = " ".join(message.split())
-    print(f"zoo: error: {message}", file=sys.stderr)
+    _say(f"zoo: error: {message}")
     if as_json:
-        print(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}, indent=2))
+        show(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}, indent=2))
     return code

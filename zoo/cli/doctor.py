@@ -19,7 +19,8 @@ from zoo.cli.output import Output
 def command(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show what is installed, which engines work, on which devices, and whether data and models are in order.
 
-    Nothing is installed, downloaded or changed. Exits with 5 if the registry or a weights file is damaged.
+    Nothing is installed, downloaded or changed. Exits with 5 if the registry, a weights file or a cached data set is
+    damaged.
 
     \b
     Examples:
@@ -45,7 +46,7 @@ def command(as_json: AsJson = False, quiet: Quiet = False) -> None:
         "registry": _registry(),
     }
     out.result(report, lambda: _text(report))
-    if report["registry"]["faults"]:
+    if report["registry"]["faults"] or report["data"]["damaged"]:
         raise typer.Exit(IntegrityError.exit_code)
 
 
@@ -104,16 +105,28 @@ def _cache() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
-    """What the variables of the data sets name, and which are decoded in the cache."""
+    """What the variables of the data sets name, which are decoded in the cache, and files there that are damaged."""
     from zoo.datasets import DATASETS
-    from zoo.system.files import cache_root
+    from zoo.system.files import MARK, cache_root, intact
 
     found: dict[str, Any] = {}
     for variable in dict.fromkeys(dataset.variable for dataset in DATASETS.values()):
         given = os.environ.get(variable)
         found |= {variable: given, f"{variable}_is_folder": Path(given).is_dir() if given else None}
-    marks = (path for name in DATASETS for path in cache_root().glob(f"{name}-*/complete"))
-    return found | {"cached": sorted(path.parent.name for path in marks)}
+    folders = sorted(mark.parent for name in DATASETS for mark in cache_root().glob(f"{name}-*/{MARK}"))
+    arrays = (path for folder in folders for path in _recorded(folder / MARK))
+    damaged = [str(path) for path in arrays if not intact(path)]
+    return found | {"cached": [folder.name for folder in folders], "damaged": damaged}
+
+
+def _recorded(mark: Path) -> list[Path]:
+    """The files in the record of a folder of the cache; the record itself if it is damaged."""
+    import json
+
+    try:
+        return [mark.with_name(name) for name in json.loads(mark.read_bytes())]
+    except (ValueError, TypeError):
+        return [mark]
 
 
 def _registry() -> dict[str, Any]:
@@ -121,13 +134,14 @@ def _registry() -> dict[str, Any]:
     from zoo.registry.file import load_registry, registry_path
     from zoo.registry.schema import check
     from zoo.system.errors import ZooError
+    from zoo.system.files import read_utf8
     from zoo.weights.load import bundled, check_file
 
     path = registry_path()
     state: dict[str, Any] = {"place": str(path), "models": 0, "weights": {}, "faults": []}
     try:
         registry = load_registry(path)
-        check(path.read_bytes(), path)
+        check(read_utf8(path), path)
     except ZooError as error:
         state["faults"].append(str(error))
         return state
@@ -182,5 +196,9 @@ def _text(report: dict[str, Any]) -> str:
     lines += ["", table(["engine", "state", "on"], engines, right=()), ""]
     for term, fact in facts.items():
         lines += wrapped(f"{term:10}{fact}", indent=" " * 10)
-    lines += ["", *(f"FAULT: {fault}" for fault in registry["faults"])] if registry["faults"] else []
+    faults = [
+        *registry["faults"],
+        *(f"'{path}' is damaged: it is made again when it is used" for path in data["damaged"]),
+    ]
+    lines += ["", *(f"FAULT: {fault}" for fault in faults)] if faults else []
     return "\n".join(lines)

@@ -6,11 +6,27 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+class OutputLost(Exception):
+    """Stdout does not take what is printed; the cause is the OSError."""
+
+
+def show(text: str) -> None:
+    """Print ``text`` on stdout.
+
+    Raises:
+        OutputLost: the disk is full, or the reader has left.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise OutputLost from error
 
 
 @dataclass(frozen=True)
@@ -23,11 +39,12 @@ class Output:
     def say(self, message: str) -> None:
         """A message for a person, on stderr."""
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            with suppress(OSError):  # stderr may be full or closed
+                print(message, file=sys.stderr, flush=True)
 
     def result(self, data: Any, text: str | Callable[[], str]) -> None:
         """The outcome, on stdout: ``data`` as JSON, or ``text``."""
-        print(json.dumps(data, indent=2) if self.as_json else text() if callable(text) else text)
+        show(json.dumps(data, indent=2) if self.as_json else text() if callable(text) else text)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

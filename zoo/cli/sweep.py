@@ -109,7 +109,7 @@ def command(
         "curves": {key: [asdict(point) for point in points] for key, points in curves.items()},
     }
     if out is not None:
-        write_atomic(out, (pretty(record) + "\n").encode())
+        write_atomic(out, pretty(record) + "\n")
     output.result(record, lambda: _table(curves, chosen))
 
 

@@ -18,4 +18,5 @@ DATASET = CIFAR10 = Parquet(
     repo_id="uoft-cs/cifar10",
     folder="plain_text",
     revision="0b2714987fa478483af9968de7c934580d0bb9a2",
+    test_sha256="e81c1046abd54f51999ecfbed92dcd77f3d74aa7886e2f85ac2296d431e675b0",
 )

@@ -30,4 +30,5 @@ DATASET = CIFAR100 = Parquet(
     repo_id="uoft-cs/cifar100",
     folder="cifar100",
     revision=None,
+    test_sha256="bd251483addf0530bc3e831455074dfa75f7657056fc2639e6b6aced382c06a9",
 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError
-from zoo.system.files import cached, mapped
+from zoo.system.files import cached, encoded, mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,8 @@ class ImageFolder(Dataset):
         parts = {"train": kept, "validation": held_out, "test": val}
         files = {name: _alternating(name, list(part.values())) for name, part in parts.items()}
         sizes = {name: len(part) for name, part in files.items()}
-        return replace(self, root=root, classes=tuple(train), sizes=sizes, files=files)
+        names = tuple(encoded(name).decode(errors="replace") for name in train)
+        return replace(self, root=root, classes=names, sizes=sizes, files=files)
 
     @overload  # type: ignore[override]  # training images stay files
     def split(self, name: Literal["train"]) -> Files: ...
@@ -178,7 +179,7 @@ def _decoded(files: Files, root: Path) -> Split:
                     out.write(image.tobytes())
 
     folder = cached(_key(files, root), decode)
-    return Split(files.name, mapped(folder / "images.npy"), mapped(folder / "labels.npy"))
+    return Split(files.name, mapped(folder / "images.npy", decode), mapped(folder / "labels.npy", decode))
 
 
 def _key(files: Files, root: Path) -> str:

@@ -6,14 +6,15 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
-from zoo.system.files import cache_root, cached, mapped
+from zoo.system.files import MARK, cache_root, cached, mapped
 from zoo.system.hub import HubFiles
 
 if TYPE_CHECKING:
@@ -30,29 +31,36 @@ class Parquet(Dataset):
         label: the name of the label column.
         repo_id: the repository on the Hub; ``folder``: the folder of the files in it.
         revision: the commit to download; None: no commit is pinned, and the Hub is not used.
+        test_sha256: the fingerprint of the test split, which the files must have; None: not checked.
+        files: the files of a loaded data set, to decode the images again; empty: they must come from the Hub.
+        offline: of a loaded data set: do not use the Hub.
     """
 
     label: str
     repo_id: str
     folder: str
     revision: str | None
+    test_sha256: str | None = None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    offline: bool = False
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
         named = self.named_folder(data)
-        if named is not None:
-            files = self._files(named)
-            return self._decoded(files, self._key(files))
-        for mark in sorted(cache_root().glob(f"{self.name}-*/complete")):
-            return replace(self, root=mark.parent)
-        return self._decoded(self._from_hub(offline), f"{self.name}-hub-{(self.revision or '')[:12]}")
+        if named is None:
+            for mark in sorted(cache_root().glob(f"{self.name}-*/{MARK}")):
+                if mark.stat().st_size:  # older caches have no record
+                    return replace(self, root=mark.parent, offline=offline)
+        files = self._from_hub(offline) if named is None else self._files(named)
+        key = f"{self.name}-hub-{(self.revision or '')[:12]}" if named is None else self._key(files)
+        found = replace(self, files=files)
+        return replace(found, root=cached(key, found._decode))
 
     def split(self, name: SplitName) -> Split:
         check_split(name)
         if self.root is None:
             raise DataNotFound(f"{self.title} has no images before it is loaded: call load()")
         stored = "test" if name == "test" else "train"
-        images = mapped(self.root / f"{stored}_images.npy")
-        labels = mapped(self.root / f"{stored}_labels.npy")
+        images, labels = (mapped(self.root / f"{stored}_{part}.npy", self._decode) for part in ("images", "labels"))
         held_out = self.sizes["validation"]
         part = {"train": slice(None, -held_out), "validation": slice(-held_out, None), "test": slice(None)}
         return Split(name, images[part[name]], labels[part[name]])
@@ -92,31 +100,33 @@ class Parquet(Dataset):
         except Unreachable as error:
             raise DataNotFound(f"{self.title} was not found ({error}): {place}") from None
 
-    def _decoded(self, files: dict[str, list[Path]], key: str) -> Self:
-        """Decode into the cache under ``key``, once."""
+    def _decode(self, folder: Path) -> None:
+        """Write the images and labels of both files' splits to ``folder``, as .npy files."""
+        import numpy as np
 
-        def decode(folder: Path) -> None:
-            import numpy as np
+        for split, paths in (self.files or self._from_hub(self.offline)).items():
+            images, labels = self._read(paths)
+            place = paths[0].parent
+            n = self.sizes[split] + (self.sizes["validation"] if split == "train" else 0)
+            if images.shape != (n, self.image_size, self.image_size, 3):
+                raise IntegrityError(
+                    f"the {split} split in '{place}' has images of shape {images.shape}, "
+                    f"but {self.title} has {(n, self.image_size, self.image_size, 3)}"
+                )
+            if not 0 <= labels.min() <= labels.max() < len(self.classes):
+                raise IntegrityError(
+                    f"the {split} split in '{place}' has labels from {labels.min()} to {labels.max()}, "
+                    f"but {self.title} has {len(self.classes)} classes"
+                )
+            expected = self.test_sha256 if split == "test" else None
+            if expected is not None and Split(split, images, labels).fingerprint != expected:
+                raise IntegrityError(
+                    f"the {split} split in '{place}' has other images or labels than {self.title}: fetch it again"
+                )
+            np.save(folder / f"{split}_images.npy", images)
+            np.save(folder / f"{split}_labels.npy", labels)
 
-            for split, paths in files.items():
-                images, labels = self._read(paths)
-                n = self.sizes[split] + (self.sizes["validation"] if split == "train" else 0)
-                if images.shape != (n, self.image_size, self.image_size, 3):
-                    raise IntegrityError(
-                        f"the {split} split in '{paths[0].parent}' has images of shape {images.shape}, "
-                        f"but {self.title} has {(n, self.image_size, self.image_size, 3)}"
-                    )
-                if not 0 <= labels.min() <= labels.max() < len(self.classes):
-                    raise IntegrityError(
-                        f"the {split} split in '{paths[0].parent}' has labels from {labels.min()} to {labels.max()}, "
-                        f"but {self.title} has {len(self.classes)} classes"
-                    )
-                np.save(folder / f"{split}_images.npy", images)
-                np.save(folder / f"{split}_labels.npy", labels)
-
-        return replace(self, root=cached(key, decode))
-
-    def _read(self, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         """The images uint8 [N, H, W, 3] and labels int64 [N] of the parquet files, in order."""
         import numpy as np
         import pyarrow

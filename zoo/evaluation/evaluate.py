@@ -6,13 +6,10 @@ combines the bits of several attacks per image; they are never averaged.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,15 +18,14 @@ from torch import Tensor, nn
 from zoo.attacks import broken
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
+from zoo.evaluation.ledger import Counts, Ledger, run_key
 from zoo.evaluation.look import ASTRAY, BLIND, IMAGES, Look, look, vanished
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm
-from zoo.system.errors import IntegrityError, UsageError
-from zoo.system.files import replaced
+from zoo.system.errors import UsageError
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Counts = dict[str, float]
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
 VANISHED, LOOKED_AT = "_vanished", "_looked_at"  # counts of the ledger: gradients that are zero, of so many
@@ -69,8 +65,7 @@ def evaluate(
         model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
         images: uint8 [N, H, W, 3]; the first ``protocol.n`` are used.
         labels: integers [N].
-        resume: a file for the bits so far; a run with the same model, images and protocol continues from it and
-            removes it at the end.
+        resume: a folder for the bits so far; see :mod:`zoo.evaluation.ledger`.
         counts: filled with the number of images that each part of a composed attack broke.
         flags: filled with names in :data:`zoo.evaluation.flags.FLAGS`; without it, a flag is a warning.
 
@@ -80,7 +75,6 @@ def evaluate(
     Raises:
         UsageError: there are no images, images or labels are not as above, or the answer to an image depends on the
             others in its batch.
-        IntegrityError: the resume file is damaged.
 
     Warns:
         UserWarning: a flag was raised, and ``flags`` was not given.
@@ -88,7 +82,6 @@ def evaluate(
     _check(images, labels)
     n = min(protocol.n, len(images))
     prepared = prepare(model, to_float(images[:2])).to(device)
-    ledger = _Ledger(resume, _run_key(prepared, images[:n], labels[:n], protocol, batch_size), n)
 
     def batch(index: np.ndarray) -> tuple[Tensor, Tensor]:
         x = to_float(images[index]).to(device)
@@ -111,10 +104,14 @@ def evaluate(
         for index in np.array_split(np.arange(n), -(-n // at_once)):
             x, y = batch(index)
             right[index] = (~broken(attacked(x), y)).cpu().numpy()
+    ledger = Ledger(None)
     if protocol.attack == "none":
         progress(n, n)
     else:
-        right &= _attack(seen, batch, np.flatnonzero(right), protocol, batch_size, ledger, progress, counts)
+        if resume is not None:
+            key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
+            ledger = Ledger(resume / f"{key}.json")
+        right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts)
     seen.again()
     if flags is not None:
         flags |= seen.flags
@@ -127,15 +124,15 @@ def evaluate(
 def _attack(
     seen: Look,
     batch: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-    candidates: np.ndarray,
+    right: np.ndarray,
     protocol: Protocol,
     batch_size: int,
-    ledger: _Ledger,
+    ledger: Ledger,
     progress: Progress,
     counts: Counts | None,
 ) -> np.ndarray:
-    """Which of all n images are right after the attack, of those at the indices ``candidates``: bool [n]."""
-    n = len(ledger.done)
+    """Which images are right after the attack, of those that are ``right`` before: bool [n]."""
+    n, bits, candidates = len(right), np.zeros_like(right), np.flatnonzero(right)
 
     def attack(one: Protocol, index: np.ndarray, start: int, parts: Counts) -> tuple[np.ndarray, Tensor, Tensor]:
         x, y = batch(index)
@@ -146,7 +143,8 @@ def _attack(
 
     for start in range(0, len(candidates), batch_size):
         index = candidates[start : start + batch_size]
-        if not ledger.done[index].all():
+        robust = ledger.known(index)
+        if robust is None:
             parts: Counts = {}
             robust, x_adv, y = attack(protocol, index, start, parts)
             if protocol.attack not in BLIND and robust.any():
@@ -154,8 +152,9 @@ def _attack(
                 parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())
                 parts[LOOKED_AT] = float(len(left))
             ledger.record(index, robust, parts)
+        bits[index] = robust
         progress(n - len(candidates) + min(start + batch_size, len(candidates)), n)
-    bits, found = ledger.bits.copy(), dict(ledger.counts)
+    found = ledger.counts
     if found.pop(VANISHED, 0.0) > ASTRAY * found.pop(LOOKED_AT, 0.0):
         seen.flags.add("masked")
     if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
@@ -193,47 +192,3 @@ def evaluate_split(model: nn.Module, split: Split, protocol: Protocol, **options
     if protocol.split != split.name:
         raise UsageError(f"protocol '{protocol.name}' is for the {protocol.split} split, not '{split.name}'")
     return evaluate(model, split.images, split.labels, protocol, **options)
-
-
-def _run_key(model: nn.Module, images: np.ndarray, labels: np.ndarray, protocol: Protocol, batch_size: int) -> str:
-    """The hash of a run's model, images, protocol and batching, so that bits of different runs are not mixed."""
-    digest = hashlib.sha256(json.dumps([protocol.model_dump(), batch_size, torch.__version__]).encode())
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels).data)
-    return digest.hexdigest()
-
-
-class _Ledger:
-    """The bits of the finished images, saved after every batch."""
-
-    def __init__(self, path: Path | None, key: str, n: int) -> None:
-        self.path, self.key = path, key
-        self.done, self.bits = np.zeros(n, bool), np.zeros(n, bool)
-        self.counts: Counts = {}
-        if path is None or not path.exists():
-            return
-        try:
-            with np.load(path) as stored:
-                if str(stored["key"]) == key:
-                    self.done, self.bits = stored["done"], stored["bits"]
-                    self.counts = json.loads(str(stored["counts"]))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise IntegrityError(
-                f"the unfinished evaluation in '{path}' cannot be read ({type(error).__name__}): remove it"
-            ) from None
-
-    def record(self, index: np.ndarray, robust: np.ndarray, parts: Counts) -> None:
-        self.done[index], self.bits[index] = True, robust
-        for part, count in parts.items():
-            self.counts[part] = self.counts.get(part, 0) + count
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(self.path) as file:
-            np.savez(file, key=self.key, done=self.done, bits=self.bits, counts=json.dumps(self.counts))
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

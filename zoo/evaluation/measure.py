@@ -13,8 +13,9 @@ import numpy as np
 from torch import nn
 
 from zoo.datasets.base import Dataset
-from zoo.evaluation.evaluate import Counts, evaluate_split
+from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.flags import SQUARE_GAIN
+from zoo.evaluation.ledger import Counts
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.system.toolchain import toolchain
@@ -64,7 +65,7 @@ def measure(
             batch_size=batch_size,
             device=device,
             progress=lambda done, total, protocol=protocol: progress(protocol, done, total),
-            resume=resume / f"{weights_sha256[:12]}-{protocol.name}.npz" if resume else None,
+            resume=resume,
             counts=counts,
             flags=flags,
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.registry.entry import Entry, Registry
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
-from zoo.system.files import cache_root, locked, write_atomic
+from zoo.system.files import cache_root, encoded, locked, read_utf8, write_atomic
 from zoo.system.units import parse_count
 from zoo.version import __version__
 
@@ -229,7 +229,7 @@ def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
         check(text, path)
         data = json.loads(text)
         yield data
-        text = (pretty(data) + "\n").encode()
+        text = encoded(pretty(data) + "\n")
         check(text, path)
         write_atomic(path, text)
     _parsed.cache_clear()
@@ -251,7 +251,7 @@ def pretty(data: Any, indent: str = "", width: int = 120) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_utf8(path)
     except OSError as error:
         raise IntegrityError(f"the registry '{path}' cannot be read: {error.strerror}") from None
 
@@ -261,8 +261,9 @@ def _check_once(text: bytes, path: Path) -> None:
     If the cache cannot be written, every call validates."""
     digest = hashlib.sha256(__version__.encode() + b"\0" + text).hexdigest()
     note = cache_root() / "valid-registries" / digest
-    if note.exists():
-        return
+    with suppress(OSError):
+        if note.exists():
+            return
     from zoo.registry.schema import check
 
     check(text, path)

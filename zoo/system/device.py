@@ -66,7 +66,7 @@ def _instructions() -> list[str]:
     if platform.machine().lower() in ARM:  # part of the architecture
         return ["neon"]
     try:
-        text = CPUINFO.read_text()
+        text = CPUINFO.read_text(encoding="utf-8")
     except OSError:
         return []
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
@@ -81,7 +81,7 @@ def _names_of(flags: Iterable[str]) -> list[str]:
 
 def _gpus() -> list[str]:
     """Names of the NVIDIA GPUs that the Linux driver lists; no GPU library is imported."""
-    texts = [path.read_text() for path in GPUS.glob("*/information")]
+    texts = [path.read_text(encoding="utf-8") for path in GPUS.glob("*/information")]
     return [match[1] for text in texts if (match := re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE))]
 
 

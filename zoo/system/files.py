@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.notice import say_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` atomically; see :func:`replaced`."""
     with replaced(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(encoded(content) if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -56,6 +61,34 @@ def copy_atomic(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, file)
 
 
+# -- text ------------------------------------------------------------------------------------------------------
+
+
+def read_utf8(path: Path) -> bytes:
+    """The content of a text file, without the byte order mark that some editors of Windows write."""
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
+def encoded(text: str) -> bytes:
+    """``text`` as UTF-8; in names of files that were read without a UTF-8 locale, the bytes that they have."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def stored_json(path: Path) -> Any:
+    """The JSON in ``path``, a file that can be made again.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"'{path}' is damaged ({error}): remove it, and it is made again") from None
+
+
+# -- folders -----------------------------------------------------------------------------------------------------
+
+
 def existing(path: Path) -> Path:
     """``path``, or the nearest folder above it that exists."""
     return path if path.exists() else existing(path.parent)
@@ -76,16 +109,26 @@ def _umask() -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``folder``; no lock file is created.
+    """Hold an exclusive lock on ``folder``; no lock file is created. A thread that holds it may lock it again.
 
     Without ``fcntl`` (Windows) nothing is locked; writes are still atomic.
     """
+    state = folder.stat()
+    key = (threading.get_ident(), state.st_dev, state.st_ino)
+    if key in _HELD:
+        yield
+        return
     lock = lock_of(folder, wait=True)
+    _HELD.add(key)
     try:
         yield
     finally:
+        _HELD.remove(key)
         if lock is not None:
             os.close(lock)
+
+
+_HELD: set[tuple[int, int, int]] = set()  # thread, device and inode of the folders that are locked
 
 
 def lock_of(folder: Path, *, wait: bool = False) -> int | None:
@@ -126,49 +169,92 @@ def check_sha256(path: Path, sha256: str) -> None:
 
 # -- the cache: decoded data sets, downloads, records of checked files ---------------------------------------------
 
+MARK = "complete"  # the last file of a folder in the cache: the SHA-256 of each other file, as JSON
+Fill = Callable[[Path], None]
+
 
 def cache_root() -> Path:
     """The cache folder: ``ZOO_CACHE``, else ``~/.cache/robust-zoo``. It may not exist yet."""
     return Path(os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "robust-zoo")
 
 
-def cached(key: str, fill: Callable[[Path], None]) -> Path:
+def cached(key: str, fill: Fill) -> Path:
     """The folder ``key`` of the cache. If it is missing, ``fill`` writes a temporary folder, which is then renamed.
 
     Raises:
         DataNotFound: the cache cannot be written.
     """
     root = cache_root() / key
-    if (root / "complete").exists():
-        return root
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=root.parent))
-    except OSError as error:
-        raise DataNotFound(
-            f"the cache '{root.parent}' cannot be written ({error.strerror}): set ZOO_CACHE to a writable folder"
-        ) from None
-    try:
-        fill(scratch)
-        (scratch / "complete").touch()
-        if not root.exists():  # otherwise another process has just made the same folder
-            os.replace(scratch, root)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if not (root / MARK).exists():
+        _fill(root, fill)
     return root
 
 
-def mapped(path: Path) -> np.ndarray:
-    """The array in ``path``, a .npy file of the cache, as a read-only memory map.
+def mapped(path: Path, fill: Fill | None = None) -> np.ndarray:
+    """The array in ``path``, a .npy file in a folder of the cache, as a read-only memory map.
+
+    If the file is not :func:`intact`, ``fill`` makes its folder again.
 
     Raises:
-        IntegrityError: the file is missing or damaged.
+        IntegrityError: the file is missing or damaged, and there is no ``fill``.
+        DataNotFound: it is missing or damaged, and the cache cannot be written.
     """
     import numpy as np
 
+    if not intact(path) and fill:
+        say_once(f"'{path}' is missing or damaged: its folder of the cache is made again")
+        _fill(path.parent, fill)
     try:
-        return np.load(path, mmap_mode="r")
+        if intact(path):
+            return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
-        raise IntegrityError(
-            f"'{path}' is missing or damaged: delete the folder '{path.parent}' of the cache, and it is made again"
+        pass
+    raise IntegrityError(f"'{path}' is missing or damaged: delete the folder '{path.parent}', and it is made again")
+
+
+def intact(path: Path) -> bool:
+    """Whether ``path`` is as it was written, by the record of its folder. A file without a record must only exist.
+
+    The file is hashed once in a process, and again if its size or time changes (0.1 s for 100 MB).
+    """
+    mark = path.with_name(MARK)
+    try:
+        state = path.stat()
+        if not mark.exists():
+            return True
+        actual = _sha256_once(path, state.st_mtime_ns, state.st_size, state.st_ino)
+        return actual == json.loads(mark.read_bytes())[path.name]
+    except (OSError, ValueError, LookupError, TypeError):  # the last three: of the record
+        return False
+
+
+@cache
+def _sha256_once(path: Path, *state: int) -> str:
+    return sha256_file(path)
+
+
+def _fill(root: Path, fill: Fill) -> None:
+    """Make the folder ``root`` of the cache with ``fill``, and replace the one that is there."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
+        try:
+            new = scratch / "new"
+            new.mkdir()
+            fill(new)
+            record = {path.name: sha256_file(path) for path in new.iterdir()}
+            (new / MARK).write_text(json.dumps(record), encoding="utf-8", newline="\n")
+            with suppress(FileNotFoundError):
+                os.replace(root, scratch / "old")
+            try:
+                os.replace(new, root)
+            except OSError:
+                if not (root / MARK).exists():  # otherwise another process has just made the same folder
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise DataNotFound(
+            f"the cache '{root.parent}' cannot be written ({error.strerror or error}): "
+            "set ZOO_CACHE to a writable folder with enough space"
         ) from None

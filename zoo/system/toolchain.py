@@ -30,7 +30,7 @@ def toolchain(*more: str) -> dict[str, str]:
 def cpu_model() -> str:
     """The CPU's name if the system states it, else its architecture."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

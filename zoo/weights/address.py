@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.system.errors import UsageError
+from zoo.system.files import encoded
 
 NAME, LOCAL, HUB = "name", "local-dir", "hf-hub"
 KINDS = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
@@ -49,6 +51,7 @@ class Address:
         if not place:
             raise UsageError(f"'{text}' has nothing after its scheme: a model's address is {KINDS}")
         if scheme == LOCAL:
+            place = os.fsdecode(encoded(place))  # it may have been stored under another locale
             return cls(LOCAL, str(Path(place).expanduser()))
         repo_id, _, revision = place.partition("@")
         return cls(HUB, repo_id, revision or None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import check_folder, write_atomic
+from zoo.system.files import check_folder, read_utf8, write_atomic
 from zoo.system.records import Text
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_config(path: Path) -> ModelConfig:
     from pydantic import ValidationError
 
     try:
-        return _adapter().validate_json(path.read_bytes())
+        return _adapter().validate_json(read_utf8(path))
     except ValidationError as error:
         first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from zoo.registry.file import info, load_registry, rename_model, write_model
 from zoo.registry.schema import check_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
-from zoo.system.files import copy_atomic, write_atomic
+from zoo.system.files import copy_atomic, locked, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
 from zoo.weights.load import BUNDLED, Found
@@ -47,6 +49,7 @@ def candidate(found: Found) -> Candidate:
     Raises:
         UsageError: the folder was not written by training, a field of its config.json is malformed, or its name is
             an alias of another model.
+        IntegrityError: the stored per-image bits are damaged.
     """
     facts, path, sha256 = found.facts, found.path, found.sha256
     assert path is not None
@@ -55,7 +58,7 @@ def candidate(found: Found) -> Candidate:
             raise UsageError(
                 f"the weights of '{facts.name}' are not in this checkout: --write needs them in '{BUNDLED.name}/'"
             )
-        return Candidate(facts.name, path, sha256, facts.to_dict())
+        return _checked(Candidate(facts.name, path, sha256, facts.to_dict()))
     if found.address.scheme != LOCAL:
         raise UsageError(f"only a registry model or a model folder can be released: download '{found.address}' first")
     where = path.with_name(CONFIG)
@@ -94,26 +97,42 @@ def candidate(found: Found) -> Candidate:
         check_model(entry_so_far)
     except UsageError as error:
         raise UsageError(f"'{where}' cannot become a registry entry: {error}") from None
-    return Candidate(facts.name, path, sha256, entry_so_far)
+    return _checked(Candidate(facts.name, path, sha256, entry_so_far))
+
+
+def _checked(model: Candidate) -> Candidate:
+    _read_bits(_bits_file(model.name))  # refused now, not after the evaluation
+    return model
 
 
 def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied into the package.
 
-    The registry is written last, so that it never refers to missing files.
+    The registry is written last, so that it never refers to missing files. Only one process releases at a time; results
+    that another process added meanwhile are kept.
 
     Raises:
-        IntegrityError: the registry would become invalid; it was not changed.
+        IntegrityError: the registry would become invalid, and was not changed; or the stored bits are damaged.
     """
-    measured = list(measurements)
     BUNDLED.mkdir(exist_ok=True)
+    with locked(BUNDLED):
+        _release(model, list(measurements))
+
+
+def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     target = BUNDLED / model.entry["weights"]["file"]
     if target.resolve() != model.weights.resolve():
         copy_atomic(model.weights, target)
         predictor = model.weights.with_name(PREDICTOR)
         if predictor.exists():
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
-    stored = _store_bits(BUNDLED / f"{model.name}.bits.npz", model.sha256, measured)
+    stored = _store_bits(_bits_file(model.name), model.sha256, measured)
+    before = load_registry().models
+    known = before.get(model.name)
+    if known is not None and known.weights.sha256 == model.sha256:  # measured or timed since the evaluation began
+        now = known.to_dict()
+        model.entry["latency"] = now["latency"]
+        model.entry["results"] |= now["results"]
     model.entry["results"] |= {item.protocol.name: item.result for item in measured}
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
@@ -123,14 +142,10 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
         item.protocol.dataset: {"splits": {split: {"n": item.split_size, "sha256": item.result["dataset_sha256"]}}}
         for split, item in splits.items()
     }
-    before = load_registry().models
-    known = before.get(model.name)
-    if known is not None and known.weights.sha256 == model.sha256:  # it may have been timed since the evaluation began
-        model.entry["latency"] = known.to_dict()["latency"]
     write_model(model.name, model.entry, datasets=datasets, protocols=[item.protocol for item in measured])
     for removed in before.keys() - load_registry().models.keys():  # sub-nets of replaced weights
-        for file in (before[removed].weights.file, f"{removed}.bits.npz"):
-            (BUNDLED / file).unlink(missing_ok=True)
+        for file in (BUNDLED / before[removed].weights.file, _bits_file(removed)):
+            file.unlink(missing_ok=True)
 
 
 def rename(old: str, new: str, **identity: str) -> None:
@@ -165,17 +180,18 @@ def flags_of(
     return sorted(flags)
 
 
-def _store_bits(path: Path, weights_sha256: str, measured: list[Measurement]) -> dict[str, np.ndarray]:
+def _bits_file(name: str) -> Path:
+    return BUNDLED / f"{name}.bits.npz"
+
+
+def _store_bits(path: Path, weights_sha256: str, measured: Iterable[Measurement]) -> dict[str, np.ndarray]:
     """Store packed bits [n / 8] and n by protocol, and return all that are stored now, bool [n] each.
 
     Stored bits of other weights are removed.
     """
-    arrays: dict[str, Any] = {}
-    if path.exists():
-        with np.load(path) as stored:
-            if str(stored["weights_sha256"]) == weights_sha256:
-                arrays = dict(stored)
-    arrays["weights_sha256"] = np.array(weights_sha256)
+    arrays = _read_bits(path)
+    if arrays.get("weights_sha256") != weights_sha256:
+        arrays = {"weights_sha256": np.array(weights_sha256)}
     for item in measured:
         arrays[item.protocol.name] = np.packbits(item.bits)
         arrays[f"{item.protocol.name}.n"] = np.array(len(item.bits))
@@ -190,17 +206,34 @@ def _unpacked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.unpackbits(arrays[name], count=int(arrays[f"{name}.n"])).astype(bool) for name in names}
 
 
+def _read_bits(path: Path) -> dict[str, Any]:
+    """The arrays in the file ``path``, none if it is missing.
+
+    Raises:
+        IntegrityError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        _unpacked(arrays)
+        return arrays
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        fault = type(error).__name__
+    raise IntegrityError(f"the per-image bits in '{path}' are damaged ({fault}): restore the file, or remove it")
+
+
 def stored_bits(name: str) -> dict[str, np.ndarray]:
     """The per-image bits of the released model ``name`` (or alias), bool [n] by protocol: True if correct.
 
     Raises:
         UnknownModel: the registry does not have this name.
         UsageError: no bits are stored for the entry's weights.
+        IntegrityError: the stored bits are damaged.
     """
     entry = info(name)
-    path = BUNDLED / f"{entry.name}.bits.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            if str(stored["weights_sha256"]) == entry.weights.sha256:
-                return {name: bits for name, bits in _unpacked(stored).items() if name in entry.results}
+    stored = _read_bits(_bits_file(entry.name))
+    if stored.get("weights_sha256") == entry.weights.sha256:
+        return {name: bits for name, bits in _unpacked(stored).items() if name in entry.results}
     raise UsageError(f"no per-image bits are stored for '{entry.name}': run `zoo eval {entry.name} --write`")

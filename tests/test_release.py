@@ -1,0 +1,66 @@
+"""Releases: processes that write to one entry at once, and damaged per-image bits."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+
+import numpy as np
+import pytest
+from test_registry import result
+
+from zoo.evaluation.measure import Measurement
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.registry.file import info
+from zoo.system.errors import IntegrityError
+from zoo.weights.load import find
+from zoo.weights.release import Candidate, candidate, release, stored_bits
+
+MEASURED = ("clean", "noise", "fgsm", "pgd20")
+
+
+def measured(name: str, sha256: str) -> Measurement:
+    """A result of 3 in 10 images."""
+    bits = np.arange(10_000) % 10 < 3
+    return Measurement(PROTOCOLS[name], result(int(bits.sum()), sha256=sha256), bits, 10_000)
+
+
+@pytest.fixture
+def taken(bundled) -> list[Candidate]:
+    """Candidates of the same model that were made before anything was released."""
+    return [candidate(find("tiny")) for _ in MEASURED]
+
+
+def test_results_that_another_process_adds_meanwhile_are_kept(taken):
+    for one, name in zip(taken, MEASURED, strict=True):
+        release(one, [measured(name, one.sha256)])
+    assert set(info("tiny").results) == set(stored_bits("tiny")) == set(MEASURED)
+
+
+def test_four_releases_at_once_lose_nothing(taken):
+    def work(one: Candidate, name: str) -> None:
+        release(one, [measured(name, one.sha256)])
+        sys.exit(0)
+
+    fork = multiprocessing.get_context("fork")
+    works = [fork.Process(target=work, args=pair) for pair in zip(taken, MEASURED, strict=True)]
+    for each in works:
+        each.start()
+    for each in works:
+        each.join(60)
+    assert [each.exitcode for each in works] == [0] * 4
+    bits = stored_bits("tiny")
+    assert set(info("tiny").results) == set(bits) == set(MEASURED)
+    assert {bits[name].sum() for name in MEASURED} == {3000}
+
+
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "no archive", "a flipped byte"])
+def test_damaged_bits_are_named_before_anything_is_measured(taken, bundled, damage):
+    release(taken[0], [measured("clean", taken[0].sha256)])
+    path = bundled.with_name("tiny.bits.npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"clean.npy") + 40] ^= 255
+    path.write_bytes({"emptied": b"", "truncated": bytes(content[:90]), "no archive": b"x" * 99}.get(damage, content))
+    for read in (lambda: stored_bits("tiny"), lambda: candidate(find("tiny"))):
+        with pytest.raises(IntegrityError, match=rf"the per-image bits in '{path}' are damaged"):
+            read()

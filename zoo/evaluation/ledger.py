@@ -1,0 +1,146 @@
+"""The ledger of an unfinished evaluation: a file with the batches that are done, from which the next run goes on.
+
+The file's name has a key of everything that decides the bits. Weights are not enough: other code can make another net
+of them, and mask its gradients. So the key has what the model *is* (modules, tensors, answers and input gradients on
+some of the images), what is done to it (protocol, batch size, images, labels, the source of attacks and evaluation),
+and with what (device, versions). Answers may differ between devices and numbers of threads in the last bit; then the
+evaluation begins again, which costs time only. A run with fewer images has a key and a file of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import zoo.attacks
+from zoo.datasets.base import to_float
+from zoo.evaluation.protocols import Protocol
+from zoo.system.files import locked, write_atomic
+from zoo.system.notice import say_once
+from zoo.version import __version__
+
+Counts = dict[str, float]
+PROBE = 16  # images
+
+
+def run_key(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, protocol: Protocol, batch_size: int, device: str
+) -> str:
+    """The key of an evaluation, in hexadecimal.
+
+    Args:
+        model: ready to be attacked, on ``device``.
+        images: uint8 [N, H, W, 3]; labels: int64 [N].
+    """
+    facts = [protocol.model_dump(), batch_size, device, torch.__version__, __version__, _sources(), repr(model)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # also buffers that are not saved
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    for tensor in _answers(model, to_float(images[:PROBE]).to(device)):
+        digest.update(_bytes(tensor))
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
+
+
+def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """The logits on ``x`` [n, 3, H, W], and the gradients of the largest ones where there are any."""
+    x.requires_grad_()
+    with torch.backends.cudnn.flags(deterministic=True):
+        logits = model(x.clone())  # the model may write to it
+        if not logits.requires_grad:
+            return (logits,)
+        (gradient,) = torch.autograd.grad(logits.amax(1).sum(), x, allow_unused=True)
+    return (logits,) if gradient is None else (logits, gradient)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@cache
+def _sources() -> str:
+    """The hash of the source of attacks and evaluation."""
+    digest = hashlib.sha256()
+    for folder in (Path(zoo.attacks.__file__).parent, Path(__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Ledger:
+    """The finished batches of an evaluation, stored in ``path`` after each one (None: not stored).
+
+    Processes that do the same evaluation at once share the file. If it cannot be written, the evaluation goes on
+    without it; if it is damaged, the evaluation begins again. Both are said once.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.batches: dict[str, tuple[list[int], Counts]] = {}  # by the first image: bits, what each attack broke
+        self._merge()
+
+    def known(self, index: np.ndarray) -> np.ndarray | None:
+        """The bits of the batch of images ``index`` [B], bool [B]; None if it is not done."""
+        bits, _ = self.batches.get(str(index[0]), ([], {}))
+        return np.array(bits, bool) if len(bits) == len(index) else None
+
+    def record(self, index: np.ndarray, bits: np.ndarray, counts: Counts) -> None:
+        """Add the ``bits`` [B] of the batch of images ``index`` [B]."""
+        self.batches[str(index[0])] = (bits.astype(int).tolist(), counts)
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.parent):
+                self._merge()
+                write_atomic(self.path, json.dumps(self.batches))
+        except OSError as error:
+            say_once(
+                f"the progress cannot be stored in '{self.path.parent}' ({error.strerror or error}): "
+                "the evaluation goes on, but cannot be resumed"
+            )
+            self.path = None
+
+    @property
+    def counts(self) -> Counts:
+        """The number of images that each part of a composed attack broke."""
+        total: Counts = {}
+        for _, counts in self.batches.values():
+            for part, count in counts.items():
+                total[part] = total.get(part, 0) + count
+        return total
+
+    def remove(self) -> None:
+        """Remove the file, as the evaluation is done."""
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def _merge(self) -> None:
+        """Add the batches in the file."""
+        if self.path is None:
+            return
+        try:
+            stored = json.loads(self.path.read_bytes())
+            stored = {
+                str(int(first)): ([int(bit) for bit in bits], {part: float(count) for part, count in counts.items()})
+                for first, (bits, counts) in stored.items()
+            }
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            say_once(
+                f"the progress in '{self.path}' cannot be read ({type(error).__name__}): the evaluation begins again"
+            )
+            return
+        self.batches = stored | self.batches
