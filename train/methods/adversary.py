@@ -23,6 +23,12 @@ def cross_entropy(y: Tensor) -> Objective:
     return lambda x_adv, logits: F.cross_entropy(logits, y, reduction="sum")
 
 
+def scale_free(objective: Objective) -> Objective:
+    """``objective`` of the logits divided by their standard deviation, image by image: large logits saturate a softmax,
+    and the gradient of the cross-entropy vanishes, though the net is no more robust for it."""
+    return lambda x_adv, logits: objective(x_adv, logits / logits.detach().std(1, keepdim=True).clamp(min=1e-12))
+
+
 def divergence(log_probs: Tensor) -> Objective:
     """KL(p || p(x')), summed over the batch, for log-probabilities [N, K] of p, from the net on clean images
     (TRADES) or from a teacher (RSLAD)."""

@@ -77,6 +77,8 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
+        if recipe.supernet and recipe.supernet.sort and len(phases) == 1 and not recipe.start:
+            raise UsageError(f"{path.name}: supernet.sort is for weights that are trained: set start, or leave it out")
         if recipe.supernet and recipe.teacher and recipe.teacher.name not in ("largest", *list(phases)[:-1]):
             find(recipe.teacher.name, folders=True, pretrained=False)  # refuse now, not after the phases before
         if isinstance(recipe.method, RnasCL) and recipe.method.tutors == SEARCHED and SEARCH not in phases:
