@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from zoo.export.options import ExportOptions
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.specs import Spec, cost
+from zoo.system.arguments import typed
 from zoo.system.errors import DataNotFound, UsageError, nearest
 from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
@@ -137,6 +139,7 @@ def export_model(
         ExportFailed: the model could not be converted, or the bundle not written.
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
+    typed(progress=(progress, Callable), notify=(notify, Callable))
     known = [option.name for option in fields(ExportOptions)]
     for unknown in given.keys() - known:
         raise TypeError(f"export_model() has no option called '{unknown}'{nearest(unknown, known)}")

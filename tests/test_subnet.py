@@ -140,13 +140,14 @@ def test_a_comparison_by_a_budget_has_the_bits_of_the_sub_net_that_it_names(rele
     assert not found.left_out
 
 
-@pytest.mark.parametrize(
-    ("budget", "error", "hint"), [("1", NothingMatches, "; search .* `zoo search"), ("10M", UsageError, "$")]
-)
-def test_a_budget_outside_the_range_is_refused_with_it(released, budget, error, hint):
-    message = r"MACs is out of range: the released sub-nets of .* have [\d,]+ to [\d,]+" + hint
-    with pytest.raises(error, match=message):
-        load(f"proard-micro@{budget}")
+def test_a_budget_below_all_sub_nets_is_refused_and_a_looser_one_has_the_best_of_them(released):
+    message = r"1 MACs is below the released sub-nets of .*, which have [\d,]+ or more; search .* `zoo search"
+    with pytest.raises(NothingMatches, match=message):
+        load("proard-micro@1")
+    best = max((e for e in load_registry().models.values() if e.subnet), key=lambda e: (e.accuracy("pgd20"), -e.macs))
+    for budget in ("10M", "9T"):
+        assert info(f"proard-micro@{budget}") == best
+    assert load("proard-micro@10M").spec.to_dict() == best.spec
 
 
 def test_only_dynamic_nets_have_budgets_and_a_budget_is_a_count(released):

@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
+from zoo.system.arguments import typed
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder, lock_of, locked, sha256_file
 
@@ -172,6 +174,7 @@ def read_bundle(folder: Path | str) -> Manifest:
         UsageError: there is no bundle at ``folder``.
         IntegrityError: a file is altered, missing or extra, or the manifest is malformed.
     """
+    typed(folder=(folder, str | PathLike))
     folder = Path(folder)
     if not (folder / MANIFEST).is_file() and not (folder / SUMS).is_file():
         raise UsageError(f"'{folder}' is not a bundle: it holds neither {MANIFEST} nor {SUMS}")

@@ -24,9 +24,15 @@ def cross_entropy(y: Tensor) -> Objective:
 
 
 def scale_free(objective: Objective) -> Objective:
-    """``objective`` of the logits divided by their standard deviation, image by image: large logits saturate a softmax,
-    and the gradient of the cross-entropy vanishes, though the net is no more robust for it."""
-    return lambda x_adv, logits: objective(x_adv, logits / logits.detach().std(1, keepdim=True).clamp(min=1e-12))
+    """``objective`` of logits whose two largest are at most 10 apart: where they are further apart, an image's logits
+    are scaled down. A softmax saturates there, and the gradient of the cross-entropy vanishes, though no net is more
+    robust for larger logits."""
+
+    def scaled(x_adv: Tensor, logits: Tensor) -> Tensor:
+        first, second = logits.detach().topk(2, 1).values.split(1, 1)
+        return objective(x_adv, logits / ((first - second) / 10).clamp(min=1))
+
+    return scaled
 
 
 def divergence(log_probs: Tensor) -> Objective:
@@ -49,9 +55,9 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 def gradient(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
-    """Gradient of the objective at the images ``x`` [N, C, H, W]."""
+    """Gradient of the objective at the images ``x`` [N, C, H, W]; where it is NaN, 0."""
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(objective(x, model(x).float()), x)[0]
+    return torch.autograd.grad(objective(x, model(x).float()), x)[0].nan_to_num_(0, 0, 0)
 
 
 def random_start(ball: Ball, noise: Tensor) -> Tensor:

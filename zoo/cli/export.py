@@ -101,7 +101,7 @@ def command(
         "uint8": uint8,
         "engine_options": parse_pairs(engine_options or ()),
         "verify": verify,
-        "margin": None if margin is None else margin / 100,
+        "margin": given.share_of(margin),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "command": shlex.join(["zoo", *sys.argv[1:]]),

@@ -63,6 +63,19 @@ def engine_names(incomplete: str) -> list[str]:
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+
+def share_of(margin: float | None) -> float | None:
+    """``--margin`` in points as a share; None where it is not given.
+
+    Raises:
+        UsageError: it is not above 0 and below 100.
+    """
+    if margin is not None and not 0 < margin < 100:
+        raise UsageError(f"--margin is a number of points above 0 and below 100, not {margin:g}")
+    return None if margin is None else margin / 100
+
+
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as provider=cuda."),
@@ -103,7 +116,7 @@ Tolerance = Annotated[
     typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as the precision allows, or as exported."),
 ]
 Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")]
-Seed = Annotated[int, typer.Option(help="Of the attacks, and of the choice of calibration images.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the attacks, and of the choice of calibration images.")]
 Square = Annotated[
     int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
 ]

@@ -60,7 +60,7 @@ def command(
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share
     from zoo.train.proard.dynamic import dynamic
-    from zoo.train.proard.search import Limits, best, search
+    from zoo.train.proard.search import Limits, best, check_range, search
     from zoo.weights.folder import ModelFolder
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -76,10 +76,13 @@ def command(
         ModelFolder(out).check_free()
     net = dynamic(name, offline=offline)
     space, dataset = net.space, None
+    check_range(space, limits)  # before latencies are measured
     if measure or out is not None:
         dataset = dataset_for(space.spec(space.largest[0]), net.found.task.dataset).load(data, offline=offline)
     predictor = net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
+    for sentence in check_range(space, limits, latency):
+        output.say(sentence)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
     front = [_facts(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()

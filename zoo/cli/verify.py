@@ -58,7 +58,7 @@ def command(
             level=level,
             data=data,
             offline=offline,
-            margin=None if margin is None else margin / 100,
+            margin=given.share_of(margin),
             tolerance=tolerance,
             n=n,
             seed=seed,
