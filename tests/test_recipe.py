@@ -7,7 +7,8 @@ import pytest
 from zoo.specs import cost
 from zoo.system.errors import UsageError
 from zoo.train.recipes.migrate import migrated
-from zoo.train.recipes.phases import load_phases, load_recipe, published_recipes
+from zoo.train.recipes.phases import load_phases, load_recipe
+from zoo.train.recipes.published import published_recipes
 
 MINIMAL = """
 name = "at-tiny"

@@ -16,6 +16,7 @@ from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.arguments import typed
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder, lock_of, locked, sha256_file
+from zoo.weights.address import has_scheme
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -165,6 +166,17 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     (folder / SUMS).write_text(
         "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8", newline="\n"
     )
+
+
+def as_bundle(subject: Path | str) -> Path | None:
+    """The folder that ``subject`` means, None where it is a model's name. Whether it is a bundle shows when it is read.
+
+    A folder that merely has the name of a model is not meant.
+    """
+    folder = Path(subject)
+    holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
+    meant = isinstance(subject, Path) or holds or (os.sep in subject and not has_scheme(subject))
+    return folder if meant else None
 
 
 def read_bundle(folder: Path | str) -> Manifest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, check_model
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def command(
       zoo search proard-tiny --flops 15M --latency-ms 2 --json
       zoo search proard-tiny --flops 12.5M --measure 5 --out runs/my-12.5M
     """
+    check_model(name, folders=True, offline=offline)
+
     from zoo.datasets import dataset_for
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share

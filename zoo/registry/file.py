@@ -76,7 +76,9 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     supernet, at, budget = name.partition("@")
     if at and supernet in named and named[supernet].supernet:
         return _within(budget, named[supernet].name, registry.models)
-    hint = nearest(name, named) or ("" if named else ": the registry is empty")
+    hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
+        "" if named else ": the registry is empty"
+    )
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 

@@ -312,8 +312,8 @@ def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
 
 def _refuse_pickle(path: Path) -> None:
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLE):
+        start = file.read(9)
+    if start.startswith(_PICKLE) and start[8:] != b"{":  # safetensors: the header's length in 8 bytes, then its JSON
         raise IntegrityError(
             f"'{path}' is a pickle, not safetensors: it was not opened, because unpickling runs any code that it holds"
         )
