@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.attacks.pulse import heard, images_done
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
@@ -82,7 +84,10 @@ class Job:
         model = self.found.load()
         sampling, calibrated = self.options.sampling, None
         if sampling and self.calibrating:
-            calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
+            progress("calibration", 0, sampling.n)
+            with heard(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
+                calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
+            progress("calibration", sampling.n, sampling.n)
         options = replace(self.options, verify=self.level)
         return write_bundle(model, self.known, options, split=self.split, calibrated=calibrated, progress=progress)
 

@@ -48,7 +48,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
         keep_failed: after an error, leave what there is under ``<final>.failed``.
 
     Raises:
-        UsageError: ``final`` exists and ``force`` is not set.
+        UsageError: ``final`` exists and ``force`` is not set, or another export writes it.
         ExportFailed: the operating system refused a write.
     """
     final = Path(os.path.abspath(final))
@@ -97,8 +97,11 @@ def rewritten(folder: Path) -> Iterator[Path]:
 
 
 def check_free(final: Path, *, force: bool) -> None:
-    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, or lies in a file."""
+    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, if it lies in a file, or if
+    another export writes it."""
     check_folder(final.parent)
+    if os.name != "nt" and any(_written(scratch) for scratch in _scratches(final)):
+        raise UsageError(f"another export writes '{final}' at this moment: wait for it, or choose another folder")
     if final.exists() and not force:
         raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
     if final.exists() and not (final / MANIFEST).is_file():
@@ -112,11 +115,26 @@ def _recover(final: Path, old: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, final)
-    for scratch in final.parent.glob(f".{_escaped(final.name)}.tmp-*"):
+    for scratch in _scratches(final):
         lock = lock_of(scratch)
         if lock is not None:  # always None on Windows: whether the writer is alive cannot be known, so its folder stays
             shutil.rmtree(scratch, ignore_errors=True)
             os.close(lock)
+
+
+def _scratches(final: Path) -> list[Path]:
+    return list(final.parent.glob(f".{_escaped(final.name)}.tmp-*"))
+
+
+def _written(scratch: Path) -> bool:
+    """Whether a living process holds the lock on ``scratch``."""
+    try:
+        lock = lock_of(scratch)
+    except FileNotFoundError:  # done since it was found
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 def _escaped(name: str) -> str:

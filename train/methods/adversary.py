@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.attacks import losses
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import without_gradients
 
@@ -23,16 +24,9 @@ def cross_entropy(y: Tensor) -> Objective:
     return lambda x_adv, logits: F.cross_entropy(logits, y, reduction="sum")
 
 
-def scale_free(objective: Objective) -> Objective:
-    """``objective`` of logits whose two largest are at most 10 apart: where they are further apart, an image's logits
-    are scaled down. A softmax saturates there, and the gradient of the cross-entropy vanishes, though no net is more
-    robust for larger logits."""
-
-    def scaled(x_adv: Tensor, logits: Tensor) -> Tensor:
-        first, second = logits.detach().topk(2, 1).values.split(1, 1)
-        return objective(x_adv, logits / ((first - second) / 10).clamp(min=1))
-
-    return scaled
+def log_odds(y: Tensor) -> Objective:
+    """The log-odds of a wrong class, summed over the batch, which do not saturate where logits are large."""
+    return lambda x_adv, logits: losses.cross_entropy(logits, y).sum()
 
 
 def divergence(log_probs: Tensor) -> Objective:

@@ -296,7 +296,7 @@ class Trainer:
         with self.autocast(), adversary.frozen(net):
             for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
                 ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=seeded)
-                start, objective = adversary.random_start(ball, noise), adversary.scale_free(adversary.cross_entropy(y))
+                start, objective = adversary.random_start(ball, noise), adversary.log_odds(y)
                 x_adv = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
                 with torch.no_grad():
                     hits += torch.stack([(net(images).argmax(1) == y).sum() for images in (x, x_adv)])
