@@ -51,8 +51,8 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A callback ``(stage, done, total)`` that draws a bar for each stage on a terminal. Elsewhere, it writes a line
-        about the latest stage every half minute."""
+        """A callback ``(stage, done, total)`` that draws a bar for each stage on a terminal; elsewhere a line about the
+        latest stage is written every half minute."""
         if self.quiet:
             yield lambda stage, done, total: None
         else:

@@ -112,10 +112,14 @@ def command(
 
 
 def _latencies(space: Space, output: Output) -> Any:
+    from functools import partial
+
     from zoo.export.bench.nets import time_architectures
     from zoo.train.proard.latency import latency_table
 
-    return latency_table(space, time_architectures, notify=output.say)
+    with output.progress() as advance:
+        timed = partial(time_architectures, progress=partial(advance, "timing"))
+        return latency_table(space, timed, notify=output.say)
 
 
 def _facts(space: Space, found: Found, index: int) -> dict[str, Any]:
