@@ -44,7 +44,7 @@ def load(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Classifier:
-    """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out.
+    """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out. Other input is refused.
 
     >>> import torch
     >>> load("rnascl-s7-wrt34")(torch.rand(2, 3, 32, 32)).shape
