@@ -75,7 +75,7 @@ def command(
         raise UsageError(f"--write stores in bundles and registry entries, and '{unkept[0]}' is neither: leave it out")
     for subject in subjects:
         if as_bundle(subject) is None:
-            check_model(subject, offline=offline)
+            check_model(subject, offline=offline, say=output.say)
 
     from zoo.export.bench.bench import bench
     from zoo.export.bench.times import write_to_bundle, write_to_registry

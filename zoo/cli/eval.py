@@ -60,7 +60,7 @@ def command(
             raise UsageError("--write stores whole protocols only: leave -n out")
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     asked_threat = None if threat is None else ThreatModel.parse(threat)
-    check_model(name, offline=offline)
+    check_model(name, offline=offline, say=output.say)
 
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits

@@ -116,7 +116,7 @@ def command(
     if alone:
         backend(format).require(build=True)
     for one in names:
-        given.check_model(one, offline=offline)
+        given.check_model(one, offline=offline, say=output.say)
     from zoo.export.exporter import job_of
     from zoo.export.onnx.calibration import Sampling
     from zoo.export.options import ExportOptions

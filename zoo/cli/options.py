@@ -59,12 +59,20 @@ def _protocols() -> Iterable[str]:
 engine_names, recipe_names, attack_names = map(_words, (_engines, _recipes, _protocols))
 
 
-def check_model(name: str, *, folders: bool = False, offline: bool = False) -> None:
-    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there, before torch is imported."""
+def check_model(
+    name: str, *, folders: bool = False, offline: bool = False, say: Callable[[str], None] = lambda sentence: None
+) -> None:
+    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there, before torch is imported.
+
+    ``say`` takes one sentence if the name has a budget that is no limit.
+    """
+    from zoo.registry.file import no_limit
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
 
     find(name, HubFiles(offline=offline, progress=False), pretrained=False, folders=folders)
+    if sentence := no_limit(name):
+        say(sentence)
 
 
 def parts(text: str, option: str) -> list[str]:

@@ -68,7 +68,8 @@ def command(
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    check_model(name, offline=offline)
+    output = Output(as_json=as_json, quiet=quiet)
+    check_model(name, offline=offline, say=output.say)
 
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
@@ -80,7 +81,6 @@ def command(
     from zoo.system.toolchain import toolchain
     from zoo.weights.load import find, task_of
 
-    output = Output(as_json=as_json, quiet=quiet)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")

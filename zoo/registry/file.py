@@ -15,7 +15,7 @@ from zoo.registry.entry import Entry, Registry
 from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.system.files import cache_root, encoded, locked, read_utf8, write_atomic
-from zoo.system.units import parse_count
+from zoo.system.units import format_count, parse_count
 from zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -96,6 +96,19 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
             f"search for smaller ones with `zoo search {supernet} --flops {budget}`"
         )
     return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
+
+
+def no_limit(name: str, *, registry: Registry | None = None) -> str | None:
+    """A sentence if ``name`` is ``SUPERNET@BUDGET`` with a budget that all sub-nets of the dynamic net are within."""
+    supernet, at, budget = name.partition("@")
+    named = (registry or load_registry()).named if at else {}
+    if name in named or supernet not in named or not named[supernet].supernet:
+        return None
+    if parse_count(budget) <= named[supernet].macs:
+        return None
+    largest = format_count(named[supernet].macs)
+    taken = info(name, registry=registry).name
+    return f"{budget} MACs is no limit: the largest sub-net of {supernet} has {largest}; '{taken}' is taken"
 
 
 def write_model(
