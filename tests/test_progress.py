@@ -6,12 +6,14 @@ import itertools
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from zoo.attacks import autoattack, square
+from zoo.attacks import pulse as pulses
 from zoo.attacks.pulse import heard, images_done, portion, pulse
 from zoo.cli import output
 from zoo.cli.output import Output
@@ -56,15 +58,19 @@ def test_parts_within_parts_count_from_start_to_end():
     assert len(shares) == 5
 
 
-def test_images_are_counted_once():
+def test_images_are_counted_once_and_at_most_every_second(monkeypatch):
+    assert pulses.EVERY == 1
+    clock = iter((0.0, 2.0, 2.0, 2.5, 4.0, 4.0))
+    monkeypatch.setattr(pulses, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     told: list[tuple[int, int]] = []
     listen = images_done(lambda done, total: told.append((done, total)), before=10, n=4, total=20)
     for share in (0.0, 0.1, 0.3, 0.3, 0.2, 0.6, 1.0):
         listen(share)
-    assert told == [(10, 20), (11, 20), (12, 20), (14, 20)]
+    assert told == [(11, 20), (14, 20)]
 
 
-def test_an_evaluation_of_one_batch_is_heard_of_within_it(robust, split):
+def test_an_evaluation_of_one_batch_is_heard_of_within_it(robust, split, monkeypatch):
+    monkeypatch.setattr(pulses, "EVERY", 0.0)
     told: list[int] = []
     protocol = PROTOCOLS["autoattack"].model_copy(update={"n": 40, "steps": 3, "queries": 30})
     evaluate_split(robust, split, protocol, progress=lambda done, total: told.append(done))

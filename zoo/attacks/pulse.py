@@ -5,10 +5,12 @@ AutoAttack takes minutes for a batch, and its images are all done at the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+EVERY = 1.0  # seconds between two reports on a batch
 Listener = Callable[[float], None]  # the share that is done, from 0 to 1
 
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -41,13 +43,14 @@ def portion(start: float, end: float) -> Iterator[None]:
 
 
 def images_done(progress: Callable[[int, int], None], before: int, n: int, total: int) -> Listener:
-    """A listener that tells ``progress`` of an attack on ``n`` of ``total`` images, ``before`` of them done already."""
-    told = -1
+    """A listener that tells ``progress`` of an attack on ``n`` of ``total`` images, ``before`` of them done already, at
+    most once a second."""
+    told, at = 0, time.monotonic()
 
     def listen(share: float) -> None:
-        nonlocal told
-        if int(share * n) > told:
-            told = int(share * n)
+        nonlocal told, at
+        if int(share * n) > told and time.monotonic() - at >= EVERY:
+            told, at = int(share * n), time.monotonic()
             progress(before + told, total)
 
     return listen
