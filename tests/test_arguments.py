@@ -21,7 +21,16 @@ FUNCTIONS = {
     for name in place.__all__
     if inspect.isfunction(getattr(place, name))
 }
-FLAGS = {"pretrained", "local_files_only", "offline", "write", "uint8", "force", "keep_failed"}  # any value has a truth
+FLAGS = {
+    "flagged",
+    "pretrained",
+    "local_files_only",
+    "offline",
+    "write",
+    "uint8",
+    "force",
+    "keep_failed",
+}  # any value has a truth
 MORE = {
     "pick": Limits.__annotations__,
     "export_model": [option.name for option in fields(ExportOptions)],
