@@ -15,13 +15,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from zoo.evaluation.statistics import Accuracy, Paired
-from zoo.export.bench.entrants import as_bundle
 from zoo.export.bench.times import REPORT, Bench
-from zoo.export.bundle.folder import read_bundle
+from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Report
 from zoo.registry.constraints import fastest
 from zoo.registry.file import load_registry
+from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.hub import HubFiles
+from zoo.weights.address import has_scheme
+from zoo.weights.load import find
 
 CLEAN = "no attack"
 Record = TypeVar("Record", Report, Bench)
@@ -77,7 +80,8 @@ class Comparison:
 
 
 def compare(a: str, b: str) -> Comparison:
-    """Compare two models, each a name of the registry or a bundle's folder.
+    """Compare two models, each a name of the registry, a bundle's folder, or ``local-dir:PATH``, of which no
+    measurements are stored.
 
     Raises:
         UnknownModel: the registry has no such name.
@@ -129,7 +133,16 @@ def _paired(a: Any, b: Any) -> dict[str, Any]:
 
 def _subject(given: str) -> Subject:
     folder = as_bundle(given)
-    return _released(given) if folder is None else _exported(given, folder)
+    if folder is not None:
+        return _exported(given, folder)
+    return _unreleased(given) if has_scheme(given) else _released(given)
+
+
+def _unreleased(given: str) -> Subject:
+    found = find(given, HubFiles(offline=True, progress=False))
+    assert found.path is not None
+    macs, params = cost(found.spec)
+    return Subject(str(found.address), "weights that are not released", macs, params, found.path.stat().st_size, {})
 
 
 def _released(given: str) -> Subject:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.attacks.pulse import heard, images_done
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
@@ -50,6 +53,7 @@ from zoo.export.options import ExportOptions
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.specs import Spec, cost
+from zoo.system.arguments import typed
 from zoo.system.errors import DataNotFound, UsageError, nearest
 from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
@@ -80,7 +84,10 @@ class Job:
         model = self.found.load()
         sampling, calibrated = self.options.sampling, None
         if sampling and self.calibrating:
-            calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
+            progress("calibration", 0, sampling.n)
+            with heard(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
+                calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
+            progress("calibration", sampling.n, sampling.n)
         options = replace(self.options, verify=self.level)
         return write_bundle(model, self.known, options, split=self.split, calibrated=calibrated, progress=progress)
 
@@ -137,6 +144,7 @@ def export_model(
         ExportFailed: the model could not be converted, or the bundle not written.
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
+    typed(progress=(progress, Callable), notify=(notify, Callable))
     known = [option.name for option in fields(ExportOptions)]
     for unknown in given.keys() - known:
         raise TypeError(f"export_model() has no option called '{unknown}'{nearest(unknown, known)}")

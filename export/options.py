@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from zoo.export.engines import Backend, backend
 from zoo.export.engines.options import options_of
 from zoo.export.ladder.climb import Terms
 from zoo.export.onnx.calibration import Sampling
+from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
 
@@ -60,12 +62,20 @@ class ExportOptions:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        place = str | PathLike
+        typed(
+            **{name: (getattr(self, name), str) for name in ("format", "precision")},
+            **{name: (getattr(self, name), str | None) for name in ("verify", "command")},
+            **{"out": (self.out, place), "data": (self.data, place | None)},
+            calibration=(self.calibration, Sampling | None),
+            engine_options=(self.engine_options, Mapping | None),
+        )
         engine, precision = self.engine, self.precision
         if precision not in PRECISIONS:
             raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, not '{precision}'")
         if precision not in engine.precisions:
             raise UsageError(f"{engine.name} engines are {', '.join(engine.precisions)} here, not {precision}")
-        sizes = self.batches if isinstance(self.batches, Sequence) else ()
+        sizes = self.batches if isinstance(self.batches, Sequence) and not isinstance(self.batches, bytes) else ()
         if not sizes or not all(isinstance(size, int) and 1 <= size <= 4096 for size in sizes):
             raise UsageError(f"batch sizes are a sequence of whole numbers from 1 to 4096, not {self.batches!r}")
         if self.calibration is not None and precision != "int8":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoo.export.ladder.report import findings, write_reports
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
+from zoo.system.arguments import typed
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 
 
@@ -96,8 +98,13 @@ def verify_bundle(
         UsageError: ``folder`` is not a bundle, or an option is out of range.
         MissingDependency, WrongDevice: the engine cannot run here, or not on ``device``.
     """
+    typed(folder=(folder, str | PathLike), level=(level, str | None), data=(data, str | PathLike | None))
+    typed(device=(device, str | None), engine_options=(engine_options, Mapping | None))
+    typed(model=(model, Classifier | None), split=(split, Split | None))
+    typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)
     level = level_called(level, notify)
+    Terms.of("fp32", **terms)  # refused before anything is read
     manifest = read_bundle(folder)
     if device and engine_options:
         raise UsageError("options of the engine are for this machine: leave them out with a device")

@@ -96,8 +96,8 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_export_clears_the_res
 def test_the_scratch_folder_of_a_living_export_is_left_alone(tmp_path):
     with staged(tmp_path / "bundle") as first:
         write(first, "first")
-        with pytest.raises(RuntimeError), staged(tmp_path / "bundle"):
-            raise RuntimeError
+        with pytest.raises(UsageError, match="another export writes"), staged(tmp_path / "bundle"):
+            pytest.fail("the block must not run")
         assert (first / MANIFEST).read_text() == "first"
 
 

@@ -65,6 +65,66 @@ def test_browsing_imports_neither_torch_nor_numpy(arguments):
         assert done.stderr.splitlines()[-1] == "[]"
 
 
+UNKNOWN = """
+import sys
+from zoo.cli.app import run
+
+verbs = "export,eval,bench,sweep,compare small,verify,train,search,show,show local-dir:,compare small local-dir:"
+for verb in verbs.split(","):
+    words = verb.split(" ")
+    words = [*words[:-1], f"{words[-1]}nope"] if verb.endswith(":") else [*words, "nope"]
+    print(verb, run(words), {"torch", "numpy"} & set(sys.modules))
+"""
+
+
+def test_what_is_not_there_is_refused_without_torch():
+    done = process(code=UNKNOWN)
+    assert done.stdout.splitlines() == [
+        *(f"{verb} 3 set()" for verb in ("export", "eval", "bench", "sweep", "compare small")),
+        *("verify 2 set()", "train 2 set()", "search 3 set()", "show 3 set()"),
+        *("show local-dir: 4 set()", "compare small local-dir: 4 set()"),
+    ], done.stderr
+
+
+def test_legends_are_as_wide_as_the_terminal(call, monkeypatch):
+    for columns in (40, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        legend = call("list")[1].split("\n\n")[1].splitlines()
+        assert columns - 30 < max(map(len, legend)) < columns
+
+
+def test_a_folder_is_shown_and_compared(call, tmp_path):
+    from zoo.models import build
+    from zoo.specs import parse_spec
+    from zoo.weights.folder import ModelConfig, ModelFolder
+    from zoo.weights.load import save_weights
+
+    spec = MODELS["small"]["spec"]
+    folder = ModelFolder(tmp_path / "mine")
+    folder.write(ModelConfig(spec=spec, family="own"))
+    save_weights(build(parse_spec(spec)).state_dict(), folder.weights)
+    address = f"local-dir:{tmp_path / 'mine'}"
+    shown = json.loads(call("show", address, "--json")[1])
+    known = ("mine", "own", MODELS["small"]["macs"], folder.weights.stat().st_size)
+    assert (shown["name"], shown["family"], shown["macs"], shown["weights"]["size"]) == known
+    assert "linf 8/255" in call("show", address)[1]
+    code, out, err = call("compare", address, "small", "--json")
+    assert code == 0, err
+    compared = json.loads(out)
+    assert (compared["a"]["macs"], compared["protocols"]) == (MODELS["small"]["macs"], {})
+    assert set(compared["left_out"].values()) == {"only B was measured so"}
+
+
+def test_near_names_prefer_models_with_robustness():
+    from zoo.system.errors import nearest
+
+    known = {"abcde-1": 0.0, "abcde-2": 0.4, "abcde-3": 0.0, "abcde-4": 0.4, "zzz": 0.9}
+    assert nearest("abcde-5", known, 2, merit=lambda name: 0.2 * known[name]) == (
+        "; did you mean 'abcde-4' or 'abcde-2'?"
+    )
+    assert nearest("abcde-1x", known, 1, merit=lambda name: 0.2 * known[name]) == "; did you mean 'abcde-1'?"
+
+
 def test_importing_the_package_imports_nothing_else():
     heavy = "{'torch', 'numpy', 'pydantic', 'typer', 'rich'}"
     done = process(code=f"import sys, zoo; print({heavy} & set(sys.modules), sorted(set(zoo.__all__) - set(dir(zoo))))")
@@ -103,8 +163,10 @@ def zoo_entry(name: str) -> dict:
 
 
 def test_list_of_nothing_says_so_on_stderr(call):
-    assert call("list", "no-such-*") == (0, "", "no model matches\n")
-    assert call("list", "no-such-*", "--quiet") == (0, "", "")
+    assert call("list", "no-such-*") == (3, "", "no model matches 'no-such-*': zoo list shows them all\n")
+    assert call("list", "no-such-*", "--quiet") == (3, "", "")
+    assert call("list", "no-such-*", "--json")[0] == 3
+    assert call("list", "--max-flops", "1") == (3, "", "no model is within these limits: zoo pick names the nearest\n")
 
 
 @pytest.mark.parametrize(
@@ -343,6 +405,12 @@ def test_help_names_every_verb_and_the_unit_of_cost(call):
         ("zoo pick --by pgd", {"pgd20"}),
         ("zoo li", {"list"}),
         ("zoo pick --pare", {"--pareto"}),
+        ("zoo eval small -p mifg", {"mifgsm20"}),
+        ("zoo sweep small --attack fgsm,mifg", {"fgsm,mifgsm20"}),
+        ("zoo train trades-s", {"trades-s3", "trades-s5", "trades-s7"}),
+        ("zoo export small --precision fp32,i", {"fp32,int8"}),
+        ("zoo verify x --verify a", {"attacked"}),
+        ("zoo list sm", {"small"}),
     ],
 )
 def test_the_shell_completes_verbs_options_models_and_protocols(line, offered):

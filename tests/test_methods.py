@@ -319,3 +319,15 @@ def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, 
     data = recipe(name, teacher_folder).model_dump(exclude_unset=True) | {"attack": attack}
     with pytest.raises(UsageError, match=says):
         parse_recipe(data, "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ce": 0.0, "kl": 0.0}, "no loss with ce = 0 and kl = 0"),
+        ({"ce": 0.0, "label_smoothing": 0.1}, "label_smoothing is of the hard labels, which ce = 0 leaves out"),
+    ],
+)
+def test_settings_of_a_term_that_is_left_out_are_refused(changes, says):
+    with pytest.raises(UsageError, match=says):
+        recipe("ard", "trades-s3", changes)

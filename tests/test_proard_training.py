@@ -334,11 +334,23 @@ def test_phases_open_one_dimension_after_the_other_and_resume_in_a_folder_that_w
         ("train.int8=true", "cannot be combined"),
         ("supernet.rndom=3", "'random'"),
         ("supernet.refine=2", "refine needs shared images"),
+        ("ema.recalibrate=0", "set ema.recalibrate above 0"),
+        ("supernet.sort=true", "supernet.sort is for weights that are trained"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(written, overrides, message):
     with pytest.raises(UsageError, match=message):
         load_phases(written(), overrides=overrides.split())
+
+
+def test_a_method_for_a_net_that_is_never_trained_is_refused():
+    data = tomllib.loads(RECIPE)
+    del data["phase"], data["preset"], data["train"]["method"]
+    data["supernet"] |= {"largest": 0.0, "own": {"name": "pgd-at"}}
+    data |= {"method": {"name": "rslad"}, "teacher": {"name": "largest"}}
+    data["arch"] = micro().spec(micro().largest[0]).to_dict()
+    with pytest.raises(UsageError, match=r"never trains the largest sub-net: remove supernet\.own"):
+        parse_recipe(data, "test")
 
 
 def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(written):

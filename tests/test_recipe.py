@@ -7,7 +7,8 @@ import pytest
 from zoo.specs import cost
 from zoo.system.errors import UsageError
 from zoo.train.recipes.migrate import migrated
-from zoo.train.recipes.phases import load_phases, load_recipe, published_recipes
+from zoo.train.recipes.phases import load_phases, load_recipe
+from zoo.train.recipes.published import published_recipes
 
 MINIMAL = """
 name = "at-tiny"
@@ -72,6 +73,18 @@ def test_bare_words_are_strings(minimal):
         ("guard.images=2000", "guard.images"),
         ("arch={ arch = 'staged', widths = [[4]], resolutions = [16], method = 'x' }", "unknown key 'arch.method'"),
         ("distill=x", r"'distill' must be a section: write \[distill\]"),
+        ("optimizer.lr=inf", "'optimizer.lr' is wrong: Input should be a finite number"),
+        ("optimizer.lr=nan", "'optimizer.lr' is wrong: Input should be a finite number"),
+        ("optimizer.lr=1e9", "'optimizer.lr' is wrong"),
+        ("optimizer.weight_decay=inf", "'optimizer.weight_decay' is wrong"),
+        ("optimizer.momentum=0", "nesterov needs momentum"),
+        ("optimizer.milestones=[nan]", "'optimizer.milestones.0' is wrong"),
+        ("ema.decay=nan", "'ema.decay' is wrong"),
+        ("attack.step=inf", "'attack.step' is wrong"),
+        ("attack.eps=8", r"attack.eps is on the scale of pixels in \[0, 1\]"),
+        ("train.seed=-1", "'train.seed' is wrong"),
+        ("arch.std=[0.2, 0.0, 0.2]", "'arch.std.1' is wrong: Input should be greater than 0"),
+        ("arch.mean=[0.2, nan, 0.2]", "'arch.mean.1' is wrong"),
         ("supernet=x", r"'supernet' must be a section: write \[supernet\]"),
     ],
 )
@@ -146,6 +159,10 @@ def test_old_keys_are_read_as_todays(old, new):
         ("train.method='n-fgsm' train.beta=3.0", "method 'n-fgsm' does not use 'train.beta'"),
         (
             "train.method='trades' train.label_smoothing=0.1 supernet.loss='rslad' supernet.teacher='trades-s3'",
+            "method 'rslad' does not use 'method.label_smoothing'",
+        ),
+        (
+            "train.method='trades' train.label_smoothing=0.1 supernet.loss='rslad' supernet.largest=0",
             "method 'rslad' does not use 'method.label_smoothing'",
         ),
         ("train.method='n-fgsm' supernet.loss='rslad'", "choose method pgd-at or trades"),

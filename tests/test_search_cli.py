@@ -8,6 +8,7 @@ import pytest
 from micro import micro
 from test_subnet import left
 
+from zoo.cli import search
 from zoo.cli.app import run
 from zoo.system.files import sha256_file
 from zoo.train.proard import measuring, predictor
@@ -97,7 +98,7 @@ def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found
     ("arguments", "code", "message"),
     [
         (["--flops", "1k"], 3, "its sub-nets have"),
-        (["--flops", "1G"], 2, "its sub-nets have"),
+        (["--flops", "1k", "--latency-ms", "1"], 3, "its sub-nets have"),  # before anything is timed
         (["--flops", "much"], 2, "is not a count"),
         (["--min-robust", "90%"], 3, "robust accuracy"),
         (["--latency-ms", "-1"], 2, "positive"),
@@ -107,6 +108,20 @@ def test_a_budget_that_cannot_be_kept_is_refused(net, call, arguments, code, mes
     got, out, err = call(net, *arguments)
     assert (got, out) == (code, "")
     assert message in err
+
+
+def test_a_looser_budget_is_no_limit(net, call, space, monkeypatch):
+    monkeypatch.setattr(search, "_latencies", lambda space, output: lambda genes: space.macs(genes) / 1e6)
+    code, out, _ = call(net, "--json")
+    assert code == 0
+    best, largest = json.loads(out)["best"], space.macs(space.largest)[0]
+    assert best["macs"] == largest  # by the predictor, larger is better
+    code, out, err = call(net, "--flops", "1G", "--json")
+    assert (code, json.loads(out)["best"]) == (0, best)
+    assert err.count("1.0G MACs is no limit: the largest sub-net of space micro has") == 1
+    code, out, err = call(net, "--latency-ms", "100", "--json")
+    assert (code, json.loads(out)["best"]["macs"]) == (0, largest)
+    assert "100 ms is no limit" in err
 
 
 def test_a_net_that_cannot_be_searched_is_refused(net, call, tmp_path):

@@ -18,7 +18,7 @@ from zoo import info, load, pick
 from zoo.evaluation.measure import measure
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export.compare import compare
-from zoo.registry.file import load_registry, pretty
+from zoo.registry.file import load_registry, no_limit, pretty
 from zoo.registry.schema import check
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.train.proard.dynamic import dynamic
@@ -140,13 +140,19 @@ def test_a_comparison_by_a_budget_has_the_bits_of_the_sub_net_that_it_names(rele
     assert not found.left_out
 
 
-@pytest.mark.parametrize(
-    ("budget", "error", "hint"), [("1", NothingMatches, "; search .* `zoo search"), ("10M", UsageError, "$")]
-)
-def test_a_budget_outside_the_range_is_refused_with_it(released, budget, error, hint):
-    message = r"MACs is out of range: the released sub-nets of .* have [\d,]+ to [\d,]+" + hint
-    with pytest.raises(error, match=message):
-        load(f"proard-micro@{budget}")
+def test_a_budget_below_all_sub_nets_is_refused_and_a_looser_one_has_the_best_of_them(released):
+    message = r"1 MACs is below the released sub-nets of .*, which have [\d,]+ or more; search .* `zoo search"
+    with pytest.raises(NothingMatches, match=message):
+        load("proard-micro@1")
+    best = max((e for e in load_registry().models.values() if e.subnet), key=lambda e: (e.accuracy("pgd20"), -e.macs))
+    for budget in ("10M", "9T"):
+        assert info(f"proard-micro@{budget}") == best
+        assert f"MACs is no limit: the largest sub-net of proard-micro has 154.5k; '{best.name}'" in no_limit(
+            f"proard-micro@{budget}"
+        )
+    assert no_limit("proard-micro@154.4k") is None
+    assert no_limit(best.name) is None
+    assert load("proard-micro@10M").spec.to_dict() == best.spec
 
 
 def test_only_dynamic_nets_have_budgets_and_a_budget_is_a_count(released):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from zoo.train.methods import adversary
 from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run import loop, schedule
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
-from zoo.train.run.ema import ema_of
+from zoo.train.run.ema import ema_of, recalibrate
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.run.precision import precision_on
 from zoo.train.run.trainer import Trainer
@@ -113,6 +114,40 @@ def test_the_average_follows_its_decay_and_forgets_its_start():
         decay = min(0.5, (1 + n) / (10 + n))
         expected = value if n == 0 else decay * expected + (1 - decay) * value
     assert ema.module.weight.item() == pytest.approx(expected)
+
+
+def test_an_odd_last_batch_does_not_distort_the_statistics():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3, momentum=0.3), torch.nn.ReLU()).eval()
+    images = torch.rand(65, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[64] += 10  # a batch of its own
+    recalibrate(net, images.split(64))
+    norm = net[0]
+    assert torch.allclose(norm.running_mean, images.mean((0, 2, 3)), atol=1e-5)
+    apart = [part.transpose(0, 1).flatten(1).var(1) for part in images.split(64)]
+    assert torch.allclose(norm.running_var, (64 * apart[0] + apart[1]) / 65, atol=1e-5)
+    assert (norm.momentum, norm.training, norm.num_batches_tracked.item()) == (0.3, False, 2)
+
+
+def test_calibration_batches_are_of_about_one_size(toy):
+    sizes = [len(batch) for batch in Trainer(recipe(), toy).samples(501)]
+    assert (sum(sizes), len(sizes), max(sizes) - min(sizes)) == (501, 6, 1)
+
+
+def test_without_recalibration_the_statistics_are_averaged_as_the_weights_are(toy, tmp_path):
+    folder = fit(recipe(train={"method": "natural", "epochs": 5}, ema={"recalibrate": 0}), toy, tmp_path)
+    last = json.loads((folder / "config.json").read_text())["train"]["history"][-1]
+    assert last["clean"] > 0.6
+
+
+def test_the_guard_is_not_deceived_by_large_logits(world, robust, fragile):
+    trainer = Trainer(recipe(train={"images": None}), world)
+    for net, factor in itertools.product((robust, fragile), (1e-3, 1e3)):
+        scaled = copy.deepcopy(net)
+        scaled.head.weight.mul_(factor)
+        scaled.head.bias.mul_(factor)
+        right, found = trainer.guarded_accuracy(net), trainer.guarded_accuracy(scaled)
+        assert found == pytest.approx(right, abs=0.02)
+    assert trainer.guarded_accuracy(robust)[1] > 0.5 > 0.1 > trainer.guarded_accuracy(fragile)[1]
 
 
 def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):

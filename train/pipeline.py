@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
-from zoo.system.errors import UsageError
+from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import lock_of, stored_json, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
@@ -27,6 +27,7 @@ from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.folder import ModelFolder
 from zoo.weights.load import find
 
+ASKED = "asked.json"
 Report = Callable[[str, dict[str, Any]], None]
 Tick = Callable[[str, int, int, float], None]
 
@@ -38,6 +39,7 @@ def run(
     *,
     resume: bool = False,
     time_budget: float | None = None,
+    asked: Mapping[str, Any] | None = None,
     report: Report = lambda phase, metrics: None,
     tick: Tick = lambda phase, step, total, loss: None,
 ) -> dict[str, Path]:
@@ -51,6 +53,7 @@ def run(
     Args:
         time_budget: seconds for all phases, divided by their forward and backward passes, or by their
             multiply-accumulates for dynamic nets.
+        asked: the preset and the overrides that ``phases`` were loaded with, which are stored for :func:`asked_of`.
 
     Raises:
         UsageError: another process trains in ``out``; and as :func:`zoo.train.run.loop.fit`.
@@ -62,6 +65,8 @@ def run(
     result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
     with _alone(out):
+        if asked is not None and PartialState().is_main_process:
+            write_atomic(out / ASKED, (json.dumps(dict(asked), indent=2) + "\n").encode())
         for phase, recipe in phases.items():
             left[phase] = fit(
                 recipe if result is None else with_result(recipe, result),
@@ -90,6 +95,18 @@ def run(
         if model is not None and recipe.supernet is not None and PartialState().is_main_process:
             _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
     return left
+
+
+def asked_of(out: Path) -> dict[str, Any] | None:
+    """The preset and the overrides of the run in ``out``, as :func:`zoo.train.recipes.phases.load_phases` takes them;
+    None if there is no run, or one of an earlier release."""
+    try:
+        asked = json.loads((out / ASKED).read_text(encoding="utf-8"))
+        return {"preset": asked["preset"], "overrides": asked["overrides"]}
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(f"'{out / ASKED}' is damaged: remove it, and give every --set again") from None
 
 
 @contextmanager

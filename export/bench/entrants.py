@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.export.bench.contestant import PEERS, Contestant
-from zoo.export.bundle.folder import MANIFEST, SUMS, read_bundle
+from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
@@ -17,20 +16,8 @@ from zoo.export.exporter import Job, job_of
 from zoo.export.options import ExportOptions
 from zoo.export.remote.engine import runner_of
 from zoo.system.errors import UsageError, ZooError
-from zoo.weights.address import has_scheme
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import save_weights
-
-
-def as_bundle(subject: Path | str) -> Path | None:
-    """The folder that ``subject`` means, None where it is a model's name. Whether it is a bundle shows when it is read.
-
-    A folder that merely has the name of a model is not meant.
-    """
-    folder = Path(subject)
-    holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
-    meant = isinstance(subject, Path) or holds or (os.sep in subject and not has_scheme(subject))
-    return folder if meant else None
 
 
 def entrants(

@@ -9,11 +9,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
+from zoo.system.arguments import typed
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder, lock_of, locked, sha256_file
+from zoo.weights.address import has_scheme
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -45,7 +48,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
         keep_failed: after an error, leave what there is under ``<final>.failed``.
 
     Raises:
-        UsageError: ``final`` exists and ``force`` is not set.
+        UsageError: ``final`` exists and ``force`` is not set, or another export writes it.
         ExportFailed: the operating system refused a write.
     """
     final = Path(os.path.abspath(final))
@@ -94,8 +97,11 @@ def rewritten(folder: Path) -> Iterator[Path]:
 
 
 def check_free(final: Path, *, force: bool) -> None:
-    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, or lies in a file."""
+    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, if it lies in a file, or if
+    another export writes it."""
     check_folder(final.parent)
+    if os.name != "nt" and any(_written(scratch) for scratch in _scratches(final)):
+        raise UsageError(f"another export writes '{final}' at this moment: wait for it, or choose another folder")
     if final.exists() and not force:
         raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
     if final.exists() and not (final / MANIFEST).is_file():
@@ -109,11 +115,26 @@ def _recover(final: Path, old: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, final)
-    for scratch in final.parent.glob(f".{_escaped(final.name)}.tmp-*"):
+    for scratch in _scratches(final):
         lock = lock_of(scratch)
         if lock is not None:  # always None on Windows: whether the writer is alive cannot be known, so its folder stays
             shutil.rmtree(scratch, ignore_errors=True)
             os.close(lock)
+
+
+def _scratches(final: Path) -> list[Path]:
+    return list(final.parent.glob(f".{_escaped(final.name)}.tmp-*"))
+
+
+def _written(scratch: Path) -> bool:
+    """Whether a living process holds the lock on ``scratch``."""
+    try:
+        lock = lock_of(scratch)
+    except FileNotFoundError:  # done since it was found
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 def _escaped(name: str) -> str:
@@ -165,6 +186,17 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     )
 
 
+def as_bundle(subject: Path | str) -> Path | None:
+    """The folder that ``subject`` means, None where it is a model's name. Whether it is a bundle shows when it is read.
+
+    A folder that merely has the name of a model is not meant.
+    """
+    folder = Path(subject)
+    holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
+    meant = isinstance(subject, Path) or holds or (os.sep in subject and not has_scheme(subject))
+    return folder if meant else None
+
+
 def read_bundle(folder: Path | str) -> Manifest:
     """Check a bundle byte by byte and return its manifest.
 
@@ -172,6 +204,7 @@ def read_bundle(folder: Path | str) -> Manifest:
         UsageError: there is no bundle at ``folder``.
         IntegrityError: a file is altered, missing or extra, or the manifest is malformed.
     """
+    typed(folder=(folder, str | PathLike))
     folder = Path(folder)
     if not (folder / MANIFEST).is_file() and not (folder / SUMS).is_file():
         raise UsageError(f"'{folder}' is not a bundle: it holds neither {MANIFEST} nor {SUMS}")

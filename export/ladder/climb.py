@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from zoo.export.ladder import rungs
 from zoo.export.ladder.gate import compared
 from zoo.models import Classifier
 from zoo.specs import Spec
+from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 from zoo.system.toolchain import toolchain
 
@@ -76,8 +78,10 @@ class Terms:
         """The terms for an engine of ``precision``: those ``given``, by name; as usual where they are None.
 
         Raises:
-            UsageError: one is out of range.
+            UsageError: one is out of range, or not a number.
         """
+        whole = ("n", "seed", "queries")
+        typed(**{key: (value, (Integral if key in whole else Real) | None) for key, value in given.items()})
         usual = {"tolerance": TOLERANCE[precision], "queries": 0 if precision == "fp32" else QUERIES}
         return cls(**usual | {key: value for key, value in given.items() if value is not None})
 

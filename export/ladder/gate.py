@@ -18,6 +18,7 @@ from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy, Paired, images_needed
 from zoo.export.bundle.manifest import Report, Rung
 from zoo.export.ladder.rungs import Bits
+from zoo.system.arguments import typed
 from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
 
 
@@ -104,6 +105,7 @@ def sign_off(report: Report) -> None:
         ParityGateFailed: parity or clean does not.
         RobustnessGateFailed: a rung under attack does not.
     """
+    typed(report=(report, Report))
     if report.failed is not None:
         kind = ParityGateFailed if report.failed.name in ("parity", "clean") else RobustnessGateFailed
         raise kind(verdict(report.failed))

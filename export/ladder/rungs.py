@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.attacks import broken, margin
 from zoo.attacks.ball import Ball, steepest
+from zoo.attacks.pulse import heard, images_done, portion, pulse
 from zoo.datasets.base import to_float
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
@@ -104,10 +105,10 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
     walk: dict[str, Any] = {key: getattr(protocol, key) for key in ("eps", "norm", "step", "steps")}
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        return (
-            surrogate_pgd(gradients, twin, x, y, seed=seed, **walk),
-            surrogate_pgd(gradients, engine, x, y, seed=seed, **walk),
-        )
+        with portion(0, 0.5):
+            for_twin = surrogate_pgd(gradients, twin, x, y, seed=seed, **walk)
+        with portion(0.5, 1):
+            return for_twin, surrogate_pgd(gradients, engine, x, y, seed=seed, **walk)
 
     return attack
 
@@ -146,6 +147,7 @@ def surrogate_pgd(
     for t in range(steps + 1):
         if not len(active):
             break
+        pulse(t / (steps + 1))
         m = margin(engine(x_t), y[active])
         better = ~(m >= least[active])  # NaN is a break
         best[active[better]], least[active[better]] = x_t[better], m[better]
@@ -163,7 +165,10 @@ def black_box(twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        return perturb(seeded, twin, x, y), perturb(seeded, engine, x, y)
+        with portion(0, 0.5):
+            for_twin = perturb(seeded, twin, x, y)
+        with portion(0.5, 1):
+            return for_twin, perturb(seeded, engine, x, y)
 
     return attack
 
@@ -197,7 +202,8 @@ def survivors(
     for start in range(0, len(standing), BATCH):
         index = standing[start : start + BATCH]
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        for_twin, for_engine = attack(x, y, seed + start)
+        with heard(images_done(tick, len(labels) - len(standing) + start, len(index), len(labels))):
+            for_twin, for_engine = attack(x, y, seed + start)
         twin_right[index] &= right(twin, for_twin, y)
         engine_right[index] &= right(engine, for_engine, y)
         tick(len(labels) - len(standing) + min(start + BATCH, len(standing)), len(labels))

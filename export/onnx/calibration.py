@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export.bundle.manifest import Calibration
 from zoo.models import Classifier
+from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -42,6 +44,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        typed(**{"n": (self.n, Integral), "seed": (self.seed, Integral), "adversarial": (self.adversarial, Real)})
+        if self.seed < 0:
+            raise UsageError(f"a seed is 0 or more, not {self.seed}")
         if self.n < 1:
             raise UsageError(f"calibration takes 1 image or more, not {self.n}")
         if self.method is not None and self.method not in METHODS:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.attacks import losses
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import without_gradients
 
@@ -21,6 +22,11 @@ Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits
 def cross_entropy(y: Tensor) -> Objective:
     """CE(x', y), summed over the batch."""
     return lambda x_adv, logits: F.cross_entropy(logits, y, reduction="sum")
+
+
+def log_odds(y: Tensor) -> Objective:
+    """The log-odds of a wrong class, summed over the batch, which do not saturate where logits are large."""
+    return lambda x_adv, logits: losses.cross_entropy(logits, y).sum()
 
 
 def divergence(log_probs: Tensor) -> Objective:
@@ -43,9 +49,9 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 def gradient(model: nn.Module, x: Tensor, objective: Objective) -> Tensor:
-    """Gradient of the objective at the images ``x`` [N, C, H, W]."""
+    """Gradient of the objective at the images ``x`` [N, C, H, W]; where it is NaN, 0."""
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(objective(x, model(x).float()), x)[0]
+    return torch.autograd.grad(objective(x, model(x).float()), x)[0].nan_to_num_(0, 0, 0)
 
 
 def random_start(ball: Ball, noise: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ class Ard(Method):
         return Needs()
 
     def check(self, attack: Attack) -> None:
+        if not self.ce and not self.kl:
+            raise ValueError("method 'ard' has no loss with ce = 0 and kl = 0: set one of them")
+        if not self.ce and self.label_smoothing:
+            raise ValueError("method.label_smoothing is of the hard labels, which ce = 0 leaves out: remove it")
         if self.inner == "n-fgsm":
             check_single_step(attack)
 

@@ -19,9 +19,9 @@ from zoo.train.teachers.teacher import Answer, Teacher
 
 
 class Section(BaseModel):
-    """A section of a recipe; unknown keys are errors."""
+    """A section of a recipe; unknown keys, and numbers that are infinite or not a number, are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Attack(Section):
@@ -39,6 +39,9 @@ class Attack(Section):
     def _on_the_scale_of_its_norm(self) -> Attack:
         if self.norm == "l2" and "eps" not in self.model_fields_set:
             raise ValueError("the default eps is for norm = 'linf': set it for norm = 'l2'")
+        for name, size in (("eps", self.eps), ("step", self.step)):
+            if self.norm == "linf" and size > 1:
+                raise ValueError(f"attack.{name} is on the scale of pixels in [0, 1], such as 0.0314 for 8/255")
         return self
 
     @property

@@ -143,7 +143,8 @@ def dynamic(name: str, *, offline: bool = False) -> Dynamic:
 
 
 def calibration(dataset: Dataset, n: int = CALIBRATION) -> Iterator[Tensor]:
-    """Batches of the same ``n`` augmented training images in every call."""
+    """Batches of the same ``n`` augmented training images in every call, all of about one size."""
     device = torch.device("cpu")
     source, generator = source_of(dataset.split("train"), device, n), torch.Generator(device).manual_seed(0)
-    return (source.augmented(part, generator)[0] for part in torch.arange(len(source)).split(128))
+    parts = torch.arange(len(source)).tensor_split(-(-len(source) // 128))
+    return (source.augmented(part, generator)[0] for part in parts)

@@ -77,7 +77,7 @@ def search(
         population: sub-nets that a generation keeps.
 
     Raises:
-        UsageError: a budget is above the whole space, or a latency budget comes without ``latency``.
+        UsageError: a latency budget comes without ``latency``.
         NothingMatches: a budget is below the whole space, or no sub-net is predicted to meet all limits.
     """
     if min(candidates, population) < 2:
@@ -85,7 +85,9 @@ def search(
             f"a search needs at least 2 candidates and a population of 2, not {candidates} and {population}"
         )
     limits = limits or Limits()
-    _check_range(space, limits, latency)
+    if limits.max_latency_ms is not None and latency is None:
+        raise UsageError("a latency budget needs the latencies of the space's sub-nets on a device: measure them first")
+    check_range(space, limits, latency)
 
     def predicted(genes: Genes) -> np.ndarray:
         ms = latency(genes) if latency else np.full(len(genes), np.nan)
@@ -200,9 +202,13 @@ def _violation(judged: np.ndarray, limits: Limits) -> np.ndarray:
 # -- limits that cannot be met -----------------------------------------------------------------------------------
 
 
-def _check_range(space: Space, limits: Limits, latency: Latency | None) -> None:
-    if limits.max_latency_ms is not None and latency is None:
-        raise UsageError("a latency budget needs the latencies of the space's sub-nets on a device: measure them first")
+def check_range(space: Space, limits: Limits, latency: Latency | None = None) -> list[str]:
+    """A sentence for each budget that all sub-nets of ``space`` are within; without ``latency`` for the MACs alone.
+
+    Raises:
+        NothingMatches: a budget is below the smallest sub-net.
+    """
+    loose = []
     ends = np.concatenate([space.smallest, space.largest])
     budgets: list[tuple[float, list[float], Callable[[float], str], str]] = []
     if limits.max_macs is not None:
@@ -215,7 +221,8 @@ def _check_range(space: Space, limits: Limits, latency: Latency | None) -> None:
         if most < low:
             raise NothingMatches(f"space {space.name} has no sub-net within {budget} {unit}: {costs}")
         if most > high:
-            raise UsageError(f"a budget of {budget} {unit} is above all sub-nets of space {space.name}: {costs}")
+            loose.append(f"{budget} {unit} is no limit: the largest sub-net of space {space.name} has {largest}")
+    return loose
 
 
 def _why_nothing(space: Space, limits: Limits, judged: np.ndarray) -> str:

@@ -108,12 +108,14 @@ def _sub_nets(data: dict[str, Any], supernet: dict[str, Any], own: dict[str, Any
         raise ValueError("mart takes no teacher: set supernet.teacher = 'none', or choose another method")
     data["teacher"] = {"name": teacher}
     smoothing = {key: value for key, value in own.items() if key == "label_smoothing"}
+    owned = teacher == "largest" and supernet.get("largest", 1.0)
     if loss == "rslad":
-        data["method"] = {"name": "rslad"} | (smoothing if teacher != "largest" else {})
+        data["method"] = {"name": "rslad"} | ({} if owned else smoothing)
         if isinstance(data.get("attack"), dict) and data["attack"].get("objective") == "ce":
             del data["attack"]["objective"]
     else:
         inner = "n-fgsm" if own["name"] == "n-fgsm" else "pgd"
-        data["method"] = {"name": "ard", "inner": inner, "ce": 1 - soft, "kl": soft} | smoothing
-    if teacher == "largest" and supernet.get("largest", 1.0):
+        hard = smoothing if soft < 1 else {}
+        data["method"] = {"name": "ard", "inner": inner, "ce": 1 - soft, "kl": soft} | hard
+    if owned:
         supernet["own"] = own

@@ -12,13 +12,11 @@ from zoo.system.errors import UsageError, nearest
 from zoo.system.files import read_utf8
 from zoo.train.methods.method import Section
 from zoo.train.methods.rnascl import SEARCHED, RnasCL
+from zoo.train.recipes.published import recipe_file
 from zoo.train.recipes.schema import ONLY, SEARCH, Recipe, parse_recipe
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
 from zoo.weights.load import find
-
-RECIPES = Path(__file__).parent
-RENAMED = {"nfgsm-p4": "ard-p4-w15", "nfgsm-p12": "ard-p12-w15", "nfgsm-p30": "ard-p30-w15"}
 
 
 def load_recipe(source: str | Path, *, overrides: Iterable[str] = (), preset: str | None = None) -> Recipe:
@@ -47,7 +45,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     Raises:
         UsageError: there is no such file, it is not TOML, or the schema refuses a key or value.
     """
-    path = _find(source)
+    path = recipe_file(source)
     try:
         data = tomllib.loads(read_utf8(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -77,6 +75,8 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)
+        if recipe.supernet and recipe.supernet.sort and len(phases) == 1 and not recipe.start:
+            raise UsageError(f"{path.name}: supernet.sort is for weights that are trained: set start, or leave it out")
         if recipe.supernet and recipe.teacher and recipe.teacher.name not in ("largest", *list(phases)[:-1]):
             find(recipe.teacher.name, folders=True, pretrained=False)  # refuse now, not after the phases before
         if isinstance(recipe.method, RnasCL) and recipe.method.tutors == SEARCHED and SEARCH not in phases:
@@ -123,22 +123,6 @@ def _with_arch(data: dict[str, Any]) -> dict[str, Any]:
     if "start" in data and "arch" not in data:
         data["arch"] = find(str(data["start"]), folders=True, pretrained=False).spec.to_dict()
     return data
-
-
-def published_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
-
-
-def _find(source: str | Path) -> Path:
-    if Path(source).is_file():
-        return Path(source)
-    name = Path(source).name.removesuffix(".toml")
-    name = RENAMED.get(name, name)
-    published = published_recipes()
-    if name in published:
-        return published[name]
-    raise UsageError(f"no recipe file '{source}', nor a published recipe of that name{nearest(name, published)}")
 
 
 def _toml_value(text: str) -> Any:

@@ -54,7 +54,7 @@ class Train(Section):
     )
     compile: bool = True
     weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     int8: bool = Field(
         False,
         description="round weights and activations as int8 engines do: zoo.train.run.qat; precision = 'fp32'",
@@ -63,19 +63,27 @@ class Train(Section):
 
 
 class Optimizer(Section):
-    lr: float = Field(0.2, gt=0)
+    lr: float = Field(0.2, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
     schedule: Literal["onecycle", "cosine", "step"] = "onecycle"
     warmup: float = Field(0.2, gt=0, lt=1, description="share of a onecycle schedule that rises")
-    milestones: tuple[float, ...] = Field((0.5, 0.75), description="shares of the run at which a step falls")
-    gamma: float = Field(0.1, gt=0)
+    milestones: tuple[Share, ...] = Field((0.5, 0.75), description="shares of the run at which a step falls")
+    gamma: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Optimizer:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum: set nesterov = false, or momentum above 0")
+        return self
 
 
 class Ema(Section):
     decay: float = Field(0.999, ge=0, lt=1)
-    recalibrate: int = Field(4096, ge=0, description="training images for the BatchNorm statistics")
+    recalibrate: int = Field(
+        4096, ge=0, description="training images for the BatchNorm statistics; 0: they are averaged as the weights are"
+    )
 
 
 class Guard(Section):
@@ -238,6 +246,8 @@ class Recipe(Section):
     def _fits_a_supernet(self, supernet: Supernet) -> None:
         if self.search or self.train.int8:
             raise ValueError("[supernet] cannot be combined with [search] or train.int8")
+        if not self.ema.recalibrate:
+            raise ValueError("a dynamic net has no statistics of its own for its sub-nets: set ema.recalibrate above 0")
         known = [name for name, one in METHODS.items() if one.trains_subnets()]
         if self.train.compile or self.method.name not in known:
             raise ValueError(
@@ -249,6 +259,8 @@ class Recipe(Section):
             raise ValueError("supernet.own needs teacher.name = 'largest': otherwise all sub-nets learn by [method]")
         if in_place and supernet.largest and not supernet.own:
             raise ValueError("the largest sub-net has no teacher: set supernet.own, such as { name = 'pgd-at' }")
+        if supernet.own and not supernet.largest:
+            raise ValueError("supernet.largest = 0 never trains the largest sub-net: remove supernet.own")
         if supernet.own:
             supernet.own.check(self.attack)
             if supernet.own.needs or supernet.own.name not in known:

@@ -97,7 +97,7 @@ class Trainer:
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.ema = ema_of(net, recipe.ema.decay)
+        self.ema = ema_of(net, recipe.ema.decay, statistics=not recipe.ema.recalibrate)
         self.net: nn.Module = net
         if recipe.train.compile:
             # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
@@ -135,10 +135,12 @@ class Trainer:
         return self.accelerator.prepare_model(net)
 
     def samples(self, n: int = 512) -> Iterator[Tensor]:
-        """Batches of ``n`` augmented training images in all, drawn by the recipe's seed."""
+        """Batches of ``n`` augmented training images in all, drawn by the recipe's seed; none is much smaller than the
+        others."""
         seeded = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
         chosen = torch.randperm(len(self.source), generator=seeded, device=self.device)[:n]
-        return (self.source.augmented(part, seeded)[0] for part in chosen.split(self.share))
+        parts = chosen.tensor_split(-(-len(chosen) // self.share))
+        return (self.source.augmented(part, seeded)[0] for part in parts)
 
     @property
     def teacher_name(self) -> str | None:
@@ -279,9 +281,11 @@ class Trainer:
     # -- judging ---------------------------------------------------------------------------------------------
 
     def averaged(self) -> nn.Module:
-        """The averaged network, its BatchNorm statistics recomputed on augmented training images."""
-        with torch.no_grad():
-            recalibrate(self.ema.module, self.samples(self.recipe.ema.recalibrate))
+        """The averaged network, its BatchNorm statistics recomputed on augmented training images, or averaged as the
+        weights are if ``ema.recalibrate`` is 0."""
+        if self.recipe.ema.recalibrate:
+            with torch.no_grad():
+                recalibrate(self.ema.module, self.samples(self.recipe.ema.recalibrate))
         return self.ema.module.eval()
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
@@ -292,7 +296,7 @@ class Trainer:
         with self.autocast(), adversary.frozen(net):
             for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
                 ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=seeded)
-                start, objective = adversary.random_start(ball, noise), adversary.cross_entropy(y)
+                start, objective = adversary.random_start(ball, noise), adversary.log_odds(y)
                 x_adv = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
                 with torch.no_grad():
                     hits += torch.stack([(net(images).argmax(1) == y).sum() for images in (x, x_adv)])

@@ -14,6 +14,7 @@ from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import Loss, ascend, broken, dlr_targeted, loss_called, runners_up
+from zoo.attacks.pulse import portion, pulse
 
 ALPHA = 0.75  # weight of the new step against the momentum
 RHO = 0.75  # the step is halved if fewer than this fraction of the steps since the last checkpoint ascended
@@ -88,18 +89,19 @@ def _tries(
     """One climb for each pair (labels of the loss, random stream), on the images not broken yet."""
     ball, result = Ball(x, eps, norm), x.clone()
     todo = torch.arange(len(x), device=x.device)
-    for labels, stream in tries:
+    for place, (labels, stream) in enumerate(tries):
         x0 = ball.random(generator(seed, stream, x.device))  # for all images, broken or not: see pgd.py
-        x_adv, fell = _climb(
-            model,
-            x0[todo],
-            y[todo],
-            tuple(label[todo] for label in labels),
-            ball.select(todo),
-            steps,
-            loss,
-            early_stop,
-        )
+        with portion(place / len(tries), (place + 1) / len(tries)):
+            x_adv, fell = _climb(
+                model,
+                x0[todo],
+                y[todo],
+                tuple(label[todo] for label in labels),
+                ball.select(todo),
+                steps,
+                loss,
+                early_stop,
+            )
         result[todo] = x_adv
         todo = todo[~fell]
         if not len(todo):
@@ -183,6 +185,7 @@ def _climb(
     checks = checkpoints(steps)
     last_check = 0
     for k in range(steps):
+        pulse(k / steps)
         if early_stop:
             keep = survivors(s.f_broken > -torch.inf)
             if keep is not None:

@@ -13,6 +13,7 @@ from zoo.attacks.apgd import apgd, apgd_targeted
 from zoo.attacks.fab import fab_targeted
 from zoo.attacks.inputs import Model, Norm, attack
 from zoo.attacks.losses import broken, check_dlr
+from zoo.attacks.pulse import portion
 from zoo.attacks.square import square
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -51,6 +52,8 @@ def autoattack(
         "fab-t": partial(fab_targeted, steps=steps, targets=targets, **common),
         "square": partial(square, queries=queries, **common),
     }
+    passes = {"apgd-ce": 3 * steps, "apgd-t": 3 * steps * targets, "fab-t": 4 * steps * targets, "square": queries}
+    before, total = 0, sum(passes.values())
     z = model(x)
     check_dlr(z)
     result, todo = x.clone(), (~broken(z, y)).nonzero().squeeze(1)
@@ -59,7 +62,9 @@ def autoattack(
             counts.setdefault(name, 0)
         if not len(todo):
             continue
-        x_adv = part(model, x[todo], y[todo])
+        with portion(before / total, (before + passes[name]) / total):
+            x_adv = part(model, x[todo], y[todo])
+        before += passes[name]
         fell = broken(model(x_adv), y[todo])
         changed = torch.ones_like(fell) if name == PARTS[0] else fell
         result[todo[changed]] = x_adv[changed]

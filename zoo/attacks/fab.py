@@ -10,6 +10,7 @@ from zoo.attacks.ball import DIMS, Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import ascend, broken, difference, runners_up
+from zoo.attacks.pulse import portion, pulse
 
 ALPHA_MAX = 0.1  # the largest weight of the projection of the original image
 ETA = 1.05  # overshoot past the hyperplane
@@ -46,14 +47,18 @@ def fab_targeted(
     result, todo = x.clone(), torch.arange(len(x), device=x.device)
     z = model(x)
     todo = todo[~broken(z, y)]
+    classes = runners_up(z, y, targets).unbind(1)
+    tries = restarts * len(classes)
     for restart in range(restarts):
-        for k, target in enumerate(runners_up(z, y, targets).unbind(1)):
+        for k, target in enumerate(classes):
             if not len(todo):
                 return result
             start = x
             if restart:
                 start = Ball(x, eps / 2, norm).random(generator(seed, f"fab {restart} {k}", x.device))
-            x_adv, fell = _search(model, x[todo], y[todo], target[todo], start[todo], eps, norm, steps)
+            place = restart * len(classes) + k
+            with portion(place / tries, (place + 1) / tries):
+                x_adv, fell = _search(model, x[todo], y[todo], target[todo], start[todo], eps, norm, steps)
             result[todo] = x_adv
             todo = todo[~fell]
     return result
@@ -65,7 +70,8 @@ def _search(
     """Algorithm 1 from x [N, C, H, W] towards class t [N]: the points, and whether each is within eps, bool [N]."""
     result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
     index = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
+    for k in range(steps):
+        pulse(k / steps)
         # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
         _, f, w = ascend(model, x, difference, y, t)
         offset = f[:, None, None, None]  # [n, 1, 1, 1]

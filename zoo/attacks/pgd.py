@@ -15,6 +15,7 @@ from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import Loss, ascend, broken, loss_called
+from zoo.attacks.pulse import pulse
 from zoo.system.errors import UsageError
 
 Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -194,7 +195,8 @@ def _climb(
     result, index = x.clone(), torch.arange(len(x), device=x.device)
     done = torch.zeros_like(y, dtype=torch.bool)
     memory: Tensor | None = None
-    for _ in range(steps):
+    for k in range(steps):
+        pulse(k / steps)
         z, _, gradient = ascend(model, x, loss, y)
         if early_stop:
             done |= broken(z, y)

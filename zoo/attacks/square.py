@@ -17,6 +17,7 @@ from zoo.attacks.ball import Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import margin
+from zoo.attacks.pulse import pulse
 
 # Queries, of 10,000, after which the area of the squares is halved.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -53,6 +54,7 @@ def square(
     ball, best, least = Ball(x, eps, norm), x.clone(), _score(model(x), y)  # best [N, C, H, W], least [N]
     shape = x.shape
     for query in range(1, queries):
+        pulse(query / queries)
         keep = survivors(least <= 0)
         if keep is not None:
             result[index] = best

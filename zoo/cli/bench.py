@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Batches, Offline, Quiet, batch_sizes, engine_names, model_names, parts
+from zoo.cli.options import AsJson, Batches, Offline, Quiet, batch_sizes, check_model, engine_names, model_names, parts
 from zoo.cli.output import Output
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def command(
       zoo bench bundles/trades-s7--* --json
       zoo bench bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen --write
     """
-    from zoo.export.bench.bench import bench
-    from zoo.export.bench.entrants import as_bundle
-    from zoo.export.bench.times import write_to_bundle, write_to_registry
+    from zoo.export.bundle.folder import as_bundle
     from zoo.system.errors import UsageError
     from zoo.weights.address import has_scheme
 
@@ -75,6 +73,13 @@ def command(
     unkept = [subject for subject in subjects if has_scheme(subject)]
     if write and unkept:
         raise UsageError(f"--write stores in bundles and registry entries, and '{unkept[0]}' is neither: leave it out")
+    for subject in subjects:
+        if as_bundle(subject) is None:
+            check_model(subject, offline=offline, say=output.say)
+
+    from zoo.export.bench.bench import bench
+    from zoo.export.bench.times import write_to_bundle, write_to_registry
+
     report = bench(
         subjects,
         batches=batch_sizes(batch),

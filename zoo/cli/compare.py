@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Quiet, model_names
+from zoo.cli.options import AsJson, Quiet, check_model, model_names
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
     from zoo.export.compare import Comparison, Subject
 
-ONE = typer.Argument(metavar="A", help="A model's name, or a bundle's folder.", autocompletion=model_names)
+ONE = typer.Argument(
+    metavar="A", help="A model's name, a bundle's folder, or local-dir:PATH.", autocompletion=model_names
+)
 OTHER = typer.Argument(metavar="B", help="The same.", autocompletion=model_names)
 
 
@@ -34,6 +36,12 @@ def command(
       zoo compare bundles/s7--onnxruntime-fp32 bundles/s7--onnxruntime-int8
       zoo compare trades-s7 bundles/s7--onnxruntime-int8 --json
     """
+    from zoo.export.bundle.folder import as_bundle
+
+    for one in (a, b):
+        if as_bundle(one) is None:
+            check_model(one, offline=True)
+
     from zoo.export.compare import compare
 
     found = compare(a, b)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model
 from zoo.cli.output import Output, table
 from zoo.system.errors import UsageError
 
@@ -15,7 +15,11 @@ def command(
     name: ModelName,
     protocols: Annotated[
         list[str] | None,
-        typer.Option("--protocol", "-p", help="A protocol, or 'released' for all of them; may be repeated."),
+        typer.Option(
+            *("--protocol", "-p"),
+            help="A protocol, or 'released' for all of them; may be repeated.",
+            autocompletion=attack_names,
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of each protocol.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
@@ -44,18 +48,8 @@ def command(
       zoo eval trades-s7 -p pgd20 --threat "l2 0.5"
       zoo eval local-dir:runs/trades-s7/model -p released --write
     """
-    from zoo.datasets import dataset_for
-    from zoo.datasets.base import check_fits
-    from zoo.evaluation.evaluate import worst_case
-    from zoo.evaluation.flags import disagree, explained
-    from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.protocols import RELEASED, protocol
-    from zoo.evaluation.statistics import Accuracy
     from zoo.evaluation.threat import ThreatModel
-    from zoo.system.files import cache_root
-    from zoo.system.hub import HubFiles
-    from zoo.weights.load import find
-    from zoo.weights.release import candidate, release
 
     output = Output(as_json=as_json, quiet=quiet)
     asked = protocols or ["clean", "pgd20"]
@@ -66,6 +60,19 @@ def command(
             raise UsageError("--write stores whole protocols only: leave -n out")
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     asked_threat = None if threat is None else ThreatModel.parse(threat)
+    check_model(name, offline=offline, say=output.say)
+
+    from zoo.datasets import dataset_for
+    from zoo.datasets.base import check_fits
+    from zoo.evaluation.evaluate import worst_case
+    from zoo.evaluation.flags import disagree, explained
+    from zoo.evaluation.measure import Measurement, measure
+    from zoo.evaluation.statistics import Accuracy
+    from zoo.system.files import cache_root
+    from zoo.system.hub import HubFiles
+    from zoo.weights.load import find
+    from zoo.weights.release import candidate, release
+
     found = find(name, HubFiles(offline=offline))
     releasing, task = candidate(found) if write else None, found.task
     if releasing and task.dataset is None:

@@ -101,7 +101,7 @@ def command(
         "uint8": uint8,
         "engine_options": parse_pairs(engine_options or ()),
         "verify": verify,
-        "margin": None if margin is None else margin / 100,
+        "margin": given.share_of(margin),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "command": shlex.join(["zoo", *sys.argv[1:]]),
@@ -115,6 +115,8 @@ def command(
             raise UsageError("--triton takes one engine of a model, in one precision: export the others without it")
     if alone:
         backend(format).require(build=True)
+    for one in names:
+        given.check_model(one, offline=offline, say=output.say)
     from zoo.export.exporter import job_of
     from zoo.export.onnx.calibration import Sampling
     from zoo.export.options import ExportOptions
@@ -179,6 +181,7 @@ def _export_all(
 ) -> int:
     """Try every job that was not refused, whatever becomes of the others; returns the highest exit code."""
     from zoo.cli.output import table
+    from zoo.cli.tables import wrapped
     from zoo.export.ladder.report import accuracy_on_the_engine
 
     facts, rows, codes = [], [], []
@@ -202,5 +205,6 @@ def _export_all(
             rows.append([name, engine, precision, verified, "-" if found is None else f"{100 * found:.1f}"])
     columns = ["model", "engine", "precision", "verified", "right, %"]
     legend = "right: images that the engine classifies correctly under every attack that was climbed to."
-    output.result({"exports": facts}, lambda: f"{table(columns, rows, right=(4,))}\n\n{legend}")
+    text = "\n".join([table(columns, rows, right=(4,)), "", *wrapped(legend)])
+    output.result({"exports": facts}, text)
     return max(codes, default=0)

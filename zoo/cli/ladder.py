@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from zoo.export.bundle.manifest import Rung
 
 LEGEND = (
-    "right: images classified correctly (under every attack so far), %. lost: upper\n"
-    "95 % bound of twin - engine, points; for parity, the largest logit difference.\n"
-    "Under attack the last rung decides; one before it fails where the engine is shown\n"
-    "to lose more than is allowed."
+    "right: images classified correctly (under every attack so far), %. lost: upper 95 % bound of twin - engine, "
+    "points; for parity, the largest logit difference. Under attack the last rung decides; one before it fails where "
+    "the engine is shown to lose more than is allowed."
 )
 
 
 def rungs_table(rungs: Sequence[Rung]) -> str:
     """What the engine and its float twin got right on each rung, and what may be lost."""
     columns = ["rung", "twin right", "engine right", "lost", "allowed", "n", ""]
-    return f"{table(columns, [_row(rung) for rung in rungs])}\n\n{LEGEND}"
+    return "\n".join([table(columns, [_row(rung) for rung in rungs]), "", *wrapped(LEGEND)])
 
 
 def headline(robustness: str) -> str:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, By, Quiet
+from zoo.cli.options import AsJson, By, Quiet, model_names
 from zoo.cli.output import Output
 
 
 def command(
-    pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="Names to list.")] = "*",
+    pattern: Annotated[str, typer.Argument(metavar="[GLOB]", help="Names to list.", autocompletion=model_names)] = "*",
     max_flops: Annotated[
         str | None, typer.Option("--max-flops", "--max-macs", metavar="COUNT", help="At most so many MACs, as 15M.")
     ] = None,
@@ -36,6 +36,7 @@ def command(
     from zoo.cli.tables import entries_table
     from zoo.registry.file import load_registry
     from zoo.registry.pick import list_models
+    from zoo.system.errors import NothingMatches
 
     registry = load_registry()
     names = list_models(
@@ -50,8 +51,14 @@ def command(
     )
     entries = [registry.models[name] for name in names]
     out = Output(as_json=as_json, quiet=quiet)
-    if not entries:
-        out.say("no model matches" if registry.models else "the registry holds no model yet")
+    if not registry.models:
+        out.say("the registry holds no model yet")
+    elif not list_models(pattern, registry=registry):
+        out.say(f"no model matches '{pattern}': zoo list shows them all")
+    elif not entries:
+        out.say("no model is within these limits: zoo pick names the nearest")
     if entries or as_json:
         listed = {"models": [{"name": entry.name, **entry.to_dict()} for entry in entries]}
         out.result(listed, lambda: entries_table(registry, entries, by=by))
+    if registry.models and not entries:
+        raise typer.Exit(NothingMatches.exit_code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +26,53 @@ def _of_registry(table: str) -> Callable[[str], list[str]]:
 
 
 model_names, protocol_names = _of_registry("named"), _of_registry("protocols")
+
+
+def _words(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What completes the words that ``known`` returns, for the shell; after a comma, the last of a list."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{word}" for word in known() if word.startswith(last)]
+
+    return complete
+
+
+def _engines() -> Iterable[str]:
+    from zoo.export.engines import names
+
+    return names()
+
+
+def _recipes() -> Iterable[str]:
+    from zoo.train.recipes.published import published_recipes
+
+    return published_recipes()
+
+
+def _protocols() -> Iterable[str]:
+    from zoo.evaluation.protocols import PROTOCOLS
+
+    return PROTOCOLS
+
+
+engine_names, recipe_names, attack_names = map(_words, (_engines, _recipes, _protocols))
+
+
+def check_model(
+    name: str, *, folders: bool = False, offline: bool = False, say: Callable[[str], None] = lambda sentence: None
+) -> None:
+    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there, before torch is imported.
+
+    ``say`` takes one sentence if the name has a budget that is no limit.
+    """
+    from zoo.registry.file import no_limit
+    from zoo.system.hub import HubFiles
+    from zoo.weights.load import find
+
+    find(name, HubFiles(offline=offline, progress=False), pretrained=False, folders=folders)
+    if sentence := no_limit(name):
+        say(sentence)
 
 
 def parts(text: str, option: str) -> list[str]:
@@ -52,17 +99,22 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def engine_names(incomplete: str) -> list[str]:
-    """Names of engines and their aliases that start so, for the shell to complete; after a comma, of the last one."""
-    from zoo.export.engines import names
-
-    before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in names() if name.startswith(last)]
-
-
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+
+def share_of(margin: float | None) -> float | None:
+    """``--margin`` in points as a share; None where it is not given.
+
+    Raises:
+        UsageError: it is not above 0 and below 100.
+    """
+    if margin is not None and not 0 < margin < 100:
+        raise UsageError(f"--margin is a number of points above 0 and below 100, not {margin:g}")
+    return None if margin is None else margin / 100
+
+
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as provider=cuda."),
@@ -82,12 +134,23 @@ By = Annotated[
 
 # Of exports and their sign-off.
 Precisions = Annotated[
-    str, typer.Option("--precision", metavar="PRECISION", help="fp32, fp16 or int8; zoo export takes a list.")
+    str,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="fp32, fp16 or int8; zoo export takes a list.",
+        autocompletion=_words(lambda: ("fp32", "fp16", "int8")),
+    ),
 ]
 Batches = Annotated[str, typer.Option("--batch", metavar="SIZES", help="Batch sizes that are used, with commas.")]
 Level = Annotated[
     str | None,
-    typer.Option("--verify", metavar="LEVEL", help="none, parity, clean or attacked; else as far as the data allow."),
+    typer.Option(
+        "--verify",
+        metavar="LEVEL",
+        help="none, parity, clean or attacked; else as far as the data allow.",
+        autocompletion=_words(lambda: ("none", "parity", "clean", "attacked")),
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
@@ -103,7 +166,7 @@ Tolerance = Annotated[
     typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as the precision allows, or as exported."),
 ]
 Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")]
-Seed = Annotated[int, typer.Option(help="Of the attacks, and of the choice of calibration images.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the attacks, and of the choice of calibration images.")]
 Square = Annotated[
     int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class OutputLost(Exception):
@@ -48,27 +51,70 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A callback ``(stage, done, total)`` that draws a bar for each stage, on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        """A callback ``(stage, done, total)`` that draws a bar for each stage on a terminal; elsewhere a line about the
+        latest stage is written every half minute."""
+        if self.quiet:
             yield lambda stage, done, total: None
-            return
-        from rich.console import Console
-        from rich.progress import Progress as Bars
-        from rich.progress import ProgressColumn, Task, TaskID
+        else:
+            with _bars() if sys.stderr.isatty() else _lines() as advance:
+                yield advance
 
-        class Speed(ProgressColumn):
-            def render(self, task: Task) -> str:
-                return f"{task.speed:,.0f} images/s" if task.speed else ""
 
-        with Bars(*Bars.get_default_columns(), Speed(), console=Console(stderr=True), transient=True) as bars:
-            stages: dict[str, TaskID] = {}
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, Task, TaskID
 
-            def advance(stage: str, done: int, total: int) -> None:
-                if stage not in stages:
-                    stages[stage] = bars.add_task(stage)
-                bars.update(stages[stage], completed=done, total=total)
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return f"{task.speed:,.0f} images/s" if task.speed else ""
 
-            yield advance
+    with Bars(*Bars.get_default_columns(), Speed(), console=Console(stderr=True), transient=True) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage)
+            bars.update(stages[stage], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _lines() -> Iterator[Progress]:
+    """Write from a thread, so that a stage that says nothing for minutes is heard of too."""
+    latest: tuple[str, int, int] | None = None
+    begun: dict[str, tuple[float, int]] = {}  # when a stage was first heard of, and what was done of it then
+    over = threading.Event()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        nonlocal latest
+        begun.setdefault(stage, (time.monotonic(), done))
+        latest = stage, done, total
+
+    def speak() -> None:
+        while not over.wait(EVERY):
+            if latest is not None:
+                print(_line(*latest, *begun[latest[0]]), file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        thread.join()
+
+
+def _line(stage: str, done: int, total: int, since: float, before: int) -> str:
+    """``pgd20: 120 of 1,000, about 4 min left``."""
+    line = f"{stage}: {done:,} of {total:,}"
+    if not before < done < total:
+        return line
+    left = (time.monotonic() - since) * (total - done) / (done - before)
+    shown = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
+    return f"{line}, about {shown} left"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, check_model
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -56,11 +56,13 @@ def command(
       zoo search proard-tiny --flops 15M --latency-ms 2 --json
       zoo search proard-tiny --flops 12.5M --measure 5 --out runs/my-12.5M
     """
+    check_model(name, folders=True, offline=offline)
+
     from zoo.datasets import dataset_for
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share
     from zoo.train.proard.dynamic import dynamic
-    from zoo.train.proard.search import Limits, best, search
+    from zoo.train.proard.search import Limits, best, check_range, search
     from zoo.weights.folder import ModelFolder
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -76,10 +78,13 @@ def command(
         ModelFolder(out).check_free()
     net = dynamic(name, offline=offline)
     space, dataset = net.space, None
+    check_range(space, limits)  # before latencies are measured
     if measure or out is not None:
         dataset = dataset_for(space.spec(space.largest[0]), net.found.task.dataset).load(data, offline=offline)
     predictor = net.predictor()
     latency = None if latency_ms is None else _latencies(space, output)
+    for sentence in check_range(space, limits, latency):
+        output.say(sentence)
     found = search(space, predictor, limits, latency=latency, candidates=candidates, seed=seed)
     front = [_facts(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
@@ -107,10 +112,14 @@ def command(
 
 
 def _latencies(space: Space, output: Output) -> Any:
+    from functools import partial
+
     from zoo.export.bench.nets import time_architectures
     from zoo.train.proard.latency import latency_table
 
-    return latency_table(space, time_architectures, notify=output.say)
+    with output.progress() as advance:
+        timed = partial(time_architectures, progress=partial(advance, "timing"))
+        return latency_table(space, timed, notify=output.say)
 
 
 def _facts(space: Space, found: Found, index: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from zoo.cli.options import AsJson, ModelName, Quiet
 from zoo.cli.output import Output, table
@@ -12,17 +13,73 @@ from zoo.registry.entry import Entry, Latency, Phase, Registry, Subnet, Teacher
 def command(name: ModelName, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Show a model: architecture, cost, every measured accuracy beside the paper's, how it was trained.
 
+    Of a folder, local-dir:PATH, its config.json is shown: what is measured there is not stored.
+
     \b
     Examples:
       zoo show trades-s7
+      zoo show local-dir:runs/trades-s7/model
       zoo show trades-s7 --json
     """
     from zoo.registry.file import info, load_registry
+    from zoo.weights.address import LOCAL, Address
 
+    if Address.parse(name).scheme == LOCAL:
+        facts = _folder(name)
+        Output(as_json=as_json, quiet=quiet).result(facts, lambda: "\n".join(_folder_lines(facts)))
+        return
     registry = load_registry()
     entry = info(name, registry=registry)
     facts = {"name": entry.name, **entry.to_dict()}
     Output(as_json=as_json, quiet=quiet).result(facts, lambda: "\n".join(_lines(registry, entry)))
+
+
+def _folder(name: str) -> dict[str, Any]:
+    """What is known of the model in a folder: its config.json, cost and weights."""
+    from dataclasses import asdict
+
+    from zoo.specs import cost
+    from zoo.weights.load import find
+
+    found = find(name)
+    assert found.path is not None
+    macs, params = cost(found.spec)
+    config = {key: value for key, value in asdict(found.facts).items() if value is not None}
+    weights = {"file": str(found.path), "size": found.path.stat().st_size, "sha256": found.sha256}
+    task = {"dataset": found.task.dataset, "threat": asdict(found.task.threat)}
+    return {**config, "name": found.title, **task, "macs": macs, "params": params, "weights": weights}
+
+
+def _folder_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    from zoo.cli.tables import in_words, wrapped
+    from zoo.evaluation.threat import ThreatModel
+    from zoo.system.units import format_count, format_size
+
+    yield facts["name"]
+    yield from wrapped(facts.get("description", ""))
+    yield ""
+    train, weights = facts.get("train") or {}, facts["weights"]
+    terms = {
+        "family": facts.get("family"),
+        "architecture": in_words(facts["spec"]),
+        "cost": f"{facts['macs']:,} MACs (multiply-accumulates) an image, {format_count(facts['params'])} parameters",
+        "data set": facts["dataset"],
+        "threat model": str(ThreatModel(**facts["threat"])),
+        "weights": f"{weights['file']}, {format_size(weights['size'])}, sha256 {weights['sha256'][:16]}...",
+        "paper": facts.get("paper"),
+        "training": f"recipe {train['recipe']}, {train['epochs']:g} epochs"
+        if {"recipe", "epochs"} <= train.keys()
+        else "",
+    }
+    yield from _terms(terms)
+
+
+def _terms(facts: Mapping[str, str | None]) -> Iterator[str]:
+    from zoo.cli.tables import wrapped
+
+    for term, fact in facts.items():
+        if fact:
+            yield from wrapped(f"{term:13}{fact}", indent=" " * 13)
 
 
 def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
@@ -53,10 +110,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
         "teacher": _teacher(entry.train.teacher) if entry.train.teacher else "none",
         "flags": "; ".join(explained(entry.flags)) or None,
     }
-    for term, fact in facts.items():
-        if fact:
-            first, *more = wrapped(f"{term:13}{fact}", indent=" " * 13)
-            yield from (first, *more)
+    yield from _terms(facts)
     yield ""
     names = list(dict.fromkeys([*entry.results, *entry.reported]))
     yield _accuracies(entry, names) if names else "Nothing was measured."

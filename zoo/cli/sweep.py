@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, parts
+from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model, parts
 from zoo.cli.output import Output, table
 from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
@@ -39,7 +39,9 @@ def command(
         Norm | None,
         typer.Option(help="Of the perturbations; else of the model's threat model.", show_default=False),
     ] = None,
-    attack: Annotated[str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.")] = "fgsm,pgd20",
+    attack: Annotated[
+        str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.", autocompletion=attack_names)
+    ] = "fgsm,pgd20",
     n: Annotated[int, typer.Option("-n", min=1, help="The first N test images.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
     out: Annotated[
@@ -66,6 +68,9 @@ def command(
     from dataclasses import asdict
     from datetime import UTC, datetime
 
+    output = Output(as_json=as_json, quiet=quiet)
+    check_model(name, offline=offline, say=output.say)
+
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
     from zoo.evaluation.flags import explained
@@ -76,7 +81,6 @@ def command(
     from zoo.system.toolchain import toolchain
     from zoo.weights.load import find, task_of
 
-    output = Output(as_json=as_json, quiet=quiet)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")
@@ -115,7 +119,7 @@ def command(
 
 def _table(curves: dict[str, Any], norm: Norm) -> str:
     """A row for every eps, a column for every attack."""
-    from zoo.cli.tables import points
+    from zoo.cli.tables import points, wrapped
 
     rows = [
         [ThreatModel(norm=norm, eps=here[0].eps).size, *(points(point.accuracy) for point in here)]
@@ -123,4 +127,4 @@ def _table(curves: dict[str, Any], norm: Norm) -> str:
     ]
     count = next(iter(curves.values()))[0].accuracy.n
     legend = f"Accuracy in %, ± half of the 95 % Wilson interval; the first {count:,} test images."
-    return f"{table(['eps', *curves], rows)}\n\n{legend}"
+    return "\n".join([table(["eps", *curves], rows), "", *wrapped(legend)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,5 +71,6 @@ def in_words(spec: Mapping[str, Any]) -> str:
 
 
 def wrapped(text: str, *, indent: str = "") -> list[str]:
-    """Lines of at most 79 characters, all but the first indented."""
-    return textwrap.wrap(text, 79, subsequent_indent=indent, break_on_hyphens=False)
+    """Lines that fit in the terminal (79 characters where there is none), all but the first indented."""
+    width = max(20, shutil.get_terminal_size((80, 24)).columns - 1)
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, Offline, Quiet
+from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
 from zoo.system.errors import UsageError
 
@@ -24,7 +24,12 @@ def seconds(text: str) -> float:
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a published recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A TOML file, or the name of a published recipe.", autocompletion=recipe_names
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
@@ -33,7 +38,7 @@ def command(
         Path | None, typer.Option("--out", "-o", help="The run's folder (default: runs/NAME).", show_default=False)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one, with its settings.")
     ] = False,
     time_budget: Annotated[
         str | None,
@@ -58,19 +63,30 @@ def command(
       zoo train rnascl-s7-wrt34-2 --set teacher.name=runs/my-teacher/model
       zoo train rnascl-i-r18 --data imagenet100 --set teacher.name=my-teacher
     """
+    from zoo.train.recipes.published import recipe_file
+
+    budget = None if time_budget is None else seconds(time_budget)
+    recipe_file(recipe)  # before torch is imported
+
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
     from zoo.system.hub import HubFiles
-    from zoo.train.pipeline import run
+    from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import check_free
     from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet)
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
-    budget = None if time_budget is None else seconds(time_budget)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
+    asked: dict[str, Any] = {"preset": preset, "overrides": list(overrides or ())}
+    if resume and (before := asked_of(folder)):
+        asked = {"preset": preset or before["preset"], "overrides": [*before["overrides"], *asked["overrides"]]}
+        phases = load_phases(recipe, **asked)
+        if phases != load_phases(recipe, **before):
+            raise UsageError(f"'{folder}' holds a run with other settings: leave --set and --preset out to continue it")
+        asked = before
     for phase, settings in phases.items():  # refused before anything is read or trained
         check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
         earlier = ("largest", *phases)  # teachers that the training itself makes
@@ -104,6 +120,7 @@ def command(
             folder,
             resume=resume,
             time_budget=budget,
+            asked=asked,
             report=report,
             tick=tick,
         )

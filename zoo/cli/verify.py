@@ -44,10 +44,15 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
       zoo verify bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen
     """
+    from zoo.export.bundle.folder import MANIFEST, read_bundle
+    from zoo.export.bundle.manifest import level_called, read_manifest
+
+    level_called(level)
+    allowed = given.share_of(margin)
+    read_bundle(bundle)  # before torch is imported
+
     from zoo.cli.ladder import headline, rungs_table
     from zoo.export import sign_off, verify_bundle
-    from zoo.export.bundle.folder import MANIFEST
-    from zoo.export.bundle.manifest import read_manifest
     from zoo.export.engines.options import parse_pairs
     from zoo.export.ladder.report import robustness, unverified
 
@@ -58,7 +63,7 @@ def command(
             level=level,
             data=data,
             offline=offline,
-            margin=None if margin is None else margin / 100,
+            margin=allowed,
             tolerance=tolerance,
             n=n,
             seed=seed,

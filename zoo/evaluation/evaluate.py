@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attacks import broken
+from zoo.attacks.pulse import heard, images_done
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
@@ -146,7 +147,8 @@ def _attack(
         robust = ledger.known(index)
         if robust is None:
             parts: Counts = {}
-            robust, x_adv, y = attack(protocol, index, start, parts)
+            with heard(images_done(progress, n - len(candidates) + start, len(index), n)):
+                robust, x_adv, y = attack(protocol, index, start, parts)
             if protocol.attack not in BLIND and robust.any():
                 left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
                 parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from zoo.specs import Spec
+from zoo.system.errors import UsageError
+
+SLACK = 1e-3  # beyond [0, 1], for sums in half precision
 
 
 class Classifier(nn.Module):
-    """``features`` maps normalised images [N, 3, H, W] to penultimate features [N, C], ``head`` these to logits."""
+    """``features`` maps normalised images [N, 3, H, W] to penultimate features [N, C], ``head`` these to logits.
+
+    A call refuses what are not such images. Graphs that are traced, exported or compiled have no check in them.
+    """
 
     mean: Tensor
     std: Tensor
@@ -28,8 +34,33 @@ class Classifier(nn.Module):
         return self.features((x - self.mean) / self.std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] to logits [N, classes]."""
+        """Images [N, 3, H, W] in [0, 1] to logits [N, classes].
+
+        Raises:
+            UsageError: ``x`` has another shape or is not of floats; on a CPU in eval mode also if values are NaN or
+                outside of [0, 1]. Where gradients of ``x`` are asked for, values are not looked at.
+        """
+        if not torch.compiler.is_compiling():
+            self._check(x)
         return self.head(self.penultimate(x))
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or torch.jit.is_tracing():
+            if isinstance(x, fx.Proxy | Tensor):  # the graph is traced
+                return
+            raise UsageError(f"images must be a tensor, not a value of type {type(x).__name__}")
+        size = self.spec.image_size
+        if x.dim() != 4 or x.shape[1:] != (3, size, size) or not x.is_floating_point():
+            found = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+            raise UsageError(f"images must be float32 [N, 3, {size}, {size}] in [0, 1], not {found}")
+        if self.training or x.requires_grad or x.device.type != "cpu" or type(x) is not Tensor or not len(x):
+            return
+        low, high = (end.item() for end in x.aminmax())
+        if not (low >= -SLACK and high <= 1 + SLACK):  # or NaN
+            raise UsageError(
+                f"images must have values in [0, 1], not from {low:.4g} to {high:.4g}: divide uint8 images by 255, and "
+                "leave mean and std to the model"
+            )
 
 
 class GlobalAveragePool(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypedDict
 
 from zoo.registry.entry import Entry, Registry
+from zoo.system.arguments import typed
 from zoo.system.device import THIS, cpu_id, is_this
 from zoo.system.errors import NothingMatches, UsageError, nearest
 from zoo.system.units import format_count, format_ms, format_share, format_size, parse_count, parse_share, parse_size
@@ -105,6 +107,7 @@ def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
 
 def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None) -> Constraint:
     """The median latency of one image on the fastest engine of ``device``."""
+    typed(latency_ms=(latency_ms, Real), device=(device, str | None))
     if not latency_ms > 0:
         raise UsageError(f"a latency budget must be a positive number of milliseconds, not {latency_ms}")
     on = timed_devices(registry, device)
@@ -156,6 +159,7 @@ def fastest(entry: Entry, devices: list[str], *, batch: int = 1) -> tuple[float,
 
 def known_protocol(registry: Registry, name: str) -> None:
     """Raise UsageError, with the nearest names, unless the registry knows a protocol called ``name``."""
+    typed(by=(name, str))
     if name not in registry.protocols:
         known = ", ".join(registry.protocols)
         raise UsageError(f"no protocol is called '{name}'{nearest(name, registry.protocols)} (known: {known})")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.registry.entry import Entry, Registry
+from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.system.files import cache_root, encoded, locked, read_utf8, write_atomic
-from zoo.system.units import parse_count
+from zoo.system.units import format_count, parse_count
 from zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
 
     Raises:
         UnknownModel: the name is unknown; the message suggests the nearest.
-        UsageError: the name is not a string, or the budget is malformed or above the range of the sub-nets.
-        NothingMatches: the budget is below that range.
+        UsageError: the name is not a string, or the budget is malformed.
+        NothingMatches: the budget is below all released sub-nets.
     """
     if not isinstance(name, str):
         raise UsageError(f"a model's name must be a string, not a value of type {type(name).__name__}")
+    typed(registry=(registry, Registry | None))
     registry = registry or load_registry()
     named = registry.named
     if name in named:
@@ -74,7 +76,9 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     supernet, at, budget = name.partition("@")
     if at and supernet in named and named[supernet].supernet:
         return _within(budget, named[supernet].name, registry.models)
-    hint = nearest(name, named) or ("" if named else ": the registry is empty")
+    hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
+        "" if named else ": the registry is empty"
+    )
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 
@@ -84,14 +88,27 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
     subnets = [entry for entry in models.values() if entry.subnet and entry.subnet.of == supernet]
     if not subnets:
         raise UnknownModel(f"no sub-net of '{supernet}' is released: find some with `zoo search {supernet}`")
-    low, high = min(entry.macs for entry in subnets), models[supernet].macs
-    if not low <= macs <= high:
-        message = f"{macs:,} MACs is out of range: the released sub-nets of '{supernet}' have {low:,} to {high:,}"
-        if macs > high:
-            raise UsageError(message)
-        raise NothingMatches(f"{message}; search for smaller ones with `zoo search {supernet} --flops {budget}`")
     within = [entry for entry in subnets if entry.macs <= macs]
+    if not within:
+        low = min(entry.macs for entry in subnets)
+        raise NothingMatches(
+            f"{macs:,} MACs is below the released sub-nets of '{supernet}', which have {low:,} or more; "
+            f"search for smaller ones with `zoo search {supernet} --flops {budget}`"
+        )
     return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
+
+
+def no_limit(name: str, *, registry: Registry | None = None) -> str | None:
+    """A sentence if ``name`` is ``SUPERNET@BUDGET`` with a budget that all sub-nets of the dynamic net are within."""
+    supernet, at, budget = name.partition("@")
+    named = (registry or load_registry()).named if at else {}
+    if name in named or supernet not in named or not named[supernet].supernet:
+        return None
+    if parse_count(budget) <= named[supernet].macs:
+        return None
+    largest = format_count(named[supernet].macs)
+    taken = info(name, registry=registry).name
+    return f"{budget} MACs is no limit: the largest sub-net of {supernet} has {largest}; '{taken}' is taken"
 
 
 def write_model(

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, Unpack, overload
+from numbers import Integral
+from typing import Literal, Unpack, get_args, overload
 
 from zoo.registry.constraints import Budget, Constraint, Limits, MoreLimits, constraints_of, known_protocol
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import load_registry
+from zoo.system.arguments import typed
 from zoo.system.errors import NothingMatches, UsageError, nearest
 
 CostName = Literal["macs", "params", "size"]
@@ -104,6 +106,7 @@ def list_models(
     Raises:
         UsageError: a limit is malformed, or ``by`` is not a protocol.
     """
+    typed(pattern=(pattern, str), family=(family, str | None), registry=(registry, Registry | None))
     registry = registry or load_registry()
     known_protocol(registry, by)
     wanted: Limits = {"flops": max_flops, "params": max_params, "min_clean": min_clean, "min_robust": min_robust}
@@ -173,6 +176,7 @@ def pick(
     Warns:
         UserWarning: entries were left out, because they lack a measurement or are flagged.
     """
+    typed(n=(n, Integral | None), family=(family, str | None), registry=(registry, Registry | None))
     if n is not None and n < 1:
         raise UsageError(f"pick returns at least one model: n must be 1 or more, not {n}")
     registry = registry or load_registry()
@@ -193,7 +197,16 @@ def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd2
     >>> front = pareto(pick("30M", n=99))
     >>> [entry.macs for entry in front] == sorted(entry.macs for entry in front)
     True
+
+    Raises:
+        UsageError: ``cost`` is not one of the three.
     """
+    typed(entries=(entries, Iterable), cost=(cost, str), by=(by, str))
+    entries = list(entries)
+    for entry in entries:
+        typed(entries=(entry, Entry))
+    if cost not in get_args(CostName):
+        raise UsageError(f"a cost is one of {', '.join(get_args(CostName))}, not '{cost}'")
     measured = [(cost_of(entry, cost), -accuracy, entry.name, entry) for entry in entries
                 if (accuracy := entry.accuracy(by)) is not None]  # fmt: skip
     front: list[Entry] = []

@@ -8,6 +8,7 @@ both files and add its spec to ``ArchSpec``. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from zoo.specs.mobilenetv3 import MobileNetV3Spec
 from zoo.specs.resnet import ResNetSpec
 from zoo.specs.staged import StagedSpec
 from zoo.specs.wideresnet import WideResNetSpec
+from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
 __all__ = [
@@ -57,6 +59,7 @@ def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
     Raises:
         UsageError: a field is missing, unknown or out of range; the message names it.
     """
+    typed(data=(data, Mapping | str))
     try:
         return _adapter().validate_python(json.loads(data) if isinstance(data, str) else data)
     except json.JSONDecodeError as error:
@@ -72,6 +75,11 @@ def cost(spec: Spec) -> Cost:
 
     >>> cost(StagedSpec(widths=[[16, 16], [32]], resolutions=[16, 8], stem_resolution=16))
     Cost(macs=1585472, params=10138)
+
+    Raises:
+        TypeError: ``spec`` is not an architecture spec.
     """
+    if not isinstance(spec, Spec):
+        raise TypeError(f"cost() takes an ArchSpec as its spec, not {type(spec).__name__}")
     convs = list(spec.convs())
     return Cost(sum(conv.macs for conv in convs), sum(conv.params for conv in convs))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 Channels = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Cost(NamedTuple):
@@ -44,16 +45,16 @@ class Conv(NamedTuple):
 
 
 class Part(BaseModel):
-    """A part of a spec: immutable, and unknown fields are refused."""
+    """A part of a spec: immutable; unknown fields and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spec(Part):
     classes: int = Field(10, ge=2)
     image_size: int = Field(32, ge=8)
     mean: tuple[float, float, float] = CIFAR10_MEAN
-    std: tuple[float, float, float] = CIFAR10_STD
+    std: tuple[Positive, Positive, Positive] = CIFAR10_STD
 
     def sections(self) -> Iterator[list[Conv]]:
         """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class ZooError(Exception):
@@ -80,9 +80,13 @@ class TrainingDiverged(ZooError):
     """The model lost its robustness (or its loss became NaN) more often than rollbacks can repair."""
 
 
-def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
-    """A clause with the names closest to ``word``: ``"; did you mean 'a' or 'b'?"``, or ``""`` if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], n: int = 3, *, merit: Callable[[str], float] = lambda name: 0.0) -> str:
+    """A clause with the names closest to ``word``: ``"; did you mean 'a' or 'b'?"``, or ``""`` if none is close.
+
+    ``merit`` of a name is added to its similarity, a share, to prefer some among names that are about as close.
+    """
+    close = difflib.get_close_matches(word, names := list(known), n=len(names) or 1, cutoff=0.5)
+    close = sorted(close, key=lambda name: -difflib.SequenceMatcher(None, name, word).ratio() - merit(name))[:n]
     return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?" if close else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from numbers import Real
 
 from zoo.system.errors import UsageError
 
@@ -25,7 +26,7 @@ def parse_count(text: str | float) -> int:
         match = _NUMBER.fullmatch(text.strip())
         if match:
             return int(Decimal(match[1]).scaleb(_POWERS[match[2]]))
-    elif not isinstance(text, bool) and math.isfinite(text) and text >= 0:
+    elif isinstance(text, Real) and not isinstance(text, bool) and math.isfinite(text) and text >= 0:
         return int(text)
     raise UsageError(f"'{text}' is not a count: write it as 15000000, 15e6 or 15M (units k, M, G, T, decimal)")
 
@@ -50,9 +51,9 @@ def parse_share(text: str | float) -> float:
     """
     try:
         share = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         share = math.nan
-    if not 0 <= share <= 1:
+    if isinstance(text, bool) or not 0 <= share <= 1:
         raise UsageError(f"'{text}' is not an accuracy: write it as 0.45 or 45%")
     return share
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
+from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import check_sha256, sha256_file, write_atomic
 from zoo.system.hub import HubFiles, promised_sha256
@@ -42,7 +44,7 @@ def load(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Classifier:
-    """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out.
+    """A model in eval mode: [0, 1] float32 images [N, 3, H, W] in, logits [N, classes] out. Other input is refused.
 
     >>> import torch
     >>> load("rnascl-s7-wrt34")(torch.rand(2, 3, 32, 32)).shape
@@ -66,6 +68,7 @@ def load(
         UsageError: the name or the spec is malformed, or the name is a path without ``local-dir:``.
         WrongDevice: torch does not find this device.
     """
+    typed(revision=(revision, str | None), cache_dir=(cache_dir, str | PathLike | None))
     hub = HubFiles(cache_dir=cache_dir, offline=local_files_only, progress=progress)
     return find(Address.parse(name).at(revision), hub, pretrained=pretrained).load(device)
 
@@ -309,8 +312,8 @@ def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
 
 def _refuse_pickle(path: Path) -> None:
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLE):
+        start = file.read(9)
+    if start.startswith(_PICKLE) and start[8:] != b"{":  # safetensors: the header's length in 8 bytes, then its JSON
         raise IntegrityError(
             f"'{path}' is a pickle, not safetensors: it was not opened, because unpickling runs any code that it holds"
         )
@@ -339,7 +342,7 @@ def _device(device: str | torch.device) -> torch.device:
 
     try:
         where = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UsageError(f"'{device}' is not a device: use cpu, cuda, cuda:1 or mps") from None
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise WrongDevice(f"torch finds {torch.cuda.device_count()} CUDA devices, but not '{device}': use cpu")

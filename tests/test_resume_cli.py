@@ -1,0 +1,49 @@
+"""A run is continued by its folder alone, with the settings that it was started with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_recipe import MINIMAL
+
+from zoo.cli.app import run
+from zoo.train.pipeline import asked_of
+from zoo.train.run.trainer import Trainer
+
+SMALL = """
+[ema]
+recalibrate = 50
+[guard]
+images = 20
+steps = 1
+"""
+SETTINGS = ("train.images=100", "train.batch_size=50", "train.compile=false", "train.epochs=1")
+
+
+@pytest.fixture
+def call(tmp_path, capsys, found, toy):
+    recipe, out = tmp_path / "at-tiny.toml", tmp_path / "run"
+    recipe.write_text(MINIMAL + SMALL)
+    found(toy)
+
+    def called(*arguments: str):
+        code = run(["train", str(recipe), "--out", str(out), "-q", *arguments])
+        return code, capsys.readouterr().err
+
+    return called
+
+
+def test_a_run_is_resumed_without_its_settings_and_not_with_others(call, tmp_path, monkeypatch):
+    settings = [part for one in SETTINGS for part in ("--set", one)]
+    assert call("--preset", "smoke", *settings) == (0, "")
+    assert asked_of(tmp_path / "run") == {"preset": "smoke", "overrides": list(SETTINGS)}
+    assert call(*settings)[0] == 2  # without --resume
+    monkeypatch.setattr(Trainer, "__init__", lambda *arguments, **options: pytest.fail("trained again"))
+    assert call("--resume") == (0, "")
+    assert call("--resume", "--set", "train.epochs=1") == (0, "")
+    code, err = call("--resume", "--set", "train.epochs=2")
+    assert (code, "holds a run with other settings" in err) == (2, True)
+    (tmp_path / "run" / "asked.json").write_text(json.dumps([]))
+    code, err = call("--resume")
+    assert (code, "is damaged" in err) == (5, True)
