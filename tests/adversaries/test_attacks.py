@@ -123,7 +123,7 @@ def test_scaling_a_robust_net_finds_it_as_robust_as_it_is(cifar):
             model.head.weight *= scale
             model.head.bias *= scale
     expected = evaluate(plain, images, labels, under("pgd20", 200)).mean()
-    for model in (down, up):  # the loss of large logits is the margin's, which is the stronger on this net
+    for model in (down, up):  # the loss of scaled logits is the margin's, which is the stronger on this net
         assert expected - 0.08 <= evaluate(model, images, labels, under("pgd20", 200)).mean() <= expected + 0.01
 
 

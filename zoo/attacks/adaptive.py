@@ -1,7 +1,7 @@
 """Models whose gradients mislead, made fit for gradient attacks. Athalye et al. 2018, "Obfuscated gradients give a
 false sense of security".
 
-Both are modules from images [N, C, H, W] to logits [N, K] with the answers of the model that they wrap.
+All are modules from images [N, C, H, W] to logits [N, K] with the decisions of the model that they wrap.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 DRAWS = 16
+SPREAD = 20.0  # so that the log-odds are close to the margin, which does not depend on the scale
 
 
 class Expectation(nn.Module):
@@ -30,6 +31,22 @@ class Expectation(nn.Module):
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(self.seed)
             return torch.stack([self.model(x) for _ in range(self.draws)]).mean(0)
+
+
+class Normalised(nn.Module):
+    """The logits of each image, scaled to a standard deviation of ``SPREAD`` over the classes.
+
+    The cross-entropy of flat logits is a weak loss, because it compares the correct class with the mean of the others.
+    With two classes there is nothing to compare, and the logits are left as they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        return z * (SPREAD / z.std(1, correction=0, keepdim=True).clamp_min(1e-12)) if z.shape[1] > 2 else z
 
 
 class StraightThrough(nn.Module):

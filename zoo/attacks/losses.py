@@ -1,7 +1,7 @@
 """The losses that attacks maximise, per image: logits z [N, K] and labels y [N] to losses [N].
 
-None of them depends on the scale of the logits in practice: a network whose last layer is multiplied by 100 makes the
-same decisions, and an attack must find the same there.
+None of them saturates: a network whose last layer is multiplied by 100 makes the same decisions, and an attack must
+find as much there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from zoo.system.errors import UsageError
 Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
 
 DLR_CLASSES = 4
-FLAT = 0.7  # the standard deviation over classes below which the cross-entropy scales logits up; released networks have
-# less on 5 % of the images or fewer
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
@@ -38,13 +36,7 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     CE = log(1 + exp(l)) rises strictly with l, so that both have the same steepest direction and the same best point.
     But the gradient of the CE vanishes in float32 where the correct class leads by more than 17, and a network with
     large logits then looks robust; l never saturates, and tends to the margin loss as logits grow.
-
-    Flat logits are scaled up to a standard deviation of 0.7 over the classes, because the CE of nearly equal
-    probabilities is a weak loss: it compares the correct class with the mean of the others. With two classes there is
-    nothing to compare, and the scale does not matter.
     """
-    if z.shape[1] > 2:
-        z = z * (FLAT / z.std(1, correction=0, keepdim=True).clamp(1e-12, FLAT).nan_to_num(FLAT))
     right = y[:, None]
     return z.scatter(1, right, -torch.inf).logsumexp(1) - z.gather(1, right).squeeze(1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from zoo.attacks.adaptive import Expectation, StraightThrough
+from zoo.attacks.adaptive import Expectation, Normalised, StraightThrough
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import generator, without_gradients
 from zoo.attacks.losses import ascend, broken, cross_entropy
@@ -20,6 +20,8 @@ from zoo.system.errors import UsageError
 
 IMAGES = 64
 SAME = 1e-3  # of the spread of the logits: what rounding may change between two calls
+FLAT = 0.7  # a standard deviation of logits over classes; released networks have less on up to 7 % of the images
+FLAT_SHARE = 0.25  # of the images, on which flat logits make a net one whose cross-entropy is a weak loss
 FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
 ASTRAY = 0.1  # share of the images on which a gradient may vanish or lead nowhere
 PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
@@ -32,7 +34,7 @@ class Look:
     """What to attack in place of the model, and why its accuracy may be too high (:mod:`zoo.evaluation.flags`).
 
     Attributes:
-        model: images [N, C, H, W] to logits [N, K]; the model itself if nothing was found.
+        model: images [N, C, H, W] to logits [N, K], with the decisions of the model.
         x: the images that it was looked at with; ``z``: its logits of them then.
     """
 
@@ -77,6 +79,9 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
     finite = z[torch.isfinite(z)]
     if finite.numel() > 4 * z.shape[1] and len(finite.unique()) < FEW * finite.numel():
         flags.add("coarse")
+    if (z.std(1, correction=0) < FLAT).float().mean() > FLAT_SHARE:
+        model = Normalised(model).eval()
+        z = _answers(model, x)
     if protocol.attack not in BLIND and astray(model, x, y, protocol) > ASTRAY:
         flags.add("masked")
         straight = StraightThrough(model).eval()
