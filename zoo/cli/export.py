@@ -14,6 +14,7 @@ import typer
 from zoo.cli import options as given
 from zoo.cli.output import Output
 from zoo.system.errors import UnknownModel, UsageError, ZooError
+from zoo.system.units import parse_share
 
 if TYPE_CHECKING:
     from zoo.export.bundle.folder import Bundle
@@ -60,6 +61,7 @@ def command(
     ] = None,
     engine_options: given.EngineOptions = None,
     margin: given.Margin = None,
+    min_robust: given.MinRobust = None,
     tolerance: given.Tolerance = None,
     n: given.Attacked = 1000,
     seed: given.Seed = 0,
@@ -102,6 +104,7 @@ def command(
         "engine_options": parse_pairs(engine_options or ()),
         "verify": verify,
         "margin": given.share_of(margin),
+        "min_robust": None if min_robust is None else parse_share(min_robust),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "command": shlex.join(["zoo", *sys.argv[1:]]),
