@@ -33,7 +33,7 @@ from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
 COARSE, UNSTEADY, BETTER = "coarse logits", "unsteady", "better than its twin"
 FLAGS = {
     COARSE: "its logits take few values, so Square attacked it too",
-    UNSTEADY: "it answers the same images otherwise when it is opened again and asked in another order",
+    UNSTEADY: "it answers the same images otherwise when it is asked again",
     BETTER: "it is right more often than the model that it computes, so it answers from something else",
 }
 REFUSED = (UNSTEADY, BETTER)
@@ -131,11 +131,11 @@ def verdict(rung: Rung) -> str:
 
 def remedy(rung: Rung) -> str:
     """What can be done about a rung that does not hold, as a clause."""
-    if rung.name == "parity":
-        return "a higher --tolerance climbs on, to what that costs in robustness"
     fault = _fault(rung)
     if fault == "refused":
         return "no option signs it off, export the model again"
+    if fault == "apart":
+        return "a higher --tolerance climbs on, to what that costs in robustness"
     if fault == "low":
         return (
             "pick a model that is robust, or with --min-robust another floor (by default it is guessing); "
@@ -158,9 +158,11 @@ def disparity(rung: Rung) -> tuple[float, str]:
 
 
 def _fault(rung: Rung) -> str:
-    """Why a rung above parity does not hold: a key of ``FAULTS``, or "low"."""
+    """Why a rung does not hold: a key of ``FAULTS``, "apart" (parity) or "low" (the floor)."""
     if set(flags_of([rung])) & set(REFUSED):
         return "refused"
+    if rung.name == "parity":
+        return "apart"
     if rung.measured["difference"] >= rung.threshold["margin"]:
         return "worse"
     return "low" if rung.measured["engine"]["ci95"][0] < rung.threshold.get("min_robust", 0.0) else "few"

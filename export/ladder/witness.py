@@ -23,25 +23,23 @@ BATCH = 64
 class Witness(Engine):
     """``engine``, and a sample of the images that it was given with the logits that it returned.
 
-    Of each call one image may be kept, each call with the same chance (reservoir sampling), so that the late steps of a
-    walk are in the sample as the early ones are.
+    Every image is as likely to be in it (reservoir sampling), so that the late steps of a walk are as well as the early
+    ones.
     """
 
     def __init__(self, engine: Engine, seed: int) -> None:
         super().__init__(lambda images: engine(images).numpy(), engine.shape, engine.facts)
-        self.engine, self.rng, self.calls = engine, np.random.default_rng(seed), 0
-        self.kept: list[tuple[Tensor, Tensor]] = []  # image [C, H, W], logits [classes]
+        self.engine, self.rng, self.seen = engine, np.random.default_rng(seed), 0
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by place: image [C, H, W], logits [classes]
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
         """See :class:`zoo.export.engines.interface.Engine`."""
         logits = self.engine(images)
-        place, row = int(self.rng.integers(self.calls + 1)), int(self.rng.integers(len(logits)))
-        self.calls += 1
-        one = torch.as_tensor(images[row]).clone(), logits[row].clone()
-        if len(self.kept) < KEPT:
-            self.kept.append(one)
-        elif place < KEPT:
-            self.kept[place] = one
+        order = self.seen + np.arange(len(logits))
+        places = np.where(order < KEPT, order, self.rng.integers(order + 1))
+        for row in np.flatnonzero(places < KEPT):
+            self.kept[int(places[row])] = torch.as_tensor(images[row]).clone(), logits[row].clone()
+        self.seen += len(logits)
         return logits
 
     def changed(self, fresh: Engine, allowed: float) -> float:
@@ -50,7 +48,7 @@ class Witness(Engine):
         They are asked in random order, so that each is in another batch than before.
         """
         kept = [self.kept[i] for i in self.rng.permutation(len(self.kept))]
-        self.kept, self.calls = [], 0
+        self.kept, self.seen = {}, 0
         if not kept:
             return 0.0
         images, before = (torch.stack(parts) for parts in zip(*kept, strict=True))
