@@ -86,7 +86,7 @@ class Engine:
             UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
         """
         # Copies, because an engine may write into its images, and an attack into the logits.
-        logits = self.running()(np.array(checked(images, self.shape)))
+        logits = self.running()(checked(images, self.shape).numpy().copy())
         return torch.from_numpy(np.array(logits, dtype=np.float32))
 
     def differentiable(self, model: Classifier) -> nn.Module | None:

@@ -75,8 +75,10 @@ def command(
     """Export a model to an engine, attack the engine again, and write a bundle if it holds.
 
     The engine must agree with the float model (exit code 8 if not), and be
-    shown to be as accurate (8) and as robust (9), within --margin. Without
-    the model's data set only agreement is checked, and the bundle says so.
+    shown to be as accurate (8) and as robust (9), within --margin; and under
+    attack to be right more often than by guessing, or than --min-robust (9).
+    Without the model's data set only agreement is checked, and the bundle
+    says so.
     Several exports are all checked before the first is built; then each that
     can be is tried, and the exit code is the highest.
 

@@ -37,7 +37,8 @@ def command(
     """Check every byte of a bundle, rebuild its float model, and attack the exported engine again.
 
     Exit code 5: a file was altered. 8: the engine disagrees with the float
-    model, or is less accurate. 9: it is not shown to be as robust.
+    model, or is less accurate. 9: it is not shown to be as robust, or to
+    withstand attacks at all (--min-robust).
 
     \b
     Examples:
