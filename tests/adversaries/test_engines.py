@@ -34,7 +34,7 @@ from zoo.models import Classifier
 from zoo.system.errors import IntegrityError, ParityGateFailed, RobustnessGateFailed, Unreachable
 from zoo.system.files import sha256_file
 
-N = 150  # equal answers on 133 images show 2 points
+N = 60  # equal answers on 52 images show 5 points
 EPS = 8 / 255
 
 
@@ -65,7 +65,7 @@ def climbed(
         files=1,
         level=level,
         split=Split(split.name, split.images[:n], split.labels[:n]),
-        terms=Terms(**{"n": n, "margin": 0.02} | terms),
+        terms=Terms(**{"n": n, "margin": 0.05} | terms),
         reopen=(lambda: nullcontext(engine_of(deepcopy(fresh)))) if reopen else None,
     )
     return climb(model, engine_of(answer), trial)
@@ -180,9 +180,13 @@ class Recognising:
     def __init__(self, net: nn.Module, known: Tensor, reach: float) -> None:
         self.net, self.known, self.reach = net, known, reach
 
+    def distances(self, x: Tensor) -> Tensor:
+        """From each image to each that is known, by a few of the pixels: [N, M]."""
+        some, known = (images[:, :, ::4, ::4].flatten(1) for images in (x, self.known))
+        return torch.cdist(some, known, p=torch.inf)
+
     def __call__(self, x: Tensor) -> Tensor:
-        far = torch.cdist(x.flatten(1), self.known.flatten(1), p=torch.inf)
-        distance, nearest = far.min(1)
+        distance, nearest = self.distances(x).min(1)
         return self.net(torch.where((distance < self.reach)[:, None, None, None], self.known[nearest], x))
 
 
@@ -193,8 +197,7 @@ class Caching(Recognising):
         super().__init__(net, torch.full((1, 3, 32, 32), 9.0), reach)
 
     def __call__(self, x: Tensor) -> Tensor:
-        far = torch.cdist(x.flatten(1), self.known.flatten(1), p=torch.inf).amin(1)
-        self.known = torch.cat([self.known, x[far >= self.reach]])
+        self.known = torch.cat([self.known, x[self.distances(x).amin(1) >= self.reach]])
         return super().__call__(x)
 
 
