@@ -11,7 +11,7 @@ import torch
 
 import zoo
 import zoo.export
-from zoo.export.ladder.climb import Terms
+from zoo.export.ladder.terms import Terms
 from zoo.export.options import ExportOptions
 from zoo.registry.constraints import Limits
 
