@@ -206,7 +206,8 @@ def write_bundle(
         )
         progress("build", 1, 1)
         load_options = loading(engine, asdict(own) if own else {})
-        with engine.load_module().load(scratch / artifact.file, **load_options) as loaded:
+        opened = partial(engine.load_module().load, scratch / artifact.file, **load_options)
+        with opened() as loaded:
             trial = Trial(
                 artifact_sha256=artifact.sha256,
                 files=len(parts),
@@ -216,6 +217,7 @@ def write_bundle(
                 terms=options.terms,
                 dataset=known.dataset,
                 threat=known.threat,
+                reopen=opened,
             )
             report = climb(model, loaded, trial, progress)
         manifest = Manifest(

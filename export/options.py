@@ -11,7 +11,7 @@ from typing import Any
 from zoo.export.bundle.manifest import PRECISIONS, Precision, level_called
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.options import options_of
-from zoo.export.ladder.climb import Terms
+from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.calibration import Sampling
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
@@ -30,8 +30,8 @@ class ExportOptions:
         uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
         engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
         verify: how high to climb: ``none``, ``parity``, ``clean`` or ``attacked``; None: as high as the data allow.
-        margin, tolerance, n, seed, queries: the terms of the sign-off, see :class:`zoo.export.ladder.climb.Terms`;
-            where they are None, they are as usual for the precision.
+        margin, min_robust, tolerance, n, seed, queries: the terms of the sign-off, see
+            :class:`zoo.export.ladder.terms.Terms`; where they are None, they are as usual for the precision.
         data: where the model's data set is, see :mod:`zoo.datasets`; ``offline``: never use the network.
         force: replace a bundle that is there.
         keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
@@ -51,6 +51,7 @@ class ExportOptions:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     verify: str | None = None
     margin: float | None = None
+    min_robust: float | None = None
     tolerance: float | None = None
     n: int | None = None
     seed: int | None = None

@@ -12,13 +12,14 @@ from typing import Any
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
 from zoo.export.bundle.folder import files, read_bundle, rewritten
-from zoo.export.bundle.manifest import Level, Notify, Report, level_called
+from zoo.export.bundle.manifest import Level, Notify, Report, Rung, level_called
 from zoo.export.bundle.source import digest, load_source
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
-from zoo.export.ladder.climb import Progress, Terms, Trial, climb, silent
+from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.report import findings, write_reports
+from zoo.export.ladder.terms import Terms
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
@@ -85,8 +86,9 @@ def verify_bundle(
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
         notify: takes one sentence about a level's former name.
-        terms: margin, tolerance, n, seed, queries, see :class:`zoo.export.ladder.climb.Terms`; margin and tolerance
-            are by default those that the bundle was signed off with.
+        terms: margin, min_robust, tolerance, n, seed, queries, see :class:`zoo.export.ladder.terms.Terms`; margin,
+            min_robust and tolerance are by default those that the bundle was signed off with (a tolerance in logits,
+            as older bundles have it, is not used).
 
     Returns:
         The report; :func:`sign_off` raises if a gate in it does not hold.
@@ -117,7 +119,7 @@ def verify_bundle(
         kind.require()
         load_options = reloading(kind, manifest.artifact.options, engine_options or {})
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
-    recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
+    recorded = {key: value for rung in manifest.gates if not _in_logits(rung) for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
     agreed = Terms.of(manifest.artifact.precision, **recorded | given)
     if split is None:
@@ -138,6 +140,7 @@ def verify_bundle(
         terms=agreed,
         dataset=manifest.dataset,
         threat=manifest.threat_model,
+        reopen=opened,
     )
     with opened() as engine:
         report = climb(model.eval(), engine, trial, progress)
@@ -146,3 +149,8 @@ def verify_bundle(
             found = findings(report, manifest.dataset, manifest.spec.classes)
             write_reports(scratch, manifest.model_copy(update=found), report)
     return report
+
+
+def _in_logits(rung: Rung) -> bool:
+    """Whether this is a parity rung of before, when the tolerance was absolute."""
+    return rung.name == "parity" and "relative_difference" not in rung.measured

@@ -12,7 +12,7 @@ from zoo.datasets.base import to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder.climb import Terms
+from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.calibration import METHODS, Sampling, calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import metadata_of, save_onnx
@@ -149,7 +149,7 @@ def test_an_int8_bundle_climbs_the_whole_ladder_and_says_what_it_was_calibrated_
     assert [rung.name for rung in manifest.gates][-3:] == ["transfer", "surrogate", "black-box"]
     report = verify_bundle(bundle, split=split, model=robust, n=150, queries=50)
     sign_off(report)
-    assert report.rungs[1].threshold == {"tolerance": 1.0}
+    assert report.rungs[1].threshold == {"tolerance": 0.6}
 
 
 def test_coarse_arithmetic_is_attacked_as_a_black_box_unless_told_otherwise():

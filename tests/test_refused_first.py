@@ -55,6 +55,7 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["verify", "nowhere", "--margin", "0"], 2, "a number of points above 0 and below 100, not 0"),
         (["export", "trades-s3", "--seed", "-1"], 2, "greater than or equal to 0"),
         (["export", "trades-s3", "--tolerance", "-1"], 2, "a tolerance is 0 or more"),
+        (["export", "trades-s3", "--min-robust", "130%"], 2, "'130%' is not an accuracy"),
         (["export", "trades-s3", "-n", "0"], 2, "1 image or more, not 0"),
         (["export", "trades-s3", "--calibration", "8"], 2, "fp32 needs no calibration"),
         (["export", "trades-s3", "--margin", "nan"], 2, "a number of points above 0 and below 100, not nan"),

@@ -414,6 +414,14 @@ def test_a_device_that_hangs_is_given_up(bundle):
         connect(after("echo Select a menu:; read choice; sleep 60"), bundle, timeout=0.2)
 
 
+def test_a_device_that_hangs_is_given_up_though_a_process_that_escaped_holds_the_pipe(bundle, tmp_path):
+    note = tmp_path / "pid"
+    escaped = f"setsid sh -c 'echo $$ > {note}; exec sleep 60' & until [ -s {note} ]; do sleep 0.01; done"
+    with pytest.raises(Unreachable, match=r"'board' has not answered within 2 s"):
+        connect(after(f"{escaped}; read choice; sleep 60"), bundle, timeout=2)
+    os.kill(int(note.read_text()), signal.SIGKILL)  # which is still there
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error", "message"),
     [

@@ -15,7 +15,8 @@ from test_export import FAMILIES, model_of
 
 from zoo.datasets.base import to_float
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder.climb import Terms, Trial, climb
+from zoo.export.ladder.climb import Trial, climb
+from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.gradients import StraightThrough, own_gradients
 from zoo.export.onnx.graph import INPUT, save_onnx
 from zoo.export.onnx.int8 import to_int8

@@ -147,7 +147,9 @@ def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):
     assert manifest.robustness.startswith(
         "attacked with pgd20-l2-2, apgd50-l2-2 (l2 2), the exported engine is right on"
     )
-    assert "l2 perturbations of 2.\nAttacked with pgd20-l2-2" in (bundle / "README.md").read_text()
+    readme = (bundle / "README.md").read_text()
+    assert readme.split("\n\n")[1].startswith("Attacked with pgd20-l2-2")
+    assert "l2 perturbations of 2.\n" in readme
     assert metadata_of(bundle / "model.onnx")["threat_model"] == "l2, eps 2 of [0, 1]"
     clean, attacked = (np.load(bundle / "probe" / f"{kind}.npz")["images"] for kind in ("clean", "adversarial"))
     assert np.linalg.norm((attacked - clean).reshape(len(clean), -1), axis=1) == pytest.approx(2.0, abs=0.01)

@@ -85,8 +85,9 @@ class Engine:
         Raises:
             UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
         """
-        logits = self.running()(checked(images, self.shape).numpy())
-        return torch.from_numpy(np.array(logits, dtype=np.float32))  # a copy: attacks may write into it
+        # Copies, because an engine may write into its images, and an attack into the logits.
+        logits = self.running()(checked(images, self.shape).numpy().copy())
+        return torch.from_numpy(np.array(logits, dtype=np.float32))
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
         """``model`` with the weights that are in the artifact, for gradients; None if there is no such thing.

@@ -5,6 +5,15 @@ of the two gets right, must lie below the margin. Under attack the union over al
 before the last ends the climb only where the engine is already shown to lose more than the margin. The walk of the
 surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; what it finds so
 in an int8 engine, Square finds in the twin one rung later.
+
+Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
+its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
+
+An engine is flagged where an attack may have said too little. Coarse logits hide gradients and have plateaus; Square
+needs no gradients and crosses plateaus, so such an engine is signed off if it withstands Square too. No attack suits
+the other flags, and the engine is refused: one that is unsteady gives no attack a direction, or answers from memory;
+one that is better than its twin by more than the margin computes something else, as an engine does that recognises
+attacked images.
 """
 
 from __future__ import annotations
@@ -21,23 +30,49 @@ from zoo.export.ladder.rungs import Bits
 from zoo.system.arguments import typed
 from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
 
+COARSE, UNSTEADY, BETTER = "coarse logits", "unsteady", "better than its twin"
+FLAGS = {
+    COARSE: "its logits take few values, so Square attacked it too",
+    UNSTEADY: "it answers the same images otherwise when it is asked again",
+    BETTER: "it is right more often than the model that it computes, so it answers from something else",
+}
+REFUSED = (UNSTEADY, BETTER)
+FAULTS = {
+    "refused": "what attacks find in it means nothing",
+    "worse": "the engine is worse",
+    "few": "these are too few images to show that the engine is as good",
+}
+
 
 def compared(
-    name: str, bits: Bits, protocols: Sequence[Protocol], margin: float, *, decides: bool = True
+    name: str,
+    bits: Bits,
+    protocols: Sequence[Protocol],
+    margin: float,
+    *,
+    floor: float | None = None,
+    decides: bool = True,
+    flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The gate of a rung above parity: is the engine shown to be no worse than its twin, within the margin?
 
     Args:
+        floor: the accuracy that the lower end of the engine's interval must reach besides; None for no floor.
         decides: False for a rung that another follows: it holds unless the engine is shown to be worse.
+        flags: what was found of the engine on this rung, keys of ``FLAGS``.
     """
     pair = Paired.of(*bits)
+    flags = [*flags, *([BETTER] if decides and Paired(pair.n, b=pair.c, c=pair.b).inferior(margin) else [])]
+    measured = _comparison(pair, bits)
+    enough = floor is None or measured["engine"]["ci95"][0] >= floor
+    as_good = pair.non_inferior(margin) if decides else not pair.inferior(margin)
     return {
         "name": name,
         "n": pair.n,
-        "holds": pair.non_inferior(margin) if decides else not pair.inferior(margin),
+        "holds": as_good and enough and not set(flags) & set(REFUSED),
         "protocols": tuple(protocol.model_dump(exclude_none=True) for protocol in protocols),
-        "threshold": {"margin": margin},
-        "measured": _comparison(pair, bits),
+        "threshold": {"margin": margin} | ({} if floor is None else {"min_robust": floor}),
+        "measured": {**measured, "flags": flags},
         "bits": {who: np.packbits(array).tobytes().hex() for who, array in zip(("twin", "engine"), bits, strict=True)},
     }
 
@@ -58,39 +93,97 @@ def _comparison(pair: Paired, bits: Bits) -> dict[str, Any]:
     }
 
 
+def flags_of(rungs: Sequence[Rung]) -> list[str]:
+    """What was flagged on these rungs, each once; nothing in reports of before there were flags."""
+    return list(dict.fromkeys(flag for rung in rungs for flag in rung.measured.get("flags", ())))
+
+
 def verdict(rung: Rung) -> str:
     """What a rung found, in one sentence."""
     measured = rung.measured
     if rung.name == "integrity":
         return f"integrity: {rung.n} {'file is' if rung.n == 1 else 'files are'} intact"
     if rung.name == "parity":
+        apart, unit = disparity(rung)
         return (
             f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
-            f"{measured['max_logit_difference']:.2g} (allowed {rung.threshold['tolerance']:.2g}), "
-            f"and {measured['agreement']:.1%} of the decisions agree{_repeats(measured)}"
-            + ("" if rung.holds else " (a higher --tolerance climbs on, to what that costs in robustness)")
+            f"{apart:.2g}{unit} (allowed {rung.threshold['tolerance']:.2g}), "
+            f"and {measured['agreement']:.1%} of the decisions agree{_widest(rung)}{_repeats(measured)}{_flagged(rung)}"
         )
     allowed, upper = rung.threshold["margin"], measured["upper95"]
     found = (
         f"{rung.name}: on {rung.n} images the float twin is right on {measured['twin']['accuracy']:.1%} and the "
         f"engine on {measured['engine']['accuracy']:.1%}; the upper 95 % bound of what is lost is "
-        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed"
+        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_flagged(rung)}"
     )
     if rung.holds:
         return found if upper < allowed else f"{found}: not shown to be worse, the rungs above decide"
-    if measured["difference"] >= allowed:
-        return f"{found}: the engine is worse"
-    discordant = measured["only_twin_right"] + measured["only_engine_right"]
-    needed = images_needed(discordant / rung.n, allowed)
-    hint = f" (if it is, about {needed} would do: pass --n)" if needed > rung.n and rung.name != "clean" else ""
-    return f"{found}: these are too few images to show that the engine is as good{hint}"
+    fault = _fault(rung)
+    if fault == "low":
+        low, high = measured["engine"]["ci95"]
+        return (
+            f"{rung.name}: under attack the engine is right on {measured['engine']['accuracy']:.1%} of {rung.n} images "
+            f"(95 % interval {low:.1%} to {high:.1%}), its float twin on {measured['twin']['accuracy']:.1%}, which is "
+            f"not shown to reach {rung.threshold['min_robust']:.1%}{_flagged(rung)}"
+        )
+    return f"{found}: {FAULTS[fault]}"
+
+
+def remedy(rung: Rung) -> str:
+    """What can be done about a rung that does not hold, as a clause."""
+    fault = _fault(rung)
+    if fault == "refused":
+        return "no option signs it off, export the model again"
+    if fault == "apart":
+        return "a higher --tolerance climbs on, to what that costs in robustness"
+    if fault == "low":
+        return (
+            "pick a model that is robust, or with --min-robust another floor (by default it is guessing); "
+            "'--verify clean' leaves robustness out"
+        )
+    if fault == "few" and rung.name != "clean":
+        allowed, measured = rung.threshold["margin"], rung.measured
+        discordant = measured["only_twin_right"] + measured["only_engine_right"]
+        needed = images_needed(discordant / rung.n, allowed)
+        if needed > rung.n:
+            return f"if it is, about {needed} would do (--n); or allow more (--margin), or try another precision"
+    return "try another precision, or allow more (--margin)"
+
+
+def disparity(rung: Rung) -> tuple[float, str]:
+    """How far the logits of a parity rung are apart, and the unit: their spread; in reports of before, a logit."""
+    if "relative_difference" in rung.measured:
+        return rung.measured["relative_difference"], " of their spread"
+    return rung.measured["max_logit_difference"], ""
+
+
+def _fault(rung: Rung) -> str:
+    """Why a rung does not hold: a key of ``FAULTS``, "apart" (parity) or "low" (the floor)."""
+    if set(flags_of([rung])) & set(REFUSED):
+        return "refused"
+    if rung.name == "parity":
+        return "apart"
+    if rung.measured["difference"] >= rung.threshold["margin"]:
+        return "worse"
+    return "low" if rung.measured["engine"]["ci95"][0] < rung.threshold.get("min_robust", 0.0) else "few"
+
+
+def _flagged(rung: Rung) -> str:
+    return "".join(f"; flagged as {flag}: {FLAGS[flag]}" for flag in flags_of([rung]))
+
+
+def _widest(rung: Rung) -> str:
+    """The widest margin of the model among the other decisions; nothing where the tolerance explains them."""
+    flipped = rung.measured.get("widest_margin_flipped", 0.0)
+    return "" if flipped <= rung.threshold["tolerance"] else f" (the model decides one of the others by {flipped:.2g})"
 
 
 def _repeats(measured: dict[str, Any]) -> str:
     """How deterministic the engine is; nothing of reports that were written before this was measured."""
     if "difference_between_runs" not in measured:
         return ""
-    batches, runs = measured["difference_between_batches"], measured["difference_between_runs"]
+    scale = measured.get("logit_spread") or 1.0  # reports of before are in logits
+    batches, runs = (measured[f"difference_between_{what}"] / scale for what in ("batches", "runs"))
     if not batches and not runs:
         return "; the same at every batch size"
     return f"; between batch sizes its own differ by up to {batches:.1g}" + (
@@ -108,4 +201,4 @@ def sign_off(report: Report) -> None:
     typed(report=(report, Report))
     if report.failed is not None:
         kind = ParityGateFailed if report.failed.name in ("parity", "clean") else RobustnessGateFailed
-        raise kind(verdict(report.failed))
+        raise kind(f"{verdict(report.failed)}: {remedy(report.failed)}")

@@ -12,7 +12,7 @@ from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import backend
 from zoo.export.ladder.climb import RANDOM
-from zoo.export.ladder.gate import verdict
+from zoo.export.ladder.gate import FLAGS, disparity, flags_of, verdict
 from zoo.export.onnx.graph import GRAPH
 
 NORMS = {"linf": "l-infinity", "l2": "l2"}
@@ -37,9 +37,9 @@ def robustness(report: Report, dataset: str | None, classes: int) -> str:
     Args:
         classes: of the model; an engine that is right on no more than one image in so many is not robust.
     """
-    if report.reached == "attacked":
-        last = report.rungs[-1]
-        protocols = [protocol for rung in report.rungs for protocol in rung.protocols]
+    attacked = [rung for rung in report.rungs if rung.protocols]
+    if attacked:
+        last, protocols = attacked[-1], [protocol for rung in attacked for protocol in rung.protocols]
         names = ", ".join(dict.fromkeys(protocol["name"] for protocol in protocols))
         threat = ThreatModel(norm=protocols[-1]["norm"], eps=protocols[-1]["eps"])
         twin, engine = last.measured["twin"], last.measured["engine"]
@@ -48,6 +48,9 @@ def robustness(report: Report, dataset: str | None, classes: int) -> str:
             f"attacked with {names} ({threat}), the exported engine is right on {engine['accuracy']:.1%} of {last.n:,} "
             f"images (95 % interval {low:.1%} to {high:.1%}), its float twin on {twin['accuracy']:.1%}"
         )
+        if report.failed is not None:
+            return f"{found}; robustness was NOT shown on the exported engine: {verdict(report.failed)}"
+        found += "".join(f"; flagged as {flag}: {FLAGS[flag]}" for flag in flags_of(report.rungs))
         if low > 1 / classes:
             return found
         chance = f"that is no better than chance ({1 / classes:.1%})"
@@ -91,7 +94,7 @@ def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Map
 
 def _expected(manifest: Manifest) -> str:
     """What the snippet prints: rounding, and where the graph is quantised what that does."""
-    parity = [rung.measured["max_logit_difference"] for rung in manifest.gates if rung.name == "parity"]
+    parity = [disparity(rung)[0] for rung in manifest.gates if rung.name == "parity"]
     return f"about {parity[0]:.0e}" if parity and manifest.artifact.format == "onnx" else "small"
 
 
@@ -106,8 +109,9 @@ def readme(manifest: Manifest) -> str:
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 
-An image classifier. Threat model: {NORMS[threat.norm]} perturbations of {threat.size}.
 {manifest.robustness[0].upper()}{manifest.robustness[1:]}.
+
+An image classifier. Threat model: {NORMS[threat.norm]} perturbations of {threat.size}.
 
 {artifact.format.upper()}, {artifact.precision}, opset {artifact.opset}; {manifest.cost.macs / 1e6:.1f} M \
 multiply-accumulates, {manifest.cost.params / 1e3:,.0f} k parameters.
@@ -122,7 +126,8 @@ import numpy, onnxruntime
 session = onnxruntime.InferenceSession("{GRAPH}")
 probe = numpy.load("probe/clean.npz")
 (logits,) = session.run(None, {{"{manifest.io.input.name}": probe["images"]}})
-print(abs(logits - probe["logits"]).max())  # {_expected(manifest)}
+difference, spread = abs(logits - probe["logits"]).max(), numpy.median(probe["logits"].std(1))
+print(difference / spread)  # {_expected(manifest)}
 ```
 
 {own}## What was checked

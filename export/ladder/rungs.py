@@ -9,15 +9,16 @@ that has come to compute something else, so there the weights in the artifact it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.attacks import broken, margin
 from zoo.attacks.ball import Ball, steepest
+from zoo.attacks.losses import ascend, cross_entropy
 from zoo.attacks.pulse import heard, images_done, portion, pulse
 from zoo.datasets.base import to_float
 from zoo.evaluation.perturb import perturb
@@ -29,6 +30,8 @@ from zoo.system.errors import UsageError
 
 BATCH = 250  # images attacked at once
 PARITY_IMAGES = 64
+SAMPLE = 640  # logits, to see whether they take few values
+SHIFT = 4  # pixels
 
 Tick = Callable[[int, int], None]  # images done, images in all
 Bits = tuple[np.ndarray, np.ndarray]  # who is right, bool [N]: the twin, the engine
@@ -41,47 +44,85 @@ def right(engine: Engine, x: Tensor, y: Tensor) -> np.ndarray:
     return ~broken(engine(x), y).numpy()
 
 
-def parity(model: nn.Module, engine: Engine, x: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
+def spread(logits: Tensor) -> float:
+    """The spread of a net's logits [N, K]: the median over the images of their standard deviation over the classes.
+
+    It grows with the logits as rounding errors do, and what all classes have in common, which no decision sees, is not
+    in it. It is one number for a net: rounding depends on what the net computes, and not on how undecided it is about
+    one image. The median, so that one image far from the others does not set it.
+    """
+    return logits.std(1, correction=0).median().item()
+
+
+def parity(model: nn.Module, engine: Engine, x: Tensor, sizes: Sequence[int], *, seed: int = 0) -> dict[str, Any]:
     """How far the engine's logits are from the model's, in batches of each of ``sizes``.
+
+    They are compared on ``x``, and on some of it mirrored and moved by up to 4 pixels: an engine that knows the test
+    images by heart does not know these.
 
     Args:
         model: the float model as it was loaded, nothing folded.
         x: images [N, C, H, W] in [0, 1].
+        seed: of the moves.
 
     Returns:
-        The largest difference of a logit, of a decision margin (of the class that the model decides for), and
-        the share of images with the same decision; the worst over the batch sizes. And how deterministic the engine is:
-        by how much its own logits of an image differ between batch sizes, and between two runs of the same batches.
+        The worst over the batch sizes of: the largest difference of a logit, also as a share of the model's
+        :func:`spread`; the largest change of a decision margin (of the class that the model decides for); the share of
+        images with the same decision, and the widest margin of the model, as a share of the spread, among the images
+        with another decision. How deterministic the engine is: by how much its own logits of an image differ
+        between batch sizes, and between two runs of the same batches. And how many of a sample of its logits
+        are distinct, as a share.
     """
     twin = Twin(model, shape=(x.shape[1], x.shape[2], x.shape[3]))
-    reference = torch.cat([twin(part) for part in x.split(64)])  # [N, K]
+    images = torch.cat([x, _moved(x[:PARITY_IMAGES], seed)])
+    reference = torch.cat([twin(part) for part in images.split(64)])  # [N + M, K]
     decided = reference.argmax(1)
     own_margin = margin(reference, decided)
-    logit_differences, margin_changes, agreements = [], [], []
-    answers: list[Tensor] = []
+    logit_differences, margin_changes, agreements, flipped = [], [], [], [reference.new_zeros(())]
 
-    def answered(size: int, n: int) -> Tensor:
-        return torch.cat([engine(part) for part in x[:n].split(size)])
+    def answered(part: slice, size: int) -> Tensor:
+        """The engine's logits of a part of the images, which are compared with the model's."""
+        logits = torch.cat([engine(batch) for batch in images[part].split(size)])
+        if logits.shape != reference[part].shape:
+            raise UsageError(f"the engine answers with logits {list(logits.shape)}, not {list(reference[part].shape)}")
+        agree = ~broken(logits, decided[part])
+        logit_differences.append((logits - reference[part]).abs().max())
+        margin_changes.append((margin(logits, decided[part]) - own_margin[part]).abs().max())
+        agreements.append(agree.double().mean())
+        flipped.extend(own_margin[part][~agree])
+        return logits[:PARITY_IMAGES]
 
-    for size in sizes:
-        n = min(len(x), max(PARITY_IMAGES, size))  # thousands of batches of 1 would show nothing more
-        logits = answered(size, n)
-        if logits.shape != reference[:n].shape:
-            raise UsageError(f"the engine answers with logits {list(logits.shape)}, not {list(reference[:n].shape)}")
-        logit_differences.append((logits - reference[:n]).abs().max())
-        margin_changes.append((margin(logits, decided[:n]) - own_margin[:n]).abs().max())
-        agreements.append((~broken(logits, decided[:n])).double().mean())
-        answers.append(logits[:PARITY_IMAGES])
-    again = answered(sizes[-1], min(len(x), max(PARITY_IMAGES, sizes[-1])))[:PARITY_IMAGES]
+    # Thousands of batches of 1 would show nothing more.
+    parts = [slice(0, min(len(x), max(PARITY_IMAGES, size))) for size in sizes]
+    answers = [answered(part, size) for part, size in zip(parts, sizes, strict=True)]
+    again = answered(parts[-1], sizes[-1])
+    answered(slice(len(x), None), sizes[-1])
+    sample = answers[-1].flatten()[:SAMPLE]
+    difference, scale = torch.stack(logit_differences).max().item(), spread(reference[: len(x)])
     return {
-        "max_logit_difference": torch.stack(logit_differences).max().item(),  # NaN if there is one
+        "max_logit_difference": difference,  # NaN if there is one
+        "logit_spread": scale,
+        "relative_difference": _share(difference, scale),
         "max_margin_change": torch.stack(margin_changes).max().item(),
         "agreement": torch.stack(agreements).min().item(),
+        "widest_margin_flipped": _share(torch.stack(flipped).max().item(), scale),
         "smallest_margin": own_margin.min().item(),
         "difference_between_batches": max((a - answers[0]).abs().max().item() for a in answers),
         "difference_between_runs": (again - answers[-1]).abs().max().item(),
+        "distinct_logits": len(sample.unique()) / len(sample),
         "batches": list(sizes),
     }
+
+
+def _moved(x: Tensor, seed: int) -> Tensor:
+    """Images [N, C, H, W] mirrored and moved, by as much for all of them."""
+    down, right = torch.randint(1, SHIFT + 1, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return x.flip(-1).roll((down, right), (-2, -1))
+
+
+def _share(difference: float, scale: float) -> float:
+    """``difference / scale``; of a net that answers with equal logits nothing may differ."""
+    return difference / scale if scale else (inf if difference else 0.0)
 
 
 def transfer(twin: Twin, protocol: Protocol) -> Attack:
@@ -154,9 +195,8 @@ def surrogate_pgd(
         standing = m > 0
         active, x_t = active[standing], x_t[standing]
         if t < steps and len(active):
-            x_t.requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(gradients(x_t), y[active], reduction="sum"), x_t)
-            x_t = ball.select(active).project(x_t.detach() + step * steepest(gradient, norm))
+            _, _, gradient = ascend(gradients, x_t, cross_entropy, y[active])
+            x_t = ball.select(active).project(x_t + step * steepest(gradient, norm))
     return best
 
 

@@ -115,6 +115,7 @@ class Link:
         self.target, self.timeout = target, timeout
         self.noise: bytearray | None = bytearray()  # what login scripts print before the first frame
         self.greeting = source(runtime)
+        self.waiting: threading.Thread | None = None  # for the latest answer
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
         try:
             process = subprocess.Popen(
@@ -144,33 +145,39 @@ class Link:
             request = frame.encode(kind, head, payload)
         except BadFrame as error:
             raise UsageError(f"this is too much to send to '{self.target.name}' at once: {error}") from None
-        late = threading.Event()
-        clock = threading.Timer(self.timeout, self._give_up, (late,))
-        clock.daemon = True
-        clock.start()
-        try:
-            with suppress(BrokenPipeError):  # a process that ends before it has read everything may have said why
-                self.there.write(self.greeting + request)
-                self.there.flush()
-            self.greeting = b""
-            answer, facts, content = frame.read_frame(self.back, self.noise)
-        except (EOFError, OSError):
-            raise self._ended(late.is_set()) from None
-        except BadFrame as error:
+        answers: list[Frame | Exception] = []
+
+        def exchange() -> None:
+            try:
+                with suppress(BrokenPipeError):  # a process that ends before it has read everything may have said why
+                    self.there.write(self.greeting + request)
+                    self.there.flush()
+                answers.append(frame.read_frame(self.back, self.noise))
+            except Exception as error:
+                answers.append(error)
+
+        # In a thread of its own: a descendant of the process may hold the pipe open however often it is killed.
+        self.waiting = threading.Thread(target=exchange, daemon=True)
+        self.waiting.start()
+        self.waiting.join(self.timeout)
+        if not answers:
+            self._kill()
+            raise Unreachable(f"'{self.target.name}' has not answered within {self.timeout:g} s{self._said()}")
+        self.greeting = b""
+        if isinstance(answers[0], EOFError | OSError):
+            raise self._ended() from None
+        if isinstance(answers[0], BadFrame):
             raise IntegrityError(
-                f"'{self.target.name}' sends an answer that cannot be understood: {error}{self._said()}"
+                f"'{self.target.name}' sends an answer that cannot be understood: {answers[0]}{self._said()}"
             ) from None
-        finally:
-            clock.cancel()
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        answer, facts, content = answers[0]
         self.noise = None
         if answer == frame.ERROR:
             trouble = ERRORS.get(str(facts.get("kind")), IntegrityError)
             raise trouble(f"the device '{self.target.name}' says: {facts.get('message')}")
         return answer, facts, content
-
-    def _give_up(self, late: threading.Event) -> None:
-        late.set()
-        self._kill()
 
     def _kill(self) -> None:
         if os.name == "nt":
@@ -178,11 +185,9 @@ class Link:
         elif self.process.returncode is None:  # else the number may be another's by now
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _ended(self, late: bool) -> Exception:
-        """Why the process ended: it took too long, it never started, or the connection dropped."""
+    def _ended(self) -> Exception:
+        """Why the process ended: it never started, or the connection dropped."""
         name = self.target.name
-        if late:
-            return Unreachable(f"'{name}' has not answered within {self.timeout:g} s{self._said()}")
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         status = self.process.returncode
@@ -204,6 +209,13 @@ class Link:
         """Say goodbye, or just ``kill`` the process; it has ended when this returns."""
         if kill:
             self._kill()
+        if self.waiting is not None:
+            self.waiting.join(1)
+            if self.waiting.is_alive():  # it is within a read of the pipe, which then cannot be closed
+                self._kill()
+                self.process.wait()
+                self.log.close()
+                return
         with suppress(OSError):
             self.there.write(frame.encode(frame.BYE, {}))
         with suppress(OSError):

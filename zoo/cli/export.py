@@ -14,6 +14,7 @@ import typer
 from zoo.cli import options as given
 from zoo.cli.output import Output
 from zoo.system.errors import UnknownModel, UsageError, ZooError
+from zoo.system.units import parse_share
 
 if TYPE_CHECKING:
     from zoo.export.bundle.folder import Bundle
@@ -60,6 +61,7 @@ def command(
     ] = None,
     engine_options: given.EngineOptions = None,
     margin: given.Margin = None,
+    min_robust: given.MinRobust = None,
     tolerance: given.Tolerance = None,
     n: given.Attacked = 1000,
     seed: given.Seed = 0,
@@ -73,8 +75,10 @@ def command(
     """Export a model to an engine, attack the engine again, and write a bundle if it holds.
 
     The engine must agree with the float model (exit code 8 if not), and be
-    shown to be as accurate (8) and as robust (9), within --margin. Without
-    the model's data set only agreement is checked, and the bundle says so.
+    shown to be as accurate (8) and as robust (9), within --margin; and under
+    attack to be right more often than by guessing, or than --min-robust (9).
+    Without the model's data set only agreement is checked, and the bundle
+    says so.
     Several exports are all checked before the first is built; then each that
     can be is tried, and the exit code is the highest.
 
@@ -102,6 +106,7 @@ def command(
         "engine_options": parse_pairs(engine_options or ()),
         "verify": verify,
         "margin": given.share_of(margin),
+        "min_robust": None if min_robust is None else parse_share(min_robust),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "command": shlex.join(["zoo", *sys.argv[1:]]),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "right: images classified correctly (under every attack so far), %. lost: upper 95 % bound of twin - engine, "
-    "points; for parity, the largest logit difference. Under attack the last rung decides; one before it fails where "
-    "the engine is shown to lose more than is allowed."
+    "points; for parity, the largest logit difference, by the logits' spread. Under attack the last rung decides; one "
+    "before it fails where the engine is shown to lose more than is allowed, or keeps too little."
 )
 
 
@@ -38,11 +38,13 @@ def outcome(bundle: Bundle) -> tuple[dict[str, Any], str]:
 
 
 def _row(rung: Rung) -> list[str]:
+    from zoo.export.ladder.gate import disparity
+
     last = [f"{rung.n:,}", "holds" if rung.holds else "FAILS"]
     if rung.name == "integrity":
         return [rung.name, "", "", "", "", f"{rung.n} files" if rung.n > 1 else "1 file", last[1]]
     if rung.name == "parity":
-        lost, allowed = rung.measured["max_logit_difference"], rung.threshold["tolerance"]
+        lost, allowed = disparity(rung)[0], rung.threshold["tolerance"]
         return [rung.name, "", "", f"{lost:.1e}", f"{allowed:.1e}", *last]
     twin, engine = rung.measured["twin"]["accuracy"], rung.measured["engine"]["accuracy"]
     lost, allowed = rung.measured["upper95"], rung.threshold["margin"]

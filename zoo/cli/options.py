@@ -163,7 +163,18 @@ Margin = Annotated[
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(metavar="LOGIT", help="Largest difference of a logit; else as the precision allows, or as exported."),
+    typer.Option(
+        metavar="SHARE",
+        help="Largest difference of a logit, by the logits' spread; else as the precision allows, or as exported.",
+    ),
+]
+MinRobust = Annotated[
+    str | None,
+    typer.Option(
+        "--min-robust",
+        metavar="SHARE",
+        help="Accuracy that the engine must keep under attack, as 0.3 or 30%; else more than guessing, or as exported.",
+    ),
 ]
 Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the attacks, and of the choice of calibration images.")]

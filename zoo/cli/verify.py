@@ -9,6 +9,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
+from zoo.system.units import parse_share
 
 
 def command(
@@ -16,6 +17,7 @@ def command(
     level: given.Level = None,
     data: given.Data = None,
     margin: given.Margin = None,
+    min_robust: given.MinRobust = None,
     tolerance: given.Tolerance = None,
     n: given.Attacked = 1000,
     seed: given.Seed = 0,
@@ -35,7 +37,8 @@ def command(
     """Check every byte of a bundle, rebuild its float model, and attack the exported engine again.
 
     Exit code 5: a file was altered. 8: the engine disagrees with the float
-    model, or is less accurate. 9: it is not shown to be as robust.
+    model, or is less accurate. 9: it is not shown to be as robust, or to
+    withstand attacks at all (--min-robust).
 
     \b
     Examples:
@@ -49,6 +52,7 @@ def command(
 
     level_called(level)
     allowed = given.share_of(margin)
+    least = None if min_robust is None else parse_share(min_robust)
     read_bundle(bundle)  # before torch is imported
 
     from zoo.cli.ladder import headline, rungs_table
@@ -64,6 +68,7 @@ def command(
             data=data,
             offline=offline,
             margin=allowed,
+            min_robust=least,
             tolerance=tolerance,
             n=n,
             seed=seed,
