@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -104,7 +103,6 @@ def command(
         "margin": given.share_of(margin),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
-        "command": shlex.join(["zoo", *sys.argv[1:]]),
     }
     names = _names(name)
     alone = len(names) * len(kinds) == 1
@@ -117,6 +115,7 @@ def command(
         backend(format).require(build=True)
     for one in names:
         given.check_model(one, offline=offline, say=output.say)
+    from zoo.export.bundle.source import public
     from zoo.export.exporter import job_of
     from zoo.export.onnx.calibration import Sampling
     from zoo.export.options import ExportOptions
@@ -130,6 +129,7 @@ def command(
             format=engine,
             precision=precision,
             calibration=sampling if precision == "int8" or needless else None,
+            command=public("zoo", *sys.argv[1:]),
             **shared,
         )
         for engine, precision in kinds

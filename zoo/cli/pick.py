@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,12 +106,13 @@ def command(
     if latency_ms is not None:
         text += f"\n\n{_latencies(picked, timed_devices(registry, device))}"
     if export:
+        from zoo.export.bundle.source import public
         from zoo.export.exporter import job_of
         from zoo.export.options import ExportOptions
 
         order: dict[str, Any] = {"format": export, "precision": precision, "batches": batches, "verify": verify}
         order |= {"out": out, "data": data, "offline": offline, "keep_failed": keep_failed, "force": force}
-        options = ExportOptions(**order, command=shlex.join(["zoo", *sys.argv[1:]]))
+        options = ExportOptions(**order, command=public("zoo", *sys.argv[1:]))
         job = job_of(picked[0].name, options, notify=out_.say)
         report["export"] = {**order, "out": str(out), "data": str(data) if data else None, "dry_run": dry_run}
         if dry_run:

@@ -12,7 +12,7 @@ from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.system.files import check_folder, read_utf8, write_atomic
-from zoo.system.records import Text
+from zoo.system.records import Line, Text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -33,13 +33,14 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore", "strict": True}
 
-    name: Text | None = None
+    name: Line | None = None
     family: Text | None = None
     description: str | None = None
     paper: str | None = None
     spec: dict[str, Any]
     dataset: Text | None = None  # older folders have it in train.settings, like the threat model
     threat: ThreatModel | None = None
+    classes: tuple[Line, ...] | None = None  # names, in the order of the logits; older folders have none
     reported: Any = None
     train: dict[str, Any] | None = None
     tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of the student's
