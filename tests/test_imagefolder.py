@@ -279,6 +279,7 @@ def check_phases(space: str, out: Path) -> None:
         config = json.loads((out / phase / "model" / "config.json").read_text())
         assert config["spec"] == found["spec"]
         assert config["tutors"] == found["tutors"]
+        assert config["classes"] == [f"n{label:03}" for label in range(100)]
         assert [one["name"] for one in config["train"]["phases"]] == phases
 
 

@@ -242,7 +242,13 @@ def hundred(world, found, tmp_path) -> str:
     found(replace(CIFAR100, root=world.root))
     torch.manual_seed(0)
     spec = StagedSpec(**{**SPEC.to_dict(), "classes": 100})
-    known = {"dataset": "cifar100", "classes": CIFAR100.classes, "family": "try", "description": "for tests", "train": entry_of(8)["train"]}
+    known = {
+        "dataset": "cifar100",
+        "classes": CIFAR100.classes,
+        "family": "try",
+        "description": "for tests",
+        "train": entry_of(8)["train"],
+    }
     return folder_of(tmp_path / "hundred", build(spec).eval(), **known)
 
 

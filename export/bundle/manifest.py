@@ -243,8 +243,9 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        fault = f"{first['input']!r} is malformed" if first["type"] == "string_pattern_mismatch" else first["msg"]
         raise IntegrityError(
-            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {first['msg']}"
+            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {fault}"
         ) from None
 
 

@@ -81,10 +81,10 @@ def command(
     Examples:
       zoo export trades-s7 -o bundles
       zoo export trades-s7 --verify attacked --data cifar10 -n 2500 --margin 0.5
-      zoo export trades-s7 -f openvino --precision int8 --adversarial 0.5
+      zoo export rnascl-s7-wrt34 -f openvino --precision int8
       zoo export trades-s7 --uint8 --triton models
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
-      zoo export "trades-*" -f onnx,openvino --precision fp32,int8
+      zoo export "trades-*" -f onnx,openvino --precision fp32,fp16
       zoo export local-dir:runs/mine/model --verify parity --json
     """
     from zoo.cli.ladder import outcome
