@@ -110,8 +110,6 @@ def verify_bundle(
     Terms.of("fp32", **terms)  # refused before anything is read
     manifest = read_bundle(folder)
     kind = backend(manifest.engine)
-    check_claims(folder, manifest)
-    check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
     if device and engine_options:
         raise UsageError("options of the engine are for this machine: leave them out with a device")
     opened: Callable[[], Engine]
@@ -122,6 +120,8 @@ def verify_bundle(
         kind.require()
         load_options = reloading(kind, manifest.artifact.options, engine_options or {})
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
+    check_claims(folder, manifest)
+    check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
     recorded = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
     agreed = Terms.of(manifest.artifact.precision, **recorded | given)
