@@ -28,7 +28,7 @@ from zoo.export.bundle.source import public, source_of
 from zoo.export.onnx.graph import metadata_of
 from zoo.export.onnx.uint8 import UINT8
 from zoo.registry.file import info, load_registry, pretty
-from zoo.system.errors import IntegrityError
+from zoo.system.errors import IntegrityError, Unreachable
 from zoo.system.files import kind_of, sha256_file
 from zoo.weights.load import BUNDLED, find, load
 
@@ -117,10 +117,14 @@ def test_a_bundle_as_it_was_written_holds_no_contradiction(released, own):
         (at("labels", value=list("abc")), "labels"),
         (
             at("measured", "pgd20", "accuracy", "value", value=0.99),
-            r"measured\.pgd20 = 0\.99, but .*'trades-s3' has 0\.3",
+            r"measured\.pgd20 = .'value': 0\.99, .*'trades-s3' has .'value': 0\.3",
         ),
+        (at("measured", "pgd20", "accuracy", "n", value=10**6), r"measured\.pgd20 = .*'n': 1000000"),
         (at("measured", "pgd20", value=0.99), r"measured\.pgd20 = 0\.99"),
-        (at("measured", "imagined", value={"accuracy": {"value": 0.9}}), r"measured\.imagined = 0\.9, but .* None"),
+        (
+            at("measured", "imagined", value={"accuracy": {"value": 0.9}}),
+            r"measured\.imagined = .'value': 0\.9., but .* None",
+        ),
         (at("reported", "pgd20", value={"value": 0.9, "source": "us"}), r"reported\.pgd20 = 0\.9"),
         (at("threat_model", "eps", value=0.5), r"threat_model = 'linf 0\.5', but .* 'linf 8/255'"),
         (at("io", "input", "range", value=[0, 255]), r"io\.input\.range = \[0\.0, 255\.0\], but .*\[0\.0, 1\.0\]"),
@@ -268,6 +272,10 @@ def test_a_pipe_is_refused_and_not_waited_for(released, copy, tmp_path, monkeypa
         (bundle / name).unlink()
         (bundle / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model" / "config.json")
+    with within(20), pytest.raises(Unreachable, match=r"config\.json' is a named pipe"):
+        find(f"local-dir:{tmp_path / 'model'}")
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "pipe.png"))
     with within(20), pytest.raises(IntegrityError, match="it is a named pipe, not a file"):
         load_registry()

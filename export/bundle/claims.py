@@ -98,27 +98,29 @@ def _of_the_entry(manifest: Manifest, entry: Entry) -> Iterator[Claim]:
     if manifest.name not in (entry.name, *entry.aliases, source.name):
         yield Claim("name", manifest.name, "its source has the name", entry.name)
     yield Claim("source.file_sha256", source.file_sha256 or entry.weights.sha256, registry, entry.weights.sha256)
-    said, known = manifest.spec.to_dict(), parse_spec(entry.spec).to_dict()
-    for key in known | said:
-        yield Claim(f"spec.{key}", said.get(key), registry, known.get(key))
+    stated, known = manifest.spec.to_dict(), parse_spec(entry.spec).to_dict()
+    for key in known | stated:
+        yield Claim(f"spec.{key}", stated.get(key), registry, known.get(key))
     yield Claim("dataset", manifest.dataset, registry, entry.dataset)
     yield Claim("threat_model", str(manifest.threat_model), registry, str(entry.threat))
-    for protocol, value in accuracies(manifest.measured).items():
+    for protocol, figures in manifest.measured.items():
         result = entry.results.get(protocol)
-        if result is None or not _agrees(manifest.measured[protocol], value, result):
-            yield Claim(f"measured.{protocol}", value, registry, result and result.accuracy.value)
+        if result is None or not _agrees(figures, result):
+            said = figures.get("accuracy", figures) if isinstance(figures, dict) else figures
+            yield Claim(f"measured.{protocol}", said, registry, result and result.accuracy.to_dict())
     for protocol, number in manifest.reported.items():
         stated = entry.reported.get(protocol)
         value = number.get("value") if isinstance(number, dict) else number
         yield Claim(f"reported.{protocol}", value, registry, stated and stated.value)
 
 
-def _agrees(said: Any, value: Any, known: Result) -> bool:
-    """Whether an accuracy is the one in the registry, or from another measurement, which may differ by chance."""
-    if value == known.accuracy.value:
-        return True
-    low, high = known.accuracy.ci95
-    return isinstance(value, float) and low <= value <= high and said.get("measured_at") != known.measured_at
+def _agrees(said: Any, known: Result) -> bool:
+    """Whether a result is the one in the registry, or from another measurement, which may differ by chance."""
+    accuracy = said.get("accuracy") if isinstance(said, dict) else None
+    if not isinstance(accuracy, dict) or said.get("measured_at") == known.measured_at:
+        return accuracy == known.accuracy.to_dict()
+    (low, high), value = known.accuracy.ci95, accuracy.get("value")
+    return accuracy.get("n") == known.accuracy.n and isinstance(value, float) and low <= value <= high
 
 
 def _of_the_reports(manifest: Manifest, report: Report) -> Iterator[Claim]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import check_folder, read_utf8, write_atomic
+from zoo.system.files import check_folder, kind_of, read_utf8, write_atomic
 from zoo.system.records import Line, Text
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class ModelFolder:
         """
         if not self.path.is_dir():
             raise Unreachable(f"there is no folder '{self.path}'")
+        if kind := kind_of(self.path / name):
+            raise Unreachable(f"'{self.path / name}' is {kind}, not a file: a model folder has {CONFIG} and {TENSORS}")
         if not (self.path / name).is_file():
             raise Unreachable(f"'{self.path}' holds no {name}: a model folder has {CONFIG} and {TENSORS}")
         return self.path / name
