@@ -6,12 +6,12 @@ All that is compared was equal at the export, so a difference means that the bun
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.datasets import DATASETS
-from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.manifest import Manifest, Report, io_of, read_report
 from zoo.registry.entry import Entry, Result
 from zoo.registry.file import entry_called
@@ -98,9 +98,9 @@ def _of_the_entry(manifest: Manifest, entry: Entry) -> Iterator[Claim]:
     if manifest.name not in (entry.name, *entry.aliases, source.name):
         yield Claim("name", manifest.name, "its source has the name", entry.name)
     yield Claim("source.file_sha256", source.file_sha256 or entry.weights.sha256, registry, entry.weights.sha256)
-    stated, known = manifest.spec.to_dict(), parse_spec(entry.spec).to_dict()
-    for key in known | stated:
-        yield Claim(f"spec.{key}", stated.get(key), registry, known.get(key))
+    spec, known = manifest.spec.to_dict(), parse_spec(entry.spec).to_dict()
+    for key in known | spec:
+        yield Claim(f"spec.{key}", spec.get(key), registry, known.get(key))
     yield Claim("dataset", manifest.dataset, registry, entry.dataset)
     yield Claim("threat_model", str(manifest.threat_model), registry, str(entry.threat))
     for protocol, figures in manifest.measured.items():
@@ -124,13 +124,12 @@ def _agrees(said: Any, known: Result) -> bool:
 
 
 def _of_the_reports(manifest: Manifest, report: Report) -> Iterator[Claim]:
-    source = "reports/verify.json has"
+    source, threat = "reports/verify.json has", asdict(manifest.threat_model)
     yield Claim("verified", manifest.verified, source, report.reached)
     yield Claim("gates", [gate.name for gate in manifest.gates], source, [rung.name for rung in report.rungs])
     for gate, rung in zip(manifest.gates, report.rungs, strict=True):
         for fact in ("holds", "n", "measured"):
             yield Claim(f"gates.{gate.name}.{fact}", getattr(gate, fact), source, getattr(rung, fact))
         for protocol in gate.protocols:
-            if protocol.keys() >= {"norm", "eps"}:
-                attacked = ThreatModel(norm=protocol["norm"], eps=protocol["eps"])
-                yield Claim("threat_model", str(manifest.threat_model), "its engine was attacked under", str(attacked))
+            for fact in threat.keys() & protocol.keys():
+                yield Claim(f"threat_model.{fact}", threat[fact], "its engine was attacked under", protocol[fact])
