@@ -9,15 +9,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from zoo.evaluation.statistics import Accuracy, Paired
 from zoo.export.bench.times import REPORT, Bench
 from zoo.export.bundle.folder import as_bundle, read_bundle
-from zoo.export.bundle.manifest import Report
+from zoo.export.bundle.manifest import Report, read_report
 from zoo.registry.constraints import fastest
 from zoo.registry.file import load_registry
 from zoo.specs import cost
@@ -27,7 +26,6 @@ from zoo.weights.address import has_scheme
 from zoo.weights.load import find
 
 CLEAN = "no attack"
-Record = TypeVar("Record", Report, Bench)
 
 
 @dataclass(frozen=True)
@@ -175,12 +173,12 @@ def _released(given: str) -> Subject:
 def _exported(given: str, folder: Path) -> Subject:
     manifest = read_bundle(folder)
     kind, cost = f"{manifest.engine}-{manifest.artifact.precision}", manifest.cost
-    report = _read(folder / "reports" / "verify.json", Report)
+    report = read_report(folder / "reports" / "verify.json", Report)
     if report.artifact_sha256 != manifest.artifact.sha256:
         raise IntegrityError(f"the reports of '{folder}' are of another engine than the one in it: verify it again")
     measured = dict(_rungs(report))
     latency: dict[str, dict[int, tuple[float, str]]] = {}
-    timed = _read(folder / REPORT, Bench).engines if (folder / REPORT).exists() else ()
+    timed = read_report(folder / REPORT, Bench).engines if (folder / REPORT).exists() else ()
     for one in timed:
         if one.artifact_sha256 == manifest.artifact.sha256 and one.device:
             latency[one.device] = {each.batch: (each.p50_ms, kind) for each in one.times}
@@ -203,11 +201,3 @@ def _settings(protocol: Any) -> str:
     """What an attack does to an image, as text: not its name, nor which images."""
     rest = {key: value for key, value in protocol.items() if key not in ("name", "n") and value is not None}
     return json.dumps(rest, sort_keys=True)
-
-
-def _read(path: Path, kind: type[Record]) -> Record:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
-        raise IntegrityError(f"'{path}' cannot be read: {reason}") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,20 +22,17 @@ from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.manifest import (
-    IO,
     Artifact,
     Calibration,
     Compute,
     Level,
     Manifest,
     Notify,
-    Port,
-    Precision,
-    Source,
+    io_of,
     level_called,
     now,
 )
-from zoo.export.bundle.source import Known, digest, source_of
+from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
 from zoo.export.engines.twin import Twin
@@ -48,7 +43,8 @@ from zoo.export.onnx.calibration import calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
 from zoo.export.onnx.int8 import to_int8
-from zoo.export.onnx.uint8 import save_with_uint8_input
+from zoo.export.onnx.metadata import metadata
+from zoo.export.onnx.uint8 import UINT8, save_with_uint8_input
 from zoo.export.options import ExportOptions
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
@@ -60,7 +56,6 @@ from zoo.system.toolchain import toolchain
 from zoo.weights.load import Found
 
 PROBES = 8
-UINT8 = "model-uint8.onnx"
 
 
 @dataclass(frozen=True)
@@ -169,16 +164,10 @@ def write_bundle(
     model, final = model.eval(), options.folder(known.title)
     with staged(final, force=options.force, keep_failed=options.keep_failed) as scratch:
         progress("build", 0, 1)
-        source = Source(
-            name=known.name,
-            tensors_sha256=digest(model),
-            file_sha256=known.file_sha256,
-            repo_id=known.repo_id,
-            revision=known.revision,
-        )
-        graph = scratch / GRAPH
-        lowered: Precision = precision if engine.from_onnx else "fp32"
-        opset = save_onnx(model, graph, metadata=_metadata(model, known, source, lowered))
+        graph, lowered = scratch / GRAPH, engine.lowered(precision)
+        about: dict[str, Any] = {"name": known.title, "spec": model.spec, "source": record_of(model, known, scratch)}
+        about |= {"io": io_of(model.spec), "labels": known.labels, "dataset": known.dataset, "measured": known.measured}
+        opset = save_onnx(model, graph, metadata=metadata(**about, precision=lowered, threat=known.threat))
         if lowered == "fp16":
             to_fp16(graph)
         elif lowered == "int8" and calibration:
@@ -221,23 +210,17 @@ def write_bundle(
             )
             report = climb(model, loaded, trial, progress)
         manifest = Manifest(
-            name=known.title,
-            spec=model.spec,
-            source=source,
+            **about,
             cost=Compute(**cost(model.spec)._asdict()),
-            io=_io(model),
-            labels=known.labels(model.spec),
-            dataset=known.dataset,
             threat_model=known.threat,
             reported=known.reported,
-            measured=known.measured,
             artifact=artifact,
             calibration=calibration,
             toolchain=toolchain(*engine.tools),
             engine=engine.name,
             device=report.engine["device"],
             command=options.command
-            or f"zoo export {shlex.quote(known.name)} --format {engine.name} --precision {precision} --verify {level}",
+            or f"zoo export {public(known.name)} --format {engine.name} --precision {precision} --verify {level}",
             created=now(),
             **findings(report, known.dataset, model.spec.classes),
         )
@@ -256,31 +239,6 @@ def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Datase
         raise DataNotFound(f"int8 ranges are chosen by training images: {error}") from None
     check_fits(dataset, spec)
     return dataset
-
-
-def _metadata(model: Classifier, known: Known, source: Source, precision: Precision) -> dict[str, str]:
-    """The manifest's key fields, for those who meet the ONNX file alone."""
-    threat = known.threat
-    return {
-        "name": known.title,
-        "spec": json.dumps(model.spec.to_dict(), sort_keys=True),
-        "tensors_sha256": source.tensors_sha256,
-        "precision": precision,
-        "input": "float32 NCHW RGB in [0, 1], normalisation inside",
-        "output": "logits",
-        "labels": json.dumps(known.labels(model.spec)),
-        **({"dataset": known.dataset} if known.dataset else {}),
-        "threat_model": f"{threat.norm}, eps {threat.eps:.6g} of [0, 1]",
-        "macs": str(cost(model.spec).macs),
-    }
-
-
-def _io(model: Classifier) -> IO:
-    size = model.spec.image_size
-    return IO(
-        input=Port(name="images", shape=("batch", 3, size, size), range=(0.0, 1.0), layout="NCHW, RGB"),
-        output=Port(name="logits", shape=("batch", model.spec.classes), layout="NK"),
-    )
 
 
 def _write_probe(folder: Path, model: Classifier, split: Split | None, threat: ThreatModel) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
+from zoo.export.bundle.claims import check_claims
 from zoo.export.bundle.folder import files, read_bundle, rewritten
 from zoo.export.bundle.manifest import Level, Notify, Report, Rung, level_called
-from zoo.export.bundle.source import digest, load_source
+from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.report import findings, write_reports
 from zoo.export.ladder.terms import Terms
+from zoo.export.onnx.metadata import check_metadata
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
@@ -94,7 +96,8 @@ def verify_bundle(
         The report; :func:`sign_off` raises if a gate in it does not hold.
 
     Raises:
-        IntegrityError: a file of the bundle is altered, or the source is not what it was made from.
+        IntegrityError: a file of the bundle is altered, the bundle contradicts what is known from elsewhere
+            (:mod:`zoo.export.bundle.claims`), or the source is not what it was made from.
         DataNotFound: the level needs images that are not there.
         Unreachable: the source's weights are not here, and cannot be fetched.
         UsageError: ``folder`` is not a bundle, or an option is out of range.
@@ -108,6 +111,7 @@ def verify_bundle(
     level = level_called(level, notify)
     Terms.of("fp32", **terms)  # refused before anything is read
     manifest = read_bundle(folder)
+    kind = backend(manifest.engine)
     if device and engine_options:
         raise UsageError("options of the engine are for this machine: leave them out with a device")
     opened: Callable[[], Engine]
@@ -115,18 +119,19 @@ def verify_bundle(
         runner_of(manifest.artifact.format)
         opened = partial(connect, device, folder)
     else:
-        kind = backend(manifest.engine)
         kind.require()
         load_options = reloading(kind, manifest.artifact.options, engine_options or {})
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
+    check_claims(folder, manifest)
+    check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
     recorded = {key: value for rung in manifest.gates if not _in_logits(rung) for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
     agreed = Terms.of(manifest.artifact.precision, **recorded | given)
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:
-        model, _ = load_source(manifest.source.name, offline=offline)
-    if model.spec != manifest.spec or digest(model) != manifest.source.tensors_sha256:
+        model = load_twin(folder, manifest, offline=offline)
+    if not is_twin(model, manifest):
         raise IntegrityError(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"

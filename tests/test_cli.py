@@ -281,6 +281,43 @@ def test_pick_exports_what_it_picked(call, exporter, tmp_path):
     assert f"Exported to {tmp_path / 'wide--onnxruntime-fp16'}" in out
 
 
+def timed_with(registry: Path, **engines: float) -> None:
+    """Times of the entry "middle" on one device."""
+    times = {engine.replace("_", "-"): {"1": timed(ms)} for engine, ms in engines.items()}
+    write_model("middle", {**MODELS["middle"], "latency": {"laptop": times}}, path=registry)
+
+
+def test_a_latency_budget_is_of_the_engine_that_is_exported(call, exporter, registry):
+    timed_with(registry, litert_int8=0.08, onnxruntime_fp32=0.2)
+    dry = ["--export", "onnx", "--verify", "none", "--dry-run"]
+    assert call("pick", "--latency-ms", "0.1", *dry)[::2] == (
+        3,
+        "zoo: error: no model has at most 0.1 ms latency with onnxruntime-fp32 on laptop; the fastest is middle with "
+        "0.2 ms\n",
+    )
+    code, _, err = call("pick", "--latency-ms", "0.1", *dry, "--precision", "int8", "-q")
+    assert (code, "(measured there: litert-int8, onnxruntime-fp32)" in err) == (3, True)
+    code, out, _ = call("pick", "--latency-ms", "0.3", *dry)
+    assert code == 0
+    assert "onnxruntime-fp32 on laptop" in out
+    assert "litert" not in out
+
+
+def test_without_an_export_the_fastest_engine_is_named_with_the_command_for_it(call, registry):
+    timed_with(registry, litert_int8=0.08, onnxruntime_fp32=0.2)
+    command = "zoo export middle -f litert --precision int8"
+    assert command in call("pick", "--latency-ms", "0.1")[1]
+    assert json.loads(call("pick", "--latency-ms", "0.1", "--json")[1])["latency"] == [
+        {
+            **{"name": "middle", "p50_ms": 0.08, "engine": "litert", "precision": "int8", "device": "laptop"},
+            "command": command,
+        }
+    ]
+    timed_with(registry, **{"torch.compile_fp32": 0.05})  # a peer, which nothing is exported to
+    code, out, _ = call("pick", "--latency-ms", "0.1")
+    assert (code, "torch.compile-fp32 on laptop" in out, "zoo export" in out) == (0, True, False)
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_path):
     _, out, _ = call("pick", "--export", "onnx", "--out", str(tmp_path / "there"), "--verify", "none", "--dry-run")
     assert "Would export wide as onnx in fp32 for batches of 1, 8, 64" in out

@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from onnx import TensorProto, helper
 from test_export import SMALL, model_of
 
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export.bundle.folder import MANIFEST, artifact_sha256, write_sums
 from zoo.export.bundle.source import Known
 from zoo.export.onnx.fp16 import to_fp16
@@ -30,7 +31,7 @@ from zoo.system.files import sha256_file
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    known = Known("small", "small@15M", dataset="cifar10")
+    known = Known("small", "small@15M", dataset="cifar10", labels=CIFAR10.classes)
     return bundle_of(model_of(SMALL), known, out=tmp_path_factory.mktemp("out"), verify="parity")
 
 

@@ -41,7 +41,7 @@ def model() -> Classifier:
 
 @pytest.fixture(scope="module")
 def bundle(model, tmp_path_factory) -> Path:
-    known = Known("small", "small", dataset="cifar10")
+    known = Known("small", "small", dataset="cifar10", labels=CIFAR10.classes)
     return bundle_of(model, known, out=tmp_path_factory.mktemp("out"), verify="none")
 
 
@@ -112,7 +112,7 @@ def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
         engine.require(build=True)
     except MissingDependency as error:
         pytest.skip(str(error))
-    known = Known("small", "small", dataset="cifar10")
+    known = Known("small", "small", dataset="cifar10", labels=CIFAR10.classes)
     bundle = bundle_of(model, known, out=tmp_path, verify="none", format=engine.name)
     agree(run(name, bundle, picture), twins(model, picture))
 

@@ -13,6 +13,7 @@ from exported import bundle_of
 from safetensors.torch import save_file
 from torch import nn
 
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export import export_model, exporter, read_bundle, verify_bundle
 from zoo.export.bundle.manifest import to_json
 from zoo.export.bundle.source import Known
@@ -22,6 +23,7 @@ from zoo.models import Classifier, build
 from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 from zoo.specs.base import CIFAR10_MEAN, CIFAR10_STD
 from zoo.system.errors import IntegrityError, MissingDependency, ParityGateFailed, UsageError
+from zoo.system.files import sha256_file
 
 SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
 FAMILIES = {
@@ -143,7 +145,7 @@ def local_name(small, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     save_file(small.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(
-        json.dumps({"name": "small-one", "dataset": "cifar10", "spec": SMALL.to_dict()})
+        json.dumps({"name": "small-one", "dataset": "cifar10", "classes": CIFAR10.classes, "spec": SMALL.to_dict()})
     )
     return f"local-dir:{folder}"
 
@@ -190,7 +192,8 @@ def test_the_manifest_holds_the_provenance(local_name, no_data, small, tmp_path)
     bundle = export_model(local_name, out=tmp_path, batches=(64, 1, 1), verify="parity", seed=3).folder
     manifest = read_bundle(bundle)
     assert manifest.spec == SMALL
-    assert manifest.source.name == local_name
+    assert (manifest.source.name, manifest.source.twin) == ("small-one", "twin.safetensors")
+    assert manifest.source.file_sha256 == sha256_file(Path(local_name.removeprefix("local-dir:")) / "model.safetensors")
     assert manifest.cost.macs > 0
     assert manifest.io.input.shape == ("batch", 3, 32, 32)
     assert manifest.artifact.opset == OPSET

@@ -26,7 +26,7 @@ from zoo.train.data.images import Streamed
 from zoo.train.pipeline import run
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces.rnascl import search_space
-from zoo.weights.load import save_weights
+from zoo.weights.load import find, save_weights
 
 CPU = torch.device("cpu")
 IMAGENET = ("is", "im", "i")
@@ -299,6 +299,7 @@ def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeyp
     out = tmp_path / name
     assert command_line(["train", name, "--preset=smoke", f"--data={hundred}", f"--out={out}", "-q", *arguments]) == 0
     check_phases(space, out)
+    assert find(f"local-dir:{out}/trades/model").classes == tuple(f"n{label:03}" for label in range(100))
     (tmp_path / "registry.json").write_text(pretty(registry_data({})))
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
     monkeypatch.setattr("zoo.weights.release.BUNDLED", tmp_path / "bundled")

@@ -507,6 +507,22 @@ def test_a_latency_budget_counts_the_fastest_engine_on_the_device(path):
         pick(latency_ms=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+def test_a_latency_budget_may_be_for_one_engine(path):
+    for name, ms in (("small", 1.0), ("middle", 3.0)):
+        engines = {"slow-fp32": {"1": timed(9.0 - ms)}, "fast-int8": {"1": timed(ms)}}
+        write_model(name, {**MODELS[name], "latency": {"laptop": engines}}, path=path)
+    assert pick(latency_ms=7.0, engine="slow-fp32").name == "middle"
+    with pytest.raises(NothingMatches, match=r"4 ms latency with slow-fp32 on laptop; the fastest is middle with 6 ms"):
+        pick(latency_ms=4.0, engine="slow-fp32")
+    with pytest.raises(
+        NothingMatches, match=r"no latency of slow-int8 .* laptop \(measured there: fast-int8, slow-fp32"
+    ):
+        pick(latency_ms=4.0, engine="slow-int8")
+    with pytest.raises(UsageError, match="an engine applies only to a latency budget"):
+        pick(engine="slow-fp32")
+
+
 @st.composite
 def registries(draw: st.DrawFn) -> Registry:
     """Entries of equal build but random cost and accuracy, some not measured."""

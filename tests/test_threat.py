@@ -222,7 +222,7 @@ def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tm
 
 
 def test_old_manifests_are_read(robust, tmp_path):
-    name = folder_of(tmp_path / "model", robust, dataset="cifar10")
+    name = folder_of(tmp_path / "model", robust, dataset="cifar10", classes=CIFAR10.classes)
     bundle = export_model(name, out=tmp_path, verify="none").folder
     manifest = json.loads((bundle / MANIFEST).read_text())
     assert manifest["labels"] == list(CIFAR10.classes)
@@ -244,7 +244,13 @@ def hundred(world, found, tmp_path) -> str:
     found(replace(CIFAR100, root=world.root))
     torch.manual_seed(0)
     spec = StagedSpec(**{**SPEC.to_dict(), "classes": 100})
-    known = {"dataset": "cifar100", "family": "try", "description": "for tests", "train": entry_of(8)["train"]}
+    known = {
+        "dataset": "cifar100",
+        "classes": CIFAR100.classes,
+        "family": "try",
+        "description": "for tests",
+        "train": entry_of(8)["train"],
+    }
     return folder_of(tmp_path / "hundred", build(spec).eval(), **known)
 
 

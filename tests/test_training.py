@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from zoo.attacks.ball import Ball
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError
 from zoo.train.data.augment import PAD, crop_and_flip, padded
 from zoo.train.methods import adversary
@@ -23,7 +24,7 @@ from zoo.train.run.ema import ema_of, recalibrate
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.run.precision import precision_on
 from zoo.train.run.trainer import Trainer
-from zoo.weights.load import load
+from zoo.weights.load import find, load
 
 
 def recipe(**sections):
@@ -172,6 +173,7 @@ def test_a_finished_run_leaves_a_loadable_model_and_its_history(toy, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert config["threat"] == {"norm": "linf", "eps": 8 / 255}
+    assert tuple(config["classes"]) == find(f"local-dir:{folder}").classes == CIFAR10.classes
     assert config["train"]["images_seen"] == 3000
     assert config["train"]["precision"] == precision_on(torch.device("cpu"), "auto")
     assert len(config["train"]["history"]) == 3

@@ -290,10 +290,15 @@ def test_altered_weights_with_true_hashes_fail_and_nothing_above_is_climbed(bund
 
 
 def test_a_bundle_of_another_source_is_refused(bundle, source, split, fragile, tmp_path):
+    save_file(fragile.state_dict(), bundle / "twin.safetensors")
+    write_sums(bundle)
+    with pytest.raises(IntegrityError, match="not the model that"):
+        verify_bundle(bundle, split=split)
     shutil.copytree(source, tmp_path / "other")
     save_file(fragile.state_dict(), tmp_path / "other" / "model.safetensors")
     manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["source"]["name"] = f"local-dir:{tmp_path / 'other'}"
+    manifest["source"]["name"] = f"local-dir:{tmp_path / 'other'}"  # as in bundles of earlier releases
+    del manifest["source"]["twin"]
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     write_sums(bundle)
     with pytest.raises(IntegrityError, match="not the model that"):

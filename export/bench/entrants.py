@@ -9,7 +9,7 @@ from typing import Any
 from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Manifest
-from zoo.export.bundle.source import digest, load_source
+from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.options import reloading
 from zoo.export.exporter import Job, job_of
@@ -68,7 +68,7 @@ def entrants(
     for theirs in models.values():
         yield from _engines(theirs, terms)
         if peers:
-            yield from _peers([manifest for _, manifest in theirs], peers, folder, offline, terms)
+            yield from _peers(theirs, peers, folder, offline, terms)
 
 
 def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) -> Iterator[Contestant]:
@@ -84,13 +84,13 @@ def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) ->
 
 
 def _peers(
-    manifests: Sequence[Manifest], peers: Collection[str], folder: Path, offline: bool, terms: dict[str, Any]
+    bundles: Sequence[tuple[Path, Manifest]], peers: Collection[str], folder: Path, offline: bool, terms: dict[str, Any]
 ) -> Iterator[Contestant]:
     """On the GPU where an engine of the same model is."""
-    manifest = manifests[0]
+    bundle, manifest = bundles[0]
     place = folder / manifest.source.tensors_sha256[:12]
-    why = _unpack(manifest, place, offline)
-    device = "cuda" if any(one.device.startswith("cuda") for one in manifests) else "cpu"
+    why = _unpack(bundle, manifest, place, offline)
+    device = "cuda" if any(one.device.startswith("cuda") for _, one in bundles) else "cpu"
     for peer in (one for one in PEERS if one in peers):
         job = {"kind": peer, "folder": str(place), "device": device, "image_size": manifest.spec.image_size}
         yield Contestant({**_facts(manifest), "engine": f"{peer}-fp32"}, {**job, **terms}, why)
@@ -102,13 +102,13 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     return {"model": manifest.name, "source": source.name, **hashes}
 
 
-def _unpack(manifest: Manifest, folder: Path, offline: bool) -> str | None:
+def _unpack(bundle: Path, manifest: Manifest, folder: Path, offline: bool) -> str | None:
     """Write a bundle's float model into ``folder``, from where processes can load it; returns why that cannot be."""
     try:
-        model, _ = load_source(manifest.source.name, offline=offline)
+        model = load_twin(bundle, manifest, offline=offline)
     except (ZooError, OSError) as error:
         return f"the float model cannot be had: {error}"
-    if model.spec != manifest.spec or digest(model) != manifest.source.tensors_sha256:
+    if not is_twin(model, manifest):
         return f"the source '{manifest.source.name}' is not the model that the bundle was made from"
     ModelFolder(folder).write(ModelConfig(spec=model.spec.to_dict()))
     save_weights(model.state_dict(), ModelFolder(folder).weights)

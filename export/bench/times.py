@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from zoo.export.bundle.folder import read_bundle, rewritten, write_sums
 from zoo.export.bundle.manifest import Sha256, TensorsSha256, _Record, to_json
-from zoo.registry.file import info, write_latency
-from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.registry.file import entry_called, write_latency
+from zoo.system.errors import IntegrityError
 
 REPORT = "reports/bench.json"
 
@@ -98,11 +98,8 @@ def write_to_registry(report: Bench) -> list[str]:
     """
     latencies: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for one in report.engines:
-        try:
-            entry = info(one.source)  # in older bundles it may be a name that has become an alias, or a budget
-        except (UnknownModel, UsageError, NothingMatches):
-            continue
-        if entry.weights.sha256 == one.file_sha256:
+        entry = entry_called(one.source)  # in older bundles it may be a name that has become an alias, or a budget
+        if entry and entry.weights.sha256 == one.file_sha256:
             latency = latencies.setdefault((entry.name, entry.weights.sha256), {})
             if one.device and one.times:
                 times = {str(each.batch): _stored(each, one, report) for each in one.times}

@@ -15,7 +15,7 @@ from pathlib import Path
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
 from zoo.system.arguments import typed
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
-from zoo.system.files import check_folder, lock_of, locked, sha256_file
+from zoo.system.files import check_folder, kind_of, lock_of, locked, sha256_file
 from zoo.weights.address import has_scheme
 
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
@@ -202,27 +202,28 @@ def read_bundle(folder: Path | str) -> Manifest:
 
     Raises:
         UsageError: there is no bundle at ``folder``.
-        IntegrityError: a file is altered, missing or extra, or the manifest is malformed.
+        IntegrityError: a file is altered, missing, extra or no plain file, or the manifest is malformed.
     """
     typed(folder=(folder, str | PathLike))
     folder = Path(folder)
     if not (folder / MANIFEST).is_file() and not (folder / SUMS).is_file():
         raise UsageError(f"'{folder}' is not a bundle: it holds neither {MANIFEST} nor {SUMS}")
-    sums = _read_sums(folder / SUMS)
     found = set(files(folder))
+    for name in (SUMS, *sorted(found)):  # before any is opened: a pipe would be waited for
+        if kind := kind_of(folder / name, follow=False):
+            raise IntegrityError(f"'{folder / name}' is {kind}: a bundle holds plain files only")
+    sums = _read_sums(folder / SUMS)
     for trouble, names in (("lacks", sums.keys() - found), ("holds unlisted", found - sums.keys())):
         if names:
             raise IntegrityError(f"the bundle '{folder}' {trouble} {', '.join(sorted(names))}: do not use it")
     for name, expected in sums.items():
-        if (folder / name).is_symlink():
-            raise IntegrityError(f"'{folder / name}' is a link: a bundle holds plain files only")
         if sha256_file(folder / name) != expected:
             raise IntegrityError(f"'{folder / name}' was altered or damaged: its SHA-256 is not the one in {SUMS}")
     if MANIFEST not in sums:
         raise IntegrityError(f"the bundle '{folder}' lacks {MANIFEST}: do not use it")
     manifest = read_manifest(folder / MANIFEST)
-    parts = (manifest.artifact.file, *manifest.artifact.companions)
-    for part in parts:
+    parts, twin = (manifest.artifact.file, *manifest.artifact.companions), manifest.source.twin
+    for part in (*parts, twin or MANIFEST):
         if part not in sums:
             raise IntegrityError(f"the bundle '{folder}' lacks {part}, which its manifest names: do not use it")
     if artifact_sha256(sums, parts) != manifest.artifact.sha256:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -21,8 +21,9 @@ from pydantic import (
 
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
-from zoo.specs import ArchSpec
+from zoo.specs import ArchSpec, Spec
 from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.records import Line, Name
 
 LEVELS = ("none", "parity", "clean", "attacked")
 Notify = Callable[[str], None]  # takes one sentence for the user
@@ -47,13 +48,17 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """Where the float weights came from; ``tensors_sha256`` is over the tensors, whatever file held them."""
+    """Where the float weights came from; ``tensors_sha256`` is over the tensors, ``file_sha256`` of the file.
 
-    name: str
+    ``name`` finds the model again, unless its weights are in the bundle: ``twin`` is their file.
+    """
+
+    name: Line
     tensors_sha256: TensorsSha256
     file_sha256: Sha256 | None = None
     repo_id: str | None = None
     revision: str | None = None
+    twin: Name | None = None
 
 
 class Compute(_Record):
@@ -80,13 +85,22 @@ class IO(_Record):
     normalisation: Literal["inside"] = "inside"
 
 
+def io_of(spec: Spec) -> IO:
+    """The input and output of every model of ``spec``."""
+    size = spec.image_size
+    return IO(
+        input=Port(name="images", shape=("batch", 3, size, size), range=(0.0, 1.0), layout="NCHW, RGB"),
+        output=Port(name="logits", shape=("batch", spec.classes), layout="NK"),
+    )
+
+
 class Artifact(_Record):
     """The file that an engine runs, and the files that it needs besides.
 
     ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all.
     """
 
-    file: str
+    file: Name
     format: str
     precision: Precision
     opset: int
@@ -94,7 +108,7 @@ class Artifact(_Record):
     tf32: bool = False
     size: int
     sha256: Sha256
-    companions: tuple[str, ...] = ()
+    companions: tuple[Name, ...] = ()
     built_for: dict[str, str] = {}
     options: dict[str, Any] = {}
 
@@ -163,12 +177,12 @@ class Manifest(_Record):
     """Everything a user of a bundle may ask about it."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: Name
     spec: ArchSpec
     source: Source
     cost: Compute
     io: IO
-    labels: tuple[str, ...]
+    labels: tuple[Line, ...]
     dataset: str | None = None  # that the model is for; None where it names none
     threat_model: Threat = LINF_8
     reported: dict[str, Any] = {}
@@ -229,6 +243,23 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        fault = f"{first['input']!r} is malformed" if first["type"] == "string_pattern_mismatch" else first["msg"]
         raise IntegrityError(
-            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {first['msg']}"
+            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {fault}"
         ) from None
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def read_report(path: Path, kind: type[Record]) -> Record:
+    """The report of this kind in the file ``path``.
+
+    Raises:
+        IntegrityError: it is unreadable, truncated, or a field is missing, unknown or wrong.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise IntegrityError(f"'{path}' cannot be read: {reason}") from None

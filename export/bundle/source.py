@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
+from zoo.export.bundle.manifest import Manifest, Source
 from zoo.models import Classifier
-from zoo.registry.entry import Entry
-from zoo.specs import Spec
 from zoo.system.hub import HubFiles
 from zoo.weights.address import HUB
-from zoo.weights.load import Found, find
+from zoo.weights.load import Found, find, own_name, read_model, save_weights
+
+TWIN = "twin.safetensors"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FOLDERS = re.compile(r"(^|[:=])(~|[A-Za-z]:)?[/\\].*[/\\](?=[^/\\])")
 
 
 def digest(model: nn.Module) -> str:
@@ -32,24 +36,24 @@ def digest(model: nn.Module) -> str:
 class Known:
     """What there is to know about a model besides its weights; results only if the registry has it.
 
-    ``title`` names the bundle; ``name`` is what :func:`zoo.load` takes to find the model again from anywhere;
-    ``dataset`` and ``threat`` are what it is for.
+    ``title`` names the bundle; ``name`` is what :func:`zoo.load` takes; ``dataset`` and ``threat`` are what it is for;
+    ``labels`` are the names of its classes in the order of the logits, empty where they are not known.
+
+    ``travels``: the weights are put into the bundle. Those of a released model and of a commit of the Hub are not: they
+    can be had again from anywhere, and from there they are evidence of what a bundle says, as a copy in it is not.
     """
 
     name: str
     title: str
     dataset: str | None = None
+    labels: tuple[str, ...] = ()
     threat: ThreatModel = LINF_8
     measured: dict[str, Any] = field(default_factory=dict)
     reported: dict[str, Any] = field(default_factory=dict)
     file_sha256: str | None = None
     repo_id: str | None = None
     revision: str | None = None
-
-    def labels(self, spec: Spec) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits, those of the data set; none where it is not known."""
-        classes = DATASETS[self.dataset].classes if self.dataset in DATASETS else ()
-        return classes if len(classes) == spec.classes else ()
+    travels: bool = True
 
 
 def source_of(name: str, *, offline: bool = False) -> tuple[Found, Known]:
@@ -61,32 +65,61 @@ def source_of(name: str, *, offline: bool = False) -> tuple[Found, Known]:
         IntegrityError: the weights are not what they should be.
     """
     found = find(name, HubFiles(offline=offline))
-    address, facts = found.address.absolute(), found.facts
-    task = found.task._asdict()
-    if isinstance(facts, Entry):
-        entry = facts.to_dict()
-        known = Known(
-            name=facts.name,
-            title=_as_folder(facts.name),
-            measured=entry["results"],
-            reported=entry["reported"],
-            file_sha256=facts.weights.sha256,
-            repo_id=facts.weights.hub.repo_id if facts.weights.hub else None,
-            revision=facts.weights.hub.revision if facts.weights.hub else None,
-            **task,
-        )
-    elif address.scheme == HUB:
-        title = _as_folder(address.place.rpartition("/")[2])
-        known = Known(str(address), title, repo_id=address.place, revision=address.revision, **task)
-    else:
-        known = Known(str(address), _as_folder(found.title), **task)
-    return found, known
+    address, entry = found.address.absolute(), found.released
+    if entry:
+        found = replace(found, facts=entry)  # the same model, wherever its file is
+    about: dict[str, Any] = {**found.task._asdict(), "labels": found.classes, "file_sha256": found.sha256}
+    if entry:
+        facts, hub = entry.to_dict(), entry.weights.hub
+        about |= {"measured": facts["results"], "reported": facts["reported"], "travels": False}
+        about |= {"repo_id": hub.repo_id, "revision": hub.revision} if hub else {}
+        return found, Known(entry.name, _as_folder(entry.name), **about)
+    if address.scheme == HUB:
+        title = own_name(_as_folder(address.place.rpartition("/")[2]), found.sha256)
+        about |= {"repo_id": address.place, "revision": address.revision}
+        about["travels"] = not _COMMIT.fullmatch(address.revision or "")
+        return found, Known(str(address), title, **about)
+    return found, Known(str(address), own_name(_as_folder(found.title), found.sha256), **about)
 
 
-def load_source(name: str, *, offline: bool = False) -> tuple[Classifier, Known]:
-    """The float model called ``name``, in eval mode, and what is known about it; errors as of :func:`source_of`."""
-    found, known = source_of(name, offline=offline)
-    return found.load(), known
+def load_twin(folder: Path, manifest: Manifest, *, offline: bool = False) -> Classifier:
+    """The float model of the bundle in ``folder``: from the file in it, else from where its source is found.
+
+    Raises:
+        IntegrityError: the file is damaged or no safetensors file, or does not fit the architecture.
+        UnknownModel, Unreachable: as :func:`source_of`.
+    """
+    source = manifest.source
+    if source.twin:
+        return read_model(folder / source.twin, manifest.spec)
+    return find(source.name, HubFiles(offline=offline)).load()
+
+
+def is_twin(model: Classifier, manifest: Manifest) -> bool:
+    """Whether ``model`` is the one that the bundle was made from."""
+    return model.spec == manifest.spec and digest(model) == manifest.source.tensors_sha256
+
+
+def record_of(model: Classifier, known: Known, folder: Path) -> Source:
+    """The source of a bundle as its manifest has it; weights that travel are written into its ``folder``."""
+    if known.travels:
+        save_weights(model.state_dict(), folder / TWIN)
+    return Source(
+        name=known.title if known.travels else known.name,
+        tensors_sha256=digest(model),
+        file_sha256=known.file_sha256,
+        repo_id=known.repo_id,
+        revision=known.revision,
+        twin=TWIN if known.travels else None,
+    )
+
+
+def public(*command: str) -> str:
+    """A command line without folders of this machine: ``local-dir:/home/me/run`` becomes ``local-dir:.../run``.
+
+    Only absolute paths are shortened.
+    """
+    return shlex.join(_FOLDERS.sub(r"\1.../", part) for part in command)
 
 
 def _as_folder(title: str) -> str:

@@ -60,6 +60,10 @@ class Backend:
         """How its int8 ranges can be chosen, the usual way first."""
         return ("percentile", "minmax", "entropy") if self.from_onnx else ("minmax",)
 
+    def lowered(self, precision: Precision) -> Precision:
+        """The precision of the graph that an artifact of ``precision`` is built from."""
+        return precision if self.from_onnx else "fp32"
+
     @property
     def example(self) -> str:
         """The program in ``examples/`` that runs its artifact without this package."""

@@ -13,6 +13,7 @@ from zoo.specs import parse_spec
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError
 from zoo.system.files import write_atomic
 
+UINT8 = "model-uint8.onnx"
 CONTRACT = "uint8 NHWC RGB in [0, 255], division by 255 and normalisation inside"
 FIELDS = ("name", "spec", "precision", "input", "output", "labels")  # that every graph of ours has
 

@@ -75,8 +75,8 @@ class Dynamic:
             Unreachable: there is none.
         """
         released = self.path.with_name(f"{self.path.stem}.{PREDICTOR}")
-        path = released if released.exists() else self.path.with_name(PREDICTOR)
-        if not path.exists():
+        path = released if released.is_file() else self.path.with_name(PREDICTOR)
+        if not path.is_file():
             raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
         predictor = Predictor.load(path, self.space)
         if predictor.weights_sha256 != self.sha256:
@@ -112,6 +112,7 @@ class Dynamic:
             subnet=Subnet(of=self.name, weights_sha256=self.sha256, values=values, size=size),
             dataset=self.found.task.dataset,
             threat=self.found.task.threat,
+            classes=self.found.classes or None,
             train=asdict(facts.train) if isinstance(facts.train, Train) else facts.train,
         )
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
         spec=recipe.arch.to_dict(),
         dataset=trainer.dataset.name,
         threat=recipe.attack.threat,
+        classes=trainer.dataset.classes or None,
         reported={key: {"value": value, "source": recipe.paper} for key, value in recipe.reported.items()},
         train={
             "recipe": recipe.name,

@@ -62,7 +62,7 @@ def command(
       zoo bench trades-s7 --peers none --seconds 1 --write
       zoo bench bundles/trades-s7--onnxruntime-fp32 --batch 1,8,64 --threads 2
       zoo bench bundles/trades-s7--* --json
-      zoo bench bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen --write
+      zoo bench bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen --write
     """
     from zoo.export.bundle.folder import as_bundle
     from zoo.system.errors import UsageError

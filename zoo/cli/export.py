@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -86,10 +85,10 @@ def command(
     Examples:
       zoo export trades-s7 -o bundles
       zoo export trades-s7 --verify attacked --data cifar10 -n 2500 --margin 0.5
-      zoo export trades-s7 -f openvino --precision int8 --adversarial 0.5
+      zoo export rnascl-s7-wrt34 -f openvino --precision int8
       zoo export trades-s7 --uint8 --triton models
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
-      zoo export "trades-*" -f onnx,openvino --precision fp32,int8
+      zoo export "trades-*" -f onnx,openvino --precision fp32,fp16
       zoo export local-dir:runs/mine/model --verify parity --json
     """
     from zoo.cli.ladder import outcome
@@ -109,7 +108,6 @@ def command(
         "min_robust": None if min_robust is None else parse_share(min_robust),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
-        "command": shlex.join(["zoo", *sys.argv[1:]]),
     }
     names = _names(name)
     alone = len(names) * len(kinds) == 1
@@ -122,6 +120,7 @@ def command(
         backend(format).require(build=True)
     for one in names:
         given.check_model(one, offline=offline, say=output.say)
+    from zoo.export.bundle.source import public
     from zoo.export.exporter import job_of
     from zoo.export.onnx.calibration import Sampling
     from zoo.export.options import ExportOptions
@@ -135,6 +134,7 @@ def command(
             format=engine,
             precision=precision,
             calibration=sampling if precision == "int8" or needless else None,
+            command=public("zoo", *sys.argv[1:]),
             **shared,
         )
         for engine, precision in kinds

@@ -34,7 +34,7 @@ def command(
     quiet: given.Quiet = False,
     offline: given.Offline = False,
 ) -> None:
-    """Check every byte of a bundle, rebuild its float model, and attack the exported engine again.
+    """Check a bundle's files and what it says of itself, and attack the exported engine again.
 
     Exit code 5: a file was altered. 8: the engine disagrees with the float
     model, or is less accurate. 9: it is not shown to be as robust, or to
@@ -45,7 +45,7 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32
       zoo verify bundles/trades-s7--onnxruntime-fp32 --verify parity --json
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
-      zoo verify bundles/trades-s7--onnxruntime-int8 --device ssh://pi@kitchen
+      zoo verify bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen
     """
     from zoo.export.bundle.folder import MANIFEST, read_bundle
     from zoo.export.bundle.manifest import level_called, read_manifest

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError
-from zoo.system.files import cached, encoded, mapped
+from zoo.system.files import cached, encoded, kind_of, mapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataNotFound(f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if odd := [name for name in names if not name.isprintable()]:
+        raise DataNotFound(f"'{folder}' has a class called {odd[0]!r}: class names must be printable")
     if not names:
         raise DataNotFound(f"'{folder}' holds no folders: it needs a folder of images for each class")
     classes = {name: _images(folder / name) for name in names}
@@ -150,6 +152,8 @@ def opened(path: Path) -> Image:
     """
     from PIL import Image
 
+    if kind := kind_of(path):
+        raise IntegrityError(f"'{path}' is not a readable image: it is {kind}")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

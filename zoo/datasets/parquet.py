@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
-from zoo.system.files import MARK, cache_root, cached, mapped
+from zoo.system.files import MARK, cache_root, cached, kind_of, mapped
 from zoo.system.hub import HubFiles
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ class Parquet(Dataset):
         images: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         for path in paths:
+            if kind := kind_of(path):
+                raise IntegrityError(f"'{path}' is not a readable parquet file of images and labels: it is {kind}")
             try:
                 columns = parquet.read_schema(path).names
                 if not {"img", self.label} <= {*columns}:

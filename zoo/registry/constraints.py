@@ -62,6 +62,7 @@ class MoreLimits(TypedDict, total=False):
     min_robust: Budget  # under the ranking protocol, or under PGD-20 if that is "clean"
     latency_ms: float | None  # median of one image
     device: str | None  # on which it was measured
+    engine: str | None  # with which it was measured, such as "onnxruntime-int8"; None: the fastest
 
 
 class Limits(MoreLimits, total=False):
@@ -74,12 +75,12 @@ def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> 
     """The constraints for ``limits``; ``by`` is the ranking protocol.
 
     Raises:
-        UsageError: a limit is malformed, or a device is given without a latency.
-        NothingMatches: no latency was measured on the device.
+        UsageError: a limit is malformed, or a device or an engine is given without a latency.
+        NothingMatches: no latency was measured on the device, or with the engine there.
     """
     required = []
     flops, params, size = limits.get("flops"), limits.get("params"), limits.get("size")
-    latency_ms, device = limits.get("latency_ms"), limits.get("device")
+    latency_ms, device, engine = limits.get("latency_ms"), limits.get("device"), limits.get("engine")
     if flops is not None:
         required.append(Constraint(lambda e: e.macs, parse_count(flops), True, "MACs", "the smallest is", format_count))
     if params is not None:
@@ -94,9 +95,10 @@ def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> 
             known_protocol(registry, protocol)
             required.append(_accuracy_floor(parse_share(minimum), protocol))
     if latency_ms is not None:
-        required.append(_latency_ceiling(registry, latency_ms, device))
-    elif device is not None:
-        raise UsageError(f"a device applies only to a latency budget: give latency_ms with '{device}'")
+        required.append(_latency_ceiling(registry, latency_ms, device, engine))
+    elif device is not None or engine is not None:
+        what, given = ("a device", device) if device is not None else ("an engine", engine)
+        raise UsageError(f"{what} applies only to a latency budget: give latency_ms with '{given}'")
     return required
 
 
@@ -105,18 +107,25 @@ def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
     return Constraint(lambda entry: entry.accuracy(protocol), minimum, False, noun, "the best is", format_share)
 
 
-def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None) -> Constraint:
-    """The median latency of one image on the fastest engine of ``device``."""
-    typed(latency_ms=(latency_ms, Real), device=(device, str | None))
+def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None, engine: str | None) -> Constraint:
+    """The median latency of one image on ``device``, with ``engine`` or with the fastest."""
+    typed(latency_ms=(latency_ms, Real), device=(device, str | None), engine=(engine, str | None))
     if not latency_ms > 0:
         raise UsageError(f"a latency budget must be a positive number of milliseconds, not {latency_ms}")
     on = timed_devices(registry, device)
+    where = " or ".join(on)
+    timed = sorted({name for entry in registry.models.values() for one in on for name in entry.latency.get(one, {})})
+    if engine not in (*timed, None):
+        raise NothingMatches(
+            f"no latency of {engine} was measured on {where} (measured there: {', '.join(timed)}): choose one of "
+            "these, or measure a bundle with `zoo bench BUNDLE --write`"
+        )
 
     def median(entry: Entry) -> float | None:
-        timing = fastest(entry, on)
+        timing = fastest(entry, on, engine=engine)
         return timing[0] if timing else None
 
-    noun = f"latency on {' or '.join(on)}"
+    noun = f"latency{f' with {engine}' if engine else ''} on {where}"
     return Constraint(median, latency_ms, True, noun, "the fastest is", lambda ms: f"{format_ms(ms)} ms")
 
 
@@ -146,13 +155,19 @@ def timed_devices(registry: Registry, device: str | None) -> list[str]:
     return [device or devices[0]]
 
 
-def fastest(entry: Entry, devices: list[str], *, batch: int = 1) -> tuple[float, str, str] | None:
-    """The lowest median of a batch in ms, with its engine and device; None if ``entry`` was not measured there."""
+def fastest(
+    entry: Entry, devices: list[str], *, batch: int = 1, engine: str | None = None
+) -> tuple[float, str, str] | None:
+    """The lowest median of a batch in ms, with its engine and device; None if ``entry`` was not measured there.
+
+    Args:
+        engine: the only one that counts, such as "onnxruntime-int8"; None: all.
+    """
     timed = [
-        (batches[str(batch)].p50_ms, engine, device)
+        (batches[str(batch)].p50_ms, name, device)
         for device in devices
-        for engine, batches in entry.latency.get(device, {}).items()
-        if str(batch) in batches
+        for name, batches in entry.latency.get(device, {}).items()
+        if str(batch) in batches and engine in (name, None)
     ]
     return min(timed, default=None)
 

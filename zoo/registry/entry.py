@@ -39,7 +39,7 @@ class Hub(Record):
 
     repo_id: Text
     revision: Commit
-    filename: Text
+    filename: Safetensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.registry.entry import Entry, Registry
 from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
-from zoo.system.files import cache_root, encoded, locked, read_utf8, write_atomic
+from zoo.system.files import cache_root, encoded, kind_of, locked, read_utf8, write_atomic
 from zoo.system.units import format_count, parse_count
 from zoo.version import __version__
 
@@ -80,6 +80,14 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
         "" if named else ": the registry is empty"
     )
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
+
+
+def entry_called(name: str, *, registry: Registry | None = None) -> Entry | None:
+    """What :func:`info` finds; None where it finds nothing."""
+    try:
+        return info(name, registry=registry)
+    except (UnknownModel, UsageError, NothingMatches):
+        return None
 
 
 def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
@@ -267,6 +275,8 @@ def pretty(data: Any, indent: str = "", width: int = 120) -> str:
 
 
 def _read(path: Path) -> bytes:
+    if kind := kind_of(path):
+        raise IntegrityError(f"the registry '{path}' cannot be read: it is {kind}, not a file")
     try:
         return read_utf8(path)
     except OSError as error:

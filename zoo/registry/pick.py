@@ -164,8 +164,9 @@ def pick(
         params: at most this many parameters; ``size``: at most this many bytes of weights, as ``"1.9MB"``.
         min_clean: at least this clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under ``by`` (under
             "pgd20" if ``by`` is "clean").
-        latency_ms: at most this median latency of one image on ``device``, on the fastest engine measured there;
-            "this" is the present machine.
+        latency_ms: at most this median latency of one image on ``device`` ("this" is the present machine), with
+            ``engine``, such as "onnxruntime-int8". Without ``engine`` the fastest one counts, which need not be the one
+            that you export to: :func:`zoo.registry.constraints.fastest` names it.
         family: a glob over families.
         flagged: also take models whose accuracy may be too high (:mod:`zoo.evaluation.flags`).
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -99,6 +100,30 @@ def check_folder(path: Path) -> None:
     found = existing(path)
     if not found.is_dir():
         raise UsageError(f"'{found}' is a file, not a folder: choose another folder")
+
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of(path: Path, *, follow: bool = True) -> str | None:
+    """What ``path`` is instead of a plain file, such as "a named pipe"; None for a plain file, and for nothing.
+
+    Opening a pipe or a device may wait for ever, so this is asked before a file is opened that others have made.
+
+    Args:
+        follow: look at the target of a link; False: a link is "a link".
+    """
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat(follow_symlinks=follow).st_mode))
+    except OSError:
+        return None
 
 
 def _umask() -> int:

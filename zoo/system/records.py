@@ -20,6 +20,8 @@ Count = Annotated[int, Bounds(ge=0)]
 Amount = Annotated[float, Bounds(ge=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Text = Annotated[str, Bounds(min_length=1)]
+Line = Annotated[str, Bounds(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Bounds(pattern=r"^[^\s\x00-\x1f\x7f/\\:.-][^\s\x00-\x1f\x7f/\\:]*$")]  # it is used in paths
 Sha256 = Annotated[str, Bounds(pattern=r"^[0-9a-f]{64}$")]
 
 

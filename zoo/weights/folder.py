@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import check_folder, read_utf8, write_atomic
-from zoo.system.records import Text
+from zoo.system.files import check_folder, kind_of, read_utf8, write_atomic
+from zoo.system.records import Line, Text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -33,13 +33,14 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore", "strict": True}
 
-    name: Text | None = None
+    name: Line | None = None
     family: Text | None = None
     description: str | None = None
     paper: str | None = None
     spec: dict[str, Any]
     dataset: Text | None = None  # older folders have it in train.settings, like the threat model
     threat: ThreatModel | None = None
+    classes: tuple[Line, ...] | None = None  # names, in the order of the logits; older folders have none
     reported: Any = None
     train: dict[str, Any] | None = None
     tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of the student's
@@ -103,6 +104,8 @@ class ModelFolder:
         """
         if not self.path.is_dir():
             raise Unreachable(f"there is no folder '{self.path}'")
+        if kind := kind_of(self.path / name):
+            raise Unreachable(f"'{self.path / name}' is {kind}, not a file: a model folder has {CONFIG} and {TENSORS}")
         if not (self.path / name).is_file():
             raise Unreachable(f"'{self.path}' holds no {name}: a model folder has {CONFIG} and {TENSORS}")
         return self.path / name

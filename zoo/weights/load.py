@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
@@ -102,10 +103,23 @@ class Found:
 
     @property
     def title(self) -> str:
-        """The name of the model."""
+        """The name of the model; see :func:`own_name` for a trained model with the name of a released one."""
         if self.address.scheme == HUB:
             return str(self.address)
-        return self.facts.name or Path(self.address.place).resolve().name
+        name = self.facts.name or Path(self.address.place).resolve().name
+        return name if self.released else own_name(name, self.sha256)
+
+    @property
+    def released(self) -> Entry | None:
+        """Its registry entry; of a folder or repository the entry with the same name, weights and architecture."""
+        if isinstance(self.facts, Entry):
+            return self.facts
+        from zoo.registry.file import entry_called
+        from zoo.specs import parse_spec
+
+        entry = entry_called(self.facts.name or "")
+        same = entry and entry.weights.sha256 == self.sha256 and parse_spec(entry.spec) == self.spec
+        return entry if same else None
 
     @property
     def spec(self) -> Spec:
@@ -123,6 +137,30 @@ class Found:
         settings = (facts.train or {}).get("settings") or {}
         attack = {key: value for key, value in settings.get("attack", {}).items() if key in ("norm", "eps")}
         return Task(facts.dataset or settings.get("dataset"), facts.threat or ThreatModel(**attack))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes in the order of the logits: those in its config.json, of a released model those of
+        its data set; empty where nobody has stated them.
+
+        Raises:
+            IntegrityError: config.json contradicts the architecture or the data set.
+        """
+        known = DATASETS[self.task.dataset].classes if self.task.dataset in DATASETS else ()
+        if isinstance(self.facts, Entry):
+            return known if len(known) == self.spec.classes else ()
+        stated = self.facts.classes or ()
+        if stated and len(stated) != self.spec.classes:
+            raise IntegrityError(
+                f"the {CONFIG} of '{self.address}' names {len(stated)} classes, but its architecture has "
+                f"{self.spec.classes}: correct 'classes', or remove it"
+            )
+        if stated and known and stated != known:
+            raise IntegrityError(
+                f"the {CONFIG} of '{self.address}' has other classes than its data set {self.task.dataset}, or in "
+                "another order: correct 'classes' or 'dataset'"
+            )
+        return stated
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of its weights file.
@@ -179,6 +217,14 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
     entry = _registered(address.place)
     path = _released(entry.name, entry.weights, hub) if pretrained else None
     return Found(Address(NAME, entry.name), entry, path, entry.weights.sha256, hub, _state(path))
+
+
+def own_name(name: str, sha256: str) -> str:
+    """``name``, with the first 8 digits of the weights' hash where the registry finds another model by that name: the
+    figures of a released model must not be taken for those of a retrained one."""
+    from zoo.registry.file import entry_called
+
+    return f"{name}-{sha256[:8]}" if sha256 and entry_called(name) else name
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:
@@ -261,6 +307,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all():
             raise IntegrityError(f"'{path}' holds values in '{key}' that are not finite")
     return tensors
+
+
+def read_model(path: Path, spec: Spec) -> Classifier:
+    """The model of ``spec`` with the weights in the safetensors file ``path``, in eval mode.
+
+    Raises:
+        IntegrityError: as :func:`read_tensors`, or the weights do not fit the architecture.
+    """
+    from zoo.models import build
+
+    model = build(spec)
+    _fill(model, read_tensors(path), path)
+    return model.eval()
 
 
 def read_metadata(path: Path) -> dict[str, str]:

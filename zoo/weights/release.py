@@ -124,7 +124,7 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     if target.resolve() != model.weights.resolve():
         copy_atomic(model.weights, target)
         predictor = model.weights.with_name(PREDICTOR)
-        if predictor.exists():
+        if predictor.is_file():
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
     stored = _store_bits(_bits_file(model.name), model.sha256, measured)
     before = load_registry().models
