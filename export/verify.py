@@ -127,6 +127,10 @@ def verify_bundle(
     recorded = {key: value for rung in manifest.gates if not _in_logits(rung) for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
     agreed = Terms.of(manifest.artifact.precision, **recorded | given)
+    usual, classes = Terms.of(manifest.artifact.precision), manifest.spec.classes
+    lax = agreed.margin > usual.margin or agreed.tolerance > usual.tolerance
+    if lax or agreed.floor(classes) < usual.floor(classes):
+        notify(f"the terms are laxer than usual: {agreed.in_words()}, where usual is {usual.in_words()}")
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.evaluate import prepare
+from zoo.evaluation.look import IMAGES, look
 from zoo.evaluation.protocols import DATASET, PROTOCOLS, Protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export.bundle.manifest import Level, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
-from zoo.export.ladder.gate import COARSE, UNSTEADY, compared
+from zoo.export.ladder.gate import COARSE, MASKED, UNSTEADY, compared
 from zoo.export.ladder.terms import DEFAULTS, FAITHFUL, QUERIES, Terms
 from zoo.export.ladder.witness import Witness
 from zoo.models import Classifier
@@ -156,17 +158,19 @@ def _rungs(
         return protocol.on(trial.dataset or DATASET).under(trial.threat).model_copy(update=settings)
 
     parity, coarse = agreement["measured"], COARSE in agreement["measured"]["flags"]
-    queries = terms.queries or (QUERIES if coarse else 0)
     replayed = [judged(PROTOCOLS[name]) for name in TRANSFERRED]
-    walk, square = judged(PROTOCOLS[WALK]), judged(SQUARE, queries=queries)
-    gradients = {"twin": twin.model}
+    walk = judged(PROTOCOLS[WALK])
+    seen = look(twin.model, to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64)), walk)
+    queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
+    square, source = judged(SQUARE, queries=queries), Twin(seen.model, shape=twin.shape)
+    gradients = {"twin": seen.model}
     if not parity["relative_difference"] <= FAITHFUL:
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
     walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
     plan = [
-        ("transfer", replayed, [rungs.transfer(twin, protocol) for protocol in replayed]),
+        ("transfer", replayed, [rungs.transfer(source, protocol) for protocol in replayed]),
         ("surrogate", [walk], walks),
     ]
     if queries:
@@ -175,7 +179,7 @@ def _rungs(
         for attack in attacks:
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name))
         last = name == plan[-1][0]
-        flags = [UNSTEADY] if _unsteady(witness, engine, trial, parity) else []
+        flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
         if name == "surrogate":

@@ -9,8 +9,9 @@ in an int8 engine, Square finds in the twin one rung later.
 Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
 its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
 
-An engine is flagged where an attack may have said too little. Coarse logits hide gradients and have plateaus; Square
-needs no gradients and crosses plateaus, so such an engine is signed off if it withstands Square too. No attack suits
+An engine is flagged where an attack may have said too little. Coarse logits hide gradients and have plateaus, and the
+gradients of a twin may mislead; Square needs no gradients and crosses plateaus, so such an engine is signed off if it
+withstands Square too. No attack suits
 the other flags, and the engine is refused: one that is unsteady gives no attack a direction, or answers from memory;
 one that is better than its twin by more than the margin computes something else, as an engine does that recognises
 attacked images.
@@ -30,9 +31,10 @@ from zoo.export.ladder.rungs import Bits
 from zoo.system.arguments import typed
 from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
 
-COARSE, UNSTEADY, BETTER = "coarse logits", "unsteady", "better than its twin"
+COARSE, MASKED, UNSTEADY, BETTER = "coarse logits", "masked twin", "unsteady", "better than its twin"
 FLAGS = {
     COARSE: "its logits take few values, so Square attacked it too",
+    MASKED: "the gradients of its float model mislead, so Square attacked it too",
     UNSTEADY: "it answers the same images otherwise when it is asked again",
     BETTER: "it is right more often than the model that it computes, so it answers from something else",
 }

@@ -63,6 +63,11 @@ class Terms:
         usual = {"tolerance": TOLERANCE[precision], "queries": 0 if precision == "fp32" else QUERIES}
         return cls(**usual | {key: value for key, value in given.items() if value is not None})
 
+    def in_words(self) -> str:
+        """Margin, tolerance and floor, such as ``margin 0.01, tolerance 0.0005, min-robust chance``."""
+        floor = "chance" if self.min_robust is None else f"{self.min_robust:g}"
+        return f"margin {self.margin:g}, tolerance {self.tolerance:g}, min-robust {floor}"
+
     def floor(self, classes: int) -> float:
         """The least robust accuracy of a model with so many classes."""
         return 1 / classes if self.min_robust is None else self.min_robust
