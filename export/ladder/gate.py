@@ -125,8 +125,8 @@ def verdict(rung: Rung) -> str:
         low, high = measured["engine"]["ci95"]
         return (
             f"{rung.name}: under attack the engine is right on {measured['engine']['accuracy']:.1%} of {rung.n} images "
-            f"(95 % interval {low:.1%} to {high:.1%}), its float twin on {measured['twin']['accuracy']:.1%}, which is "
-            f"not shown to reach {rung.threshold['min_robust']:.1%}{_flagged(rung)}"
+            f"(95 % interval {low:.1%} to {high:.1%}), its float twin on {measured['twin']['accuracy']:.1%}; the engine "
+            f"is not shown to reach {rung.threshold['min_robust']:.1%}{_flagged(rung)}"
         )
     return f"{found}: {FAULTS[fault]}"
 
@@ -140,8 +140,8 @@ def remedy(rung: Rung) -> str:
         return "a higher --tolerance climbs on, to what that costs in robustness"
     if fault == "low":
         return (
-            "pick a model that is robust, or with --min-robust another floor (by default it is guessing); "
-            "'--verify clean' leaves robustness out"
+            "choose a robust model or a lower --min-robust (the default is chance), "
+            "or leave robustness out with --verify clean"
         )
     if fault == "few" and rung.name != "clean":
         allowed, measured = rung.threshold["margin"], rung.measured
