@@ -130,7 +130,7 @@ def verify_bundle(
     usual, classes = Terms.of(manifest.artifact.precision), manifest.spec.classes
     lax = agreed.margin > usual.margin or agreed.tolerance > usual.tolerance
     if lax or agreed.floor(classes) < usual.floor(classes):
-        notify(f"the terms are laxer than usual: {agreed.in_words()}, where usual is {usual.in_words()}")
+        notify(f"the terms are laxer than usual: {agreed.in_words()}; usual are {usual.in_words()}")
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -207,16 +206,9 @@ def test_a_cache_that_cannot_be_made_costs_the_resumption_only(net, pixels, tmp_
 
 def test_four_at_once_share_the_ledger_and_all_end(net, pixels, tmp_path):
     whole, folder = evaluate(net, *pixels, weak(), batch_size=4), tmp_path / "evaluations"
-
-    def work() -> None:
-        sys.exit(not np.array_equal(evaluate(net, *pixels, weak(), batch_size=4, resume=folder), whole))
-
-    forks = [multiprocessing.get_context("fork").Process(target=work) for _ in range(4)]
-    for fork in forks:
-        fork.start()
-    for fork in forks:
-        fork.join(60)
-    assert [fork.exitcode for fork in forks] == [0] * 4
+    with ThreadPoolExecutor(4) as pool:
+        at_once = [pool.submit(evaluate, net, *pixels, weak(), batch_size=4, resume=folder) for _ in range(4)]
+    assert all(np.array_equal(one.result(), whole) for one in at_once)
     assert not list(folder.iterdir())
 
 

@@ -17,7 +17,8 @@ from tiny import SPEC
 
 from zoo.registry.file import load_registry, pretty
 from zoo.system.errors import UsageError
-from zoo.train.recipes.phases import RECIPES, load_phases
+from zoo.train.recipes.phases import load_phases
+from zoo.train.recipes.published import RECIPES
 from zoo.weights.load import find
 
 TESTS = Path(__file__).parent

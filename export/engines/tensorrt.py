@@ -137,8 +137,9 @@ def _remedy(plan: Path, manifest: Manifest | None) -> str:
     if manifest is None:
         return "export the model on this machine"
     name, precision = shlex.quote(manifest.source.name), manifest.artifact.precision
+    again = f"run 'zoo export {name} --format tensorrt --precision {precision}'"
     return (
-        f"run 'zoo export {name} --format tensorrt --precision {precision}' on this machine, or build another plan "
+        f"{again if manifest.source.twin is None else 'export the model'} on this machine, or build another plan "
         f"from the {GRAPH} beside it with zoo.export.engines.tensorrt.rebuild('{plan.parent}')"
     )
 

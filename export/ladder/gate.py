@@ -125,8 +125,8 @@ def verdict(rung: Rung) -> str:
         low, high = measured["engine"]["ci95"]
         return (
             f"{rung.name}: under attack the engine is right on {measured['engine']['accuracy']:.1%} of {rung.n} images "
-            f"(95 % interval {low:.1%} to {high:.1%}), its float twin on {measured['twin']['accuracy']:.1%}; the engine "
-            f"is not shown to reach {rung.threshold['min_robust']:.1%}{_flagged(rung)}"
+            f"(95 % interval {low:.1%} to {high:.1%}), its float twin on {measured['twin']['accuracy']:.1%}; "
+            f"the engine is not shown to reach {rung.threshold['min_robust']:.1%}{_flagged(rung)}"
         )
     return f"{found}: {FAULTS[fault]}"
 

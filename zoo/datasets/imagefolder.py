@@ -85,8 +85,7 @@ class ImageFolder(Dataset):
         parts = {"train": kept, "validation": held_out, "test": val}
         files = {name: _alternating(name, list(part.values())) for name, part in parts.items()}
         sizes = {name: len(part) for name, part in files.items()}
-        names = tuple(encoded(name).decode(errors="replace") for name in train)
-        return replace(self, root=root, classes=names, sizes=sizes, files=files)
+        return replace(self, root=root, classes=tuple(map(_plain, train)), sizes=sizes, files=files)
 
     @overload  # type: ignore[override]  # training images stay files
     def split(self, name: Literal["train"]) -> Files: ...
@@ -110,12 +109,17 @@ DATASET = IMAGEFOLDER = ImageFolder(
 )
 
 
+def _plain(name: str) -> str:
+    """The name of a folder as text, also if it was read without a UTF-8 locale."""
+    return encoded(name).decode(errors="replace")
+
+
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The image files of every class folder in ``folder``, all in alphabetical order."""
     if not folder.is_dir():
         raise DataNotFound(f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if odd := [name for name in names if not name.isprintable()]:
+    if odd := [name for name in names if not _plain(name).isprintable()]:
         raise DataNotFound(f"'{folder}' has a class called {odd[0]!r}: class names must be printable")
     if not names:
         raise DataNotFound(f"'{folder}' holds no folders: it needs a folder of images for each class")
