@@ -17,6 +17,7 @@ from zoo.evaluation.statistics import Accuracy, Paired
 from zoo.export.bench.times import REPORT, Bench
 from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Report, read_report
+from zoo.export.ladder.gate import flags_of
 from zoo.registry.constraints import fastest
 from zoo.registry.file import load_registry
 from zoo.specs import cost
@@ -47,6 +48,7 @@ class Subject:
         size: bytes of the weights file, or of the engine's files.
         measured: by protocol; of a bundle, by rung of its ladder.
         latency: medians in ms with their engine, by device and batch size.
+        flags: why its accuracies may be too high.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     size: int
     measured: dict[str, Measured]
     latency: dict[str, dict[int, tuple[float, str]]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """JSON-ready, without what was measured of the images."""
@@ -64,7 +67,7 @@ class Subject:
             for device, times in self.latency.items()
         }
         plain = {key: getattr(self, key) for key in ("name", "kind", "macs", "params", "size")}
-        return {**plain, "latency": latency}
+        return {**plain, "latency": latency, "flags": list(self.flags)}
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _released(given: str) -> Subject:
         for batch in sorted({int(batch) for batches in engines.values() for batch in batches}):
             best = fastest(entry, [device], batch=batch)
             latency.setdefault(device, {}).update({batch: best[:2]} if best else {})
-    return Subject(name, "released weights", entry.macs, entry.params, entry.size, measured, latency)
+    return Subject(name, "released weights", entry.macs, entry.params, entry.size, measured, latency, entry.flags)
 
 
 def _exported(given: str, folder: Path) -> Subject:
@@ -182,7 +185,8 @@ def _exported(given: str, folder: Path) -> Subject:
     for one in timed:
         if one.artifact_sha256 == manifest.artifact.sha256 and one.device:
             latency[one.device] = {each.batch: (each.p50_ms, kind) for each in one.times}
-    return Subject(given, kind, cost.macs, cost.params, manifest.artifact.size, measured, latency)
+    flags = tuple(flags_of(report.rungs))
+    return Subject(given, kind, cost.macs, cost.params, manifest.artifact.size, measured, latency, flags)
 
 
 def _rungs(report: Report) -> Iterator[tuple[str, Measured]]:

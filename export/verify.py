@@ -87,7 +87,7 @@ def verify_bundle(
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
-        notify: takes one sentence about a level's former name.
+        notify: takes one sentence about a level's former name, and one about terms that are laxer than usual.
         terms: margin, min_robust, tolerance, n, seed, queries, see :class:`zoo.export.ladder.terms.Terms`; margin,
             min_robust and tolerance are by default those that the bundle was signed off with (a tolerance in logits,
             as older bundles have it, is not used).
@@ -130,7 +130,7 @@ def verify_bundle(
     usual, classes = Terms.of(manifest.artifact.precision), manifest.spec.classes
     lax = agreed.margin > usual.margin or agreed.tolerance > usual.tolerance
     if lax or agreed.floor(classes) < usual.floor(classes):
-        notify(f"the terms are laxer than usual: {agreed.in_words()}; usual are {usual.in_words()}")
+        notify(f"the terms are laxer than usual: {agreed.in_words()}; the usual ones are {usual.in_words()}")
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:

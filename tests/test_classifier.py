@@ -49,6 +49,12 @@ def test_an_attack_may_leave_the_range_for_a_gradient(model):
     assert torch.autograd.grad(model(images).sum(), images)[0].shape == images.shape
 
 
+def test_images_may_be_mapped_over(model):
+    x = torch.rand(2, 3, 32, 32)
+    mapped = torch.func.vmap(lambda image: model(image[None])[0])(x)
+    assert torch.allclose(mapped, model(x), atol=1e-4)
+
+
 def test_no_graph_has_a_check(model):
     x = torch.rand(2, 3, 32, 32)
     plain = torch.nn.Sequential(torch.fx.symbolic_trace(model)).eval()

@@ -172,6 +172,7 @@ def test_cost_and_latency_of_the_fastest_engine_are_told():
         **{"name": "strong", "kind": "released weights", "macs": model(8)["macs"], "params": model(8)["params"]},
         "size": model(8)["weights"]["size"],
         "latency": {DEVICE: {"1": {"p50_ms": 2.0, "engine": "fast"}}},
+        "flags": [],
     }
     assert found.b.latency[DEVICE][1] == (2.25, "fast")
 
@@ -266,6 +267,15 @@ def test_the_tables_tell_cost_accuracy_and_what_was_left_out():
     assert f"{100 * difference:+.2f}" in clean
     assert "Not compared: pgd20 (measured on 400 images and on 300)." in out
     assert max(map(len, lines)) <= 80
+
+
+def test_a_flag_is_told_of_the_model_that_has_it(home):
+    assert "flagged" not in call("compare", "strong", "weak")[1]
+    data = json.loads((home / "registry.json").read_text())
+    data["models"]["weak"]["flags"] = ["masked"]
+    (home / "registry.json").write_text(pretty(data))
+    assert "B is flagged, its accuracy may be too high: masked." in call("compare", "strong", "weak")[1]
+    assert compare("strong", "weak").b.facts()["flags"] == ["masked"]
 
 
 def test_where_nothing_can_be_compared_it_says_so(home):

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_registry import MODELS, registry_data
+from torch import nn
 
 from zoo.cli.app import run
 from zoo.evaluation.flags import FLAGS, disagree, explained
 from zoo.evaluation.protocols import PROTOCOLS, protocol
-from zoo.evaluation.threat import ThreatModel
+from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.file import pretty
 from zoo.registry.pick import list_models, pick
 from zoo.system.errors import NothingMatches
+from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.release import flags_of
 
 
@@ -97,3 +101,15 @@ def test_the_table_marks_flagged_entries_and_says_why(flagged, capsys):
     assert "middle !" not in out
     assert "! means that the accuracy may be too high" in out
     assert FLAGS["unreliable"] in " ".join(out.split())
+
+
+def test_a_flag_of_a_teacher_is_a_warning(toy):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), Rounded())
+    found = SimpleNamespace(task=SimpleNamespace(threat=LINF_8), title="mine", sha256="0" * 64, load=lambda: net)
+    with pytest.warns(UserWarning, match="the accuracy of 'mine' may be too high: coarse: its logits take few values"):
+        held_out_accuracy(found, toy, 64)
+
+
+class Rounded(nn.Module):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.round()

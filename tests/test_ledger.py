@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -227,3 +228,23 @@ def test_batches_of_another_process_are_taken_over(net, pixels, tmp_path, stoppi
     evaluate(net, *pixels, weak(), batch_size=20, resume=tmp_path, progress=progress)
     batches = -(-evaluate(net, *pixels, protocol("clean").model_copy(update={"n": N})).sum() // 20)
     assert len(attacked) == batches - 1  # the first; the second, with which the others are read; not the third
+
+
+def test_square_after_misleading_gradients_is_resumed_too(net, pixels, tmp_path, stopping, monkeypatch):
+    monkeypatch.setitem(sys.modules["zoo.evaluation.evaluate"].SQUARE, "queries", 5)
+
+    def verdict(**options) -> tuple[list[bool], dict[str, float], set[str]]:
+        counts: dict[str, float] = {}
+        flags: set[str] = set()
+        bits = evaluate(Masked(net), *pixels, weak(), batch_size=4, counts=counts, flags=flags, **options)
+        return bits.tolist(), counts, flags
+
+    attacked = stopping(None)
+    whole = verdict()
+    assert "square" in whole[1]
+    stopping(len(attacked) - 1)
+    with pytest.raises(KeyboardInterrupt):
+        verdict(resume=tmp_path)
+    attacked = stopping(None)
+    assert verdict(resume=tmp_path) == whole
+    assert len(attacked) == 1

@@ -120,6 +120,17 @@ def test_a_budget_names_the_most_robust_sub_net_within_it(released):
     assert load(f"proard-micro@{between}").spec.to_dict() == best.spec
 
 
+def test_a_budget_names_a_flagged_sub_net_only_where_all_are_flagged(released, registry):
+    ranked = sorted(
+        (e for e in load_registry().models.values() if e.subnet), key=lambda e: (-e.accuracy("pgd20"), e.macs)
+    )
+    data = json.loads(registry.read_text())
+    for entry, expected in zip(ranked, (ranked[1], ranked[2], ranked[0]), strict=True):
+        data["models"][entry.name]["flags"] = ["masked"]
+        registry.write_text(pretty(data))
+        assert info("proard-micro@10M").name == expected.name
+
+
 def test_a_sub_net_and_its_dynamic_net_are_hashed_once_each(released, toy, tmp_path, hashed):
     entry = next(e for e in load_registry().models.values() if e.subnet)
     load(entry.name)

@@ -34,6 +34,14 @@ class Brightness(nn.Module):
         return torch.stack([brighter, -brighter], 1)
 
 
+class Trap(Brightness):
+    """Class 1 from 106/255, behind a maximum of the loss at 101/255 where small steps stay."""
+
+    def bend(self, brighter: torch.Tensor) -> torch.Tensor:
+        above = brighter / (100 * PIXEL)
+        return torch.stack([torch.where(above > 6, -1.0, 2 + (above - 1).abs()), torch.zeros_like(above)], 1)
+
+
 class Valley(Brightness):
     """Class 1 only near 100/255: a step that is too long ends on the other side, in class 0 again."""
 
@@ -64,6 +72,13 @@ def test_an_image_falls_at_the_eps_that_it_takes_to_flip_it(attack):
 def test_an_image_broken_at_a_small_eps_is_measured_again_at_a_larger_one():
     curve = sweep(Valley(), grey(104), attacks=["fgsm"], eps=[0, 2 * PIXEL, 4 * PIXEL, 8 * PIXEL])["fgsm"]
     assert right(curve) == [1, 1, 0, 1]  # FGSM steps over the valley
+
+
+def test_an_eps_at_which_one_step_finds_more_than_twenty_is_flagged():
+    for model, found in ((Trap(), True), (Brightness(), False)):
+        flags: set[str] = set()
+        sweep(model, grey(*[100 if found else 104] * 60), eps=[0, 8 * PIXEL], flags=flags)
+        assert ("unreliable" in flags) == found
 
 
 @given(seed=st.integers(0, 2**16), n=st.integers(1, 12), attack=st.sampled_from(["fgsm", "pgd20", "noise", "apgd50"]))

@@ -128,7 +128,7 @@ def _of_the_reports(manifest: Manifest, report: Report) -> Iterator[Claim]:
     yield Claim("verified", manifest.verified, source, report.reached)
     yield Claim("gates", [gate.name for gate in manifest.gates], source, [rung.name for rung in report.rungs])
     for gate, rung in zip(manifest.gates, report.rungs, strict=True):
-        for fact in ("holds", "n", "measured"):
+        for fact in ("holds", "n", "threshold", "measured"):
             yield Claim(f"gates.{gate.name}.{fact}", getattr(gate, fact), source, getattr(rung, fact))
         for protocol in gate.protocols:
             for fact in threat.keys() & protocol.keys():

@@ -11,10 +11,9 @@ its own, by the lower end of its interval. Further rungs can only take from it, 
 
 An engine is flagged where an attack may have said too little. Coarse logits hide gradients and have plateaus, and the
 gradients of a twin may mislead; Square needs no gradients and crosses plateaus, so such an engine is signed off if it
-withstands Square too. No attack suits
-the other flags, and the engine is refused: one that is unsteady gives no attack a direction, or answers from memory;
-one that is better than its twin by more than the margin computes something else, as an engine does that recognises
-attacked images.
+withstands Square too. No attack suits the other flags, and the engine is refused: one that is unsteady gives no attack
+a direction, or answers from memory; one that is better than its twin by more than the margin computes something else,
+as an engine does that recognises attacked images.
 """
 
 from __future__ import annotations

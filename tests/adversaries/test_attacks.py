@@ -18,7 +18,7 @@ from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import PROTOCOLS, Protocol
 from zoo.system.errors import UsageError
 
-from .tricks import TRICKS, Trick
+from .tricks import TRICKS, Trick, noisy
 
 N = 100
 FAST = {"apgd50": {"steps": 20}, "autoattack": {"steps": 5, "queries": 100}}
@@ -87,6 +87,16 @@ def test_random_answers_are_attacked_in_expectation_and_the_verdict_repeats(frag
     model = TRICKS["random"](fragile)
     one, two = (evaluate(model, *world, under("pgd20", 30), flags=set()) for _ in range(2))
     assert (one == two).all()
+
+
+def test_an_offset_that_all_logits_share_does_not_hide_random_answers(fragile, world):
+    class Offset(Trick):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1e4 * x.mean((1, 2, 3))[:, None]
+
+    flags: set[str] = set()
+    evaluate(Offset(fragile, noisy), *world, under("clean", n=20), flags=flags)
+    assert "random" in flags
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
 
 def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
     """Clean and PGD-20 accuracy of a model on the first ``n`` held-out training images, by protocol; the attack is
-    under the model's threat model."""
+    under the model's threat model. A flag of the result is a warning."""
+    from zoo.evaluation.flags import explained
     from zoo.evaluation.measure import measure
     from zoo.evaluation.protocols import PROTOCOLS
 
@@ -113,5 +115,7 @@ def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str
     chosen = (PROTOCOLS[key].under(found.task.threat) for key in ("clean", "pgd20"))
     protocols = [one.model_copy(update={"split": "validation", "n": n}) for one in chosen]
     batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
-    measured = measure(found.load(), found.sha256, dataset, protocols, batch_size=batch_size, device=device)
+    measured = list(measure(found.load(), found.sha256, dataset, protocols, batch_size=batch_size, device=device))
+    if flags := {flag for one in measured for flag in one.flags}:
+        warnings.warn(f"the accuracy of '{found.title}' may be too high: {'; '.join(explained(flags))}", stacklevel=2)
     return {one.protocol.name: one.result["accuracy"] for one in measured}

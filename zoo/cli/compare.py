@@ -65,6 +65,9 @@ def _text(found: Comparison) -> str:
             "exact test."
         )
         lines += ["", *wrapped(legend)]
+        for letter, one in (("A", found.a), ("B", found.b)):
+            if one.flags:
+                lines += wrapped(f"{letter} is flagged, its accuracy may be too high: {', '.join(one.flags)}.")
     else:
         lines += ["", "No accuracy can be compared."]
     if found.left_out:

@@ -96,7 +96,8 @@ def _lines() -> Iterator[Progress]:
     def speak() -> None:
         while not over.wait(EVERY):
             if latest is not None:
-                print(_line(*latest, *begun[latest[0]]), file=sys.stderr, flush=True)
+                with suppress(OSError):
+                    print(_line(*latest, *begun[latest[0]]), file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()

@@ -66,6 +66,7 @@ def evaluate(
         model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
         images: uint8 [N, H, W, 3]; the first ``protocol.n`` are used.
         labels: integers [N].
+        progress: takes the images done and all; if Square is run as well, images that are left count once more.
         resume: a folder for the bits so far; see :mod:`zoo.evaluation.ledger`.
         counts: filled with the number of images that each part of a composed attack broke.
         flags: filled with names in :data:`zoo.evaluation.flags.FLAGS`; without it, a flag is a warning.
@@ -133,41 +134,39 @@ def _attack(
     counts: Counts | None,
 ) -> np.ndarray:
     """Which images are right after the attack, of those that are ``right`` before: bool [n]."""
-    n, bits, candidates = len(right), np.zeros_like(right), np.flatnonzero(right)
+    n, bits = len(right), right.copy()
 
-    def attack(one: Protocol, index: np.ndarray, start: int, parts: Counts) -> tuple[np.ndarray, Tensor, Tensor]:
-        x, y = batch(index)
-        # Each batch has its own seed; otherwise all batches would start from the same noise.
-        x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), seen.model, x, y, counts=parts)
-        with torch.no_grad():
-            return (~broken(seen.model(x_adv), y)).cpu().numpy(), x_adv, y
+    def attack(one: Protocol) -> None:
+        standing = np.flatnonzero(bits)
+        for start in range(0, len(standing), batch_size):
+            index, done = standing[start : start + batch_size], n - len(standing) + start
+            robust = ledger.known(one.attack, index)
+            if robust is None:
+                parts: Counts = {}
+                x, y = batch(index)
+                # Each batch has its own seed; otherwise all batches would start from the same noise.
+                seeded = one.model_copy(update={"seed": one.seed + start})
+                with heard(images_done(progress, done, len(index), n)):
+                    x_adv = perturb(seeded, seen.model, x, y, counts=parts)
+                with torch.no_grad():
+                    robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
+                if one is not protocol:
+                    parts[one.attack] = float(len(index) - robust.sum())
+                elif one.attack not in BLIND and robust.any():
+                    left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
+                    parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())
+                    parts[LOOKED_AT] = float(len(left))
+                ledger.record(one.attack, index, robust, parts)
+            bits[index] = robust
+            progress(done + len(index), n)
 
-    for start in range(0, len(candidates), batch_size):
-        index = candidates[start : start + batch_size]
-        robust = ledger.known(index)
-        if robust is None:
-            parts: Counts = {}
-            with heard(images_done(progress, n - len(candidates) + start, len(index), n)):
-                robust, x_adv, y = attack(protocol, index, start, parts)
-            if protocol.attack not in BLIND and robust.any():
-                left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
-                parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())
-                parts[LOOKED_AT] = float(len(left))
-            ledger.record(index, robust, parts)
-        bits[index] = robust
-        progress(n - len(candidates) + min(start + batch_size, len(candidates)), n)
-    found = ledger.counts
-    if found.pop(VANISHED, 0.0) > ASTRAY * found.pop(LOOKED_AT, 0.0):
+    attack(protocol)
+    if ledger.counts.get(VANISHED, 0.0) > ASTRAY * ledger.counts.get(LOOKED_AT, 0.0):
         seen.flags.add("masked")
     if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
-        square = protocol.model_copy(update={**SQUARE, "name": protocol.name})
-        standing = candidates[bits[candidates]]
-        for start in range(0, len(standing), batch_size):
-            index = standing[start : start + batch_size]
-            bits[index], _, _ = attack(square, index, start, {})
-        found["square"] = float(len(standing) - bits[standing].sum())
+        attack(protocol.model_copy(update={**SQUARE, "name": protocol.name}))
     if counts is not None:
-        counts.update(found)
+        counts.update({part: count for part, count in ledger.counts.items() if part not in (VANISHED, LOOKED_AT)})
     return bits
 
 

@@ -55,7 +55,7 @@ def run_key(
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """The logits on ``x`` [n, 3, H, W], and the gradients of the largest ones where there are any."""
     x.requires_grad_()
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         logits = model(x.clone())  # the model may write to it
         if not logits.requires_grad:
             return (logits,)
@@ -81,22 +81,22 @@ class Ledger:
     """The finished batches of an evaluation, stored in ``path`` after each one (None: not stored).
 
     Processes that do the same evaluation at once share the file. If it cannot be written, the evaluation goes on
-    without it; if it is damaged, the evaluation begins again. Both are said once.
+    without it; if it is damaged, the evaluation begins again. Each is reported once.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.batches: dict[str, tuple[list[int], Counts]] = {}  # by the first image: bits, what each attack broke
+        self.batches: dict[str, tuple[list[int], Counts]] = {}  # by attack and first image: bits, what was counted
         self._merge()
 
-    def known(self, index: np.ndarray) -> np.ndarray | None:
-        """The bits of the batch of images ``index`` [B], bool [B]; None if it is not done."""
-        bits, _ = self.batches.get(str(index[0]), ([], {}))
+    def known(self, attack: str, index: np.ndarray) -> np.ndarray | None:
+        """The bits after ``attack`` on the images ``index`` [B], bool [B]; None if this batch is not done."""
+        bits, _ = self.batches.get(f"{attack} {index[0]}", ([], {}))
         return np.array(bits, bool) if len(bits) == len(index) else None
 
-    def record(self, index: np.ndarray, bits: np.ndarray, counts: Counts) -> None:
-        """Add the ``bits`` [B] of the batch of images ``index`` [B]."""
-        self.batches[str(index[0])] = (bits.astype(int).tolist(), counts)
+    def record(self, attack: str, index: np.ndarray, bits: np.ndarray, counts: Counts) -> None:
+        """Add the ``bits`` [B] after ``attack`` on the images ``index`` [B], and the ``counts`` of this batch."""
+        self.batches[f"{attack} {index[0]}"] = (bits.astype(int).tolist(), counts)
         if self.path is None:
             return
         try:
@@ -113,7 +113,7 @@ class Ledger:
 
     @property
     def counts(self) -> Counts:
-        """The number of images that each part of a composed attack broke."""
+        """The sums over all batches, such as the images that each part of a composed attack broke."""
         total: Counts = {}
         for _, counts in self.batches.values():
             for part, count in counts.items():
@@ -133,7 +133,7 @@ class Ledger:
         try:
             stored = json.loads(self.path.read_bytes())
             stored = {
-                str(int(first)): ([int(bit) for bit in bits], {part: float(count) for part, count in counts.items()})
+                first: ([int(bit) for bit in bits], {part: float(count) for part, count in counts.items()})
                 for first, (bits, counts) in stored.items()
             }
         except (FileNotFoundError, NotADirectoryError):

@@ -6,6 +6,7 @@ No look is complete: a model can behave on the images that it is shown here, and
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,10 +17,10 @@ from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import generator, without_gradients
 from zoo.attacks.losses import ascend, broken, cross_entropy
 from zoo.evaluation.protocols import Protocol
+from zoo.models.fold import same
 from zoo.system.errors import UsageError
 
 IMAGES = 64
-SAME = 1e-3  # of the spread of the logits: what rounding may change between two calls
 FLAT = 0.7  # a standard deviation of logits over classes; released networks have less on up to 7 % of the images
 FLAT_SHARE = 0.25  # of the images, on which flat logits make a net one whose cross-entropy is a weak loss
 FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
@@ -61,7 +62,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
     """
     flags: set[str] = set()
     given = x.clone()
-    with torch.no_grad():
+    with torch.no_grad(), _exact():
         z = model(given)
     if not torch.equal(given, x):
         flags.add("writes")
@@ -88,15 +89,6 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
         if same(_answers(straight, x), z) and astray(straight, x, y, protocol) <= ASTRAY:
             model = straight
     return Look(model, x, z, flags)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether logits [N, K] are equal up to rounding; where they are not finite, they must be equal."""
-    finite = torch.isfinite(b)
-    if not torch.equal(finite, torch.isfinite(a)):
-        return False
-    a, b = a[finite], b[finite]
-    return not a.numel() or bool((a - b).abs().max() <= SAME * b.std(correction=0))
 
 
 def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
@@ -128,5 +120,10 @@ def vanished(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), _exact():
         return model(x.clone())
+
+
+def _exact() -> AbstractContextManager[None]:
+    """Convolutions of a GPU in float32: TF32 rounds to 10 bits, and not alike for all batch sizes."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

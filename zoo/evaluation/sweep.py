@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from zoo.datasets.base import Split
 from zoo.evaluation.evaluate import evaluate_split
+from zoo.evaluation.flags import SQUARE_GAIN, disagree
+from zoo.evaluation.ledger import Counts
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import Norm, ThreatModel
@@ -73,21 +76,29 @@ def sweep(
     bases = attacks_called(attacks)
     total = min(n, len(split)) * len(grid)
     curves: dict[str, tuple[Point, ...]] = {}
+    measured: list[tuple[Protocol, np.ndarray]] = []
+    gained = False  # Square, on gradient attacks
     for base in bases:
         points: list[Point] = []
         for level in grid:
             chosen = at(base, level, norm).model_copy(update={"split": split.name, "n": n})
             before = len(points) * total // len(grid)
+            counts: Counts = {}
             bits = evaluate_split(
                 model,
                 split,
                 chosen,
                 progress=lambda done, _, name=base.name, before=before: progress(name, before + done, total),
+                counts=counts,
                 flags=flags,
                 **options,
             )
+            gained |= counts.get("square", 0.0) > SQUARE_GAIN * len(bits)
             points.append(Point(level, chosen.step, Accuracy.of(bits)))
+            measured.append((chosen, bits))
         curves[base.name] = tuple(points)
+    if flags is not None and (gained or disagree(measured)):
+        flags.add("unreliable")
     return curves
 
 

@@ -91,7 +91,8 @@ def entry_called(name: str, *, registry: Registry | None = None) -> Entry | None
 
 
 def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
-    """The sub-net of ``supernet`` with the best PGD-20 accuracy among those within ``budget``."""
+    """The sub-net of ``supernet`` with the best PGD-20 accuracy among those within ``budget``; one with a flag only
+    where all have one."""
     macs = parse_count(budget)
     subnets = [entry for entry in models.values() if entry.subnet and entry.subnet.of == supernet]
     if not subnets:
@@ -103,7 +104,7 @@ def _within(budget: str, supernet: str, models: Mapping[str, Entry]) -> Entry:
             f"{macs:,} MACs is below the released sub-nets of '{supernet}', which have {low:,} or more; "
             f"search for smaller ones with `zoo search {supernet} --flops {budget}`"
         )
-    return max(within, key=lambda entry: (entry.accuracy("pgd20") or 0.0, -entry.macs))
+    return max(within, key=lambda entry: (not entry.flags, entry.accuracy("pgd20") or 0.0, -entry.macs))
 
 
 def no_limit(name: str, *, registry: Registry | None = None) -> str | None:
