@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.attacks.pulse import heard, images_done
+from zoo.attacks.pulse import images_done, listening
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits, to_float
 from zoo.evaluation.evaluate import prepare
@@ -80,7 +80,7 @@ class Job:
         sampling, calibrated = self.options.sampling, None
         if sampling and self.calibrating:
             progress("calibration", 0, sampling.n)
-            with heard(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
+            with listening(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
                 calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
             progress("calibration", sampling.n, sampling.n)
         options = replace(self.options, verify=self.level)

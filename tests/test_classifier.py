@@ -29,7 +29,7 @@ def model():
         (torch.zeros(2, 1, 32, 32), r"not float32 \[2, 1, 32, 32\]"),
         (torch.zeros(3, 32, 32), r"not float32 \[3, 32, 32\]"),
         (torch.full((2, 3, 32, 32), 255.0), "not from 255 to 255: divide uint8 images by 255"),
-        (torch.full((2, 3, 32, 32), -0.5), "not from -0.5"),
+        (torch.full((2, 3, 32, 32), -2.5), "not from -2.5"),
         (torch.full((2, 3, 32, 32), torch.nan), "not from nan"),
         ([[1.0]], "must be a tensor, not a value of type list"),
     ],
@@ -42,6 +42,12 @@ def test_what_is_no_batch_of_images_is_refused(model, images, says):
 def test_images_at_the_ends_of_the_range_and_no_images_are_classified(model):
     for images in (torch.zeros(2, 3, 32, 32), torch.ones(1, 3, 32, 32), torch.rand(0, 3, 32, 32)):
         assert model(images).shape == (len(images), 10)
+
+
+def test_images_with_noise_are_classified(model):
+    """Randomised smoothing (Cohen et al. 2019) adds it."""
+    x = torch.rand(4, 3, 32, 32)
+    assert model((x + 0.2 * torch.randn_like(x)).clamp(-1, 2)).shape == (4, 10)
 
 
 def test_an_attack_may_leave_the_range_for_a_gradient(model):

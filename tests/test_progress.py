@@ -14,7 +14,7 @@ import torch
 
 from zoo.attacks import autoattack, square
 from zoo.attacks import pulse as pulses
-from zoo.attacks.pulse import heard, images_done, portion, pulse
+from zoo.attacks.pulse import images_done, listening, portion, pulse
 from zoo.cli import output
 from zoo.cli.output import Output
 from zoo.datasets.base import to_float
@@ -38,7 +38,7 @@ def batch(split):
 )
 def test_an_attack_says_how_far_it_has_come_and_is_the_same_where_nobody_listens(attack, robust, batch):
     shares: list[float] = []
-    with heard(shares.append):
+    with listening(shares.append):
         told = attack(prepare(robust), *batch)
     assert len(shares) > 20
     assert shares == sorted(shares)
@@ -49,7 +49,7 @@ def test_an_attack_says_how_far_it_has_come_and_is_the_same_where_nobody_listens
 
 def test_parts_within_parts_count_from_start_to_end():
     shares: list[float] = []
-    with heard(shares.append), portion(0.5, 1):
+    with listening(shares.append), portion(0.5, 1):
         for k in range(2):
             with portion(k / 2, (k + 1) / 2):
                 pulse(0.5)

@@ -45,7 +45,7 @@ def refuse(folder: Path, claims: Iterable[Claim]) -> None:
         if said != known:
             raise IntegrityError(
                 f"the manifest of '{folder}' says {field} = {_short(said)}, but {source} {_short(known)}: "
-                "the bundle was changed after its export, do not use it"
+                "one of them was changed after the export, do not use the bundle"
             )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo.attacks import broken, margin
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy
-from zoo.attacks.pulse import heard, images_done, portion, pulse
+from zoo.attacks.pulse import images_done, listening, portion, pulse
 from zoo.datasets.base import to_float
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
@@ -242,7 +242,7 @@ def survivors(
     for start in range(0, len(standing), BATCH):
         index = standing[start : start + BATCH]
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        with heard(images_done(tick, len(labels) - len(standing) + start, len(index), len(labels))):
+        with listening(images_done(tick, len(labels) - len(standing) + start, len(index), len(labels))):
             for_twin, for_engine = attack(x, y, seed + start)
         twin_right[index] &= right(twin, for_twin, y)
         engine_right[index] &= right(engine, for_engine, y)

@@ -1,4 +1,4 @@
-"""How far an attack on a batch has come, for whoever shows it: attacks say so by :func:`pulse`, and nobody need listen.
+"""How far an attack on a batch has come, for a progress bar: attacks report it by :func:`pulse`, whether or not it is used.
 
 AutoAttack takes minutes for a batch, and its images are all done at the end.
 """
@@ -24,7 +24,7 @@ def pulse(share: float) -> None:
 
 
 @contextmanager
-def heard(listener: Listener | None) -> Iterator[None]:
+def listening(listener: Listener | None) -> Iterator[None]:
     """Inside, ``listener`` gets the shares of the attack that runs."""
     token = _LISTENER.set(listener)
     try:
@@ -37,7 +37,7 @@ def heard(listener: Listener | None) -> Iterator[None]:
 def portion(start: float, end: float) -> Iterator[None]:
     """Inside runs a part of the attack: its shares count from ``start`` to ``end`` of the whole."""
     outer = _LISTENER.get()
-    with heard(None if outer is None else lambda share: outer(start + share * (end - start))):
+    with listening(None if outer is None else lambda share: outer(start + share * (end - start))):
         yield
     pulse(end)
 
@@ -45,12 +45,12 @@ def portion(start: float, end: float) -> Iterator[None]:
 def images_done(progress: Callable[[int, int], None], before: int, n: int, total: int) -> Listener:
     """A listener that tells ``progress`` of an attack on ``n`` of ``total`` images, ``before`` of them done already, at
     most once a second."""
-    told, at = 0, time.monotonic()
+    reported, at = 0, time.monotonic()
 
     def listen(share: float) -> None:
-        nonlocal told, at
-        if int(share * n) > told and time.monotonic() - at >= EVERY:
-            told, at = int(share * n), time.monotonic()
-            progress(before + told, total)
+        nonlocal reported, at
+        if int(share * n) > reported and time.monotonic() - at >= EVERY:
+            reported, at = int(share * n), time.monotonic()
+            progress(before + reported, total)
 
     return listen

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attacks import broken
-from zoo.attacks.pulse import heard, images_done
+from zoo.attacks.pulse import images_done, listening
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
@@ -146,7 +146,7 @@ def _attack(
                 x, y = batch(index)
                 # Each batch has its own seed; otherwise all batches would start from the same noise.
                 seeded = one.model_copy(update={"seed": one.seed + start})
-                with heard(images_done(progress, done, len(index), n)):
+                with listening(images_done(progress, done, len(index), n)):
                     x_adv = perturb(seeded, seen.model, x, y, counts=parts)
                 with torch.no_grad():
                     robust = (~broken(seen.model(x_adv), y)).cpu().numpy()

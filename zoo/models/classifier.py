@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from zoo.specs import Spec
 from zoo.system.errors import UsageError
 
-SLACK = 1e-3  # beyond [0, 1], for sums in half precision
+SLACK = 1.0  # beyond [0, 1]: for images with noise, as in randomised smoothing
 
 
 class Classifier(nn.Module):
@@ -37,8 +37,8 @@ class Classifier(nn.Module):
         """Images [N, 3, H, W] in [0, 1] to logits [N, classes].
 
         Raises:
-            UsageError: ``x`` has another shape or is not of floats; on a CPU in eval mode also if values are NaN or
-                outside of [0, 1]. Where gradients of ``x`` are asked for, values are not looked at.
+            UsageError: ``x`` has another shape or is not of floats; on a CPU in eval mode also if values are NaN, below
+                -1 or above 2. Where gradients of ``x`` are asked for, values are not looked at.
         """
         if not torch.compiler.is_compiling():
             self._check(x)
