@@ -1,4 +1,4 @@
-"""How far an attack on a batch has come, for a progress bar: attacks report it by :func:`pulse`, whether or not it is used.
+"""How far an attack on a batch has come: it reports that by :func:`pulse`, and a progress bar may listen.
 
 AutoAttack takes minutes for a batch, and its images are all done at the end.
 """
