@@ -20,7 +20,7 @@ from zoo.attacks.pulse import heard, images_done
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
-from zoo.evaluation.look import ASTRAY, BLIND, IMAGES, Look, look, vanished
+from zoo.evaluation.look import ASTRAY, BLIND, IMAGES, Look, look, untrue
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm
@@ -29,7 +29,7 @@ from zoo.system.errors import UsageError
 Progress = Callable[[int, int], None]  # images done, images in all
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
-VANISHED, LOOKED_AT = "_vanished", "_looked_at"  # counts of the ledger: gradients that are zero, of so many
+UNTRUE, LOOKED_AT = "_untrue", "_looked_at"  # counts of the ledger: gradients that are no gradients, of so many
 
 
 def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
@@ -151,13 +151,13 @@ def _attack(
                 robust, x_adv, y = attack(protocol, index, start, parts)
             if protocol.attack not in BLIND and robust.any():
                 left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
-                parts[VANISHED] = float(vanished(seen.model, x_adv[left], y[left]).sum())
+                parts[UNTRUE] = float(untrue(seen.model, x_adv[left], y[left]).sum())
                 parts[LOOKED_AT] = float(len(left))
             ledger.record(index, robust, parts)
         bits[index] = robust
         progress(n - len(candidates) + min(start + batch_size, len(candidates)), n)
     found = ledger.counts
-    if found.pop(VANISHED, 0.0) > ASTRAY * found.pop(LOOKED_AT, 0.0):
+    if found.pop(UNTRUE, 0.0) > ASTRAY * found.pop(LOOKED_AT, 0.0):
         seen.flags.add("masked")
     if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
         square = protocol.model_copy(update={**SQUARE, "name": protocol.name})
