@@ -18,7 +18,7 @@ from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import PROTOCOLS, Protocol
 from zoo.system.errors import UsageError
 
-from .tricks import TRICKS, Trick, noisy
+from .tricks import TRICKS, Sparse, Trick, noisy
 
 N = 100
 FAST = {"apgd50": {"steps": 20}, "autoattack": {"steps": 5, "queries": 100}}
@@ -39,6 +39,7 @@ EXPECTED: dict[str, set[str]] = {
     "random": {"random"},
     "writing": {"writes"},
     "detached": {"masked"},
+    "wrong gradient": {"masked"},
     "tied": {"masked", "coarse"},
     "not a number": set(),
     "float16 overflow": {"masked"},
@@ -146,3 +147,13 @@ def test_released_nets_are_looked_at_and_have_no_flags(cifar):
         flags: set[str] = set()
         evaluate(load(name), images, labels, under("fgsm"), flags=flags)
         assert not flags, name
+
+
+def test_a_gradient_that_is_wrong_only_where_the_attack_goes_is_noticed(fragile, world):
+    def sparse_off_the_grid(x):
+        clean = ((x * 255 - (x * 255).round()).abs().amax((1, 2, 3), keepdim=True) < 1e-3).expand_as(x)
+        return torch.where(clean, x, Sparse.apply(x))
+
+    flags: set[str] = set()
+    evaluate(Trick(fragile, sparse_off_the_grid), *world, under("pgd20"), flags=flags)
+    assert flags == {"masked"}

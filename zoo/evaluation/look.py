@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.attacks.adaptive import Expectation, Normalised, StraightThrough
@@ -26,6 +27,8 @@ FLAT_SHARE = 0.25  # of the images, on which flat logits make a net one whose cr
 FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
 ASTRAY = 0.1  # share of the images on which a gradient may vanish or lead nowhere
 PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
+STEPS, DIRECTIONS, ALIKE = (0.5 / 255, 4 / 255), 4, 0.5  # how the gradient is compared with differences of the loss
+ROUNDING = 16  # units in the last place of the logits, by which these may differ anyhow
 RADIUS = {"linf": 1 / 255, "l2": 0.1}  # it is taken in a ball of this size at least, where eps is next to nothing
 BLIND = ("none", "uniform", "square")  # attacks without gradients
 
@@ -88,6 +91,9 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
         straight = StraightThrough(model).eval()
         if same(_answers(straight, x), z) and astray(straight, x, y, protocol) <= ASTRAY:
             model = straight
+    right = ~broken(z, y)
+    if protocol.attack not in BLIND and right.any() and untrue(model, x[right], y[right]).float().mean() > ASTRAY:
+        flags.add("masked")
     return Look(model, x, z, flags)
 
 
@@ -112,11 +118,28 @@ def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
     return 1 - pays.float().mean().item()
 
 
-def vanished(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Where the gradient of the loss is zero, bool [N], at images x [N, C, H, W] with labels y [N]."""
+def untrue(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Where the gradient of the loss is zero or not its derivative, bool [N], at images x [N, C, H, W], labels y [N].
+
+    A step along a wrong gradient may still raise the loss, but by less than is possible. Therefore the loss is also
+    measured on both sides in random directions. The differences must have a cosine of at least 0.5 with those that the
+    gradient predicts, at a small distance or at a larger one: bfloat16 rounds away small differences, and over larger
+    distances some nets are far from linear.
+    """
     with without_gradients(model), torch.no_grad():
-        _, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
-    return gradient.flatten(1).abs().amax(1) == 0
+        z, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
+        true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "untrue", x.device)
+        for step in STEPS:
+            found, predicted = [], []
+            for _ in range(DIRECTIONS):
+                r = step * (torch.randint(0, 2, x.shape, generator=source, device=x.device) * 2 - 1)
+                ahead, behind = (x + r).clamp(0, 1), (x - r).clamp(0, 1)
+                found.append(cross_entropy(model(ahead.clone()), y) - cross_entropy(model(behind.clone()), y))
+                predicted.append((gradient * (ahead - behind)).sum((1, 2, 3)))
+            a, b = torch.stack(found), torch.stack(predicted)
+            rounding = ROUNDING * torch.finfo(z.dtype).eps * z.abs().amax(1)
+            true |= (F.cosine_similarity(a, b, dim=0, eps=0) >= ALIKE) | ((a - b).abs().amax(0) <= rounding)
+    return ~true | (gradient.flatten(1).abs().amax(1) == 0)
 
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:
