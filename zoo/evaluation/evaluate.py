@@ -29,7 +29,7 @@ from zoo.system.errors import UsageError
 Progress = Callable[[int, int], None]  # images done, images in all
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
-UNTRUE, LOOKED_AT = "_untrue", "_looked_at"  # counts of the ledger: gradients that are no gradients, of so many
+UNTRUE, LOOKED_AT = "_untrue", "_looked_at"  # counts of the ledger: wrong or zero gradients, of so many
 
 
 def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:

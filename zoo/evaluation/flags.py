@@ -20,7 +20,7 @@ FLAGS = {
     "random": "identical calls get different answers; attacked in expectation over draws",
     "stateful": "the answers to the same images changed during the evaluation",
     "writes": "the model writes into its input; attacks hand it copies",
-    "masked": "its gradient vanishes, does not lead uphill or is not its derivative; attacks are followed by Square",
+    "masked": "its gradient vanishes, is wrong or does not lead uphill; attacks are followed by Square",
     "coarse": "its logits take few values, on which gradients say little; attacks are followed by Square",
     "unreliable": "gradient attacks find much less than another attack finds on the same images",
 }

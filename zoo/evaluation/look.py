@@ -126,7 +126,7 @@ def untrue(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     gradient predicts, at a small distance or at a larger one: bfloat16 rounds away small differences, and over larger
     distances some nets are far from linear.
     """
-    with without_gradients(model), torch.no_grad():
+    with without_gradients(model), torch.no_grad(), _exact():
         z, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
         true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "untrue", x.device)
         for step in STEPS:
