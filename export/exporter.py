@@ -9,17 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from zoo.attacks.pulse import images_done, listening
 from zoo.datasets import dataset_called
-from zoo.datasets.base import Dataset, Split, check_fits, to_float
-from zoo.evaluation.evaluate import prepare
-from zoo.evaluation.perturb import perturb
-from zoo.evaluation.protocols import PROTOCOLS
-from zoo.evaluation.threat import ThreatModel
+from zoo.datasets.base import Dataset, Split, check_fits
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.manifest import (
     Artifact,
@@ -35,8 +29,7 @@ from zoo.export.bundle.manifest import (
 from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
-from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import Progress, Trial, climb, random_images, silent
+from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, unverified, write_reports
 from zoo.export.onnx.calibration import calibration_images
@@ -46,6 +39,7 @@ from zoo.export.onnx.int8 import to_int8
 from zoo.export.onnx.metadata import metadata
 from zoo.export.onnx.uint8 import UINT8, save_with_uint8_input
 from zoo.export.options import ExportOptions
+from zoo.export.probe import write_probe
 from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.specs import Spec, cost
@@ -54,8 +48,6 @@ from zoo.system.errors import DataNotFound, UsageError, nearest
 from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
 from zoo.weights.load import Found
-
-PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -224,7 +216,7 @@ def write_bundle(
             created=now(),
             **findings(report, known.dataset, model.spec.classes),
         )
-        _write_probe(scratch / "probe", model, split, known.threat)
+        write_probe(scratch, model, split, known.threat)
         write_reports(scratch, manifest, report, sums=sums)
         sign_off(report)
     return Bundle(final, manifest, report)
@@ -239,18 +231,3 @@ def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Datase
         raise DataNotFound(f"int8 ranges are chosen by training images: {error}") from None
     check_fits(dataset, spec)
     return dataset
-
-
-def _write_probe(folder: Path, model: Classifier, split: Split | None, threat: ThreatModel) -> None:
-    """A few images, their PGD-20 neighbours, and what the float model answers: a check for any other runtime.
-
-    Random images where there is no data; what the model says of them then stands in for their labels.
-    """
-    x = to_float((split or random_images(model.spec, PROBES, seed=0)).images[:PROBES])
-    twin = Twin(prepare(model), shape=(x.shape[1], x.shape[2], x.shape[3]))
-    y = torch.from_numpy(split.labels[:PROBES].astype(np.int64)) if split else twin(x).argmax(1)
-    x_adv = perturb(PROTOCOLS["pgd20"].under(threat), twin.model, x, y, early_stop=False)
-    folder.mkdir()
-    for kind, images in (("clean", x), ("adversarial", x_adv)):
-        arrays: dict[str, Any] = {"images": images.numpy(), "logits": twin(images).numpy(), "labels": y.numpy()}
-        np.savez(folder / f"{kind}.npz", **arrays)

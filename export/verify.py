@@ -22,6 +22,7 @@ from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.report import findings, write_reports
 from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.metadata import check_metadata
+from zoo.export.probe import check_probe
 from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
@@ -140,6 +141,7 @@ def verify_bundle(
             f"the source '{manifest.source.name}' is not the model that '{folder}' was made from: "
             "its weights differ, export it again"
         )
+    check_probe(folder, model.eval())
     trial = Trial(
         artifact_sha256=manifest.artifact.sha256,
         files=len(files(folder)),
@@ -152,7 +154,7 @@ def verify_bundle(
         reopen=opened,
     )
     with opened() as engine:
-        report = climb(model.eval(), engine, trial, progress)
+        report = climb(model, engine, trial, progress)
     if write:
         with rewritten(folder) as scratch:
             found = findings(report, manifest.dataset, manifest.spec.classes)

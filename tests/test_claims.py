@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -221,6 +222,27 @@ def test_a_bundle_of_an_earlier_release_is_verified_as_before(own, retrained, co
     assert verify_bundle(bundle, level="parity").reached == "parity"
     with pytest.raises(IntegrityError, match="tensors_sha256"):
         verify_bundle(relabelled(bundle, weights_sha256="0" * 64), level="parity")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda probe: {"logits": 0 * probe["logits"]},
+        lambda probe: {"logits": probe["logits"][:2]},
+        lambda probe: {"images": probe["images"][::-1]},
+        lambda probe: {"images": 255 * probe["images"]},
+        lambda probe: {"images": probe["images"].astype(object)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["clean", "adversarial"])
+def test_a_forged_probe_is_found(released, copy, change, kind):
+    bundle = copy(released)
+    path = bundle / "probe" / f"{kind}.npz"
+    with np.load(path) as probe:
+        np.savez(path, **dict(probe) | change(probe))
+    write_sums(bundle)
+    with pytest.raises(IntegrityError, match=f"probe/{kind}.npz' (does not hold|is not a probe)"):
+        verify_bundle(bundle, level="parity", notify=quiet)
 
 
 # -- names and files ---------------------------------------------------------------------------------------------

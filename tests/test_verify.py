@@ -69,11 +69,13 @@ def forge(bundle: Path, *, tolerance: float | None = None) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["artifact"]["sha256"] = sha256_file(bundle / "model.onnx")
     manifest["artifact"]["size"] = (bundle / "model.onnx").stat().st_size
-    for gate in manifest["gates"]:
+    report = json.loads((bundle / "reports" / "verify.json").read_text())
+    for gate in (*manifest["gates"], *report["rungs"]):
         gate["artifact_sha256"] = manifest["artifact"]["sha256"]
         if tolerance is not None and "tolerance" in gate["threshold"]:
             gate["threshold"]["tolerance"] = tolerance
     (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / "reports" / "verify.json").write_text(json.dumps(report))
     write_sums(bundle)
 
 
