@@ -115,10 +115,7 @@ def record_of(model: Classifier, known: Known, folder: Path) -> Source:
 
 
 def public(*command: str) -> str:
-    """A command line without folders of this machine: ``local-dir:/home/me/run`` becomes ``local-dir:.../run``.
-
-    Only absolute paths are shortened.
-    """
+    """A command line without folders of this machine: an absolute path keeps its last part, ``local-dir:.../run``."""
     return shlex.join(_FOLDERS.sub(r"\1.../", part) for part in command)
 
 

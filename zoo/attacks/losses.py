@@ -93,7 +93,7 @@ def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor
         z = model(x)
         losses = loss(z, *labels)
     if not losses.requires_grad:
-        raise UsageError("the model's logits have no gradient in its input: use the Square attack")
+        raise UsageError("the model's logits have no gradient in its input: attack it with Square (zoo.attacks.square)")
     (gradient,) = torch.autograd.grad(losses, x, torch.ones_like(losses))
     # Use the images' strides: those of a channels_last model's gradient would slow down every later sum.
     return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)

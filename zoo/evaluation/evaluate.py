@@ -20,7 +20,7 @@ from zoo.attacks.pulse import images_done, listening
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
-from zoo.evaluation.look import ASTRAY, BLIND, IMAGES, Look, look, untrue
+from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import fold_batchnorm
@@ -29,7 +29,7 @@ from zoo.system.errors import UsageError
 Progress = Callable[[int, int], None]  # images done, images in all
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
-UNTRUE, LOOKED_AT = "_untrue", "_looked_at"  # counts of the ledger: wrong or zero gradients, of so many
+WRONG, LOOKED_AT = "_wrong_gradients", "_looked_at"  # counts of the ledger: wrong or zero gradients, of so many
 
 
 def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
@@ -154,19 +154,19 @@ def _attack(
                     parts[one.attack] = float(len(index) - robust.sum())
                 elif one.attack not in BLIND and robust.any():
                     left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
-                    parts[UNTRUE] = float(untrue(seen.model, x_adv[left], y[left]).sum())
+                    parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
                     parts[LOOKED_AT] = float(len(left))
                 ledger.record(one.attack, index, robust, parts)
             bits[index] = robust
             progress(done + len(index), n)
 
     attack(protocol)
-    if ledger.counts.get(UNTRUE, 0.0) > ASTRAY * ledger.counts.get(LOOKED_AT, 0.0):
+    if ledger.counts.get(WRONG, 0.0) > MASKED_SHARE * ledger.counts.get(LOOKED_AT, 0.0):
         seen.flags.add("masked")
     if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
         attack(protocol.model_copy(update={**SQUARE, "name": protocol.name}))
     if counts is not None:
-        counts.update({part: count for part, count in ledger.counts.items() if part not in (UNTRUE, LOOKED_AT)})
+        counts.update({part: count for part, count in ledger.counts.items() if part not in (WRONG, LOOKED_AT)})
     return bits
 
 

@@ -25,7 +25,7 @@ IMAGES = 64
 FLAT = 0.7  # a standard deviation of logits over classes; released networks have less on up to 7 % of the images
 FLAT_SHARE = 0.25  # of the images, on which flat logits make a net one whose cross-entropy is a weak loss
 FEW = 0.25  # logits are coarse if fewer than this share of them are distinct
-ASTRAY = 0.1  # share of the images on which a gradient may vanish or lead nowhere
+MASKED_SHARE = 0.1  # share of the images on which a gradient may vanish or lead nowhere
 PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
 STEPS, DIRECTIONS, ALIKE = (0.5 / 255, 4 / 255), 4, 0.5  # how the gradient is compared with differences of the loss
 ROUNDING = 16  # units in the last place of the logits, by which these may differ anyhow
@@ -86,18 +86,22 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
     if (z.std(1, correction=0) < FLAT).float().mean() > FLAT_SHARE:
         model = Normalised(model).eval()
         z = _answers(model, x)
-    if protocol.attack not in BLIND and astray(model, x, y, protocol) > ASTRAY:
+    if protocol.attack not in BLIND and masked_share(model, x, y, protocol) > MASKED_SHARE:
         flags.add("masked")
         straight = StraightThrough(model).eval()
-        if same(_answers(straight, x), z) and astray(straight, x, y, protocol) <= ASTRAY:
+        if same(_answers(straight, x), z) and masked_share(straight, x, y, protocol) <= MASKED_SHARE:
             model = straight
     right = ~broken(z, y)
-    if protocol.attack not in BLIND and right.any() and untrue(model, x[right], y[right]).float().mean() > ASTRAY:
+    if (
+        protocol.attack not in BLIND
+        and right.any()
+        and wrong_gradient(model, x[right], y[right]).float().mean() > MASKED_SHARE
+    ):
         flags.add("masked")
     return Look(model, x, z, flags)
 
 
-def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
+def masked_share(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
     """The share of the images, still right, on which the gradient vanishes, or a small step along it does not pay.
 
     The step is eps / 8, once from the image and once from a random point of the ball; it must raise the loss at one of
@@ -118,7 +122,7 @@ def astray(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> float:
     return 1 - pays.float().mean().item()
 
 
-def untrue(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def wrong_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Where the gradient of the loss is zero or not its derivative, bool [N], at images x [N, C, H, W], labels y [N].
 
     A step along a wrong gradient may still raise the loss, but by less than is possible. Therefore the loss is also
@@ -128,7 +132,7 @@ def untrue(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     with without_gradients(model), torch.no_grad(), _exact():
         z, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
-        true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "untrue", x.device)
+        true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "wrong gradient", x.device)
         for step in STEPS:
             found, predicted = [], []
             for _ in range(DIRECTIONS):
