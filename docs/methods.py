@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import signal
-import sys
+import statistics
 import time
 import traceback
 from collections import Counter
@@ -31,7 +32,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student
+
 DOCS = Path(__file__).parent
+STORE, PAGE = DOCS / "methods.json", DOCS / "methods.md"
 RECIPE, PASSES, SEEDS = "methods-s3", 210, 3
 ROWS = {  # presets of the recipe
     "n-fgsm": "N-FGSM, the control",
@@ -127,6 +132,16 @@ def settings(cell: Cell, out: Path, *, passes: int = PASSES, changes: Iterable[s
     return [*asked, f"train.epochs={epochs}"]
 
 
+def check_same(folder: Path, preset: str, overrides: list[str]) -> None:
+    """Raise UsageError if ``folder`` holds a run of other settings."""
+    from zoo.system.errors import UsageError
+    from zoo.train.recipes.phases import load_recipe
+
+    recipe, file = load_recipe(RECIPE, preset=preset, overrides=overrides), folder / "recipe.json"
+    if file.exists() and json.loads(file.read_bytes()) != recipe.model_dump(mode="json"):
+        raise UsageError(f"'{folder}' holds a run of other settings: remove it, or choose another --out")
+
+
 # -- work in processes -------------------------------------------------------------------------------------------
 
 _stopped: Callable[[], bool] = lambda: False  # noqa: E731
@@ -138,6 +153,7 @@ def _begin(event: Any, deadline: float) -> None:
 
     global _stopped
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # shapes stay the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the event stops this one
     _stopped = lambda: event.is_set() or time.time() > deadline  # noqa: E731
 
@@ -147,7 +163,11 @@ class Stopped(Exception):
 
 
 def work(
-    jobs: int, deadline: float, do: Callable[..., Any], todo: list[tuple[str, tuple[Any, ...]]], ready: Callable[[str], bool]
+    jobs: int,
+    deadline: float,
+    do: Callable[..., Any],
+    todo: list[tuple[str, tuple[Any, ...]]],
+    ready: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[tuple[str, Any]]:
     """The results of ``do(*arguments)`` by name, as they are done in ``jobs`` persistent processes. Failures are
     reported and stop nothing else. A signal stops all: what runs then ends early.
@@ -246,12 +266,11 @@ def trained(folder: Path) -> bool:
 
 
 def train(args: argparse.Namespace) -> None:
-    from zoo.train.pipeline import asked_of
-
     out, teachers, todo = args.out.absolute(), {}, []
     for cell in chosen(args.globs, args.seeds):
         folder, overrides = out / cell.name, settings(cell, out, passes=args.passes, changes=args.set)
-        if not (trained(folder) and asked_of(folder) == {"preset": cell.preset, "overrides": overrides}):
+        check_same(folder, cell.preset, overrides)
+        if not trained(folder):
             todo.append((cell.name, (cell.preset, overrides, folder)))
             teachers[cell.name] = cell.teacher
     images()  # decoded here, not by all processes at once
@@ -269,10 +288,151 @@ def train(args: argparse.Namespace) -> None:
         )
 
 
+# -- measuring ---------------------------------------------------------------------------------------------------
+
+
+def measure_cell(folder: Path, key: str, n: int, device: str) -> dict[str, Any]:
+    """Measure the model of a cell under the protocol ``key``, on the first ``n`` test images."""
+    from zoo.evaluation.measure import measure
+    from zoo.evaluation.protocols import PROTOCOLS
+    from zoo.weights.load import load, weights_sha256
+
+    def progress(protocol: Any, done: int, total: int) -> None:
+        if _stopped():
+            raise Stopped(f"at {done} of {total} images")
+
+    if _stopped():
+        raise Stopped("before it began")
+    model = load(f"local-dir:{folder / 'model'}")
+    protocol = PROTOCOLS[key].model_copy(update={"n": n})
+    how = {"batch_size": 1000 if device == "cuda" else 250, "device": device, "resume": folder / "unfinished"}
+    (one,) = measure(model, weights_sha256(model), images(), [protocol], progress=progress, **how)
+    return {
+        **one.result["accuracy"],
+        "flags": list(one.flags),
+        "wall_s": one.result["wall_s"],
+        "device": device,
+        "bits": np.packbits(one.bits).tobytes().hex(),
+    }
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What the store says of a cell besides its results."""
+    from zoo.system.files import sha256_file
+    from zoo.train.pipeline import asked_of
+
+    facts = json.loads((folder / "model" / "config.json").read_bytes())["train"]
+    return {
+        "weights_sha256": sha256_file(folder / "model" / "model.safetensors"),
+        **(asked_of(folder) or {}),
+        **{key: facts[key] for key in ("epochs", "images_seen", "wall_s", "device", "precision", "torch")},
+        "held_out": {key: facts["history"][-1][key] for key in ("clean", "pgd", "raw_clean", "raw_pgd")},
+    }
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.exists() else {"runs": {}, "times": {}}
+
+
+def store(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` with a line for each run."""
+    from zoo.system.files import write_atomic
+
+    parts = []
+    for section, entries in sorted(data.items()):
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
+        parts.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
+    write_atomic(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+
+def measure(args: argparse.Namespace) -> None:
+    import torch
+
+    out, data, todo = args.out.absolute(), stored(args.store), []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for cell in chosen(args.globs, args.seeds):
+        folder = out / cell.name
+        if not trained(folder):
+            continue
+        facts, before = facts_of(folder), data["runs"].get(cell.name, {})
+        same = before.get("weights_sha256") == facts["weights_sha256"]
+        results = before["results"] if same else {}
+        data["runs"][cell.name] = {**facts, "results": results}
+        for key in args.protocols.split(","):
+            if results.get(key, {}).get("n") != args.n:
+                todo.append((f"{cell.name} {key}", (folder, key, args.n, device)))
+    store(args.store, data)
+    images()
+    count, begun = len(todo), time.monotonic()
+    print(f"{count} measurements on {device}", flush=True)
+    for done, (name, result) in enumerate(work(args.jobs, args.until, measure_cell, todo), 1):
+        cell, key = name.split()
+        data["runs"][cell]["results"][key] = result
+        store(args.store, data)
+        spent = time.monotonic() - begun
+        print(f"[{done}/{count}, {spent:.0f} s] {name}  {result['value']:.1%}  {result['wall_s']:.0f} s", flush=True)
+
+
+# -- seconds per epoch -------------------------------------------------------------------------------------------
+
+TEACHERS = ("nfgsm-w15", "nfgsm-w15-int8")  # the second is the teacher, and starts from the first
+
+
+def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
+    """Seconds per epoch of each row and of the teacher's trainings, with the half-width of a 95 % interval: the mean
+    over interleaved rounds of some steps each. An epoch is a step for all 49,000 images; a replay counts as one."""
+    import torch
+
+    from zoo.train.recipes.phases import load_recipe
+    from zoo.train.run.model_folder import device_name
+    from zoo.train.run.trainer import Trainer
+
+    trainers, found, seconds = {}, {}, {}
+    size = len(images().split("train"))
+    few = f"train.images={4 * 256}"  # an epoch of a row is extrapolated from them; memory and time are saved
+    for row in (*ROWS, *TEACHERS):
+        name, preset = (row, None) if row in TEACHERS else (RECIPE, row)
+        full = load_recipe(name, preset=preset, overrides=changes)
+        recipe = load_recipe(name, preset=preset, overrides=[*changes, few])
+        begun = time.perf_counter()
+        trainers[row] = Trainer(recipe, images(), start=recipe.start)
+        found[row] = {"epochs": full.train.epochs, "begin_s": time.perf_counter() - begun}
+        seconds[row] = []
+
+    def run(trainer: Trainer) -> float:
+        """Seconds per epoch from ``steps`` updates or a few more."""
+        replays, begun = trainer.recipe.method.replays, time.perf_counter()
+        count = -(-steps // replays)
+        for _ in range(count):
+            trainer.net.train()
+            trainer.train_step()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        each = (time.perf_counter() - begun) / (count * replays)
+        return each * (size // trainer.recipe.train.batch_size)
+
+    for trainer in trainers.values():
+        run(trainer)  # compiles, and looks for the fastest kernels
+    for _ in range(rounds):
+        for row, trainer in trainers.items():
+            seconds[row].append(run(trainer))
+    for row, values in seconds.items():
+        half = student.ppf(0.975, rounds - 1) * statistics.stdev(values) / math.sqrt(rounds)
+        found[row] |= {"epoch_s": statistics.mean(values), "half": half}
+    device = device_name(trainers["n-fgsm"].device)
+    return {device: {"rounds": rounds, "precision": trainers["n-fgsm"].precision, "rows": found}}
+
+
+def clock_all(args: argparse.Namespace) -> None:
+    data = stored(args.store)
+    data["times"] |= clocked(args.rounds, args.steps, args.set)
+    store(args.store, data)
+
+
 # -- the command line --------------------------------------------------------------------------------------------
 
 
-def clock(text: str) -> float:
+def moment(text: str) -> float:
     """The next time that the clock shows HH:MM, in seconds since the epoch."""
     now = datetime.now()
     then = datetime.combine(now.date(), datetime.strptime(text, "%H:%M").time())
@@ -286,26 +446,36 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--seeds", type=int, default=SEEDS, help="of the methods on s3")
     shared.add_argument("--out", type=Path, default=Path("runs/methods"))
     end = shared.add_mutually_exclusive_group()
-    end.add_argument("--until", metavar="HH:MM", type=clock, default=float("inf"), help="stop at this time")
+    end.add_argument("--until", metavar="HH:MM", type=moment, default=float("inf"), help="stop at this time")
     end.add_argument("--seconds", dest="until", type=lambda text: time.time() + float(text), help="stop after these")
+    recipes = argparse.ArgumentParser(add_help=False)
+    recipes.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="of all recipes")
+    recipes.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    recipes.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    kept = argparse.ArgumentParser(add_help=False)
+    kept.add_argument("--store", type=Path, default=STORE, help="where results are kept")
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = made.add_subparsers(dest="verb")
-    one = verbs.add_parser("train", parents=[shared])
+    one = verbs.add_parser("train", parents=[shared, recipes])
     one.add_argument("--passes", type=int, default=PASSES, help="of the student, an image: forward 1, backward 2")
-    one.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="of all recipes")
-    one.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
-    one.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    one.set_defaults(do=train)
+    one = verbs.add_parser("measure", parents=[shared, kept])
+    one.add_argument("--protocols", default="clean,pgd20,cw20,apgd50,autoattack")
+    one.add_argument("--n", type=int, default=1000, help="leading test images")
+    one.set_defaults(do=measure)
+    one = verbs.add_parser("time", parents=[recipes, kept])
+    one.add_argument("--rounds", type=int, default=10)
+    one.add_argument("--steps", type=int, default=8, help="of each row in a round")
+    one.set_defaults(do=clock_all)
     return made
 
 
 def main() -> None:
     args = parser().parse_args()
-    if args.verb == "train":
-        if args.compile is not None:
-            args.set.append(f"train.compile={str(args.compile).lower()}")
-        if args.precision is not None:
-            args.set.append(f"train.precision={args.precision}")
-        train(args)
+    for key in ("compile", "precision"):
+        if (value := getattr(args, key, None)) is not None:
+            args.set.append(f"train.{key}={str(value).lower()}")
+    args.do(args)
 
 
 if __name__ == "__main__":
