@@ -180,7 +180,7 @@ def test_sub_nets_learn_by_any_method_with_one_attack_and_one_loss(toy, method):
 
 def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
     with pytest.raises(UsageError, match=r"a \[supernet\] needs .* method natural, .* or adaad"):
-        trainer(toy, method="fast-ard")
+        trainer(toy, method="rrm")
     with pytest.raises(UsageError, match=r"method 'kd' trains on clean images: set supernet.refine = 0"):
         trainer(toy, method="kd", attacker="largest", refine=1)
 
