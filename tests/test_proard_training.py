@@ -338,7 +338,6 @@ def test_phases_open_one_dimension_after_the_other_and_resume_in_a_folder_that_w
         ("supernet.largest=0 supernet.smallest=false supernet.random=0", "trains no sub-net"),
         ("supernet.opening=[0.5,0.2]", "opening ends before it begins"),
         ("train.compile=true", "train.compile = false"),
-        ("train.method=natural", "and method pgd-at, n-fgsm, trades, mart, ard or rslad"),
         ("train.int8=true", "cannot be combined"),
         ("supernet.rndom=3", "'random'"),
         ("supernet.refine=2", "refine needs shared images"),
