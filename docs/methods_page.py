@@ -169,14 +169,14 @@ def seconds(times: Mapping[str, Any]) -> str:
 # -- plots -------------------------------------------------------------------------------------------------------
 
 
-def plot(runs: Runs) -> None:
-    """Each method minus the control, clean and AutoAttack, with 95 % intervals, on both students."""
+def plot(runs: Runs) -> str:
+    """Draw each method minus the control, clean and AutoAttack, with 95 % intervals, on both students."""
     import matplotlib.pyplot as plt
     from figures import COLOURS, GREY, style
 
     shown = [row for row in ROWS if any(difference(runs, f"methods/s3/{row}", CONTROL, key) for key in DIFFERENCES)]
     if not shown:
-        return
+        return ""
     figure, panels = plt.subplots(1, 2, figsize=(9, 0.3 * len(shown) + 1.2), dpi=150, sharey=True)
     for axes, (key, title) in zip(panels, DIFFERENCES.items(), strict=True):
         for (net, marker), colour, shift in zip(STUDENTS.items(), COLOURS, (-0.15, 0.15), strict=False):
@@ -194,15 +194,16 @@ def plot(runs: Runs) -> None:
     panels[1].legend(frameon=False, fontsize=8)
     figure.savefig(DOCS / "methods.png", bbox_inches="tight")
     plt.close(figure)
+    return "![Each method minus the control](methods.png)"
 
 
-def plot_sweeps(runs: Runs) -> None:
-    """Clean, PGD-20 and AutoAttack accuracy over alpha and t of ARD, and over lambda of RRM."""
+def plot_sweeps(runs: Runs) -> str:
+    """Draw clean, PGD-20 and AutoAttack accuracy over alpha and t of ARD, and over lambda of RRM."""
     import matplotlib.pyplot as plt
     from figures import COLOURS, style
 
     if not any(seeds(runs, row, "clean") for name in SWEEPS for row in SWEEPS[name] if not row.startswith("methods/")):
-        return
+        return ""
     figure, panels = plt.subplots(1, 3, figsize=(9, 3), dpi=150)
     labels = (r"$\alpha$ of ARD", r"$t$ of ARD", r"$\lambda$ of RRM")
     for axes, (name, rows), label in zip(panels, SWEEPS.items(), labels, strict=True):
@@ -218,12 +219,15 @@ def plot_sweeps(runs: Runs) -> None:
     panels[2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(DOCS / "methods-sweeps.png", bbox_inches="tight")
     plt.close(figure)
+    return "![Accuracy over the settings](methods-sweeps.png)"
 
 
 def write(data: Mapping[str, Any]) -> None:
     """Write the tables and plots from the contents of docs/methods.json."""
     runs: Runs = data["runs"]
     tables = {
+        "plot": plot(runs),
+        "plot-sweeps": plot_sweeps(runs),
         "methods-s3": compared(runs, rows_of("s3"), CONTROL),
         "methods-w4": compared(runs, rows_of("w4"), "methods/w4/n-fgsm"),
         "seconds": seconds(data["times"]),
@@ -234,5 +238,3 @@ def write(data: Mapping[str, Any]) -> None:
         "tutors": "\n\n".join(compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES),
     }
     put(PAGE, tables)
-    plot(runs)
-    plot_sweeps(runs)
