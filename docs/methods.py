@@ -149,11 +149,7 @@ _stopped: Callable[[], bool] = lambda: False  # noqa: E731
 
 def _begin(event: Any, deadline: float) -> None:
     """Prepare a worker process: it stops when ``event`` is set, or at the time ``deadline``."""
-    import torch
-
     global _stopped
-    torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True  # shapes stay the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the event stops this one
     _stopped = lambda: event.is_set() or time.time() > deadline  # noqa: E731
 
@@ -249,6 +245,7 @@ def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
     if _stopped():
         raise Stopped("before it began")
     asked = {"preset": preset, "overrides": overrides}
+    torch.backends.cudnn.benchmark = True  # shapes stay the same
     try:
         run(load_phases(RECIPE, **asked), images(), out, resume=True, asked=asked, tick=tick)
     except Interrupted as stopped:
@@ -390,6 +387,7 @@ def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
     from zoo.train.run.model_folder import device_name
     from zoo.train.run.trainer import Trainer
 
+    torch.backends.cudnn.benchmark = True
     trainers: dict[str, Trainer] = {}
     found: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {}
