@@ -54,6 +54,12 @@ def test_overrides_win_over_the_preset_which_wins_over_the_file(minimal):
     assert load_recipe(minimal, preset="smoke", overrides=["train.epochs=7"]).train.epochs == 7
 
 
+def test_an_empty_table_removes_a_section(minimal):
+    minimal.write_text(MINIMAL + '[preset.clean]\nattack = {}\n"train.method" = "natural"\n"attack.eps" = 0.02\n')
+    attack = load_recipe(minimal, preset="clean").attack
+    assert (attack.eps, attack.model_fields_set) == (0.02, {"eps"})
+
+
 def test_bare_words_are_strings(minimal):
     assert load_recipe(minimal, overrides=["train.method=mart"]).method.name == "mart"
 
