@@ -108,6 +108,8 @@ class Trainer:
         options = recipe.optimizer
         self.versions: Versions | None = None
         self.teacher = self.named_teacher()
+        with self.accelerator.main_process_first():
+            self.source = recipe.method.images(self.source, self.teacher)
         self.parts = self.own_parts()
         self.optimizer = torch.optim.SGD(
             [*self.net.parameters(), *(self.parts.parameters() if self.parts else ())],
@@ -245,7 +247,7 @@ class Trainer:
         """``batch`` and the net that learns from it, with the teacher's answer on clean images if it is needed."""
         teacher, needs = self.teacher, self.recipe.method.needs
         with self.autocast():
-            answer = teacher(batch.x, batch.rows) if teacher and needs and not needs.adversarial else None
+            answer = teacher(batch.x, batch.rows) if teacher and needs and needs.clean else None
         return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, teacher, answer)
 
     def train_step(self) -> Tensor:
