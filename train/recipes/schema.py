@@ -87,8 +87,10 @@ class Ema(Section):
 
 
 class Guard(Section):
-    """PGD on held-out training images after every epoch; a collapse rolls the run back to the epoch before."""
+    """PGD on held-out training images; a collapse rolls the run back to the checkpoint before, written at each good
+    judgement."""
 
+    every: int = Field(1, ge=1, description="epochs from one judgement and checkpoint to the next")
     images: int = Field(512, ge=1, le=1000)
     steps: int = Field(10, ge=1)
     drop: float = Field(0.5, gt=0, lt=1, description="collapse: below this share of the best so far")

@@ -21,7 +21,7 @@ from zoo.train.methods import adversary
 from zoo.train.methods.method import Batch, Step
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run import schedule
-from zoo.train.run.ema import ema_of, recalibrate
+from zoo.train.run.ema import Average, recalibrate
 from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
@@ -97,7 +97,7 @@ class Trainer:
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.ema = ema_of(net, recipe.ema.decay, statistics=not recipe.ema.recalibrate)
+        self.ema = Average(net, recipe.ema.decay, statistics=not recipe.ema.recalibrate)
         self.net: nn.Module = net
         if recipe.train.compile:
             # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
