@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from test_datasets import written
 from test_fold import lived_in
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -18,7 +19,8 @@ from zoo.cli.app import run
 from zoo.models import build
 from zoo.specs import ResNetSpec
 from zoo.system.errors import Unreachable, UsageError
-from zoo.train.recipes.phases import load_recipe
+from zoo.train.pipeline import run as train
+from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.teachers.teacher import Teacher
 from zoo.weights.load import find, load, save_weights
 
@@ -48,14 +50,14 @@ class TradesGroup(nn.Module):
 
 
 class TradesWideResNet(nn.Module):
-    def __init__(self, blocks: int = 2, widen: int = 2) -> None:
+    def __init__(self, blocks: int = 2, widen: int = 2, classes: int = 10) -> None:
         super().__init__()
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         for place, stride in ((1, 1), (2, 2), (3, 2)):
             setattr(self, f"block{place}", TradesGroup(blocks, widths[place - 1], widths[place], stride))
         self.sub_block1 = TradesGroup(blocks, widths[0], widths[1], 1)  # never called
-        self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], 10)
+        self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3.layer(self.block2.layer(self.block1.layer(self.conv1(x))))
@@ -257,6 +259,22 @@ def test_a_teacher_is_a_safetensors_file_with_its_spec_beside_it(net, tmp_path, 
         load("mine.safetensors")
     with pytest.raises(Unreachable, match=r"there is no file 'other\.safetensors'"):
         find("other.safetensors", folders=True)
+
+
+def test_a_converted_net_teaches_on_cifar100(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    torch.save(TradesWideResNet(blocks=1, widen=1, classes=100).state_dict(), tmp_path / "net.pt")
+    small = ["--arch=wideresnet", "--set=depth=10", "--set=widen=1", "--dataset=cifar100", NONE]
+    assert run(["convert", str(tmp_path / "net.pt"), *small, "-o", str(tmp_path / "teacher"), "-q"]) == 0
+    overrides = [f"teacher.name={tmp_path / 'teacher'}", "arch={ arch = 'staged', widths = [[8]], resolutions = [16] }"]
+    overrides += ["guard.images=4"]
+    dataset = written("cifar100", tmp_path / "data").load(tmp_path / "data")
+    trained = train(
+        load_phases("kd-mobilenetv2-cifar100", preset="smoke", overrides=overrides), dataset, tmp_path / "run"
+    )
+    found = find(f"local-dir:{trained['train']}")
+    assert (found.task.dataset, found.classes, found.spec.mean) == ("cifar100", dataset.classes, dataset.mean)
+    assert found.facts.train["teacher"]["weights_sha256"] == find(str(tmp_path / "teacher"), folders=True).sha256
 
 
 def test_a_folder_may_be_called_like_a_file(net, tmp_path):

@@ -198,7 +198,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
 
     Args:
         pretrained: False leaves the weights out.
-        folders: accept the path of an existing folder or of a safetensors file too, in preference to a registry name.
+        folders: accept paths of folders and of safetensors files too, in preference to registry names.
 
     Raises:
         UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
