@@ -185,6 +185,8 @@ def trades(tmp_path) -> Path:
         (["--arch=staged", "--set=widths=[[4]]", "--set=resolutions=[16]", NONE], "no layout of checkpoints is", 2),
         (["--arch=wideresnet", "--set=depth=17", NONE], "6n + 4", 2),
         ([*WIDE], "say how the net normalises images", 2),
+        ([*WIDE, "--set=mean=[0, 0, 0]"], "say how the net normalises images", 2),
+        ([*WIDE, "--set=mean=[0, 0, 0]", NONE], "contradict each other", 2),
         ([*WIDE, "--normalise=non"], "did you mean 'none'", 2),
         ([*WIDE, "--set=stem", NONE], "--set needs KEY=VALUE", 2),
     ],

@@ -94,9 +94,12 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _normalisation(how: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The mean and std that differ from those of the data set."""
+    own = {"mean", "std"} & given.keys()
+    if how is not None and own:
+        raise UsageError(f"--normalise {how} and --set {min(own)} contradict each other: leave one of them out")
     if how == "none":
         return {"mean": [0, 0, 0], "std": [1, 1, 1]}
-    if how == "dataset" or (how is None and {"mean", "std"} <= given.keys()):
+    if how == "dataset" or len(own) == 2:
         return {}
     if how is None:
         raise UsageError("say how the net normalises images: --normalise none or dataset, or --set mean and std")
