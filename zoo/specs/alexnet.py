@@ -14,7 +14,7 @@ HIDDEN = 4096  # features of both hidden linear layers
 
 
 class AlexNetSpec(Spec):
-    """AlexNet (Krizhevsky 2014; torchvision's), without BatchNorm: RRM's teacher on Restricted-ImageNet."""
+    """AlexNet (Krizhevsky 2014; torchvision's), without dropout and BatchNorm: RRM's teacher on Restricted-ImageNet."""
 
     arch: Literal["alexnet"] = "alexnet"
     image_size: int = Field(224, ge=63)
