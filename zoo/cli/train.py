@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
-from zoo.system.errors import UsageError
+from zoo.system.errors import Unreachable, UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -70,11 +70,9 @@ def command(
 
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
-    from zoo.system.hub import HubFiles
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import check_free
-    from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet)
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
@@ -93,7 +91,7 @@ def command(
         teacher = settings.teacher.name if settings.teacher else None
         for needed in (settings.start, None if settings.supernet and teacher in earlier else teacher):
             if needed:
-                find(needed, HubFiles(offline=offline), folders=True, pretrained=False)
+                _check_model(needed, offline)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
@@ -134,3 +132,19 @@ def command(
         },
         f"{model}: try it with `zoo eval local-dir:{model}`",
     )
+
+
+def _check_model(name: str, offline: bool) -> None:
+    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there; if a published recipe makes it,
+    the sentence says so."""
+    from zoo.system.hub import HubFiles
+    from zoo.train.recipes.published import published_recipes
+    from zoo.weights.load import find
+
+    try:
+        find(name, HubFiles(offline=offline), folders=True, pretrained=False)
+    except Unreachable as error:
+        runs, recipe, *_ = (*Path(name).parts, "")
+        if runs == "runs" and recipe in published_recipes():
+            raise Unreachable(f"{error}: make it with `zoo train {recipe}`") from None
+        raise
