@@ -374,6 +374,29 @@ def test_replays_update_weights_and_perturbation_by_one_backward_pass(name, toy,
     assert trainer.total_steps == trainer.steps_per_epoch  # three epochs of replays
 
 
+REPLAYED = """
+from test_methods import recipe
+from zoo.train.run.trainer import Trainer
+
+settings = recipe("free-at", None)
+trainer = Trainer(settings, dataset)
+trainer.net.train()
+trainer.train_step()
+again = Trainer(settings, dataset)
+again.restore(trainer.state())
+assert again.parts.delta.equal(trainer.parts.delta)
+whole = trainer.parts.state_dict()["_extra_state"]["delta"]
+accelerator = trainer.accelerator
+mine = slice(accelerator.process_index, None, accelerator.num_processes)
+assert whole[mine].equal(trainer.parts.delta)
+report(accelerator, list(whole.shape))
+"""
+
+
+def test_each_process_goes_on_with_the_perturbation_of_its_own_images(toy, on_processes):
+    assert on_processes(REPLAYED, 2, toy.root) == [100, 3, 32, 32]
+
+
 def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     settings = recipe("rdt", teacher_folder, {"steps": 60, "step": 0.1}, train={"images": 200})

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,15 +18,20 @@ from zoo.train.teachers.teacher import Teacher
 
 
 class Perturbation(nn.Module):
-    """The perturbation of the last batch [B, C, H, W], from which the next batch starts; zero at first."""
+    """The perturbation of this process's share of the last batch [B, C, H, W], from which the next batch starts; zero
+    at first. Its state is that of the whole batch, so all processes must ask for it together."""
 
     delta: Tensor | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"delta": self.delta}
+        if self.delta is None:
+            return {"delta": None}
+        shares = gather(self.delta).unflatten(0, (PartialState().num_processes, -1))
+        return {"delta": shares.transpose(0, 1).flatten(0, 1)}  # shares are interleaved: Trainer.batch
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.delta = state["delta"]
+        whole, processes = state["delta"], PartialState()
+        self.delta = None if whole is None else whole[processes.process_index :: processes.num_processes]
 
     def of(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x) if self.delta is None else self.delta.to(x)

@@ -118,8 +118,7 @@ def _run(
         position.seconds = time.monotonic() - clock
         progress = trainer.progress(position.seconds)
         if _anyone(trainer, stopped.is_set()):
-            if main:
-                save_checkpoint(trainer.state(), checkpoint)
+            _save(trainer, checkpoint)
             trainer.accelerator.wait_for_everyone()
             raise Interrupted(f"stopped at step {position.step} of {trainer.total_steps}")
         in_period = position.step % period
@@ -152,11 +151,17 @@ def _run(
         }
         position.history.append(metrics)
         position.done = progress >= 1
+        _save(trainer, checkpoint)
         if main:
-            save_checkpoint(trainer.state(), checkpoint)
             board(metrics)
             report(metrics)
         since = time.monotonic()
+
+
+def _save(trainer: Trainer, checkpoint: Path) -> None:
+    state = trainer.state()  # in every process: a method may gather its parts
+    if trainer.accelerator.is_main_process:
+        save_checkpoint(state, checkpoint)
 
 
 def _roll_back(trainer: Trainer, checkpoint: Path) -> None:
