@@ -417,6 +417,14 @@ def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, m
 def test_features_of_a_layer_that_does_not_exist_are_refused_with_its_neighbours(layer, toy, teacher_folder):
     with pytest.raises(UsageError, match=r"no layer 'features.9'; did you mean 'features\.\d'"):
         Trainer(recipe("rrm", teacher_folder, {layer: "features.9"}), toy)
+    with pytest.raises(UsageError, match=f"the {layer.removesuffix('_layer')} has no layer 'foo'"):
+        Trainer(recipe("rrm", teacher_folder, {layer: "foo"}), toy)
+
+
+def test_features_of_a_layer_that_is_never_called_are_refused(toy, teacher_folder):
+    rounded = {"int8": True, "images": 200}  # whose graph calls the leaves alone
+    with pytest.raises(UsageError, match=r"the student's layer 'features\.1' is never called: choose a layer inside"):
+        Trainer(recipe("rrm", teacher_folder, {"student_layer": "features.1"}, train=rounded), toy)
 
 
 # -- the threat model ----------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ class Rrm(Method):
     the l2 distance.
 
     Where the widths of the features differ, a linear layer maps those of one side to the width of the other (Table 7).
-    Here it is not part of the resulting model. The student's is trained with it. The teacher's is a fixed random
-    projection with orthonormal rows: a trained one could make the loss zero by mapping everything to one point.
+    The paper inserts it before the head of that net. Here it is beside the net and not part of the resulting model: the
+    student's is trained with it, and its head may use what the layer drops; the teacher's is a fixed random projection
+    with orthonormal rows or columns. If trained, it could make the loss zero by mapping everything to one point.
     """
 
     name: Literal["rrm"] = "rrm"
@@ -57,14 +58,14 @@ class Matching(nn.Module):
     """The hook on the student's features, the linear layer, and L_R.
 
     Raises:
-        UsageError: student or teacher has no layer of the name in the method's settings.
+        UsageError: student or teacher has no layer of the name in the method's settings, or never calls it.
     """
 
     def __init__(self, method: Rrm, net: nn.Module, teacher: Teacher, seed: int) -> None:
         super().__init__()
         self.distance = method.distance
         teacher.watch(method.teacher_layer)
-        self.features = Features(net, method.student_layer)
+        self.features = Features(net, method.student_layer, whose="student")
         device = next(net.parameters()).device
         size = teacher.model.spec.image_size
         image = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)

@@ -17,20 +17,22 @@ class Features:
     Args:
         layer: the module whose output are the features, averaged over height and width where it has them. By default
             they are the input of the last linear layer.
+        whose: "student" or "teacher", for messages.
 
     Raises:
         UsageError: the model has no module of that name.
     """
 
-    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+    def __init__(self, model: nn.Module, layer: str | None = None, *, whose: str) -> None:
         self._on, self._kept = False, None
+        self._name = f"the {whose}'s layer '{layer}'"
         if layer is None:
             head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
             self.handle = head.register_forward_pre_hook(lambda module, inputs: self._keep(inputs[0]))
             return
-        modules = dict(model.named_modules())
-        if not layer or layer not in modules:
-            raise UsageError(f"the network has no layer '{layer}'{nearest(layer, modules)}")
+        modules = {name: module for name, module in model.named_modules() if name}
+        if layer not in modules:
+            raise UsageError(f"the {whose} has no layer '{layer}'{nearest(layer, modules)}")
         self.handle = modules[layer].register_forward_hook(lambda module, inputs, output: self._keep(output))
 
     def _keep(self, value: Any) -> None:
@@ -46,7 +48,12 @@ class Features:
             self._on = False
 
     def taken(self) -> Tensor:
-        """The features [N, C] of the last recorded pass; they are then forgotten."""
+        """The features [N, C] of the last recorded pass; they are then forgotten.
+
+        Raises:
+            UsageError: the pass did not call the layer.
+        """
         value, self._kept = self._kept, None
-        assert value is not None
+        if value is None:
+            raise UsageError(f"{self._name} is never called: choose a layer inside or after it")
         return value.float().mean((2, 3)) if value.dim() == 4 else value.float()

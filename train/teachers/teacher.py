@@ -84,7 +84,7 @@ class Teacher:
         Raises:
             UsageError: the teacher has no such layer.
         """
-        self.features = Features(self.model, layer)
+        self.features = Features(self.model, layer, whose="teacher")
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, K] on images [N, 3, H, W] in [0, 1], with gradients of the images."""
