@@ -18,7 +18,8 @@ class Ard(Method):
 
     With ``alpha`` it is the paper's eq. 1, by Algorithm 1: alpha t^2 KL(T_t(x) || S_t(x')) + (1 - alpha) CE(S(x), y) at
     temperature t, with hard labels on clean images. Without ``alpha`` the hard labels are learnt on adversarial images
-    too: ce CE(S(x'), y) + kl t^2 KL(T_t(x) || S_t(x')). In both, x' maximises the student's cross-entropy.
+    too: ce CE(S(x'), y) + kl t^2 KL(T_t(x) || S_t(x')). In both, x' maximises the student's cross-entropy. Eq. 1 prints
+    S_t in both cross-entropies; here they have temperature 1, as in the authors' code.
     """
 
     name: Literal["ard"] = "ard"

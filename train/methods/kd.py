@@ -13,8 +13,11 @@ from zoo.train.methods.method import Method, Needs, Step
 
 
 class Kd(Method):
-    """alpha t^2 KL(T_t(x) || S_t(x)) + (1 - alpha) CE(S(x), y) at temperature t: eq. 3 of Goldblum et al. 2020, who
-    take alpha = 1, and t = 30 for CIFAR-10 or 5 for CIFAR-100."""
+    """alpha t^2 KL(T_t(x) || S_t(x)) + (1 - alpha) CE(S(x), y) at temperature t: eq. 3 of Goldblum et al. 2020.
+
+    They take alpha = 1, and t = 30 for CIFAR-10 or 5 for CIFAR-100. The cross-entropy has temperature 1, as in
+    :class:`zoo.train.methods.ard.Ard`.
+    """
 
     name: Literal["kd"] = "kd"
     alpha: float = Field(1.0, ge=0, le=1, description="share of the soft labels")
