@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -83,16 +84,26 @@ def recipe(written):
     return load_phases(written())["train"]
 
 
-def trainer(toy, *, method: str | None = None, **supernet) -> SupernetTrainer:
+def trainer(toy, *, method: str | None = None, how: dict | None = None, **supernet) -> SupernetTrainer:
     data = tomllib.loads(RECIPE)
     del data["phase"], data["preset"]
     data["supernet"] |= supernet
     if method is not None:
         del data["train"]["method"]
-        data |= {"method": method} | ({"teacher": {"name": "trades-s3"}} if METHODS[method].takes_teacher else {})
+        data["method"] = {"name": method, **(how or {})}
+        data |= {"teacher": {"name": "trades-s3"}} if METHODS[method].takes_teacher else {}
         data["attack"] = data.get("attack", {}) if METHODS[method]().attacks else {}
     data["arch"] = micro().spec(micro().largest[0]).to_dict()
     return SupernetTrainer(parse_recipe(data, "test"), toy)
+
+
+def in_place(*, method: str, own: str, **supernet):
+    data = tomllib.loads(RECIPE)
+    del data["phase"], data["preset"], data["train"]["method"]
+    data["supernet"] |= {"own": {"name": own}, **supernet}
+    data |= {"method": method, "teacher": {"name": "largest"}, "arch": micro().spec(micro().largest[0]).to_dict()}
+    data["attack"] = data["attack"] if METHODS[method]().attacks else {}
+    return parse_recipe(data, "test")
 
 
 # -- which sub-nets ----------------------------------------------------------------------------------------------
@@ -171,18 +182,53 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.trains_subnets()])
-def test_sub_nets_learn_by_any_method_with_one_attack_and_one_loss(toy, method):
-    run = trainer(toy, method=method, attacker="largest", refine=int(METHODS[method]().attacks))
+def test_sub_nets_learn_by_any_method_without_modules_of_its_own(toy, method, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))  # of the robust data
+    shared = {"attacker": "largest", "refine": int(METHODS[method]().attacks)}
+    if METHODS[method]().replays > 1:
+        run = trainer(toy, method=method, how={"m": 2})
+    else:
+        run = trainer(toy, method=method, how={"steps": 2} if method == "rdt" else {}, **shared)
     before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
     assert torch.isfinite(run.train_step())
     assert all(not torch.equal(p, before[name]) for name, p in run.net.full.named_parameters())
 
 
 def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
-    with pytest.raises(UsageError, match=r"a \[supernet\] needs .* method natural, .* or adaad"):
+    with pytest.raises(UsageError, match=r"a \[supernet\] needs .* method natural, .* or rdt"):
         trainer(toy, method="rrm")
     with pytest.raises(UsageError, match=r"method 'kd' trains on clean images: set supernet.refine = 0"):
         trainer(toy, method="kd", attacker="largest", refine=1)
+    with pytest.raises(UsageError, match=r"'free-at' has no attack to share: set supernet.attacker = 'each'"):
+        trainer(toy, method="free-at", how={"m": 2}, attacker="largest")
+    with pytest.raises(UsageError, match=r"without replays, not 'free-at'"):
+        in_place(method="rslad", own="free-at")
+    with pytest.raises(UsageError, match=r"'kd' has no attack to share: set supernet.attacker = 'each'"):
+        in_place(method="kd", own="pgd-at", attacker="largest")  # it would learn on clean images
+    in_place(method="kd", own="pgd-at")
+
+
+def test_replays_descend_and_climb_the_sum_of_the_sub_nets_losses(toy):
+    run = trainer(toy, method="free-at", how={"m": 2}, random=0)
+    run.net.train()
+    plain, x, y = copy.deepcopy(run.net), *run.batch(0)[:2]
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.01
+    (smallest,), x_adv = run.drawn(0), x
+    loss = run.train_step()
+    for _ in range(2):
+        x_adv = x_adv.detach().requires_grad_()
+        expected = F.cross_entropy(plain(x_adv), y) + F.cross_entropy(plain(x_adv, smallest), y)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        x_adv = run.recipe.attack.ball(x).project(x_adv.detach() + 0.03 * x_adv.grad.sign())
+    torch.testing.assert_close(loss, expected.detach() / 2, rtol=1e-4, atol=1e-5)
+    assert ((x + run.parts.delta - x_adv).abs() < 1e-6).float().mean() > 0.98  # small gradients have any sign
+    found, wanted = dict(run.net.named_parameters()), dict(plain.named_parameters())
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=2e-4)
+    assert run.total_steps == 10  # two epochs of replays
 
 
 def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_the_ball(recipe, toy):

@@ -113,8 +113,8 @@ class Method(Section):
 
     @classmethod
     def trains_subnets(cls) -> bool:
-        """Whether it can train sub-nets of a dynamic net, where each step has one attack and one loss."""
-        return all(getattr(cls, key) is getattr(Method, key) for key in ("images", "parts", "updates", "replays"))
+        """Whether it can train sub-nets of a dynamic net: modules of its own would fit one of them only."""
+        return cls.parts is Method.parts and cls.updates is Method.updates
 
     @property
     def attacks(self) -> bool:

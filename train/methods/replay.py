@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,6 +47,10 @@ class Replayed(Method):
 
     m: int = Field(4, ge=1, description="replays of each batch")
 
+    @classmethod
+    def trains_subnets(cls) -> bool:
+        return True  # all share one perturbation
+
     @property
     def replays(self) -> int:
         return self.m
@@ -64,12 +68,16 @@ class Replayed(Method):
         return Perturbation()
 
     def updates(self, step: Step) -> Iterator[Tensor]:
+        return self.replayed(step, lambda x_adv: self.loss(step, x_adv))
+
+    def replayed(self, step: Step, loss: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """:meth:`updates` with the given ``loss`` of the images x + delta."""
         assert isinstance(step.parts, Perturbation)
         x, attack, ball = step.batch.x, step.attack, step.attack.ball(step.batch.x)
         x_adv = ball.project(x + step.parts.of(x))
         for _ in range(self.m):
             x_adv = x_adv.detach().requires_grad_()
-            yield self.loss(step, x_adv)
+            yield loss(x_adv)
             assert x_adv.grad is not None
             gradient = x_adv.grad.nan_to_num_(0, 0, 0)
             x_adv = ball.project(x_adv.detach() + attack.step * steepest(gradient, attack.norm))

@@ -44,24 +44,24 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
     largest = float(space.macs(space.largest)[0])
     others, attacker = _drawn_macs(space, recipe)
     method, teacher = recipe.method, recipe.teacher.name if recipe.teacher else None
-    attack = method.attack_passes(recipe.attack)
-    total = 3 * ((settings.own or method).forwards * settings.largest * largest + method.forwards * others)
+    own, attack = settings.own or method, method.attack_passes(recipe.attack)
+    total = 3 * (own.forwards * settings.largest * largest + method.forwards * others)
     if settings.attacker == "each":
-        total += attack * (others + settings.largest * largest)
+        total += attack * others + own.attack_passes(recipe.attack) * settings.largest * largest
     else:
         total += attack * (attacker if settings.attacker == "random" else largest)
         total += 2 * settings.refine * (others + settings.largest * largest)
-    if teacher == "largest":  # one forward pass of clean images
-        total += largest if others else 0
+    if teacher == "largest":  # one forward pass of clean images, for all replays
+        total += (largest if others else 0) / method.replays
     elif teacher:
-        total += largest if teacher in phases else _macs_of(teacher)
+        total += (largest if teacher in phases else _macs_of(teacher)) / method.replays
     return total
 
 
 def per_image_alone(recipe: Recipe) -> float:
-    """Multiply-accumulates for an image in a step of a single net, with the pass of its teacher."""
+    """Multiply-accumulates for an image in an update of a single net, with the teacher's pass over clean images."""
     teacher = _macs_of(recipe.teacher.name) if recipe.teacher and recipe.method.needs else 0
-    return recipe.method.passes(recipe.attack) * cost(recipe.arch).macs + teacher
+    return recipe.method.passes(recipe.attack) * cost(recipe.arch).macs + teacher / recipe.method.replays
 
 
 def _macs_of(teacher: str) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.specs import Spec
 from zoo.train.methods import adversary
 from zoo.train.methods.method import Batch, Method, Step
+from zoo.train.methods.replay import Replayed
 from zoo.train.proard.elastic import Elastic
 from zoo.train.proard.sampling import drawn, least
 from zoo.train.proard.sort import sort_hidden
@@ -74,7 +75,7 @@ class SupernetTrainer(Trainer):
     def subnet_step(self, spec: Spec, batch: Batch, answer: Answer | None) -> Step:
         """``batch`` and the sub-net ``spec``, which is attacked with its batch statistics."""
         live, attacked = self.net.subnet(spec), self.net.subnet(spec, attacked=True)
-        return Step(attacked, live, batch, self.recipe.attack, teacher=self.teacher, answer=answer)
+        return Step(attacked, live, batch, self.recipe.attack, self.parts, self.teacher, answer)
 
     def refined(self, method: Method, step: Step, shared: Tensor | None) -> Tensor:
         """The adversarial images of a sub-net: from an attack on it, or shared ones after ``refine`` PGD steps."""
@@ -87,7 +88,8 @@ class SupernetTrainer(Trainer):
         return adversary.pgd(step.net, ball, ball.project(shared), method.objective(step), **how)
 
     def train_step(self) -> Tensor:
-        """Update the shared weights once. The mean loss of the sub-nets is returned without a synchronisation."""
+        """Update the shared weights once, or once in each replay. The mean loss of the sub-nets is returned without a
+        synchronisation."""
         settings, method, now = self.supernet, self.recipe.method, self.position.step
         batch, others, full = self.batch(now), self.drawn(now), self.net.full.spec
         total = torch.zeros((), device=self.device)
@@ -96,6 +98,8 @@ class SupernetTrainer(Trainer):
             learners = [(method, spec, answer) for spec in others]
             if int((now + 1) * settings.largest) > int(now * settings.largest):
                 learners.insert(0, (settings.own or method, full, None if self.in_place else answer))
+            if isinstance(method, Replayed):
+                return self.replay(method, learners, batch) / len(learners)
             shared = None
             if settings.attacker != "each":
                 attacker = full if settings.attacker == "largest" else others[-1]
@@ -110,6 +114,23 @@ class SupernetTrainer(Trainer):
         self.update()
         self.position.step += 1
         return total / len(learners)
+
+    def replay(self, method: Replayed, learners: list[tuple[Method, Spec, Answer | None]], batch: Batch) -> Tensor:
+        """Update the shared weights in each replay of ``batch``. All sub-nets learn on the same images, which climb the
+        sum of their losses. The last sum is returned."""
+
+        def together(x_adv: Tensor) -> Tensor:
+            losses = [one.loss(self.subnet_step(spec, batch, soft), x_adv) for one, spec, soft in learners]
+            return torch.stack(losses).sum()
+
+        last = torch.zeros((), device=self.device)
+        for loss in method.replayed(self.subnet_step(self.net.full.spec, batch, None), together):
+            self.accelerator.backward(loss)
+            self.reduce_gradients(self.net)
+            self.update()
+            last = loss.detach()
+        self.position.step += 1
+        return last
 
     @torch.no_grad()
     def answer(self, x: Tensor) -> Answer | None:

@@ -13,6 +13,7 @@ from zoo.system.errors import UsageError, nearest
 from zoo.system.units import format_count, parse_count
 from zoo.train.methods import METHODS
 from zoo.train.methods.method import Attack, Section
+from zoo.train.methods.replay import Replayed
 from zoo.train.methods.rnascl import RnasCL
 from zoo.train.recipes.migrate import migrated
 from zoo.train.spaces import space_called
@@ -265,6 +266,9 @@ class Recipe(Section):
             )
         if supernet.refine and not self.method.attacks:
             raise ValueError(f"method '{self.method.name}' trains on clean images: set supernet.refine = 0")
+        unattacked = supernet.own and supernet.own.attacks and not self.method.attacks
+        if supernet.attacker != "each" and (isinstance(self.method, Replayed) or unattacked):
+            raise ValueError(f"method '{self.method.name}' has no attack to share: set supernet.attacker = 'each'")
         in_place = self.teacher is not None and self.teacher.name == "largest"
         if supernet.own and not in_place:
             raise ValueError("supernet.own needs teacher.name = 'largest': otherwise all sub-nets learn by [method]")
@@ -276,8 +280,10 @@ class Recipe(Section):
             raise ValueError("supernet.largest = 0 never trains the largest sub-net: remove supernet.own")
         if supernet.own:
             supernet.own.check(self.attack)
-            if supernet.own.needs or supernet.own.name not in known:
-                raise ValueError(f"supernet.own needs a method without a teacher, not '{supernet.own.name}'")
+            if supernet.own.needs or supernet.own.name not in known or isinstance(supernet.own, Replayed):
+                raise ValueError(
+                    f"supernet.own needs a method without a teacher and without replays, not '{supernet.own.name}'"
+                )
 
 
 def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
