@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from test_recipe import MINIMAL
@@ -19,6 +20,16 @@ images = 20
 steps = 1
 """
 SETTINGS = ("train.images=100", "train.batch_size=50", "train.compile=false", "train.epochs=1")
+
+
+def test_the_last_epoch_that_is_said_is_the_recipes_last_with_replays_too(tmp_path, capsys, found, toy):
+    recipe = tmp_path / "at-tiny.toml"
+    recipe.write_text(MINIMAL.replace('method = "pgd-at"\n', "") + SMALL)
+    found(toy)
+    replays = ("method.name=free-at", "method.m=2", "attack.steps=1", *SETTINGS[:3], "train.epochs=4")
+    settings = [part for one in replays for part in ("--set", one)]
+    assert run(["train", str(recipe), "--out", str(tmp_path / "run"), *settings]) == 0
+    assert re.findall(r"epoch (\d+)/4", capsys.readouterr().err) == ["2", "4"]
 
 
 @pytest.fixture

@@ -99,8 +99,9 @@ def command(
     def report(phase: str, metrics: dict[str, Any]) -> None:
         history[phase].append(metrics)
         settings = phases[phase]
+        epoch = metrics["epoch"] * settings.method.replays  # as the recipe counts
         output.say(
-            f"{phase} epoch {metrics['epoch']:g}/{settings.train.epochs}  loss {metrics['loss']:.3f}  "
+            f"{phase} epoch {epoch:g}/{settings.train.epochs}  loss {metrics['loss']:.3f}  "
             f"held-out clean {metrics['clean']:.1%}  PGD-{settings.guard.steps} {metrics['pgd']:.1%}  "
             + (f"expected {metrics['expected_macs'] / 1e6:.2f} M MACs  " if "expected_macs" in metrics else "")
             + f"{metrics['images_per_s']:.0f} images/s"
