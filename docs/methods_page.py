@@ -73,7 +73,8 @@ def difference(runs: Runs, row: str, control: str, protocol: str) -> tuple[float
     """Row minus control on the same images and seeds: points, half-width of the 95 % interval, and seeds.
 
     The variance is that over images of the mean over seeds, and with several seeds that over seeds too; degrees of
-    freedom by Satterthwaite's formula.
+    freedom by Satterthwaite's formula. What varies with image and seed together is in both, so that with several seeds
+    the interval is rather too wide.
     """
     ours, theirs = seeds(runs, row, protocol), seeds(runs, control, protocol)
     shared = [seed for seed in ours if seed in theirs and len(ours[seed]) == len(theirs[seed])]

@@ -467,7 +467,9 @@ def test_training_for_a_threat_model_resists_it(toy, threat):
         ("rslad", {"objective": "ce"}, "rslad maximises the divergence"),
         ("adaad", {"objective": "ce"}, "adaad maximises the divergence"),
         ("fast-at", {"steps": 2}, "fast-at takes one attack step"),
+        ("fast-at", {}, r"fast-at needs attack.step: the paper has .* 10/255"),
         ("free-at", {"steps": 2}, "free-at takes one attack step in each replay"),
+        ("free-at", {}, r"free-at needs attack.step: Shafahi et al. have attack.eps"),
         ("fast-ard", {"objective": "kl"}, "fast-ard climbs its own loss"),
     ],
 )

@@ -11,6 +11,6 @@ from zoo.specs.alexnet import HIDDEN
 def features(spec: AlexNetSpec) -> tuple[nn.Module, int]:
     from torchvision.models import AlexNet
 
-    net = AlexNet(dropout=0)  # its noise would have no seed of ours, and any training step can be repeated
+    net = AlexNet(dropout=0)  # dropout would draw from the global generator, so no step could be repeated
     net.classifier[-1] = nn.Identity()
     return net, HIDDEN
