@@ -158,7 +158,7 @@ def test_an_entry_has_its_teacher_and_training_phases(path):
     assert [(phase.name, phase.epochs) for phase in entry.train.phases] == [("search", 2), ("training", 0.5)]
     assert json.loads(json.dumps(entry.to_dict()["train"])) == {
         **taught()["train"],
-        **dict.fromkeys(("precision", "commit", "start")),
+        **dict.fromkeys(("precision", "commit", "start", "settings")),
     }
     assert Entry.from_dict("student", entry.to_dict()) == entry
     assert (info("small").train.teacher, info("small").train.phases) == (None, ())
@@ -208,13 +208,14 @@ def trained(tmp_path):
     return written
 
 
-def test_a_candidate_brings_the_papers_numbers_its_teacher_and_its_phases(path, trained):
+def test_a_candidate_brings_the_papers_numbers_its_teacher_its_phases_and_its_settings(path, trained):
     assert "reported" not in candidate(find(trained())).entry
     entry = candidate(find(trained(reported=REPORTED))).entry
     assert entry["reported"] == REPORTED
     assert (entry["train"]["teacher"], entry["train"]["phases"]) == (TEACHER, PHASES)
     write_model("student", entry, path=path)
     assert info("student").reported["pgd20"].source == "A paper, Table 2"
+    assert info("student").train.settings == {"epochs": 2.5}
 
 
 def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before(path, trained):
