@@ -215,6 +215,33 @@ def test_a_time_budget_ends_the_run_with_the_rate_annealed(toy, tmp_path, monkey
     assert facts["history"][-1]["lr"] < 0.02
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="signals of POSIX")
+@pytest.mark.parametrize("stopped", [True, False])
+def test_time_in_which_the_process_is_stopped_is_not_training_time_but_a_slow_step_is(
+    toy, tmp_path, monkeypatch, stopped
+):
+    now, true = [0.0], Trainer.train_step
+
+    def slow_once(self):
+        now[0] += 0.1
+        if self.position.step == 5:
+            now[0] += 1000  # the process is stopped, or the step compiles
+            if stopped:
+                os.kill(os.getpid(), signal.SIGCONT)
+        return true(self)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_once)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    folder = fit(recipe(train={"epochs": 10_000}, guard={"drop": 0.01}), toy, tmp_path, time_budget=3.0)
+    facts = json.loads((folder / "config.json").read_text())["train"]
+    if stopped:
+        assert facts["wall_s"] == pytest.approx(3.0, abs=0.3)
+        assert facts["history"][-1]["lr"] < 0.02
+    else:
+        assert facts["wall_s"] > 1000
+        assert facts["history"][-1]["step"] == 6
+
+
 def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(toy, tmp_path, monkeypatch):
     true, calls = Trainer.guarded_accuracy, []
 
