@@ -27,18 +27,36 @@ SETTINGS = {  # other than the defaults, so that each setting has a part in the 
     "n-fgsm": {"label_smoothing": 0.1},
     "trades": {"label_smoothing": 0.1, "beta": 3.0},
     "mart": {"beta": 4.0},
-    "ard": {"label_smoothing": 0.1, "ce": 0.6, "kl": 0.7},
-    "rslad": {},
+    "fast-at": {"label_smoothing": 0.1},
+    "free-at": {"label_smoothing": 0.1, "m": 3},
+    "kd": {"alpha": 0.7, "temperature": 3.0},
+    "ard": {"label_smoothing": 0.1, "ce": 0.6, "kl": 0.7, "temperature": 3.0},
+    "fast-ard": {"alpha": 0.7, "temperature": 3.0, "m": 3},
+    "rslad": {"alpha": 0.7, "temperature": 3.0},
+    "adaad": {"alpha": 0.7, "temperature": 3.0},
+    "rrm": {"lam": 0.3, "distance": "l2"},
+    "rdt": {"label_smoothing": 0.1, "steps": 3},
     "rnascl": {"label_smoothing": 0.1, "kl": 0.7, "gamma": 30.0, "map_size": 4},
 }
-VARIANTS = {"ard": {"inner": "n-fgsm"}, "rnascl": {"hard": "trades", "beta": 3.0}}
-CASES = [(name, {}) for name in METHODS] + list(VARIANTS.items())
+VARIANTS = [
+    ("ard", {"inner": "n-fgsm"}),
+    ("ard", {"alpha": 0.7}),
+    ("ard", {"alpha": 1.0, "inner": "n-fgsm"}),
+    ("fast-ard", {"alpha": 1.0}),
+    ("adaad", {"alpha": 1.0}),
+    ("rrm", {"side": "teacher"}),
+    ("rrm", {"distance": "cosine", "student_layer": "features.1", "teacher_layer": "features.2"}),
+    ("rnascl", {"hard": "trades", "beta": 3.0}),
+]
+CASES = [(name, {}) for name in METHODS] + VARIANTS
 TEACHER_FREE = [name for name, one in METHODS.items() if not one.takes_teacher]
 
 
 def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recipe:
     data = old_recipe().model_dump(exclude_unset=True, mode="json")
     data["method"] = {"name": name, **SETTINGS.get(name, {}), **(changes or {})}
+    if name == "ard" and "alpha" in data["method"]:  # it takes the place of these
+        data["method"] = {key: one for key, one in data["method"].items() if key not in ("ce", "kl", "label_smoothing")}
     data["attack"] = {"step": 0.02} if one_step(data["method"]) else {"step": 0.02, "steps": 2}
     if not METHODS[name].model_construct(**data["method"]).attacks:
         data["attack"] = {}
@@ -50,7 +68,7 @@ def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recip
 
 
 def one_step(settings: dict) -> bool:
-    return "n-fgsm" in settings.values()
+    return not {"n-fgsm", "fast-at", "free-at", "fast-ard"}.isdisjoint(settings.values())
 
 
 # -- each equation, as slowly and as plainly as the paper writes it ------------------------------------------------
@@ -86,7 +104,49 @@ def recorded(net: nn.Module, x):
     return logits, [attention / attention.norm(dim=1, keepdim=True) for attention in resized]
 
 
-def cross_layer(net, teacher, x, y, x_adv, settings):
+def distilled(net, teacher, x, y, x_adv, trainer):
+    """ARD, Algorithm 1 where alpha is set."""
+    settings, t = trainer.recipe.method, trainer.recipe.method.temperature
+    soft = t**2 * divergence((teacher(x) / t).softmax(1), (net(x_adv) / t).softmax(1))
+    if getattr(settings, "alpha", None) is None:
+        return 0.6 * cross_entropy(net(x_adv).softmax(1), y, 0.1) + 0.7 * soft
+    hard = cross_entropy(net(x).softmax(1), y) if settings.alpha < 1 else 0.0
+    return settings.alpha * soft + (1 - settings.alpha) * hard
+
+
+def twice_softened(net, teacher, x, x_adv, alpha, teacher_on):
+    adversarial = divergence((teacher(teacher_on) / 3).softmax(1), (net(x_adv) / 3).softmax(1))
+    clean = divergence((teacher(x) / 3).softmax(1), (net(x) / 3).softmax(1)) if alpha < 1 else 0.0
+    return 9 * (alpha * adversarial + (1 - alpha) * clean)
+
+
+def represented(net, layer, x):
+    """Logits, and the features of a layer [N, C]; by default those that the head classifies."""
+    kept = []
+    hook = net.get_submodule(layer or "features").register_forward_hook(lambda m, i, z: kept.append(z))
+    logits = net(x)
+    hook.remove()
+    return logits, kept[0].mean((2, 3)) if kept[0].dim() == 4 else kept[0]
+
+
+def matched(net, teacher, x, y, x_adv, trainer):
+    settings, parts = trainer.recipe.method, trainer.parts
+    logits, g_s = represented(net, settings.student_layer, x)
+    _, g_t = represented(teacher, settings.teacher_layer, x)
+    if settings.side == "teacher":
+        g_t = g_t @ parts.teacher.weight.T
+        assert torch.allclose(parts.teacher.weight.T @ parts.teacher.weight, torch.eye(8), atol=1e-5)
+    elif settings.student_layer is None:  # 16 features, the teacher has 8
+        g_s = g_s @ parts.student.weight.T + parts.student.bias
+    if settings.distance == "l2":
+        apart = sum((a - b).square().sum().sqrt() for a, b in zip(g_s, g_t, strict=True))
+    else:
+        apart = sum(1 - (a @ b) / (a.norm() * b.norm()) for a, b in zip(g_s, g_t, strict=True))
+    return settings.lam * cross_entropy(logits.softmax(1), y) + apart / len(y)
+
+
+def cross_layer(net, teacher, x, y, x_adv, trainer):
+    settings = trainer.recipe.method
     logits, student = recorded(net, x)
     soft, maps = recorded(teacher, x)
     p, t = logits.softmax(1), soft.softmax(1)
@@ -98,7 +158,7 @@ def cross_layer(net, teacher, x, y, x_adv, settings):
     return hard + 0.7 * divergence(p, t) + 30.0 * attended / (len(student) * len(maps))
 
 
-EQUATIONS = {  # net, teacher, x, y, x', settings to the loss
+EQUATIONS = {  # net, teacher, x, y, x', trainer to the loss
     "natural": lambda s, t, x, y, x_adv, _: cross_entropy(s(x).softmax(1), y, 0.1),
     "pgd-at": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
     "n-fgsm": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
@@ -106,27 +166,37 @@ EQUATIONS = {  # net, teacher, x, y, x', settings to the loss
         cross_entropy(s(x).softmax(1), y, 0.1) + 3.0 * divergence(s(x).softmax(1), s(x_adv).softmax(1))
     ),
     "mart": lambda s, t, x, y, x_adv, _: misclassified(s(x).softmax(1), s(x_adv).softmax(1), y, 4.0),
-    "ard": lambda s, t, x, y, x_adv, _: (
-        0.6 * cross_entropy(s(x_adv).softmax(1), y, 0.1) + 0.7 * divergence(t(x).softmax(1), s(x_adv).softmax(1))
+    "fast-at": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
+    "free-at": lambda s, t, x, y, x_adv, _: cross_entropy(s(x_adv).softmax(1), y, 0.1),
+    "kd": lambda s, t, x, y, x_adv, _: (
+        0.7 * 9 * divergence((t(x) / 3).softmax(1), (s(x) / 3).softmax(1)) + 0.3 * cross_entropy(s(x).softmax(1), y)
     ),
-    "rslad": lambda s, t, x, y, x_adv, _: (
-        5 / 6 * divergence(t(x).softmax(1), s(x_adv).softmax(1)) + 1 / 6 * divergence(t(x).softmax(1), s(x).softmax(1))
-    ),
+    "ard": distilled,
+    "fast-ard": distilled,
+    "rslad": lambda s, t, x, y, x_adv, _: twice_softened(s, t, x, x_adv, 0.7, x),
+    "adaad": lambda s, t, x, y, x_adv, how: twice_softened(s, t, x, x_adv, how.recipe.method.alpha, x_adv),
+    "rrm": matched,
+    "rdt": lambda s, t, x, y, x_adv, _: cross_entropy(s(x).softmax(1), y, 0.1),
     "rnascl": cross_layer,
 }
 
 
 def ascended(net: nn.Module, teacher, batch, settings: Recipe):
-    """The inner maximisation, written out: PGD on the cross-entropy, or on the divergence from the teacher."""
+    """The inner maximisation, written out: PGD on the cross-entropy, or on the divergence from the teacher on clean
+    images (RSLAD) or on the same images (AdaAD)."""
     x, y, noise, _ = batch
     eps, step, name = settings.attack.eps, settings.attack.step, settings.method.name
-    single = one_step(settings.method.model_dump())
+    single = "n-fgsm" in settings.method.model_dump().values()
     x_adv = x + 2 * eps * noise if single else (x + eps * noise).clamp(0, 1)
     net.eval()
     for _ in range(settings.attack.steps):
         x_adv = x_adv.detach().requires_grad_()
         p = net(x_adv).softmax(1)
-        loss = divergence(teacher(x).softmax(1), p) if name == "rslad" else cross_entropy(p, y)
+        if name in ("rslad", "adaad"):
+            soft = teacher(x if name == "rslad" else x_adv)
+            loss = divergence((soft / 3).softmax(1), (net(x_adv) / 3).softmax(1))
+        else:
+            loss = cross_entropy(p, y)
         x_adv = x_adv + step * torch.autograd.grad(loss, x_adv)[0].sign()
         if not single:
             x_adv = torch.min(torch.max(x_adv, x - eps), x + eps)
@@ -146,11 +216,13 @@ def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, 
         module._forward_hooks.clear()  # the taps
     step = trainer.step(batch)
     x_adv, soft = settings.method.attacked(step), trainer.teacher.model if trainer.teacher else None
-    if settings.method.attacks:
+    if settings.method.replays > 1:
+        x_adv = (batch.x + 0.03 * batch.noise).clamp(0, 1)
+    elif settings.method.attacks:
         near = (x_adv - ascended(plain, soft, batch, settings)).abs() < 1e-5
         assert near.float().mean() > 0.999  # a gradient of zero, but for rounding, has any sign
     loss = settings.method.loss(step, x_adv)
-    expected = EQUATIONS[name](plain, soft, batch.x, batch.y, x_adv, settings.method)
+    expected = EQUATIONS[name](plain, soft, batch.x, batch.y, x_adv, trainer)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     gradients = torch.autograd.grad(loss, list(trainer.net.parameters()))
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(plain.parameters())), rtol=1e-3, atol=1e-4)
@@ -177,7 +249,7 @@ def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name
     before = [p.detach().clone() for p in trainer.net.parameters()]
     loss = trainer.train_step()
     hook.remove()
-    assert count == settings.method.passes(settings.attack)
+    assert count == settings.method.passes(settings.attack) * settings.method.replays
     assert torch.isfinite(loss)
     assert all(not torch.equal(a, b) for a, b in zip(before, trainer.net.parameters(), strict=True))
 
@@ -186,10 +258,7 @@ def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name
 def test_a_section_round_trips(name, changes, teacher_folder):
     settings = recipe(name, teacher_folder, changes)
     assert parse_recipe(settings.model_dump(mode="json", exclude_unset=True), "again") == settings
-    assert (
-        settings.model_dump(mode="json")["method"].items()
-        >= {"name": name, **SETTINGS.get(name, {}), **changes}.items()
-    )
+    assert settings.model_dump(mode="json")["method"].items() >= {"name": name, **changes}.items()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -275,6 +344,58 @@ def test_a_method_with_replays_and_modules_of_its_own_is_one_class(toy, tmp_path
     assert trainer.weights().keys() == again.net.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["free-at", "fast-ard"])
+def test_replays_update_weights_and_perturbation_by_one_backward_pass(name, toy, teacher_folder):
+    settings = recipe(name, teacher_folder, ema={"recalibrate": 0})
+    trainer = Trainer(settings, toy)
+    plain, eps, step = copy.deepcopy(trainer.net), settings.attack.eps, settings.attack.step
+    soft = trainer.teacher.model if trainer.teacher else None
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.1
+    delta = 0.0
+    for number in range(2):  # the second batch starts from the perturbation of the first
+        batch = trainer.batch(number)
+        trainer.train_step()
+        for _ in range(3):
+            x_adv = (batch.x + delta).clamp(0, 1).requires_grad_()
+            loss = EQUATIONS[name](plain, soft, batch.x, batch.y, x_adv, trainer)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            delta = (x_adv.detach() + step * x_adv.grad.sign() - batch.x).clamp(-eps, eps)
+            delta = (batch.x + delta).clamp(0, 1) - batch.x
+    expected, found = dict(plain.named_parameters()), dict(trainer.net.named_parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-4)
+    assert ((trainer.parts.delta - delta).abs() < 1e-6).float().mean() > 0.98  # small gradients have any sign
+    again = Trainer(settings, toy)
+    again.restore(copy.deepcopy(trainer.state()))
+    assert torch.equal(again.parts.delta, trainer.parts.delta)
+    assert trainer.total_steps == trainer.steps_per_epoch  # three epochs of replays
+
+
+def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    settings = recipe("rdt", teacher_folder, {"steps": 60, "step": 0.1}, train={"images": 200})
+    trainer, plain = Trainer(settings, toy), Trainer(recipe("natural", None, train={"images": 200}), toy)
+    represent = trainer.teacher.model.penultimate
+    middle = (slice(None), slice(4, -4), slice(4, -4))
+    x, x_r = (one.source.images[middle].permute(0, 3, 1, 2) / 255 for one in (plain, trainer))
+    other = x[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    distance = {name: (represent(z) - represent(x)).norm(dim=1).mean() for name, z in (("made", x_r), ("start", other))}
+    assert distance["made"] < 0.3 * distance["start"]
+    assert (x_r - x).abs().mean() > 0.5 * (other - x).abs().mean()  # it is not the image itself
+    assert torch.equal(trainer.source.labels, plain.source.labels)
+    monkeypatch.setattr("zoo.train.methods.rdt.Rdt.robust", None)  # now it comes from the cache
+    assert torch.equal(Trainer(settings, toy).source.images, trainer.source.images)
+
+
+@pytest.mark.parametrize("layer", ["student_layer", "teacher_layer"])
+def test_features_of_a_layer_that_does_not_exist_are_refused_with_its_neighbours(layer, toy, teacher_folder):
+    with pytest.raises(UsageError, match=r"no layer 'features.9'; did you mean 'features\.\d'"):
+        Trainer(recipe("rrm", teacher_folder, {layer: "features.9"}), toy)
+
+
 # -- the threat model ----------------------------------------------------------------------------------------------
 
 
@@ -313,11 +434,56 @@ def test_training_for_a_threat_model_resists_it(toy, threat):
         ("pgd-at", {"norm": "l2", "eps": 0.5}, r"default attack.step is for norm = 'linf'"),
         ("n-fgsm", {"norm": "l2", "eps": 0.5, "step": 0.1}, "choose pgd-at for l2"),
         ("rslad", {"objective": "ce"}, "rslad maximises the divergence"),
+        ("adaad", {"objective": "ce"}, "adaad maximises the divergence"),
+        ("fast-at", {"steps": 2}, "fast-at takes one attack step"),
+        ("free-at", {"steps": 2}, "free-at takes one attack step in each replay"),
+        ("fast-ard", {"objective": "kl"}, "fast-ard climbs its own loss"),
     ],
 )
 def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, teacher_folder):
     data = recipe(name, teacher_folder).model_dump(exclude_unset=True) | {"attack": attack}
     with pytest.raises(UsageError, match=says):
+        parse_recipe(data, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "key"),
+    [
+        ("kd", {"alpha": 1.5}, "alpha"),
+        ("kd", {"temperature": 0}, "temperature"),
+        ("ard", {"alpha": -0.1}, "alpha"),
+        ("fast-ard", {"temperature": -1.0}, "temperature"),
+        ("fast-ard", {"m": 0}, "m"),
+        ("adaad", {"alpha": 2}, "alpha"),
+        ("rslad", {"temperature": 0.0}, "temperature"),
+        ("rrm", {"lam": 0}, "lam"),
+        ("rrm", {"distance": "l1"}, "distance"),
+        ("rdt", {"steps": 0}, "steps"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, changes, key, teacher_folder):
+    with pytest.raises(UsageError, match=f"'method.{key}' is wrong: Input should be"):
+        recipe(name, teacher_folder, changes)
+
+
+def test_replays_must_divide_the_epochs(teacher_folder):
+    with pytest.raises(UsageError, match=r"train.epochs = 3 counts the replays .* choose a multiple of method.m = 2"):
+        recipe("fast-ard", teacher_folder, {"m": 2})
+
+
+def test_alpha_takes_the_place_of_the_weights_of_the_losses(teacher_folder):
+    data = recipe("ard", teacher_folder).model_dump(exclude_unset=True) | {
+        "method": {"name": "ard", "alpha": 1, "ce": 1}
+    }
+    with pytest.raises(UsageError, match=r"alpha weighs both losses, as in the paper: remove method.ce, or alpha"):
+        parse_recipe(data, "test")
+
+
+@pytest.mark.parametrize("name", ["rrm", "adaad", "rdt"])
+def test_answers_that_cannot_be_cached_are_not(name, teacher_folder):
+    data = recipe(name, teacher_folder).model_dump(exclude_unset=True)
+    data["teacher"]["versions"] = 2
+    with pytest.raises(UsageError, match=r"set teacher.versions = 0"):
         parse_recipe(data, "test")
 
 

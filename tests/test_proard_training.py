@@ -90,6 +90,7 @@ def trainer(toy, *, method: str | None = None, **supernet) -> SupernetTrainer:
     if method is not None:
         del data["train"]["method"]
         data |= {"method": method} | ({"teacher": {"name": "trades-s3"}} if METHODS[method].takes_teacher else {})
+        data["attack"] = data.get("attack", {}) if METHODS[method]().attacks else {}
     data["arch"] = micro().spec(micro().largest[0]).to_dict()
     return SupernetTrainer(parse_recipe(data, "test"), toy)
 
@@ -170,11 +171,18 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.trains_subnets()])
-def test_sub_nets_learn_by_any_method_that_attacks_and_scores_once(toy, method):
-    run = trainer(toy, method=method, attacker="largest", refine=1)
+def test_sub_nets_learn_by_any_method_with_one_attack_and_one_loss(toy, method):
+    run = trainer(toy, method=method, attacker="largest", refine=int(METHODS[method]().attacks))
     before = {name: p.detach().clone() for name, p in run.net.full.named_parameters()}
     assert torch.isfinite(run.train_step())
     assert all(not torch.equal(p, before[name]) for name, p in run.net.full.named_parameters())
+
+
+def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
+    with pytest.raises(UsageError, match=r"a \[supernet\] needs .* method natural, .* or adaad"):
+        trainer(toy, method="rrm")
+    with pytest.raises(UsageError, match=r"method 'kd' trains on clean images: set supernet.refine = 0"):
+        trainer(toy, method="kd", attacker="largest", refine=1)
 
 
 def test_shared_images_are_those_of_the_attacker_and_refined_ones_stay_within_the_ball(recipe, toy):
@@ -330,7 +338,6 @@ def test_phases_open_one_dimension_after_the_other_and_resume_in_a_folder_that_w
         ("supernet.largest=0 supernet.smallest=false supernet.random=0", "trains no sub-net"),
         ("supernet.opening=[0.5,0.2]", "opening ends before it begins"),
         ("train.compile=true", "train.compile = false"),
-        ("train.method=natural", "and method pgd-at, n-fgsm, trades, mart, ard or rslad"),
         ("train.int8=true", "cannot be combined"),
         ("supernet.rndom=3", "'random'"),
         ("supernet.refine=2", "refine needs shared images"),

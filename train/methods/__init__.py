@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from zoo.train.methods.adaad import AdaAD
 from zoo.train.methods.ard import Ard
+from zoo.train.methods.fast_ard import FastArd
+from zoo.train.methods.fast_at import FastAT
+from zoo.train.methods.free_at import FreeAT
+from zoo.train.methods.kd import Kd
 from zoo.train.methods.mart import Mart
 from zoo.train.methods.method import Method
 from zoo.train.methods.n_fgsm import NFgsm
 from zoo.train.methods.natural import Natural
 from zoo.train.methods.pgd_at import PgdAT
+from zoo.train.methods.rdt import Rdt
 from zoo.train.methods.rnascl import RnasCL
+from zoo.train.methods.rrm import Rrm
 from zoo.train.methods.rslad import Rslad
 from zoo.train.methods.trades import Trades
 
 TABLE: tuple[type[Method], ...] = (
     Natural,
     PgdAT,
+    FastAT,
+    FreeAT,
     NFgsm,
     Trades,
     Mart,
+    Kd,
     Ard,
+    FastArd,
     Rslad,
+    AdaAD,
+    Rrm,
+    Rdt,
     RnasCL,
 )
 METHODS: dict[str, type[Method]] = {method.model_fields["name"].default: method for method in TABLE}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.attacks import losses
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import without_gradients
+from zoo.train.methods.losses import kl
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # images x' and the net's logits on them to a scalar to maximise
 
@@ -29,10 +30,10 @@ def log_odds(y: Tensor) -> Objective:
     return lambda x_adv, logits: losses.cross_entropy(logits, y).sum()
 
 
-def divergence(log_probs: Tensor) -> Objective:
-    """KL(p || p(x')), summed over the batch, for log-probabilities [N, K] of p, from the net on clean images
-    (TRADES) or from a teacher (RSLAD)."""
-    return lambda x_adv, logits: F.kl_div(F.log_softmax(logits, 1), log_probs, reduction="sum", log_target=True)
+def divergence(logits: Tensor, temperature: float = 1.0) -> Objective:
+    """KL(p || p(x')), summed over the batch, for the logits [N, K] of p, from the net on clean images (TRADES) or from
+    a teacher (RSLAD)."""
+    return lambda x_adv, logits_adv: len(logits) * kl(logits, logits_adv, temperature)
 
 
 @contextmanager

@@ -14,21 +14,34 @@ from zoo.train.methods.n_fgsm import check_single_step, single_step
 
 
 class Ard(Method):
-    """ce * CE(S(x'), y) + kl * KL(T(x) || S(x')) at temperature 1: on adversarial images, the student learns the
-    teacher's soft labels of clean images. The paper has the hard labels' loss on clean images; here it is on x' too."""
+    """On adversarial images, the student learns the teacher's soft labels of clean images.
+
+    With ``alpha`` it is the paper's eq. 1, by Algorithm 1: alpha t^2 KL(T_t(x) || S_t(x')) + (1 - alpha) CE(S(x), y) at
+    temperature t, with hard labels on clean images. Without ``alpha`` the hard labels are learnt on adversarial images
+    too: ce CE(S(x'), y) + kl t^2 KL(T_t(x) || S_t(x')). In both, x' maximises the student's cross-entropy.
+    """
 
     name: Literal["ard"] = "ard"
     inner: Literal["pgd", "n-fgsm"] = Field("pgd", description="the attack that makes x'")
+    alpha: float | None = Field(None, ge=0, le=1, description="share of the soft labels, as in the paper")
+    temperature: float = Field(1.0, gt=0, description="the paper has 30 for CIFAR-10, 5 for CIFAR-100")
     ce: float = Field(1.0, ge=0)
     kl: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     takes_teacher: ClassVar[bool] = True
 
     @property
+    def forwards(self) -> int:
+        return 1 if self.alpha in (None, 1.0) else 2
+
+    @property
     def needs(self) -> Needs:
         return Needs()
 
     def check(self, attack: Attack) -> None:
+        own = sorted({"ce", "kl", "label_smoothing"} & self.model_fields_set)
+        if self.alpha is not None and own:
+            raise ValueError(f"method.alpha weighs both losses, as in the paper: remove method.{own[0]}, or alpha")
         if not self.ce and not self.kl:
             raise ValueError("method 'ard' has no loss with ce = 0 and kl = 0: set one of them")
         if not self.ce and self.label_smoothing:
@@ -40,6 +53,16 @@ class Ard(Method):
         return single_step(step) if self.inner == "n-fgsm" else super().attacked(step)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
+        if self.alpha is not None:
+            return ard(step, x_adv, self.alpha, self.temperature)
         logits_adv = step.forward(x_adv).float()
         hard = F.cross_entropy(logits_adv, step.batch.y, label_smoothing=self.label_smoothing)
-        return self.ce * hard + self.kl * kl(step.soft, logits_adv)
+        return self.ce * hard + self.kl * kl(step.soft, logits_adv, self.temperature)
+
+
+def ard(step: Step, x_adv: Tensor, alpha: float, temperature: float) -> Tensor:
+    """alpha t^2 KL(T_t(x) || S_t(x')) + (1 - alpha) CE(S(x), y): eq. 1."""
+    loss = alpha * kl(step.soft, step.forward(x_adv), temperature)
+    if alpha == 1:
+        return loss
+    return loss + (1 - alpha) * F.cross_entropy(step.forward(step.batch.x).float(), step.batch.y)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from zoo.attacks.ball import Ball
 from zoo.evaluation.threat import LINF_8, Norm, ThreatModel
+from zoo.train.data.images import InMemory, Streamed
 from zoo.train.methods import adversary
 from zoo.train.methods.adversary import Objective
 from zoo.train.teachers.teacher import Answer, Teacher
@@ -63,14 +63,16 @@ class Batch(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a method needs from a teacher: logits, and attention maps at ``maps`` x ``maps`` if that is set.
+    """What a method needs from a teacher: logits, attention maps at ``maps`` x ``maps`` if that is set, and penultimate
+    features.
 
-    By default the answer on clean images is in ``step.answer`` and can be cached. A method with ``adversarial`` calls
-    ``step.teacher`` itself.
+    If ``clean``, the answer on clean images is in ``step.answer``; answers without features can be cached. Otherwise
+    the method asks ``step.teacher`` itself.
     """
 
     maps: int | None = None
-    adversarial: bool = False
+    features: bool = False
+    clean: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Step:
         net: the net to attack.
         forward: the net to train: ``net`` or its data-parallel wrapper.
         parts: the method's modules, from :meth:`Method.parts`.
-        teacher: images to the teacher's answer, without gradients; ``answer`` is the answer on the clean images.
+        teacher: the frozen teacher; ``answer`` is its answer on the clean images.
     """
 
     net: nn.Module
@@ -89,7 +91,7 @@ class Step:
     batch: Batch
     attack: Attack
     parts: nn.Module | None = None
-    teacher: Callable[[Tensor], Answer] | None = None
+    teacher: Teacher | None = None
     answer: Answer | None = None
 
     @property
@@ -112,7 +114,7 @@ class Method(Section):
     @classmethod
     def trains_subnets(cls) -> bool:
         """Whether it can train sub-nets of a dynamic net, where each step has one attack and one loss."""
-        return all(getattr(cls, key) is getattr(Method, key) for key in ("attacks", "parts", "updates", "replays"))
+        return all(getattr(cls, key) is getattr(Method, key) for key in ("images", "parts", "updates", "replays"))
 
     @property
     def attacks(self) -> bool:
@@ -140,6 +142,10 @@ class Method(Section):
         if not self.attacks and unused:
             raise ValueError(f"method '{self.name}' trains on clean images: remove attack.{unused[0]}")
 
+    def images(self, source: InMemory | Streamed, teacher: Teacher | None) -> InMemory | Streamed:
+        """The images to train on, in place of those of the data set. It may take long, and should be cached."""
+        return source
+
     def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module | None:
         """Modules of the method beside the net, on its device. They are trained and stored in checkpoints, but not
         averaged and not part of the resulting model."""
@@ -154,7 +160,7 @@ class Method(Section):
         if step.attack.objective == "ce":
             return adversary.cross_entropy(step.batch.y)
         with adversary.frozen(step.net), torch.no_grad():
-            return adversary.divergence(F.log_softmax(step.net(step.batch.x).float(), 1))
+            return adversary.divergence(step.net(step.batch.x))
 
     def attacked(self, step: Step) -> Tensor:
         """The images x' [N, C, H, W] for the loss, by PGD from a random start in the ball."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods import adversary
@@ -14,10 +14,12 @@ from zoo.train.methods.method import Attack, Method, Needs, Step
 
 
 class Rslad(Method):
-    """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)) without hard labels, where x' maximises KL(T(x) || S(x')): eq. 6
-    and 7, with the weights of the authors' code."""
+    """alpha t^2 KL(T_t(x) || S_t(x')) + (1 - alpha) t^2 KL(T_t(x) || S_t(x)) without hard labels, where x' maximises
+    KL(T_t(x) || S_t(x')): eq. 6 and 7. 5/6 and t = 1 are those of the authors' code."""
 
     name: Literal["rslad"] = "rslad"
+    alpha: float = Field(5 / 6, ge=0, le=1, description="share of the adversarial images")
+    temperature: float = Field(1.0, gt=0)
     takes_teacher: ClassVar[bool] = True
 
     @property
@@ -33,13 +35,13 @@ class Rslad(Method):
             raise ValueError("rslad maximises the divergence from its teacher: remove attack.objective = 'ce'")
 
     def objective(self, step: Step) -> Objective:
-        return adversary.divergence(F.log_softmax(step.soft, 1))
+        return adversary.divergence(step.soft, self.temperature)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         logits = step.forward(step.batch.x)
-        return rslad(logits, step.forward(x_adv), step.soft)
+        return rslad(logits, step.forward(x_adv), step.soft, self.alpha, self.temperature)
 
 
-def rslad(logits: Tensor, logits_adv: Tensor, soft: Tensor) -> Tensor:
+def rslad(logits: Tensor, logits_adv: Tensor, soft: Tensor, alpha: float = 5 / 6, temperature: float = 1.0) -> Tensor:
     """The loss from the student's logits [N, K] on clean and adversarial images and the teacher's on clean ones."""
-    return 5 / 6 * kl(soft, logits_adv) + 1 / 6 * kl(soft, logits)
+    return alpha * kl(soft, logits_adv, temperature) + (1 - alpha) * kl(soft, logits, temperature)

@@ -116,7 +116,8 @@ class SupernetTrainer(Trainer):
         """The teacher's answer on clean images, if there is one."""
         if self.in_place:
             return Answer(self.net.subnet(self.net.full.spec, attacked=True)(x).float(), None)
-        return self.teacher(x) if self.teacher else None
+        needs = self.recipe.method.needs
+        return self.teacher(x) if self.teacher and needs and needs.clean else None
 
     # -- judging -----------------------------------------------------------------------------------------------
 

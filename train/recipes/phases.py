@@ -34,8 +34,9 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     """The phases of the recipe in the file ``source``, or of the published recipe of that name, in order.
 
     A ``[phase.NAME]`` table changes keys of the rest of the file for that phase, as dotted keys. Without such tables
-    there is one phase, called "train". With a ``[search]``, the phases after the phase "search" get the architecture
-    and the tutors that it finds; until then they have the largest architecture.
+    there is one phase, called "train". An empty table, as in ``attack = {}``, removes a section. With a ``[search]``,
+    the phases after the phase "search" get the architecture and the tutors that it finds; until then they have the
+    largest architecture.
 
     Args:
         overrides: strings such as ``"train.epochs=2"`` for all phases, or ``"phase.trades.train.epochs=2"`` for one;
@@ -69,6 +70,9 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     for phase, table in tables.items():
         changed = copy.deepcopy(data)
         for key, value in {**table, **_changes_of(phase, changes)}.items():
+            if value == {} and _is_section(key):
+                changed.pop(key, None)
+                continue
             if isinstance(value, dict) and _is_section(key):  # it would replace the whole section
                 raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
             _set(changed, key, {"name": value} if key == "method" else value)

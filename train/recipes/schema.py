@@ -87,8 +87,10 @@ class Ema(Section):
 
 
 class Guard(Section):
-    """PGD on held-out training images after every epoch; a collapse rolls the run back to the epoch before."""
+    """PGD on held-out training images; a collapse rolls the run back to the checkpoint before, written at each good
+    judgement."""
 
+    every: int = Field(1, ge=1, description="epochs from one judgement and checkpoint to the next")
     images: int = Field(512, ge=1, le=1000)
     steps: int = Field(10, ge=1)
     drop: float = Field(0.5, gt=0, lt=1, description="collapse: below this share of the best so far")
@@ -227,9 +229,16 @@ class Recipe(Section):
         if self.teacher and not method.takes_teacher:
             known = ", ".join(name for name, one in METHODS.items() if one.takes_teacher)
             raise ValueError(f"method '{method.name}' uses no teacher: remove [teacher], or choose one of {known}")
-        if self.teacher and self.teacher.versions and (supernet or (method.needs and method.needs.adversarial)):
+        needs = method.needs
+        if self.teacher and self.teacher.versions and (supernet or (needs and (needs.features or not needs.clean))):
             raise ValueError(
-                "answers are cached on clean images only, and not for a [supernet]: set teacher.versions = 0"
+                "answers are cached on clean images only, without features, and not for a [supernet]: "
+                "set teacher.versions = 0"
+            )
+        if self.train.epochs % method.replays:
+            raise ValueError(
+                f"train.epochs = {self.train.epochs} counts the replays of method '{method.name}': "
+                f"choose a multiple of method.m = {method.replays}"
             )
         if search and not (isinstance(method, RnasCL) and method.hard == "natural" and method.needs):
             raise ValueError("a search needs method.name = 'rnascl' with hard = 'natural', and kl or gamma above 0")
@@ -254,9 +263,13 @@ class Recipe(Section):
                 f"a [supernet] needs train.compile = false (its nets change with every step) "
                 f"and method {', '.join(known[:-1])} or {known[-1]}"
             )
+        if supernet.refine and not self.method.attacks:
+            raise ValueError(f"method '{self.method.name}' trains on clean images: set supernet.refine = 0")
         in_place = self.teacher is not None and self.teacher.name == "largest"
         if supernet.own and not in_place:
             raise ValueError("supernet.own needs teacher.name = 'largest': otherwise all sub-nets learn by [method]")
+        if in_place and self.method.needs and not self.method.needs.clean:
+            raise ValueError(f"method '{self.method.name}' asks a frozen teacher: name one in place of 'largest'")
         if in_place and supernet.largest and not supernet.own:
             raise ValueError("the largest sub-net has no teacher: set supernet.own, such as { name = 'pgd-at' }")
         if supernet.own and not supernet.largest:

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 
 
-def ema_of(model: nn.Module, decay: float, *, statistics: bool = False) -> AveragedModel:
-    """An average of ``model`` whose decay rises as (1 + n) / (10 + n) to ``decay``, to forget early weights.
+class Average(nn.Module):
+    """The average of a model's weights over its updates, as the copy ``module``.
 
-    With ``statistics`` the running statistics are averaged too, for a net whose own are not recomputed.
+    Its decay rises as (1 + n) / (10 + n) to ``decay``, to forget early weights. Unlike torch's ``AveragedModel``, an
+    update never waits for the GPU.
     """
 
-    def average(averaged: Any, current: Any, n: Any) -> None:
-        rising = (1 + float(n)) / (10 + float(n))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, rising))
-        else:  # numbers of batches
-            torch._foreach_copy_(averaged, current)
+    n_averaged: Tensor  # updates so far, always on the CPU
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=statistics)
+    def __init__(self, model: nn.Module, decay: float, *, statistics: bool = False) -> None:
+        """With ``statistics`` the running statistics are averaged too, for a net whose own are not recomputed."""
+        super().__init__()
+        self.module = deepcopy(model)
+        self.decay, self.statistics = decay, statistics
+        self.register_buffer("n_averaged", torch.tensor(0))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards ``model``, whose weights it takes at the first update."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        averaged, copied = list(self.module.parameters()), list(self.module.buffers())
+        current, source = list(model.parameters()), list(model.buffers())
+        if self.statistics:  # all but the numbers of batches
+            floating = [place for place, buffer in enumerate(copied) if buffer.is_floating_point()]
+            averaged += [copied[place] for place in floating]
+            current += [source[place] for place in floating]
+        torch._foreach_lerp_(averaged, current, weight)
+        for kind in {buffer.dtype for buffer in copied}:  # one kernel for each type
+            chosen = [place for place, buffer in enumerate(copied) if buffer.dtype == kind]
+            if not (self.statistics and kind.is_floating_point):
+                torch._foreach_copy_([copied[place] for place in chosen], [source[place] for place in chosen])
+        self.n_averaged += 1
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:

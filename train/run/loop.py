@@ -73,7 +73,8 @@ def fit(
         phase: the name of this run among the phases of a training. ``earlier`` has the efforts of the phases before
             (``Trainer.effort()``), for the facts of the model.
         teacher: the folder of the teacher, if the recipe's teacher is an earlier phase.
-        report: called with the metrics of every epoch; ``tick`` with step, total and loss during an epoch.
+        report: called with the metrics of every epoch that the guard judges; ``tick`` with step, total and loss during
+            an epoch.
 
     Raises:
         UsageError: ``out`` holds a run and ``resume`` is off, or it holds the run of another recipe.
@@ -112,8 +113,9 @@ def _run(
     board: Callable[[dict[str, Any]], None],
     tick: Callable[[int, int, float], None],
 ) -> None:
-    """Train until the run is done; write a checkpoint after every epoch and when a signal stops the run."""
+    """Train until the run is done; write a checkpoint after every ``guard.every`` epochs and when a signal stops it."""
     recipe, main = trainer.recipe, trainer.accelerator.is_main_process
+    period = trainer.steps_per_epoch * recipe.guard.every
     running, clock = 0.0, time.monotonic()
     since = clock
     progress = trainer.progress(trainer.position.seconds)
@@ -132,11 +134,11 @@ def _run(
                 save_checkpoint(trainer.state(), checkpoint)
             trainer.accelerator.wait_for_everyone()
             raise Interrupted(f"stopped at step {position.step} of {trainer.total_steps}")
-        in_epoch = position.step % trainer.steps_per_epoch
-        if in_epoch % 20 == 0 or progress >= 1:
+        in_period = position.step % period
+        if position.step % trainer.steps_per_epoch % 20 == 0 or progress >= 1:
             running = loss.item()
             tick(position.step, trainer.total_steps, running)
-        if in_epoch and progress < 1:
+        if in_period and progress < 1:
             continue
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
@@ -146,7 +148,7 @@ def _run(
             continue
         position.best = max(position.best, raw)
         clean, pgd = trainer.guarded_accuracy(trainer.averaged())
-        images = (in_epoch or trainer.steps_per_epoch) * recipe.train.batch_size
+        images = (in_period or period) * recipe.train.batch_size
         metrics = {
             "epoch": round(position.step / trainer.steps_per_epoch, 3),
             "step": position.step,

@@ -21,7 +21,7 @@ from zoo.train.methods import adversary
 from zoo.train.methods.method import Batch, Step
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run import schedule
-from zoo.train.run.ema import ema_of, recalibrate
+from zoo.train.run.ema import Average, recalibrate
 from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
@@ -97,7 +97,7 @@ class Trainer:
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.ema = ema_of(net, recipe.ema.decay, statistics=not recipe.ema.recalibrate)
+        self.ema = Average(net, recipe.ema.decay, statistics=not recipe.ema.recalibrate)
         self.net: nn.Module = net
         if recipe.train.compile:
             # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
@@ -108,6 +108,8 @@ class Trainer:
         options = recipe.optimizer
         self.versions: Versions | None = None
         self.teacher = self.named_teacher()
+        with self.accelerator.main_process_first():
+            self.source = recipe.method.images(self.source, self.teacher)
         self.parts = self.own_parts()
         self.optimizer = torch.optim.SGD(
             [*self.net.parameters(), *(self.parts.parameters() if self.parts else ())],
@@ -245,7 +247,7 @@ class Trainer:
         """``batch`` and the net that learns from it, with the teacher's answer on clean images if it is needed."""
         teacher, needs = self.teacher, self.recipe.method.needs
         with self.autocast():
-            answer = teacher(batch.x, batch.rows) if teacher and needs and not needs.adversarial else None
+            answer = teacher(batch.x, batch.rows) if teacher and needs and needs.clean else None
         return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, teacher, answer)
 
     def train_step(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from zoo.datasets.base import Dataset
 from zoo.registry.entry import Entry
 from zoo.system.files import stored_json
 from zoo.train.teachers.attention import unit_maps
+from zoo.train.teachers.features import Features
 from zoo.train.teachers.hooks import Taps, conv_names
 from zoo.weights.folder import ModelFolder
 from zoo.weights.load import Found, find
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's answer on a batch: logits [N, K] and unit attention maps [N, n_t, P] of its tapped layers."""
+    """A teacher's answer on a batch: logits [N, K], unit attention maps [N, n_t, P] of its tapped layers, and features
+    [N, C] of a watched one."""
 
     logits: Tensor
-    maps: Tensor | None
+    maps: Tensor | None = None
+    features: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Answer:
-        return Answer(self.logits[rows], None if self.maps is None else self.maps[rows])
+        maps, features = (None if part is None else part[rows] for part in (self.maps, self.features))
+        return Answer(self.logits[rows], maps, features)
 
 
 class Teacher:
@@ -52,9 +57,11 @@ class Teacher:
         self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
         self.taps: Taps | None = None
+        self.features: Features | None = None
         self.cached: CachedAnswers | None = None
         self.size = size
         self._answer = torch.compile(self._eager, dynamic=False) if compile else self._eager
+        self._differentiable = torch.compile(self.model, dynamic=False) if compile else self.model
 
     def tap(self, layers: Sequence[str]) -> None:
         """Add the maps of these convolutions to all answers, in this order.
@@ -71,12 +78,26 @@ class Teacher:
             self.taps.remove()
         self.taps = None
 
-    def _eager(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.taps is None:
-            return self.model(x).float(), None
-        with self.taps.recording():
-            logits = self.model(x)
-        return logits.float(), unit_maps(self.taps.maps(), self.size)
+    def watch(self, layer: str | None) -> None:
+        """Add the features of a layer to all answers: :class:`Features`.
+
+        Raises:
+            UsageError: the teacher has no such layer.
+        """
+        self.features = Features(self.model, layer)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [N, K] on images [N, 3, H, W] in [0, 1], with gradients of the images."""
+        return self._differentiable(x).float()
+
+    def _eager(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with ExitStack() as recording:
+            for one in (self.taps, self.features):
+                if one is not None:
+                    recording.enter_context(one.recording())
+            logits = self.model(x).float()
+        maps = None if self.taps is None else unit_maps(self.taps.maps(), self.size)
+        return logits, maps, None if self.features is None else self.features.taken()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Answer:

@@ -1,0 +1,482 @@
+"""Training methods compared where one thing differs: the runs, their measurements, and docs/methods.md.
+
+    python docs/methods.py train [GLOB ...]     train the cells whose models are missing
+    python docs/methods.py measure [GLOB ...]   measure the models under attack, into docs/methods.json
+    python docs/methods.py time                 seconds per epoch of each method on this machine, into docs/methods.json
+    python docs/methods.py                      write the tables and plots of docs/methods.md from docs/methods.json
+
+A cell is GROUP/STUDENT/ROW/SEED, a run of train/recipes/methods-s3.toml in the folder runs/methods/CELL. Every verb
+goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+DOCS = Path(__file__).parent
+STORE, PAGE = DOCS / "methods.json", DOCS / "methods.md"
+RECIPE, PASSES, SEEDS = "methods-s3", 210, 3
+ROWS = {  # presets of the recipe
+    "n-fgsm": "N-FGSM, the control",
+    "natural": "natural",
+    "pgd-at": "PGD-AT",
+    "trades": "TRADES",
+    "mart": "MART",
+    "kd": "KD, t = 1",
+    "kd-t30": "KD, t = 30",
+    "ard": "ARD, t = 1",
+    "ard-t30": "ARD, t = 30",
+    "ard-nfgsm": "N-FGSM + soft labels (ARD)",
+    "fast-ard": "Fast-ARD, m = 4",
+    "rrm": "RRM",
+    "rslad": "RSLAD",
+    "adaad": "AdaAD",
+    "rdt": "RDT",
+    "fast-at": "Fast AT",
+    "free-at": "Free AT, m = 4",
+    "pgd-at-10": "PGD-AT, 10 steps",
+    "ard-10": "ARD, 10 steps",
+}
+W4 = ("arch.widths=[[20],[28,28,28],[64,64,64]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
+W15 = ("arch.widths=[[24,24,24],[56,56,56],[136,136,136]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
+
+
+# -- the cells ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run: a preset of the recipe and what else is set. ``teacher`` is a cell whose model it learns from."""
+
+    name: str
+    preset: str
+    changes: tuple[str, ...] = ()
+    teacher: str | None = None
+
+    @property
+    def seed(self) -> int:
+        return int(self.name.rsplit("/", 1)[1])
+
+
+def cells(seeds: int = SEEDS) -> list[Cell]:
+    """All cells, the most important first."""
+    found = [Cell(f"methods/s3/{row}/0", row) for row in ROWS]
+    found += [Cell(f"methods/w4/{row}/0", row, W4) for row in ROWS]
+    found += [Cell(f"methods/s3/{row}/{seed}", row) for seed in range(1, seeds) for row in ROWS]
+    for space in ("s3", "s5", "s7"):
+        found += rnascl(space)
+    found += [Cell(f"alpha/s3/{alpha}/0", "ard", (f"method.alpha={alpha}",)) for alpha in (0.5, 0.7, 0.9)]
+    found += [Cell(f"temperature/s3/{t}/0", "ard", (f"method.temperature={t}",)) for t in (5.0, 10.0)]
+    found += [Cell(f"lambda/s3/{lam}/0", "rrm", (f"method.lam={lam}",)) for lam in (5e-5, 5e-4, 5e-2, 0.5)]
+    found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))
+    for row in ("ard-nfgsm", "kd"):
+        for teacher in ("trades-s3", "nfgsm-wrn34-2"):
+            found.append(Cell(f"teachers/s3/{row}-{teacher}/0", row, (f"teacher.name={teacher}",)))
+        found.append(Cell(f"teachers/s3/{row}-natural/0", row, teacher=natural.name))
+    return found
+
+
+def rnascl(space: str) -> Iterator[Cell]:
+    """The pairs of RNAS-CL on the architecture that a search found: its students under TRADES, and TRADES alone."""
+    result = json.loads((DOCS / f"search-{space}.json").read_bytes())
+    arch = (f"arch.widths={result['spec']['widths']}", f"arch.resolutions={result['spec']['resolutions']}")
+    searched = "method.tutors={" + ", ".join(f'"{one}" = "{other}"' for one, other in result["tutors"].items()) + "}"
+    for beta in (6.0, 10.0):
+        row = f"rnascl/{space}/beta{beta:g}"
+        shared = (*arch, f"method.beta={beta}")
+        yield Cell(f"{row}-none/0", "trades", shared)
+        yield Cell(f"{row}-gamma0/0", "rnascl", (*shared, "method.gamma=0.0"))
+        for gamma in (1.0, 34.0):
+            yield Cell(f"{row}-gamma{gamma:g}/0", "rnascl", (*shared, f"method.gamma={gamma}", searched))
+        for tutors in ("depth", "random") if beta == 6 else ():
+            yield Cell(f"{row}-gamma34-{tutors}/0", "rnascl", (*shared, "method.gamma=34.0", f"method.tutors={tutors}"))
+
+
+def chosen(globs: Iterable[str], seeds: int) -> list[Cell]:
+    globs = list(globs) or ["*"]
+    return [cell for cell in cells(seeds) if any(fnmatch(cell.name, glob) for glob in globs)]
+
+
+def settings(cell: Cell, out: Path, *, passes: int = PASSES, changes: Iterable[str] = ()) -> list[str]:
+    """What the cell sets beside its preset, with as many epochs as the student's passes an image allow."""
+    from zoo.train.recipes.phases import load_recipe
+
+    asked = [*cell.changes, f"train.seed={cell.seed}", *changes]
+    if cell.teacher:
+        asked.append(f"teacher.name={json.dumps(str(out / cell.teacher / 'model'))}")
+    recipe = load_recipe(RECIPE, preset=cell.preset, overrides=asked)
+    replays = recipe.method.replays
+    epochs = replays * max(1, round(passes / recipe.method.passes(recipe.attack) / replays))
+    return [*asked, f"train.epochs={epochs}"]
+
+
+def check_same(folder: Path, preset: str, overrides: list[str]) -> None:
+    """Raise UsageError if ``folder`` holds a run of other settings."""
+    from zoo.system.errors import UsageError
+    from zoo.train.recipes.phases import load_recipe
+
+    recipe, file = load_recipe(RECIPE, preset=preset, overrides=overrides), folder / "recipe.json"
+    if file.exists() and json.loads(file.read_bytes()) != recipe.model_dump(mode="json"):
+        raise UsageError(f"'{folder}' holds a run of other settings: remove it, or choose another --out")
+
+
+# -- work in processes -------------------------------------------------------------------------------------------
+
+_stopped: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+def _begin(event: Any, deadline: float) -> None:
+    """Prepare a worker process: it stops when ``event`` is set, or at the time ``deadline``."""
+    import torch
+
+    global _stopped
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # shapes stay the same
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the event stops this one
+    _stopped = lambda: event.is_set() or time.time() > deadline  # noqa: E731
+
+
+class Stopped(Exception):
+    """The work was stopped before it was done."""
+
+
+def work(
+    jobs: int,
+    deadline: float,
+    do: Callable[..., Any],
+    todo: list[tuple[str, tuple[Any, ...]]],
+    ready: Callable[[str], bool] = lambda name: True,
+) -> Iterator[tuple[str, Any]]:
+    """The results of ``do(*arguments)`` by name, as they are done in ``jobs`` persistent processes. Failures are
+    reported and stop nothing else. A signal stops all: what runs then ends early.
+
+    Args:
+        todo: names and arguments; each is started once ``ready(name)`` holds, the first such first.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    context = multiprocessing.get_context("spawn")
+    event, asked = context.Event(), []  # a signal handler must not wait for the lock of an event
+    before = {number: signal.signal(number, lambda *_: asked.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
+    tries: Counter[str] = Counter()
+    running: dict[Future[Any], tuple[str, tuple[Any, ...]]] = {}
+    begin = (event, deadline)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begin)
+    try:
+        while todo or running:
+            if asked or time.time() > deadline:
+                event.set()
+                todo.clear()
+            startable = [one for one in todo if ready(one[0])][: jobs - len(running)]
+            for one in startable:
+                todo.remove(one)
+                running[pool.submit(do, *one[1])] = one
+            if not running:
+                break
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            broken = False
+            for future in done:
+                one = name, _ = running.pop(future)
+                try:
+                    yield name, future.result()
+                except BrokenProcessPool:
+                    broken = True
+                    tries[name] += 1
+                    if tries[name] < 3:
+                        todo.insert(0, one)
+                    else:
+                        print(f"{name}  FAILED: its process died", flush=True)
+                except Stopped as stopped:
+                    print(f"{name}  stopped {stopped}", flush=True)
+                except Exception as error:
+                    print(f"{name}  FAILED: {''.join(traceback.format_exception(error))}", flush=True)
+            if broken and not running:
+                pool.shutdown()
+                pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begin)
+    finally:
+        event.set()
+        pool.shutdown(cancel_futures=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for name, _ in todo:
+        print(f"{name}  left out: what it needs is missing", flush=True)
+
+
+@cache
+def images() -> Any:
+    """CIFAR-10, loaded once in each process."""
+    from zoo.datasets.cifar10 import CIFAR10
+
+    return CIFAR10.load()
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
+    """Train a cell in the folder ``out``; returns the metrics of its last epoch."""
+    import torch
+
+    from zoo.train.pipeline import run
+    from zoo.train.recipes.phases import load_phases
+    from zoo.train.run.loop import Interrupted
+
+    def tick(phase: str, step: int, total: int, loss: float) -> None:
+        if _stopped():
+            signal.raise_signal(signal.SIGTERM)  # the loop writes a checkpoint after its next step
+
+    if _stopped():
+        raise Stopped("before it began")
+    asked = {"preset": preset, "overrides": overrides}
+    try:
+        run(load_phases(RECIPE, **asked), images(), out, resume=True, asked=asked, tick=tick)
+    except Interrupted as stopped:
+        raise Stopped(str(stopped).removeprefix("stopped ")) from None
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    facts = json.loads((out / "model" / "config.json").read_bytes())["train"]
+    return {**facts["history"][-1], "wall_s": facts["wall_s"]}
+
+
+def trained(folder: Path) -> bool:
+    return (folder / "model" / "held_out.json").exists()  # the last file that a run leaves
+
+
+def train(args: argparse.Namespace) -> None:
+    out, teachers, todo = args.out.absolute(), {}, []
+    for cell in chosen(args.globs, args.seeds):
+        folder, overrides = out / cell.name, settings(cell, out, passes=args.passes, changes=args.set)
+        check_same(folder, cell.preset, overrides)
+        if not trained(folder):
+            todo.append((cell.name, (cell.preset, overrides, folder)))
+            teachers[cell.name] = cell.teacher
+    images()  # decoded here, not by all processes at once
+
+    def ready(name: str) -> bool:
+        return teachers[name] is None or trained(out / teachers[name])
+
+    count, begun = len(todo), time.monotonic()
+    print(f"{count} cells to train in {out}", flush=True)
+    for done, (name, last) in enumerate(work(args.jobs, args.until, train_cell, todo, ready), 1):
+        print(
+            f"[{done}/{count}, {time.monotonic() - begun:.0f} s] {name}  clean {last['clean']:.1%}  "
+            f"PGD {last['pgd']:.1%}  {last['wall_s']:.0f} s",
+            flush=True,
+        )
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------
+
+
+def measure_cell(folder: Path, key: str, n: int, device: str) -> dict[str, Any]:
+    """Measure the model of a cell under the protocol ``key``, on the first ``n`` test images."""
+    from zoo.evaluation.measure import measure
+    from zoo.evaluation.protocols import PROTOCOLS
+    from zoo.weights.load import load, weights_sha256
+
+    def progress(protocol: Any, done: int, total: int) -> None:
+        if _stopped():
+            raise Stopped(f"at {done} of {total} images")
+
+    if _stopped():
+        raise Stopped("before it began")
+    model = load(f"local-dir:{folder / 'model'}")
+    protocol = PROTOCOLS[key].model_copy(update={"n": n})
+    how = {"batch_size": 1000 if device == "cuda" else 250, "device": device, "resume": folder / "unfinished"}
+    (one,) = measure(model, weights_sha256(model), images(), [protocol], progress=progress, **how)
+    return {
+        **one.result["accuracy"],
+        "flags": list(one.flags),
+        "wall_s": one.result["wall_s"],
+        "device": device,
+        "bits": np.packbits(one.bits).tobytes().hex(),
+    }
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What the store says of a cell besides its results."""
+    from zoo.system.files import sha256_file
+    from zoo.train.pipeline import asked_of
+
+    facts = json.loads((folder / "model" / "config.json").read_bytes())["train"]
+    return {
+        "weights_sha256": sha256_file(folder / "model" / "model.safetensors"),
+        **(asked_of(folder) or {}),
+        **{key: facts[key] for key in ("epochs", "images_seen", "wall_s", "device", "precision", "torch")},
+        "held_out": {key: facts["history"][-1][key] for key in ("clean", "pgd", "raw_clean", "raw_pgd")},
+    }
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.exists() else {"runs": {}, "times": {}}
+
+
+def store(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` with a line for each run."""
+    from zoo.system.files import write_atomic
+
+    parts = []
+    for section, entries in sorted(data.items()):
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
+        parts.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
+    write_atomic(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+
+def measure(args: argparse.Namespace) -> None:
+    import torch
+
+    out, data, todo = args.out.absolute(), stored(args.store), []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for cell in chosen(args.globs, args.seeds):
+        folder = out / cell.name
+        if not trained(folder):
+            continue
+        facts, before = facts_of(folder), data["runs"].get(cell.name, {})
+        same = before.get("weights_sha256") == facts["weights_sha256"]
+        results = before["results"] if same else {}
+        data["runs"][cell.name] = {**facts, "results": results}
+        for key in args.protocols.split(","):
+            if results.get(key, {}).get("n") != args.n:
+                todo.append((f"{cell.name} {key}", (folder, key, args.n, device)))
+    store(args.store, data)
+    images()
+    count, begun = len(todo), time.monotonic()
+    print(f"{count} measurements on {device}", flush=True)
+    for done, (name, result) in enumerate(work(args.jobs, args.until, measure_cell, todo), 1):
+        cell, key = name.split()
+        data["runs"][cell]["results"][key] = result
+        store(args.store, data)
+        spent = time.monotonic() - begun
+        print(f"[{done}/{count}, {spent:.0f} s] {name}  {result['value']:.1%}  {result['wall_s']:.0f} s", flush=True)
+
+
+# -- seconds per epoch -------------------------------------------------------------------------------------------
+
+TEACHERS = ("nfgsm-w15", "nfgsm-w15-int8")  # the second is the teacher, and starts from the first
+
+
+def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
+    """Seconds per epoch of each row and of the teacher's trainings, with the half-width of a 95 % interval: the mean
+    over interleaved rounds of some steps each. An epoch is a step for all 49,000 images; a replay counts as one."""
+    import torch
+
+    from zoo.train.recipes.phases import load_recipe
+    from zoo.train.run.model_folder import device_name
+    from zoo.train.run.trainer import Trainer
+
+    trainers, found, seconds = {}, {}, {}
+    size = len(images().split("train"))
+    few = f"train.images={4 * 256}"  # an epoch of a row is extrapolated from them; memory and time are saved
+    for row in (*ROWS, *TEACHERS):
+        name, preset = (row, None) if row in TEACHERS else (RECIPE, row)
+        full = load_recipe(name, preset=preset, overrides=changes)
+        recipe = load_recipe(name, preset=preset, overrides=[*changes, few])
+        begun = time.perf_counter()
+        trainers[row] = Trainer(recipe, images(), start=recipe.start)
+        found[row] = {"epochs": full.train.epochs, "begin_s": time.perf_counter() - begun}
+        seconds[row] = []
+
+    def run(trainer: Trainer) -> float:
+        """Seconds per epoch from ``steps`` updates or a few more."""
+        replays, begun = trainer.recipe.method.replays, time.perf_counter()
+        count = -(-steps // replays)
+        for _ in range(count):
+            trainer.net.train()
+            trainer.train_step()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        each = (time.perf_counter() - begun) / (count * replays)
+        return each * (size // trainer.recipe.train.batch_size)
+
+    for trainer in trainers.values():
+        run(trainer)  # compiles, and looks for the fastest kernels
+    for _ in range(rounds):
+        for row, trainer in trainers.items():
+            seconds[row].append(run(trainer))
+    for row, values in seconds.items():
+        half = student.ppf(0.975, rounds - 1) * statistics.stdev(values) / math.sqrt(rounds)
+        found[row] |= {"epoch_s": statistics.mean(values), "half": half}
+    device = device_name(trainers["n-fgsm"].device)
+    return {device: {"rounds": rounds, "precision": trainers["n-fgsm"].precision, "rows": found}}
+
+
+def clock_all(args: argparse.Namespace) -> None:
+    data = stored(args.store)
+    data["times"] |= clocked(args.rounds, args.steps, args.set)
+    store(args.store, data)
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+def moment(text: str) -> float:
+    """The next time that the clock shows HH:MM, in seconds since the epoch."""
+    now = datetime.now()
+    then = datetime.combine(now.date(), datetime.strptime(text, "%H:%M").time())
+    return (then if then > now else then + timedelta(days=1)).timestamp()
+
+
+def parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("globs", metavar="GLOB", nargs="*", help="cells such as 'methods/s3/*/0'; all by default")
+    shared.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one core")
+    shared.add_argument("--seeds", type=int, default=SEEDS, help="of the methods on s3")
+    shared.add_argument("--out", type=Path, default=Path("runs/methods"))
+    end = shared.add_mutually_exclusive_group()
+    end.add_argument("--until", metavar="HH:MM", type=moment, default=float("inf"), help="stop at this time")
+    end.add_argument("--seconds", dest="until", type=lambda text: time.time() + float(text), help="stop after these")
+    recipes = argparse.ArgumentParser(add_help=False)
+    recipes.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="of all recipes")
+    recipes.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    recipes.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    kept = argparse.ArgumentParser(add_help=False)
+    kept.add_argument("--store", type=Path, default=STORE, help="where results are kept")
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = made.add_subparsers(dest="verb")
+    one = verbs.add_parser("train", parents=[shared, recipes])
+    one.add_argument("--passes", type=int, default=PASSES, help="of the student, an image: forward 1, backward 2")
+    one.set_defaults(do=train)
+    one = verbs.add_parser("measure", parents=[shared, kept])
+    one.add_argument("--protocols", default="clean,pgd20,cw20,apgd50,autoattack")
+    one.add_argument("--n", type=int, default=1000, help="leading test images")
+    one.set_defaults(do=measure)
+    one = verbs.add_parser("time", parents=[recipes, kept])
+    one.add_argument("--rounds", type=int, default=10)
+    one.add_argument("--steps", type=int, default=8, help="of each row in a round")
+    one.set_defaults(do=clock_all)
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
+    for key in ("compile", "precision"):
+        if (value := getattr(args, key, None)) is not None:
+            args.set.append(f"train.{key}={str(value).lower()}")
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()

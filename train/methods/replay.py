@@ -1,0 +1,69 @@
+"""Free adversarial training: several updates from one batch, whose backward passes also update the perturbation
+(Shafahi et al. 2019, arXiv:1904.12843, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.attacks.ball import steepest
+from zoo.train.methods.method import Attack, Method, Step
+from zoo.train.teachers.teacher import Teacher
+
+
+class Perturbation(nn.Module):
+    """The perturbation of the last batch [B, C, H, W], from which the next batch starts; zero at first."""
+
+    delta: Tensor | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"delta": self.delta}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.delta = state["delta"]
+
+    def of(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x) if self.delta is None else self.delta.to(x)
+
+
+class Replayed(Method):
+    """A method that replays each batch ``m`` times.
+
+    One backward pass gives the gradients of weights and perturbation. So both have the same loss, the weights descend
+    it and the perturbation climbs it, by ``attack.step``. ``train.epochs`` counts replays: an image is drawn epochs / m
+    times, and a run costs as much as natural training of as many epochs.
+    """
+
+    m: int = Field(4, ge=1, description="replays of each batch")
+
+    @property
+    def replays(self) -> int:
+        return self.m
+
+    def check(self, attack: Attack) -> None:
+        if attack.steps != 1:
+            raise ValueError(f"{self.name} takes one attack step in each replay: leave attack.steps at 1, and set m")
+        if attack.objective != "ce":
+            raise ValueError(f"{self.name} climbs its own loss: leave attack.objective at 'ce'")
+
+    def attack_passes(self, attack: Attack) -> int:
+        return 0
+
+    def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module:
+        return Perturbation()
+
+    def updates(self, step: Step) -> Iterator[Tensor]:
+        assert isinstance(step.parts, Perturbation)
+        x, attack, ball = step.batch.x, step.attack, step.attack.ball(step.batch.x)
+        x_adv = ball.project(x + step.parts.of(x))
+        for _ in range(self.m):
+            x_adv = x_adv.detach().requires_grad_()
+            yield self.loss(step, x_adv)
+            assert x_adv.grad is not None
+            gradient = x_adv.grad.nan_to_num_(0, 0, 0)
+            x_adv = ball.project(x_adv.detach() + attack.step * steepest(gradient, attack.norm))
+        step.parts.delta = (x_adv - x).detach()

@@ -1,0 +1,52 @@
+"""Penultimate features of a net, by a forward hook: what RRM compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.system.errors import UsageError, nearest
+
+
+class Features:
+    """A hook that keeps the features [N, C] of a forward pass inside :meth:`recording`.
+
+    Args:
+        layer: the module whose output are the features, averaged over height and width where it has them. By default
+            they are the input of the last linear layer.
+
+    Raises:
+        UsageError: the model has no module of that name.
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        self._on, self._kept = False, None
+        if layer is None:
+            head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+            self.handle = head.register_forward_pre_hook(lambda module, inputs: self._keep(inputs[0]))
+            return
+        modules = dict(model.named_modules())
+        if not layer or layer not in modules:
+            raise UsageError(f"the network has no layer '{layer}'{nearest(layer, modules)}")
+        self.handle = modules[layer].register_forward_hook(lambda module, inputs, output: self._keep(output))
+
+    def _keep(self, value: Any) -> None:
+        if self._on:
+            self._kept = value
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+    def taken(self) -> Tensor:
+        """The features [N, C] of the last recorded pass; they are then forgotten."""
+        value, self._kept = self._kept, None
+        assert value is not None
+        return value.float().mean((2, 3)) if value.dim() == 4 else value.float()
