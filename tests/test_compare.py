@@ -237,11 +237,15 @@ def test_the_settings_that_differ_between_two_trainings_are_listed_and_counted(h
 
 def test_another_method_is_one_thing_and_what_both_methods_have_is_compared(home):
     ard = {"name": "ard", "ce": 1.0, "kl": 1.0, "label_smoothing": 0.1}
-    found = differing(folder_of(home / "a", trained(method=ard)), folder_of(home / "b", trained()))
+    control = folder_of(home / "b", trained())
+    found = differing(folder_of(home / "a", trained(method=ard)), control)
     assert found["differ"] == {
         "method": {"a": {"name": "ard", "ce": 1.0, "kl": 1.0}, "b": {"name": "trades", "beta": 6.0}},
         "method.label_smoothing": {"a": 0.1, "b": 0.0},
     }
+    free = {"name": "free-at", "m": 4, "label_smoothing": 0.0}  # each image four times in a row: one epoch is run as four
+    found = differing(folder_of(home / "free", trained(method=free, phases=(1.0,))), control)
+    assert found["differ"] == {"method": {"a": {"name": "free-at", "m": 4}, "b": {"name": "trades", "beta": 6.0}}}
 
 
 def test_another_architecture_other_weights_of_the_teacher_and_phases_differ(home):

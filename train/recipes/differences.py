@@ -57,7 +57,7 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
     try:
         settings = {key: value for key, value in migrated(settings, "its recipe").items() if key not in LABELS}
         *before, last = train.get("phases") or [train]
-        ran = settings["train"] | {"epochs": last["epochs"]}
+        ran = settings["train"] | {"epochs": last["epochs"] * settings["method"].get("m", 1)}  # a recipe counts replays
         if "precision" in train:
             ran["precision"] = train["precision"] or ran["precision"]
         if ran.get("precision") == "auto":  # which one that was is not stored
