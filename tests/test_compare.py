@@ -243,7 +243,11 @@ def test_another_method_is_one_thing_and_what_both_methods_have_is_compared(home
         "method": {"a": {"name": "ard", "ce": 1.0, "kl": 1.0}, "b": {"name": "trades", "beta": 6.0}},
         "method.label_smoothing": {"a": 0.1, "b": 0.0},
     }
-    free = {"name": "free-at", "m": 4, "label_smoothing": 0.0}  # each image four times in a row: one epoch is run as four
+    free = {
+        "name": "free-at",
+        "m": 4,
+        "label_smoothing": 0.0,
+    }  # each image four times in a row: one epoch is run as four
     found = differing(folder_of(home / "free", trained(method=free, phases=(1.0,))), control)
     assert found["differ"] == {"method": {"a": {"name": "free-at", "m": 4}, "b": {"name": "trades", "beta": 6.0}}}
 

@@ -74,6 +74,7 @@ def command(
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import check_free
+    from zoo.train.teachers.teacher import check_teacher
     from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -91,9 +92,11 @@ def command(
         check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
         earlier = ("largest", *phases)  # teachers that the training itself makes
         teacher = settings.teacher.name if settings.teacher else None
-        for needed in (settings.start, None if settings.supernet and teacher in earlier else teacher):
-            if needed:
-                find(needed, HubFiles(offline=offline), folders=True, pretrained=False)
+        if settings.start:
+            find(settings.start, HubFiles(offline=offline), folders=True, pretrained=False)
+        if teacher and not (settings.supernet and teacher in earlier):
+            found = find(teacher, HubFiles(offline=offline), folders=True, pretrained=False)
+            check_teacher(teacher, found.spec, settings.arch)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
