@@ -8,6 +8,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model
 from zoo.cli.output import Output, table
+from zoo.cli.process import speaks
 from zoo.system.errors import UsageError
 
 
@@ -42,6 +43,8 @@ def command(
     under another threat model than linf 8/255, protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5.
     --protocol takes these names too, and the threat model of a name comes before --threat.
 
+    Several processes share the images, with the results of one, if torchrun or accelerate starts them.
+
     Protocols: clean, noise, fgsm, pgd20, mifgsm20, cw20, apgd50, autoattack (these are 'released'); pgd20-step0.003,
     pgd1000, pgd20x100, deepfool, apgd50x10. docs/robustness.md says what each is.
 
@@ -52,11 +55,12 @@ def command(
       zoo eval trades-s7 -p pgd20 -p pgd20-l2-0.5
       zoo eval trades-s7 -p released --threat "linf 4/255"
       zoo eval local-dir:runs/trades-s7/model -p released --write
+      torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
     from zoo.evaluation.protocols import DATASET, RELEASED, protocol
     from zoo.evaluation.threat import ThreatModel
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet or not speaks())
     asked = protocols or ["clean", "pgd20"]
     names = list(dict.fromkeys(each for one in asked for each in (RELEASED if one == "released" else (one,))))
     known = [protocol(one) for one in names]  # refused before anything is read
@@ -71,6 +75,7 @@ def command(
     from zoo.evaluation.flags import disagree, explained
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.statistics import Accuracy
+    from zoo.evaluation.together import joined
     from zoo.system.files import cache_root
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
@@ -91,7 +96,7 @@ def command(
     model = found.load()
 
     done: list[Measurement] = []
-    with output.progress() as advance:
+    with output.progress() as advance, joined() as together:
         for measurement in measure(
             model,
             found.sha256,
@@ -100,9 +105,10 @@ def command(
             batch_size=batch_size,
             progress=lambda one, images, total: advance(one.name, images, total),
             resume=cache_root() / "evaluations",
+            together=together,
         ):
             done.append(measurement)
-            if releasing:
+            if releasing and speaks():
                 release(releasing, [measurement])  # as each is done: an interruption loses nothing
 
     rows = [_row(one.protocol.name, one.result["accuracy"]) for one in done]
@@ -119,6 +125,8 @@ def command(
         flags.add("unreliable")
     for line in explained(flags):
         output.say(f"flagged {line}")
+    if not speaks():
+        return
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
         {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},

@@ -10,6 +10,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
+from zoo.cli.process import speaks
 from zoo.system.errors import UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -51,8 +52,9 @@ def command(
 ) -> None:
     """Train a recipe; its averaged weights end up in OUT/model, or in OUT/PHASE/model where it has phases.
 
-    Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several processes or machines, start it
-    with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`; machines must share the folder OUT.
+    Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several GPUs or machines, start it with
+    `torchrun ... -m zoo train ...` or `accelerate launch ... -m zoo train ...` (docs/training.md); machines must share
+    the folder OUT.
 
     \b
     Examples:
@@ -77,7 +79,7 @@ def command(
     from zoo.train.teachers.teacher import check_teacher
     from zoo.weights.load import find
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet or not speaks())
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
@@ -127,6 +129,8 @@ def command(
             report=report,
             tick=tick,
         )
+    if not speaks():
+        return
     model = list(left.values())[-1]
     output.result(
         {
