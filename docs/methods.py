@@ -36,7 +36,7 @@ import numpy as np
 from scipy.stats import t as student
 
 DOCS = Path(__file__).parent
-STORE, PAGE = DOCS / "methods.json", DOCS / "methods.md"
+STORE = DOCS / "methods.json"
 RECIPE, PASSES, SEEDS = "methods-s3", 210, 3
 ROWS = {  # presets of the recipe
     "n-fgsm": "N-FGSM, the control",
@@ -149,11 +149,7 @@ _stopped: Callable[[], bool] = lambda: False  # noqa: E731
 
 def _begin(event: Any, deadline: float) -> None:
     """Prepare a worker process: it stops when ``event`` is set, or at the time ``deadline``."""
-    import torch
-
     global _stopped
-    torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True  # shapes stay the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the event stops this one
     _stopped = lambda: event.is_set() or time.time() > deadline  # noqa: E731
 
@@ -249,6 +245,7 @@ def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
     if _stopped():
         raise Stopped("before it began")
     asked = {"preset": preset, "overrides": overrides}
+    torch.backends.cudnn.benchmark = True  # shapes stay the same
     try:
         run(load_phases(RECIPE, **asked), images(), out, resume=True, asked=asked, tick=tick)
     except Interrupted as stopped:
@@ -320,11 +317,14 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """What the store says of a cell besides its results."""
     from zoo.system.files import sha256_file
     from zoo.train.pipeline import asked_of
+    from zoo.train.recipes.phases import load_recipe
 
-    facts = json.loads((folder / "model" / "config.json").read_bytes())["train"]
+    facts, asked = json.loads((folder / "model" / "config.json").read_bytes())["train"], asked_of(folder)
+    recipe = load_recipe(RECIPE, **asked)
     return {
         "weights_sha256": sha256_file(folder / "model" / "model.safetensors"),
-        **(asked_of(folder) or {}),
+        **asked,
+        "passes": recipe.train.epochs * recipe.method.passes(recipe.attack),
         **{key: facts[key] for key in ("epochs", "images_seen", "wall_s", "device", "precision", "torch")},
         "held_out": {key: facts["history"][-1][key] for key in ("clean", "pgd", "raw_clean", "raw_pgd")},
     }
@@ -375,7 +375,7 @@ def measure(args: argparse.Namespace) -> None:
 
 # -- seconds per epoch -------------------------------------------------------------------------------------------
 
-TEACHERS = ("nfgsm-w15", "nfgsm-w15-int8")  # the second is the teacher, and starts from the first
+TEACHERS = ("nfgsm-w15", "nfgsm-w15-int8")  # recipes: the second is the teacher, and starts from the first
 
 
 def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
@@ -387,40 +387,57 @@ def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
     from zoo.train.run.model_folder import device_name
     from zoo.train.run.trainer import Trainer
 
-    trainers, found, seconds = {}, {}, {}
+    torch.backends.cudnn.benchmark = True
+    trainers: dict[str, Trainer] = {}
+    found: dict[str, dict[str, float]] = {}
+    seconds: dict[str, list[float]] = {}
     size = len(images().split("train"))
-    few = f"train.images={4 * 256}"  # an epoch of a row is extrapolated from them; memory and time are saved
     for row in (*ROWS, *TEACHERS):
         name, preset = (row, None) if row in TEACHERS else (RECIPE, row)
-        full = load_recipe(name, preset=preset, overrides=changes)
-        recipe = load_recipe(name, preset=preset, overrides=[*changes, few])
-        begun = time.perf_counter()
+        found[row] = {"epochs": load_recipe(name, preset=preset).train.epochs}
+        few = [*changes, "train.images=1024"]
+        if row in TEACHERS:  # rounding to int8 needs fp32
+            few = [change for change in few if not change.startswith("train.precision")]
+        if row == "rdt":
+            few.append("method.steps=1")
+        recipe = load_recipe(name, preset=preset, overrides=few)
         trainers[row] = Trainer(recipe, images(), start=recipe.start)
-        found[row] = {"epochs": full.train.epochs, "begin_s": time.perf_counter() - begun}
         seconds[row] = []
+    device = trainers["rdt"].device
 
-    def run(trainer: Trainer) -> float:
-        """Seconds per epoch from ``steps`` updates or a few more."""
-        replays, begun = trainer.recipe.method.replays, time.perf_counter()
-        count = -(-steps // replays)
-        for _ in range(count):
-            trainer.net.train()
-            trainer.train_step()
-        if trainer.device.type == "cuda":
+    def timed(do: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        do()
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        each = (time.perf_counter() - begun) / (count * replays)
-        return each * (size // trainer.recipe.train.batch_size)
+        return time.perf_counter() - begun
+
+    def epoch(trainer: Trainer) -> float:
+        """Seconds per epoch from ``steps`` updates, or a few more with replays."""
+        replays = trainer.recipe.method.replays
+        count = -(-steps // replays)
+
+        def run() -> None:
+            for _ in range(count):
+                trainer.net.train()
+                trainer.train_step()
+
+        return timed(run) / (count * replays) * (size // trainer.recipe.train.batch_size)
 
     for trainer in trainers.values():
-        run(trainer)  # compiles, and looks for the fastest kernels
+        epoch(trainer)  # compiles, and looks for the fastest kernels
     for _ in range(rounds):
         for row, trainer in trainers.items():
-            seconds[row].append(run(trainer))
+            seconds[row].append(epoch(trainer))
     for row, values in seconds.items():
         half = student.ppf(0.975, rounds - 1) * statistics.stdev(values) / math.sqrt(rounds)
         found[row] |= {"epoch_s": statistics.mean(values), "half": half}
-    device = device_name(trainers["n-fgsm"].device)
-    return {device: {"rounds": rounds, "precision": trainers["n-fgsm"].precision, "rows": found}}
+
+    x = torch.rand(500, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    method, teacher = trainers["rdt"].recipe.method.model_copy(update={"steps": 5}), trainers["rdt"].teacher
+    each = [timed(lambda: method.robust(x, x.flip(0), teacher)) for _ in range(2)][-1] / 5 / len(x)
+    found["rdt"]["before_s"] = each * size * load_recipe(RECIPE, preset="rdt").method.steps  # its robust data
+    return {device_name(device): {"rounds": rounds, "precision": trainers["n-fgsm"].precision, "rows": found}}
 
 
 def clock_all(args: argparse.Namespace) -> None:
@@ -454,7 +471,7 @@ def parser() -> argparse.ArgumentParser:
     recipes.add_argument("--precision", choices=("auto", "fp32", "bf16"))
     kept = argparse.ArgumentParser(add_help=False)
     kept.add_argument("--store", type=Path, default=STORE, help="where results are kept")
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[kept])
     verbs = made.add_subparsers(dest="verb")
     one = verbs.add_parser("train", parents=[shared, recipes])
     one.add_argument("--passes", type=int, default=PASSES, help="of the student, an image: forward 1, backward 2")
@@ -472,6 +489,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
+    if args.verb is None:
+        import methods_page
+
+        return methods_page.write(stored(args.store))
     for key in ("compile", "precision"):
         if (value := getattr(args, key, None)) is not None:
             args.set.append(f"train.{key}={str(value).lower()}")
@@ -479,4 +500,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import methods  # not as __main__: the worker processes import it by this name
+
+    methods.main()

@@ -23,6 +23,7 @@ from zoo.datasets import DATASETS, dataset_called, dataset_for
 from zoo.datasets.base import Dataset, Split, to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.parquet import Parquet
+from zoo.datasets.restricted_imagenet import RANGES, RESTRICTED_IMAGENET
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 from zoo.system.files import MARK, cache_root
@@ -51,7 +52,10 @@ def written(name: str, folder: Path, seed: int = 0) -> Dataset:
                 place.mkdir(parents=True)
                 for k in range(count):
                     Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(place / f"{k}.png")
-        return dataset
+            if dataset.ranges:
+                (folder / part / "unused").mkdir()
+        ranges = {"dog": (2, 2), "cat": (0, 0), "frog": (1, 1)}
+        return replace(dataset, ranges=ranges, folders=4) if dataset.ranges else dataset
     size = dataset.image_size
     images, labels = rng.integers(0, 256, (40, size, size, 3), np.uint8), rng.integers(0, len(dataset.classes), 40)
     place = folder / dataset.folder
@@ -147,7 +151,7 @@ def test_a_damaged_file_is_named_and_leaves_no_cache(name, folder):
 
 def decoded(name: str, part: str) -> Path:
     """The file of the test split's images or labels in the cache."""
-    (path,) = cache_root().rglob(f"{part}.npy" if name == "imagefolder" else f"test_{part}.npy")
+    (path,) = cache_root().rglob(f"test_{part}.npy" if name in TOP else f"{part}.npy")
     return path
 
 
@@ -233,7 +237,8 @@ def test_the_real_data_set_matches_its_value(name):
     if isinstance(dataset, Parquet):
         assert test.fingerprint == dataset.test_sha256
     assert test.images.shape[1:] == (dataset.image_size, dataset.image_size, 3)
-    assert np.unique(np.bincount(test.labels, minlength=len(dataset.classes))).size == 1  # of every class as many
+    counts = np.bincount(test.labels, minlength=len(dataset.classes))
+    assert np.unique(counts).size == 1 or name == "restricted-imagenet"  # of every class as many
     if isinstance(dataset, Parquet):  # the held-out images are as bright as all, within their error
         held_out = to_float(dataset.split("validation").images)
         assert held_out.mean((0, 2, 3)).tolist() == pytest.approx(dataset.mean, abs=0.02)
@@ -348,3 +353,51 @@ def test_images_become_contiguous_floats_in_0_1():
     assert x.is_contiguous()
     assert x.shape == (3, 3, 32, 32)
     assert torch.equal(x[:, 0, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
+
+
+# -- Restricted-ImageNet -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory) -> Path:
+    """1,000 synset folders; those of the super-classes hold three training images (of 100 in one) and a test image."""
+    root = tmp_path_factory.mktemp("imagenet")
+    (root / "image.png").write_bytes(encoded(np.zeros((4, 4, 3), np.uint8)))
+    used = {place for first, last in RANGES.values() for place in range(first, last + 1)}
+    for place in range(1000):
+        for part, count in (("train", 100 if place == 283 else 3), ("val", 1)):
+            folder = root / part / f"n{1_440_764 + 13 * place:08}"
+            folder.mkdir(parents=True)
+            for k in range(count if place in used else 0):
+                os.link(root / "image.png", folder / f"{k:03}.png")
+    return root
+
+
+def test_the_super_classes_are_those_of_the_class_indices(imagenet, nowhere):
+    dataset = RESTRICTED_IMAGENET.load(imagenet)
+    assert dataset.classes == ("dog", "cat", "frog", "turtle", "bird", "primate", "fish", "crab", "insect")
+    synsets = sorted(path.name for path in (imagenet / "val").iterdir())
+    train = dataset.split("train")
+    found = {synsets.index(path.parent.name): label for path, label in zip(train.paths, train.labels, strict=True)}
+    ends = {151: 0, 268: 0, 281: 1, 30: 2, 37: 3, 80: 4, 382: 5, 389: 6, 121: 7, 300: 8}
+    assert found.items() >= ends.items()
+    assert np.bincount(dataset.split("test").labels).tolist() == [118, 5, 3, 5, 21, 18, 9, 4, 20]
+    assert dataset.sizes["train"] + dataset.sizes["validation"] == 202 * 3 + 100
+
+
+def test_every_synset_gives_its_share_of_the_held_out_images(imagenet, nowhere):
+    dataset = RESTRICTED_IMAGENET.load(imagenet)
+    files = dataset.files["validation"]
+    held_out = [path for path, label in zip(files.paths, files.labels, strict=True) if label == 1]
+    assert [path.name for path in held_out] == ["098.png", "099.png"]  # of the 112 cats the last fiftieth
+    assert dataset.files["train"].labels[:18].tolist() == [*range(9)] * 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_folder_without_all_synsets_is_refused(imagenet, nowhere, tmp_path, part):
+    shutil.copytree(imagenet, tmp_path / "less", copy_function=os.link)
+    shutil.rmtree(next((tmp_path / "less" / part).iterdir()))
+    with pytest.raises(
+        DataNotFound, match=f"{part}' holds 999 folders: Restricted-ImageNet needs all 1,000 of ImageNet's"
+    ):
+        RESTRICTED_IMAGENET.load(tmp_path / "less")

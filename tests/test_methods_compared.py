@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zoo.train.recipes.phases import load_recipe
@@ -17,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def methods():
     sys.path.insert(0, str(DOCS))
     try:
-        yield importlib.import_module("methods")
+        yield importlib.import_module("methods")  # and the modules beside it
     finally:
         sys.path.remove(str(DOCS))
 
@@ -44,3 +46,29 @@ def test_rows_share_all_but_method_teacher_attack_and_epochs(methods):
         assert differs <= {"method", "teacher", "attack", "train"}
         assert {**control["train"], "epochs": 0} == {**other["train"], "epochs": 0}
         assert control["attack"]["eps"] == other["attack"]["eps"]
+
+
+def test_a_cell_that_fails_stops_no_other(methods, capsys):
+    todo = [("four", (4.0,)), ("negative", (-1.0,)), ("nine", (9.0,)), ("waits", (1.0,))]
+    found = dict(methods.work(1, math.inf, math.sqrt, todo, lambda name: name != "waits"))
+    assert found == {"four": 2, "nine": 3}
+    said = capsys.readouterr().out
+    assert "negative  FAILED" in said
+    assert "waits  left out" in said
+
+
+def stored(bits) -> dict:
+    packed = np.packbits(np.array(bits, bool)).tobytes().hex()
+    return {"results": {"clean": {"n": len(bits), "bits": packed}}}
+
+
+def test_differences_are_paired_over_images_and_seeds(methods):
+    page = importlib.import_module("methods_page")
+    runs = {"m/s/a/0": stored([1, 1, 1, 0]), "m/s/b/0": stored([1, 0, 1, 0])}
+    value, half, k = page.difference(runs, "m/s/a", "m/s/b", "clean")
+    assert (value, k) == (25, 1)
+    assert half == pytest.approx(3.182446 * 50 / math.sqrt(4))  # Student's quantile, and the deviation of 0 100 0 0
+    runs |= {"m/s/a/1": stored([0, 0, 0, 0]), "m/s/b/1": stored([1, 0, 1, 0]), "m/s/a/2": stored([1, 1, 1, 1])}
+    value, wider, k = page.difference(runs, "m/s/a", "m/s/b", "clean")
+    assert (value, k) == (-12.5, 2)  # seed 2 has no control
+    assert wider > half

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,33 @@ def test_a_published_recipe_is_valid_is_named_as_its_file_and_has_a_smoke_preset
     assert all(recipe.train.images is not None for recipe in phases.values())
 
 
+@pytest.mark.parametrize("name", published_recipes())
+def test_every_preset_is_valid_and_a_teacher_that_is_not_released_has_a_recipe(name):
+    presets = tomllib.loads(published_recipes()[name].read_text(encoding="utf-8"))["preset"]
+    for recipe in (recipe for preset in presets for recipe in load_phases(name, preset=preset).values()):
+        run = Path(recipe.teacher.name if recipe.teacher else "").parts
+        if run[:1] == ("runs",):
+            teacher = load_recipe(run[1])
+            assert teacher.dataset == recipe.dataset
+            assert teacher.attack.threat == recipe.attack.threat
+
+
+@pytest.mark.parametrize(
+    ("student", "control"),
+    [
+        ("ard-s7", "pgd-at-s7"),
+        ("ard-mobilenetv2", "pgd-at-mobilenetv2"),
+        ("fast-ard-mobilenetv2", "free-at-mobilenetv2"),
+        ("ard-resnet18", "pgd-at-resnet18"),
+    ],
+)
+@pytest.mark.parametrize("preset", [None, "cpu", "gpu", "smoke"])
+def test_a_student_and_its_control_differ_in_the_teachers_loss_alone(student, control, preset):
+    one, other = (load_recipe(name, preset=preset).model_dump() for name in (student, control))
+    differs = {key for key in one if one[key] != other[key]}
+    assert differs <= {"name", "description", "family", "paper", "reported", "method", "teacher"}
+
+
 @pytest.mark.parametrize("name", ["trades-s7", "nfgsm-w15"])
 def test_the_15m_students_fit_their_budget(name):
     assert cost(load_recipe(name).arch).macs <= 15_000_000
@@ -52,6 +80,12 @@ def test_overrides_win_over_the_preset_which_wins_over_the_file(minimal):
     assert load_recipe(minimal).train.epochs == 2
     assert load_recipe(minimal, preset="smoke").train.epochs == 1
     assert load_recipe(minimal, preset="smoke", overrides=["train.epochs=7"]).train.epochs == 7
+
+
+def test_an_empty_table_removes_a_section(minimal):
+    minimal.write_text(MINIMAL + '[preset.clean]\nattack = {}\n"train.method" = "natural"\n"attack.eps" = 0.02\n')
+    attack = load_recipe(minimal, preset="clean").attack
+    assert (attack.eps, attack.model_fields_set) == (0.02, {"eps"})
 
 
 def test_bare_words_are_strings(minimal):

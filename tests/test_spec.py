@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.models import build
-from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec, cost, parse_spec
+from zoo.specs import AlexNetSpec, MobileNetV2Spec, ResNetSpec, StagedSpec, VGGSpec, WideResNetSpec, cost, parse_spec
 from zoo.specs.staged import downsampling
 from zoo.system.errors import UsageError
 
@@ -49,6 +49,13 @@ def test_the_analytic_cost_of_any_staged_net_is_what_a_forward_pass_counts(spec)
     [
         ResNetSpec(),
         ResNetSpec(stem="7x7", image_size=224, classes=100),
+        ResNetSpec(depth=34, classes=100),
+        ResNetSpec(depth=50),
+        ResNetSpec(depth=50, stem="7x7", image_size=96, classes=9),
+        *(VGGSpec(depth=depth) for depth in (11, 13, 16, 19)),
+        VGGSpec(depth=11, image_size=72, classes=9),
+        AlexNetSpec(classes=9),
+        AlexNetSpec(image_size=63),
         WideResNetSpec(depth=16, widen=1),
         WideResNetSpec(depth=10, widen=4),
         MobileNetV2Spec(),
@@ -76,13 +83,15 @@ def test_a_spec_cannot_be_changed():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"arch": "vgg"}, "vgg"),
+        ({"arch": "inception"}, "inception"),
         ({"arch": "wideresnet", "depth": 35}, "6n \\+ 4"),
         ({"arch": "staged", "widths": [[8]], "resolutions": [31]}, "resolution 32 to 31"),
         ({"arch": "staged", "widths": [[8], []], "resolutions": [16, 8]}, "at least one block"),
         ({"arch": "staged", "widths": [[8]], "resolutions": [16, 8]}, "as many resolutions"),
         ({"arch": "staged", "widths": [[0]], "resolutions": [16]}, "widths"),
         ({"arch": "resnet", "colour": 1}, "colour"),
+        ({"arch": "resnet", "depth": 20}, "depth"),
+        ({"arch": "vgg", "image_size": 16}, "image_size"),
         ("{", "not JSON"),
     ],
 )

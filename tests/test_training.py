@@ -180,6 +180,12 @@ def test_a_finished_run_leaves_a_loadable_model_and_its_history(toy, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_the_guard_judges_as_often_as_asked_and_at_the_end(toy, tmp_path):
+    fit(recipe(train={"epochs": 3}, guard={"every": 2}), toy, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [2, 3]
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights_as_one_that_was_not(toy, tmp_path):
     whole, handler = fit(recipe(), toy, tmp_path / "whole"), signal.getsignal(signal.SIGTERM)
 

@@ -101,8 +101,8 @@ class TeacherSettings(Section):
     """The trained model that a method learns from."""
 
     name: str = Field(
-        description="a name of the registry, the path of a model folder, or 'none'; for a dynamic net also 'largest', "
-        "its current largest sub-net, or the name of an earlier phase"
+        description="a name of the registry, the path of a model folder or of a file NAME.safetensors with NAME.json "
+        "beside it, or 'none'; for a dynamic net also 'largest', its current largest sub-net, or an earlier phase"
     )
     versions: int = Field(
         0,

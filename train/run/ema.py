@@ -31,8 +31,9 @@ class Average(nn.Module):
         """Move the average towards ``model``, whose weights it takes at the first update."""
         n = int(self.n_averaged)
         weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
-        averaged, copied = list(self.module.parameters()), list(self.module.buffers())
-        current, source = list(model.parameters()), list(model.buffers())
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(model.parameters())
+        copied, source = list(self.module.buffers()), list(model.buffers())
         if self.statistics:  # all but the numbers of batches
             floating = [place for place, buffer in enumerate(copied) if buffer.is_floating_point()]
             averaged += [copied[place] for place in floating]

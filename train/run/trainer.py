@@ -102,6 +102,7 @@ class Trainer:
         if recipe.train.compile:
             # Train and eval mode, with and without gradients or taps, for several batch sizes: more than the default.
             torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # nets with hooks and without share their code
             self.net.compile(dynamic=False)
             self.ema.module.compile(dynamic=False)
         self.forward = self.parallel(self.net) if processes > 1 else self.net

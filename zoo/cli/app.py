@@ -26,7 +26,10 @@ from zoo.cli.process import INTERRUPTED
 from zoo.system.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
 
-VERBS = ("list", "show", "pick", "export", "verify", "bench", "compare", "eval", "sweep", "train", "search", "doctor")
+VERBS = (
+    *("list", "show", "pick", "export", "verify", "bench", "compare"),
+    *("eval", "sweep", "train", "search", "convert", "doctor"),
+)
 
 
 class _TrustingDefaults:

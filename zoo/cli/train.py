@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
 from zoo.cli.process import speaks
-from zoo.system.errors import UsageError
+from zoo.system.errors import Unreachable, UsageError
+
+if TYPE_CHECKING:
+    from zoo.weights.load import Found
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -72,12 +75,10 @@ def command(
 
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
-    from zoo.system.hub import HubFiles
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import check_free
     from zoo.train.teachers.teacher import check_teacher
-    from zoo.weights.load import find
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
@@ -95,10 +96,9 @@ def command(
         earlier = ("largest", *phases)  # teachers that the training itself makes
         teacher = settings.teacher.name if settings.teacher else None
         if settings.start:
-            find(settings.start, HubFiles(offline=offline), folders=True, pretrained=False)
+            _checked(settings.start, offline)
         if teacher and not (settings.supernet and teacher in earlier):
-            found = find(teacher, HubFiles(offline=offline), folders=True, pretrained=False)
-            check_teacher(teacher, found.spec, settings.arch)
+            check_teacher(teacher, _checked(teacher, offline).spec, settings.arch)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
@@ -141,3 +141,19 @@ def command(
         },
         f"{model}: try it with `zoo eval local-dir:{model}`",
     )
+
+
+def _checked(name: str, offline: bool) -> Found:
+    """The model ``name``, without its weights. For one that is not there, this raises what
+    :func:`zoo.weights.load.find` raises; if a published recipe makes it, the sentence says so."""
+    from zoo.system.hub import HubFiles
+    from zoo.train.recipes.published import published_recipes
+    from zoo.weights.load import find
+
+    try:
+        return find(name, HubFiles(offline=offline), folders=True, pretrained=False)
+    except Unreachable as error:
+        runs, recipe, *_ = (*Path(name).parts, "")
+        if runs == "runs" and recipe in published_recipes():
+            raise Unreachable(f"{error}: make it with `zoo train {recipe}`") from None
+        raise

@@ -1,7 +1,7 @@
 """The data sets for training and evaluation.
 
-To add one, write a file here with a ``DATASET`` and add its name to ``DATASETS``. Recipes, models and registries can
-then name it. Importing this table imports neither torch nor numpy.
+To add one, write a file here with a ``DATASET`` and add its name to ``DATASETS``, with hyphens for underscores.
+Recipes, models and registries can then name it. Importing this table imports neither torch nor numpy.
 
 A data set is searched in this order: the folder that is passed (as ``--data``, for the data set of the model or
 recipe), the folder in its environment variable (``ZOO_DATA`` for CIFAR-10), the folder with its name in ``ZOO_DATA``,
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from zoo.specs import Spec
 
 DATASETS: dict[str, Dataset] = {
-    name: import_module(f"zoo.datasets.{name}").DATASET
+    name: import_module(f"zoo.datasets.{name.replace('-', '_')}").DATASET
     for name in (
         "cifar10",
         "cifar100",
         "imagefolder",
+        "restricted-imagenet",
     )
 }
 

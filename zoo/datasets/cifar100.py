@@ -1,7 +1,4 @@
-"""CIFAR-100 with its 100 fine classes: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
-
-No Hub revision is pinned yet, so the data set must be given as a folder.
-"""
+"""CIFAR-100 with its 100 fine classes: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
 
 from __future__ import annotations
 
@@ -29,6 +26,6 @@ DATASET = CIFAR100 = Parquet(
     label="fine_label",
     repo_id="uoft-cs/cifar100",
     folder="cifar100",
-    revision=None,
+    revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
     test_sha256="bd251483addf0530bc3e831455074dfa75f7657056fc2639e6b6aced382c06a9",
 )

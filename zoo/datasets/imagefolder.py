@@ -51,29 +51,39 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Dataset):
-    """The folder ``root``, with ``classes`` in alphabetical order."""
+    """The folder ``root``, with ``classes`` in alphabetical order, or with super-classes.
 
+    Attributes:
+        ranges: the first and the last folder of each super-class, by their places in alphabetical order; empty: every
+            folder is a class.
+        folders: with ``ranges``, the number of folders that there must be.
+    """
+
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    folders: int = 0
     files: Mapping[str, Files] = field(default_factory=dict)
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> ImageFolder:
         """The image folder with the paths of its splits; nothing is decoded yet.
 
         Raises:
-            DataNotFound: there is no folder, a class has too few images, or train and val have different classes.
+            DataNotFound: there is no folder, a class has too few images, or train and val have different classes; with
+                super-classes, another number of folders.
         """
         root = self.named_folder(data)
         if root is None:
             raise DataNotFound(
                 f"set {self.variable}, or pass --data, to a folder with images in train/CLASS and val/CLASS"
             )
-        train, val = (_classes(root / folder) for folder in FOLDERS)
-        for classes, others, folder in ((train, val, "val"), (val, train, "train")):
-            missing = sorted(classes.keys() - others.keys())
+        names = {folder: self._names(root / folder) for folder in FOLDERS}
+        for folder, other in (("val", "train"), ("train", "val")):
+            missing = sorted({*names[other]} - {*names[folder]})
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 raise DataNotFound(
                     f"'{root / folder}' lacks the class '{missing[0]}'{more}: train and val need the same classes"
                 )
+        train, val = (self._classes(root / folder, names[folder]) for folder in FOLDERS)
         kept, held_out = {}, {}
         for name, paths in train.items():
             cut = len(paths) - max(1, len(paths) // HELD_OUT)
@@ -98,6 +108,32 @@ class ImageFolder(Dataset):
         files = self.files[name]
         return files if name == "train" else _decoded(files, self.root)
 
+    def _names(self, folder: Path) -> list[str]:
+        """The names of the folders in ``folder``, in alphabetical order."""
+        if not folder.is_dir():
+            raise DataNotFound(
+                f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS"
+            )
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if odd := [name for name in names if not _plain(name).isprintable()]:
+            raise DataNotFound(f"'{folder}' has a class called {odd[0]!r}: class names must be printable")
+        if not names:
+            raise DataNotFound(f"'{folder}' holds no folders: it needs a folder of images for each class")
+        if self.ranges and len(names) != self.folders:
+            raise DataNotFound(
+                f"'{folder}' holds {len(names):,} folders: {self.title} needs all {self.folders:,} of ImageNet's "
+                "synsets, since their places in alphabetical order are the class indices"
+            )
+        return names
+
+    def _classes(self, folder: Path, names: Sequence[str]) -> dict[str, list[Path]]:
+        """The image files of every class; ``names`` are those of the folders in ``folder``."""
+        ranges = self.ranges or {name: (place, place) for place, name in enumerate(names)}
+        return {
+            name: _mixed([_images(folder / one) for one in names[first : last + 1]])
+            for name, (first, last) in ranges.items()
+        }
+
 
 DATASET = IMAGEFOLDER = ImageFolder(
     name="imagefolder",
@@ -114,29 +150,22 @@ def _plain(name: str) -> str:
     return encoded(name).decode(errors="replace")
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The image files of every class folder in ``folder``, all in alphabetical order."""
-    if not folder.is_dir():
-        raise DataNotFound(f"there is no folder '{folder}': an image folder has images in train/CLASS and val/CLASS")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if odd := [name for name in names if not _plain(name).isprintable()]:
-        raise DataNotFound(f"'{folder}' has a class called {odd[0]!r}: class names must be printable")
-    if not names:
-        raise DataNotFound(f"'{folder}' holds no folders: it needs a folder of images for each class")
-    classes = {name: _images(folder / name) for name in names}
-    for name, paths in classes.items():
-        if not paths:
-            raise DataNotFound(f"'{folder / name}' holds no images ({', '.join(ENDINGS)})")
-    return classes
-
-
 def _images(folder: Path) -> list[Path]:
-    return sorted(
+    """The image files in the class folder ``folder`` in alphabetical order."""
+    paths = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder, followlinks=True)
         for name in names
         if name.lower().endswith(ENDINGS) and not name.startswith(".")
     )
+    if not paths:
+        raise DataNotFound(f"'{folder}' holds no images ({', '.join(ENDINGS)})")
+    return paths
+
+
+def _mixed(folders: Sequence[Sequence[Path]]) -> list[Path]:
+    """The images of all ``folders``, each folder's spread evenly over the list, so that any part has its share."""
+    return [path for _, path in sorted((k / len(paths), path) for paths in folders for k, path in enumerate(paths))]
 
 
 def _alternating(name: str, classes: Sequence[Sequence[Path]]) -> Files:

@@ -30,7 +30,7 @@ class Parquet(Dataset):
     Attributes:
         label: the name of the label column.
         repo_id: the repository on the Hub; ``folder``: the folder of the files in it.
-        revision: the commit to download; None: no commit is pinned, and the Hub is not used.
+        revision: the commit to download.
         test_sha256: the fingerprint of the test split, which the files must have; None: not checked.
         files: the files of a loaded data set, to decode the images again; empty: they must come from the Hub.
         offline: of a loaded data set: do not use the Hub.
@@ -39,7 +39,7 @@ class Parquet(Dataset):
     label: str
     repo_id: str
     folder: str
-    revision: str | None
+    revision: str
     test_sha256: str | None = None
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     offline: bool = False
@@ -51,7 +51,7 @@ class Parquet(Dataset):
                 if mark.stat().st_size:  # older caches have no record
                     return replace(self, root=mark.parent, offline=offline)
         files = self._from_hub(offline) if named is None else self._files(named)
-        key = f"{self.name}-hub-{(self.revision or '')[:12]}" if named is None else self._key(files)
+        key = f"{self.name}-hub-{self.revision[:12]}" if named is None else self._key(files)
         found = replace(self, files=files)
         return replace(found, root=cached(key, found._decode))
 
@@ -88,8 +88,6 @@ class Parquet(Dataset):
     def _from_hub(self, offline: bool) -> dict[str, list[Path]]:
         """The files of the pinned revision, checked like weights."""
         place = f"set {self.variable} or --data to a folder with the layout of {self.repo_id} on the Hub"
-        if self.revision is None:
-            raise DataNotFound(f"{self.title} was not found, and no Hub revision of it is pinned yet: {place}")
         hub = HubFiles(offline=offline)
         names = {split: f"{self.folder}/{split}-00000-of-00001.parquet" for split in ("train", "test")}
         try:

@@ -1,4 +1,4 @@
-"""ResNet-18 of torchvision's blocks, of :class:`zoo.specs.ResNetSpec`."""
+"""ResNets of torchvision's blocks, of :class:`zoo.specs.ResNetSpec`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from zoo.specs import ResNetSpec
 
 
 def features(spec: ResNetSpec) -> tuple[nn.Module, int]:
-    from torchvision.models import resnet18
+    from torchvision.models import resnet18, resnet34, resnet50
 
-    net = resnet18(weights=None)
+    net = {18: resnet18, 34: resnet34, 50: resnet50}[spec.depth](weights=None)
     if spec.stem == "3x3":
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         net.maxpool = nn.Identity()
     net.fc = nn.Identity()
-    return net, 512
+    return net, 512 * spec.expansion
 
 
 def followers(module: nn.Module) -> list[tuple[str, str]]:

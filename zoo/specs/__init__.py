@@ -14,17 +14,20 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from zoo.specs.alexnet import AlexNetSpec
 from zoo.specs.base import Cost, Spec
 from zoo.specs.bottleneck import BottleneckSpec
 from zoo.specs.mobilenetv2 import MobileNetV2Spec
 from zoo.specs.mobilenetv3 import MobileNetV3Spec
 from zoo.specs.resnet import ResNetSpec
 from zoo.specs.staged import StagedSpec
+from zoo.specs.vgg import VGGSpec
 from zoo.specs.wideresnet import WideResNetSpec
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
 __all__ = [
+    "AlexNetSpec",
     "ArchSpec",
     "BottleneckSpec",
     "Cost",
@@ -33,6 +36,7 @@ __all__ = [
     "ResNetSpec",
     "Spec",
     "StagedSpec",
+    "VGGSpec",
     "WideResNetSpec",
     "cost",
     "parse_spec",
@@ -40,7 +44,14 @@ __all__ = [
 
 
 ArchSpec = Annotated[
-    StagedSpec | ResNetSpec | WideResNetSpec | MobileNetV2Spec | BottleneckSpec | MobileNetV3Spec,
+    StagedSpec
+    | ResNetSpec
+    | WideResNetSpec
+    | MobileNetV2Spec
+    | BottleneckSpec
+    | MobileNetV3Spec
+    | VGGSpec
+    | AlexNetSpec,
     Field(discriminator="arch"),
 ]
 

@@ -32,7 +32,8 @@ class Address:
         ``hf-hub:org/repo[@revision]``.
 
         Args:
-            folders: accept the path of an existing folder too, in preference to a registry name.
+            folders: accept paths too: what has a slash in it, a safetensors file, and an existing folder, in preference
+                to a registry name.
 
         Raises:
             UsageError: ``text`` is not a string, is empty, has an unknown scheme, or nothing after the scheme.
@@ -45,7 +46,8 @@ class Address:
             raise UsageError(f"a model's address must not be empty: it is {KINDS}")
         scheme, colon, place = text.partition(":")
         if not colon:
-            return cls(LOCAL if folders and Path(text).is_dir() else NAME, text)
+            local = folders and ("/" in text or text.endswith(".safetensors") or Path(text).is_dir())
+            return cls(LOCAL if local else NAME, text)
         if scheme not in (LOCAL, HUB):
             raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")
         if not place:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
+SUFFIX = ".safetensors"
 PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net; in the package with their name as a prefix
 LABELS = "labels.json"  # the training data of the predictor
 HELD_OUT = "held_out.json"  # the model's accuracy on held-out training images
@@ -73,6 +74,27 @@ def read_config(path: Path) -> ModelConfig:
     if where in ("", "spec"):
         raise IntegrityError(f"'{path}' has no architecture: a model's {CONFIG} needs an object under 'spec'")
     raise IntegrityError(f"'{path}' is wrong at '{where}': {first['msg']}")
+
+
+def read_beside(weights: Path) -> ModelConfig:
+    """The config of a weights file that is in no model folder: ``NAME.json`` beside ``NAME.safetensors``.
+
+    Raises:
+        Unreachable: one of the two files is missing.
+        IntegrityError: as :func:`read_config`.
+    """
+    config = weights.with_suffix(".json")
+    for path in (weights, config):
+        if kind := kind_of(path):
+            raise Unreachable(f"'{path}' is {kind}, not a file")
+    if not weights.is_file():
+        raise Unreachable(f"there is no file '{weights}'")
+    if not config.is_file():
+        raise Unreachable(
+            f"'{weights}' has no architecture: write it to '{config}', such as "
+            '{"spec": {"arch": "resnet", "depth": 18}}, or make a model folder with `zoo convert`'
+        )
+    return read_config(config)
 
 
 class ModelFolder:

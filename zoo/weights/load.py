@@ -19,7 +19,7 @@ from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageEr
 from zoo.system.files import check_sha256, sha256_file, write_atomic
 from zoo.system.hub import HubFiles, promised_sha256
 from zoo.weights.address import HUB, LOCAL, NAME, Address
-from zoo.weights.folder import CONFIG, TENSORS, ModelConfig, ModelFolder, read_config
+from zoo.weights.folder import CONFIG, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +53,9 @@ def load(
 
     Args:
         name: a name or an alias of the registry; ``SUPERNET@BUDGET``, the best released sub-net within BUDGET MACs;
-            ``local-dir:PATH``, a folder with config.json (its "spec" is read) and model.safetensors; or
-            ``hf-hub:org/repo[@revision]``, a Hub repository with the same two files.
+            ``local-dir:PATH``, a folder with config.json (its "spec" is read) and model.safetensors, or a file
+            NAME.safetensors with a NAME.json beside it that has the "spec"; or ``hf-hub:org/repo[@revision]``, a Hub
+            repository with the two files of a folder.
         pretrained: False gives freshly initialised weights.
         revision: of a Hub repository; the registry pins its own.
         cache_dir: the cache folder of the Hub's client, if not the default.
@@ -106,7 +107,7 @@ class Found:
         """The name of the model; see :func:`own_name` for a trained model with the name of a released one."""
         if self.address.scheme == HUB:
             return str(self.address)
-        name = self.facts.name or Path(self.address.place).resolve().name
+        name = self.facts.name or Path(self.address.place).resolve().name.removesuffix(SUFFIX)
         return name if self.released else own_name(name, self.sha256)
 
     @property
@@ -183,7 +184,7 @@ class Found:
         where = _device(device)
         model = build(spec)
         if self.path is not None:
-            _fill(model, _tensors(self), self.path)
+            fill(model, _tensors(self), self.path)
             vars(model)[_ORIGIN] = self.sha256
         return model.eval().to(where)
 
@@ -197,16 +198,20 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
 
     Args:
         pretrained: False leaves the weights out.
-        folders: accept the path of an existing folder too, in preference to a registry name.
+        folders: accept paths of folders and of safetensors files too, in preference to registry names.
 
     Raises:
         UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
     """
     address = Address.parse(name, folders=folders)
     if address.scheme == LOCAL:
-        folder = ModelFolder(Path(address.place))
-        config = folder.read()
-        path = folder.file(TENSORS) if pretrained else None
+        place = Path(address.place)
+        if place.suffix == SUFFIX and not place.is_dir():
+            config, weights = read_beside(place), place
+        else:
+            folder = ModelFolder(place)
+            config, weights = folder.read(), folder.file(TENSORS) if pretrained else folder.weights
+        path = weights if pretrained else None
         state = _state(path)
         return Found(address, config, path, sha256_file(path) if path else "", hub, state)
     if address.scheme == HUB:
@@ -243,8 +248,10 @@ def _registered(name: str) -> Entry:
     try:
         return info(name)
     except UnknownModel:
-        if Path(name).expanduser().is_dir():
-            raise UsageError(f"'{name}' is a folder, not a registry name: write local-dir:{name}") from None
+        path = Path(name).expanduser()
+        if path.is_dir() or path.suffix == SUFFIX:
+            what = "folder" if path.is_dir() else "file"
+            raise UsageError(f"'{name}' is a {what}, not a registry name: write local-dir:{name}") from None
         raise
 
 
@@ -293,7 +300,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         IntegrityError: the file is not safetensors, is incomplete, or holds values that are not finite.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -302,11 +308,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"'{path}' is not a complete safetensors file: {error}") from None
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    return checked(tensors, path)
+
+
+def checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of the file ``path`` in float32; IntegrityError if values are not finite."""
+    import torch
+
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise IntegrityError(f"'{path}' holds values in '{key}' that are not finite")
-    return tensors
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def read_model(path: Path, spec: Spec) -> Classifier:
@@ -318,7 +330,7 @@ def read_model(path: Path, spec: Spec) -> Classifier:
     from zoo.models import build
 
     model = build(spec)
-    _fill(model, read_tensors(path), path)
+    fill(model, read_tensors(path), path)
     return model.eval()
 
 
@@ -340,6 +352,28 @@ def weights_sha256(model: nn.Module) -> str:
     if sha256 is None:
         raise UsageError("the model's weights do not come from a file: load it by its name")
     return sha256
+
+
+def fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Copy ``tensors`` into ``model``; ``names`` are those that they have in the file ``path``, if they are others.
+
+    Raises:
+        IntegrityError: names or shapes differ from the model's.
+    """
+    expected, names = model.state_dict(), names or {}
+    for fault, keys in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
+        if keys:
+            first, *more = sorted(names.get(key, key) for key in keys)
+            named = f"'{first}'" + (f" and {len(more)} more" if more else "")
+            beyond = ", which the architecture lacks" if fault == "has" else ""
+            raise IntegrityError(f"the weights do not fit the architecture: '{path}' {fault} {named}{beyond}")
+    for key, value in expected.items():
+        if tensors[key].shape != value.shape:
+            raise IntegrityError(
+                f"the weights do not fit the architecture: '{names.get(key, key)}' in '{path}' has shape "
+                f"{list(tensors[key].shape)}, not {list(value.shape)}"
+            )
+    model.load_state_dict(dict(tensors))
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
@@ -376,24 +410,6 @@ def _refuse_pickle(path: Path) -> None:
         raise IntegrityError(
             f"'{path}' is a pickle, not safetensors: it was not opened, because unpickling runs any code that it holds"
         )
-
-
-def _fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy ``tensors`` into ``model``; IntegrityError unless names and shapes are equal."""
-    expected = model.state_dict()
-    for fault, keys in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
-        if keys:
-            first, *more = sorted(keys)
-            named = f"'{first}'" + (f" and {len(more)} more" if more else "")
-            beyond = ", which the architecture lacks" if fault == "has" else ""
-            raise IntegrityError(f"the weights do not fit the architecture: '{path}' {fault} {named}{beyond}")
-    for key, value in expected.items():
-        if tensors[key].shape != value.shape:
-            raise IntegrityError(
-                f"the weights do not fit the architecture: '{key}' in '{path}' has shape {list(tensors[key].shape)}, "
-                f"not {list(value.shape)}"
-            )
-    model.load_state_dict(dict(tensors))
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,114 @@
+"""Checkpoints from elsewhere: other names of the same tensors. Nothing that a pickle holds is run.
+
+The layouts: torchvision's ResNets (``downsample``, ``fc``), those of RobustBench and many CIFAR repositories
+(``shortcut``, ``linear``), VGG with one linear layer (``classifier``), the WideResNets of TRADES and RobustBench
+(``block1.layer.0.conv1``). In these layouts the names and shapes decide what the net computes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from zoo.specs import Spec, WideResNetSpec
+from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.files import kind_of
+from zoo.weights.folder import SUFFIX
+from zoo.weights.load import checked, fill, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NESTS = ("state_dict", "model_state_dict", "net", "model")  # keys of a checkpoint that may hold the state dict
+WRAPPERS = re.compile(r"^((module|model)\.)+")  # prefixes that DataParallel and normalising wrappers add
+UNUSED = re.compile(r"^sub_block1\.")  # TRADES' WideResNet has these blocks and never calls them
+COUNTER = "num_batches_tracked"  # of BatchNorm; PyTorch before 0.4.1 stored none
+
+RULES = {  # of a family: patterns in their names, and our names
+    "resnet": ((r"^(fc|linear)\.", "head."), (r"\.shortcut\.", ".downsample."), (r"^(?!head\.)", "features.")),
+    "vgg": ((r"^features\.", "features.0."), (r"^classifier\.(?=weight|bias)", "head.")),
+}
+
+
+def convert(path: Path, spec: Spec) -> dict[str, Tensor]:
+    """The weights of ``build(spec)`` in the checkpoint ``path``, float32.
+
+    Args:
+        path: a safetensors file, or a pickle of a state dict, of which ``torch.load(weights_only=True)`` reads tensors
+            and plain containers only. The state dict may be under "state_dict", "model_state_dict", "net" or "model".
+
+    Raises:
+        UsageError: no layout of this architecture is known.
+        IntegrityError: the file is damaged or is not one of tensors alone, or names or shapes do not fit ``spec``; the
+            sentence says which first.
+    """
+    import torch
+
+    from zoo.models import build
+
+    theirs = read_checkpoint(path)
+    bare = {name: WRAPPERS.sub("", name) for name in theirs}
+    names = {_ours(plain, spec): name for name, plain in bare.items() if not UNUSED.match(plain)}
+    if len({*bare.values()}) < len(bare):
+        raise IntegrityError(f"'{path}' holds the same names with and without a prefix: keep those of one net")
+    tensors = {ours: theirs[name] for ours, name in names.items()}
+    model = build(spec)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(COUNTER):
+            tensors.setdefault(name, torch.zeros_like(tensor))
+    fill(model, tensors, path, names)
+    return model.state_dict()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in the file ``path``, in float32. Errors are those of :func:`convert`."""
+    import torch
+    from torch import Tensor
+
+    if kind := kind_of(path):
+        raise IntegrityError(f"'{path}' is {kind}, not a checkpoint")
+    if not path.is_file():
+        raise UsageError(f"there is no file '{path}'")
+    if path.suffix == SUFFIX:
+        return read_tensors(path)
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError):
+        raise IntegrityError(
+            f"'{path}' is not a whole pickle of tensors, and nothing else is unpickled, because that runs any code in "
+            "it: save the model's state_dict() alone"
+        ) from None
+    for nest in NESTS:
+        if isinstance(found, Mapping) and isinstance(found.get(nest), Mapping):
+            found = found[nest]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise IntegrityError(
+            f"'{path}' holds no state dict: it must hold tensors by name, at its top or under {', '.join(NESTS)}"
+        )
+    return checked({str(name): tensor for name, tensor in found.items()}, path)
+
+
+def _ours(name: str, spec: Spec) -> str:
+    """The name in ``build(spec)`` of the tensor that a checkpoint calls ``name``; another one if there is none."""
+    if isinstance(spec, WideResNetSpec):
+        return _of_wideresnet(name, spec)
+    arch = str(getattr(spec, "arch", None))
+    if arch not in RULES:
+        raise UsageError(f"no layout of checkpoints is known for '{arch}' (known: {', '.join([*RULES, 'wideresnet'])})")
+    for pattern, replacement in RULES[arch]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _of_wideresnet(name: str, spec: WideResNetSpec) -> str:
+    blocks = spec.blocks_per_stage
+    block = re.match(r"block([123])\.layer\.(\d+)\.(.+)", name)
+    if block and int(block[2]) < blocks:
+        place = 1 + (int(block[1]) - 1) * blocks + int(block[2])
+        return f"features.{place}.{block[3].replace('convShortcut.', 'shortcut.')}"
+    name = re.sub(r"^conv1\.", "features.0.", name)
+    name = re.sub(r"^bn1\.", f"features.{1 + 3 * blocks}.", name)
+    return re.sub(r"^fc\.", "head.", name)
