@@ -37,7 +37,7 @@ from scipy.stats import t as student
 
 DOCS = Path(__file__).parent
 STORE = DOCS / "methods.json"
-RECIPE, PASSES, SEEDS = "methods-s3", 210, 3
+RECIPE, PASSES, SEEDS = "methods-s3", 105, 3
 ROWS = {  # presets of the recipe
     "n-fgsm": "N-FGSM, the control",
     "natural": "natural",
@@ -313,18 +313,20 @@ def measure_cell(folder: Path, key: str, n: int, device: str) -> dict[str, Any]:
     }
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
+def facts_of(cell: Cell, folder: Path) -> dict[str, Any]:
     """What the store says of a cell besides its results."""
     from zoo.system.files import sha256_file
     from zoo.train.pipeline import asked_of
-    from zoo.train.recipes.phases import load_recipe
 
     facts, asked = json.loads((folder / "model" / "config.json").read_bytes())["train"], asked_of(folder)
-    recipe = load_recipe(RECIPE, **asked)
+    overrides = asked["overrides"]
+    if cell.teacher:  # wherever it was trained
+        overrides = [one for one in overrides if not one.startswith("teacher.name=")]
+        overrides.append(f"teacher.name=runs/methods/{cell.teacher}/model")
     return {
         "weights_sha256": sha256_file(folder / "model" / "model.safetensors"),
-        **asked,
-        "passes": recipe.train.epochs * recipe.method.passes(recipe.attack),
+        "preset": asked["preset"],
+        "overrides": overrides,
         **{key: facts[key] for key in ("epochs", "images_seen", "wall_s", "device", "precision", "torch")},
         "held_out": {key: facts["history"][-1][key] for key in ("clean", "pgd", "raw_clean", "raw_pgd")},
     }
@@ -354,7 +356,7 @@ def measure(args: argparse.Namespace) -> None:
         folder = out / cell.name
         if not trained(folder):
             continue
-        facts, before = facts_of(folder), data["runs"].get(cell.name, {})
+        facts, before = facts_of(cell, folder), data["runs"].get(cell.name, {})
         same = before.get("weights_sha256") == facts["weights_sha256"]
         results = before["results"] if same else {}
         data["runs"][cell.name] = {**facts, "results": results}

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import ROWS, TEACHERS
+from methods import RECIPE, ROWS, TEACHERS
 from results import put
 from scipy.stats import t as student
+
+from zoo.train.recipes.phases import load_recipe
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "methods.md"
@@ -20,6 +22,7 @@ CONTROL = "methods/s3/n-fgsm"
 STUDENTS = {"s3": "o", "w4": "s"}
 SPACES = ("s3", "s5", "s7")
 TAUGHT = ("kd", "kd-t30", "ard", "ard-t30", "ard-nfgsm", "fast-ard", "rrm", "rslad", "adaad", "rdt", "ard-10")
+EMPTY = "Not measured yet."
 Runs = Mapping[str, Mapping[str, Any]]
 TEACHER_NAMES = {
     "trades-s3": "`trades-s3`, weaker",
@@ -45,6 +48,16 @@ def seeds(runs: Runs, row: str, protocol: str) -> dict[str, np.ndarray]:
     """The bits of a row GROUP/STUDENT/ROW by seed."""
     found = {name.rsplit("/", 1)[1]: bits(run, protocol) for name, run in runs.items() if name.rsplit("/", 1)[0] == row}
     return {seed: one for seed, one in sorted(found.items()) if one is not None}
+
+
+def passes(runs: Runs, row: str) -> str:
+    """Passes over the student for an image in a run of the row."""
+    found = set()
+    for name, run in runs.items():
+        if name.rsplit("/", 1)[0] == row:
+            recipe = load_recipe(RECIPE, preset=run["preset"], overrides=run["overrides"])
+            found.add(recipe.train.epochs * recipe.method.passes(recipe.attack))
+    return " or ".join(map(str, sorted(found)))
 
 
 def accuracy(runs: Runs, row: str, protocol: str) -> str:
@@ -97,10 +110,9 @@ def compared(runs: Runs, rows: Mapping[str, str], control: str) -> str:
     for row, name in rows.items():
         cells = [accuracy(runs, row, key) for key in COLUMNS]
         if any(cells):
-            passes = {run["passes"] for key, run in runs.items() if key.rsplit("/", 1)[0] == row}
             gaps = (signed(difference(runs, row, control, key)) for key in DIFFERENCES)
-            lines.append([name, " or ".join(map(str, sorted(passes))), *cells, *gaps])
-    return markdown(heads, lines) if lines else "Not measured yet."
+            lines.append([name, passes(runs, row), *cells, *gaps])
+    return markdown(heads, lines) if lines else EMPTY
 
 
 def rows_of(student: str) -> dict[str, str]:
@@ -127,7 +139,7 @@ def teachers(row: str) -> dict[str, str]:
 def pairs(runs: Runs) -> str:
     """RNAS-CL's students under TRADES, and TRADES alone, for each architecture and beta."""
     blocks = []
-    for space in ("s3", "s5", "s7"):
+    for space in SPACES:
         for beta in ("6", "10"):
             row = f"rnascl/{space}/beta{beta}"
             named = {
@@ -137,9 +149,13 @@ def pairs(runs: Runs) -> str:
                 f"{row}-gamma34": "+ KL + attention (gamma 34)",
             }
             blocks.append(compared(runs, named, f"{row}-none"))
-    measured = [block for block in blocks if block.startswith("|")]
-    joined = [line for block in measured for line in block.split("\n")[2:]]
-    return "\n".join([*measured[0].split("\n")[:2], *joined]) if measured else "Not measured yet."
+    return stacked(blocks)
+
+
+def stacked(tables: Sequence[str]) -> str:
+    """The rows of all ``tables`` in one."""
+    full = [table.split("\n") for table in tables if table != EMPTY]
+    return "\n".join([*full[0][:2], *(line for table in full for line in table[2:])]) if full else EMPTY
 
 
 def tutors(space: str) -> dict[str, str]:
@@ -235,6 +251,6 @@ def write(data: Mapping[str, Any]) -> None:
         "teachers-ard-nfgsm": compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm"),
         "teachers-kd": compared(runs, teachers("kd"), "methods/s3/kd"),
         "pairs": pairs(runs),
-        "tutors": "\n\n".join(compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES),
+        "tutors": stacked([compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES]),
     }
     put(PAGE, tables)

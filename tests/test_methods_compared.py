@@ -24,11 +24,11 @@ def methods():
         sys.path.remove(str(DOCS))
 
 
-def test_every_row_costs_the_same_passes_within_3_percent(methods):
+def test_every_row_costs_the_same_passes_as_far_as_whole_epochs_allow(methods):
     for cell in methods.cells():
         recipe = load_recipe(methods.RECIPE, preset=cell.preset, overrides=methods.settings(cell, Path("runs")))
-        cost = recipe.train.epochs * recipe.method.passes(recipe.attack)
-        assert cost == pytest.approx(methods.PASSES, rel=0.03), cell.name
+        epoch = recipe.method.passes(recipe.attack)
+        assert abs(recipe.train.epochs * epoch - methods.PASSES) <= epoch * recipe.method.replays / 2, cell.name
 
 
 def test_a_preset_alone_reruns_its_row(methods):
