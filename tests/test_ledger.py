@@ -94,14 +94,19 @@ from zoo.evaluation.together import gathered, joined, place
 from zoo.weights.load import load
 
 type(CIFAR10).load = lambda self, *_, **__: dataset
-with contextlib.redirect_stdout(io.StringIO()) as printed:
-    assert run(["eval", "local-dir:{model}", "-p", "clean", "-p", "fgsm", "-n", "60", "--json"]) == 0
-
-attacked, true = [], evaluation.perturb
-evaluation.perturb = lambda *given, **options: attacked.append(1) or true(*given, **options)
 model, test = load("local-dir:{model}"), dataset.split("test")
-images, found = (test.images, test.labels), []
+images, found, attacked, true = (test.images, test.labels), [], [], evaluation.perturb
+
+
+def perturb(*given, **options):
+    attacked.append(1)
+    return true(*given, **options)
+
+
 with joined():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(["eval", "local-dir:{model}", "-p", "clean", "-p", "fgsm", "-n", "60", "--json"]) == 0
+    evaluation.perturb = perturb
     for protocol in (weak(), AUTO):
         options = dict(batch_size=20, resume=Path({ledgers!r}), counts=dict(), together=True)
         bits = evaluation.evaluate(model, *images, protocol, **options)

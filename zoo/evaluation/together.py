@@ -17,8 +17,9 @@ PATIENCE = timedelta(days=30)  # how long a process waits for one with more to d
 @contextmanager
 def joined() -> Iterator[bool]:
     """Inside, this process and the others can exchange results; False if it is the only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield False
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone or dist.is_initialized():  # the same processes cannot meet twice
+        yield not alone
         return
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
