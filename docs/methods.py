@@ -60,6 +60,8 @@ ROWS = {  # presets of the recipe
     "ard-10": "ARD, 10 steps",
 }
 W4 = ("arch.widths=[[20],[28,28,28],[64,64,64]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
+W2 = ("arch.widths=[[16],[20,20,20],[44,44,44]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
+W1 = ("arch.widths=[[8],[12,12],[24,24]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
 W15 = ("arch.widths=[[24,24,24],[56,56,56],[136,136,136]]", "arch.resolutions=[16,8,4]", "arch.activation=silu")
 
 
@@ -90,6 +92,8 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
     found += [Cell(f"alpha/s3/{alpha}/0", "ard", (f"method.alpha={alpha}",)) for alpha in (0.5, 0.7, 0.9)]
     found += [Cell(f"temperature/s3/{t}/0", "ard", (f"method.temperature={t}",)) for t in (5.0, 10.0)]
     found += [Cell(f"lambda/s3/{lam}/0", "rrm", (f"method.lam={lam}",)) for lam in (5e-5, 5e-4, 5e-2, 0.5)]
+    for net, arch in (("w1", W1), ("w2", W2), ("w15", W15)):
+        found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "rrm", "ard-nfgsm")]
     found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))
     for row in ("ard-nfgsm", "kd"):
         for teacher in ("trades-s3", "nfgsm-wrn34-2"):

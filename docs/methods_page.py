@@ -136,6 +136,18 @@ def teachers(row: str) -> dict[str, str]:
     return {f"teachers/s3/{row}-{t}" if t else f"methods/s3/{row}": name for t, name in TEACHER_NAMES.items()}
 
 
+def by_student(runs: Runs) -> str:
+    """Some methods on students of growing cost, each against the control of the same student."""
+    places = {"students/w1": "1.0", "students/w2": "2.4", "methods/w4": "3.8", "students/w15": "14.8"}  # M MACs
+    return stacked(
+        [
+            compared(runs, {f"{place}/{row}": f"{ROWS[row]}, {macs} M MACs"}, f"{place}/n-fgsm")
+            for row in ("n-fgsm", "ard-nfgsm", "rrm")
+            for place, macs in places.items()
+        ]
+    )
+
+
 def pairs(runs: Runs) -> str:
     """RNAS-CL's students under TRADES, and TRADES alone, for each architecture and beta."""
     blocks = []
@@ -250,6 +262,7 @@ def write(data: Mapping[str, Any]) -> None:
         **{name: compared(runs, rows, SWEEP_CONTROLS[name]) for name, rows in SWEEPS.items()},
         "teachers-ard-nfgsm": compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm"),
         "teachers-kd": compared(runs, teachers("kd"), "methods/s3/kd"),
+        "students": by_student(runs),
         "pairs": pairs(runs),
         "tutors": stacked([compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES]),
     }
