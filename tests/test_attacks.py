@@ -37,11 +37,12 @@ QUICK = {
     "apgd-ce": functools.partial(attacks.apgd, steps=8),
     "apgd-dlr": functools.partial(attacks.apgd, steps=8, loss="dlr", restarts=2, early_stop=False),
     "apgd-t": functools.partial(attacks.apgd_targeted, steps=4, targets=3),
+    "deepfool": functools.partial(attacks.deepfool, steps=4, targets=3),
     "fab-t": functools.partial(attacks.fab_targeted, steps=4, targets=3, restarts=2),
     "square": functools.partial(attacks.square, queries=30),
     "autoattack": functools.partial(attacks.autoattack, steps=4, targets=3, queries=20),
 }
-RANDOM = [name for name in QUICK if name not in ("fgsm", "mifgsm", "fab-t")]
+RANDOM = [name for name in QUICK if name not in ("fgsm", "mifgsm", "deepfool", "fab-t")]
 
 
 def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +187,7 @@ def test_no_images_give_no_images(name):
     assert x_adv.shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-t", "fab-t", "square"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-t", "deepfool", "fab-t", "square"])
 def test_a_shrinking_batch_does_not_recompile_the_model_for_every_size(net, name):
     from torch._dynamo.testing import CompileCounter
 
@@ -263,6 +264,7 @@ FINDERS = {
     "apgd-ce": (attacks.apgd, 1.02),
     "apgd-dlr": (functools.partial(attacks.apgd, loss="dlr"), 1.02),
     "apgd-t": (functools.partial(attacks.apgd_targeted, targets=1), 1.02),
+    "deepfool": (attacks.deepfool, 1.03),
     "fab-t": (functools.partial(attacks.fab_targeted, targets=1), 1.02),
     "square": (functools.partial(attacks.square, queries=1500), 1.1),
     "autoattack": (functools.partial(attacks.autoattack, targets=1, queries=50), 1.02),
@@ -627,7 +629,7 @@ def test_nan_logits_count_as_broken_and_nan_gradients_do_no_harm():
         s = (0 * x).sum((1, 2, 3)).sqrt() + x.mean((1, 2, 3))
         return torch.stack([1 - s, s], dim=1)
 
-    for attack in (attacks.pgd, attacks.apgd, attacks.mifgsm, attacks.fab_targeted):
+    for attack in (attacks.pgd, attacks.apgd, attacks.mifgsm, attacks.deepfool, attacks.fab_targeted):
         x_adv = attack(poisoned, GOOD * 0.1, LABELS * 0, eps=0.1)
         assert x_adv.isfinite().all()
 

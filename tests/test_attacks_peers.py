@@ -12,6 +12,7 @@ from test_attacks import CLASSES, SIZE, blobs, robust, size_of, trained_net
 from torch import nn
 
 from zoo import attacks
+from zoo.attacks import broken
 
 N = 120
 SQUARE = sys.modules["zoo.attacks.square"]  # the attribute of that name is the attack
@@ -84,27 +85,59 @@ def test_fgsm_and_mifgsm_agree_with_torchattacks(net, images):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_apgd_agrees_with_art(net, images, norm, loss):
+def test_deepfool_finds_the_perturbations_that_foolbox_finds(net, images, norm):
+    foolbox, (x, y), eps = pytest.importorskip("foolbox"), images, EPS[norm]
+    right = ~broken(net(x), y)  # foolbox goes from the likeliest class, not from the label
+    x, y = x[right], y[right]
+    kind = {"linf": foolbox.attacks.LinfDeepFoolAttack, "l2": foolbox.attacks.L2DeepFoolAttack}[norm]
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    _, (found, within), _ = kind(steps=50, candidates=10, overshoot=0.02, loss="logits")(
+        model, x, y, epsilons=[None, eps]
+    )
+    ours = attacks.deepfool(net, x, y, eps=100.0, norm=norm)  # far enough to be never cut
+    assert robust(net, ours, y) == 0
+    assert torch.allclose(size_of(ours - x, norm), size_of(found - x, norm), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(ours, found, atol=1e-4)
+    cut = attacks.deepfool(net, x, y, eps=eps, norm=norm)
+    assert torch.allclose(cut, within, atol=1e-4)
+    assert 0.2 < robust(net, cut, y) == pytest.approx(robust(net, within, y), abs=1 / N)
+
+
+def apgd_of_art(net, x, y, *, norm: str, loss: str, steps: int, restarts: int) -> torch.Tensor:
     evasion = pytest.importorskip("art.attacks.evasion")
-    x, y = images
-    eps = EPS[norm]
-    theirs = evasion.AutoProjectedGradientDescent(
+    attack = evasion.AutoProjectedGradientDescent(
         art_classifier(net),
         norm={"linf": np.inf, "l2": 2}[norm],
-        eps=eps,
-        eps_step=2 * eps,
-        max_iter=15,
-        nb_random_init=1,
+        eps=EPS[norm],
+        eps_step=2 * EPS[norm],
+        max_iter=steps,
+        nb_random_init=restarts,
         batch_size=N,
         loss_type={"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[loss],
         verbose=False,
     )
     np.random.seed(0)
-    x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
-    ours = [attacks.apgd(net, x, y, eps=eps, norm=norm, steps=15, loss=loss, seed=s) for s in range(3)]
+    return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_agrees_with_art(net, images, norm, loss):
+    x, y = images
+    theirs = apgd_of_art(net, x, y, norm=norm, loss=loss, steps=15, restarts=1)
+    ours = [attacks.apgd(net, x, y, eps=EPS[norm], norm=norm, steps=15, loss=loss, seed=s) for s in range(3)]
     # One seed of theirs, on 120 images: the spread is not known, and rounding moves with the number of threads.
-    assert_within_spread([robust(net, each, y) for each in ours], [robust(net, x_theirs, y)], slack=0.07)
+    assert_within_spread([robust(net, each, y) for each in ours], [robust(net, theirs, y)], slack=0.07)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_with_restarts_agrees_with_art(net, images, norm):
+    x, y = images
+    options = {"norm": norm, "loss": "ce", "steps": 10}
+    theirs = robust(net, apgd_of_art(net, x, y, restarts=8, **options), y)
+    ours = [robust(net, attacks.apgd(net, x, y, eps=EPS[norm], restarts=r, **options), y) for r in (1, 8)]
+    assert ours[0] - ours[1] > 0.02
+    assert_within_spread([ours[1]], [theirs], slack=0.04)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -425,6 +426,13 @@ def test_every_verb_has_help_with_examples_and_the_common_options(call, verb):
     assert "\\b" not in out
     assert all(option in out for option in ("--json", "--quiet", "-q"))
     assert ("--offline" in out) == (verb not in LOCAL)
+
+
+def test_help_of_eval_names_every_protocol(call):
+    from zoo.evaluation.protocols import PROTOCOLS
+
+    words = re.split(r"[\s,;]+|[.] ", call("eval", "--help")[1])
+    assert set(PROTOCOLS) <= set(words)
 
 
 def test_help_names_every_verb_and_the_unit_of_cost(call):

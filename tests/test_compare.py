@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from zoo.export.ladder.report import write_reports
 from zoo.registry.file import pretty, write_aliases
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
+from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.release import _store_bits
 
 N = 400
@@ -177,6 +180,151 @@ def test_cost_and_latency_of_the_fastest_engine_are_told():
     assert found.b.latency[DEVICE][1] == (2.25, "fast")
 
 
+# -- trainings -----------------------------------------------------------------------------------------------------
+
+TEACHER = {"name": "nfgsm-w15", "weights_sha256": "c" * 64}
+
+
+def trained(*, phases: tuple[float, ...] = (4.0,), teacher: dict | None = None, **changes: Any) -> dict:
+    """The record of a training in a config.json: the epochs of its phases, and what its settings change."""
+    settings: dict[str, Any] = {
+        **{"name": "any", "description": "any", "family": "any", "dataset": "cifar10", "start": None},
+        "method": {"name": "trades", "beta": 6.0, "label_smoothing": 0.0},
+        "teacher": {"name": teacher["name"], "versions": 0} if teacher else None,
+        "train": {"epochs": 60, "precision": "auto", "seed": 0},
+        "optimizer": {"lr": 0.2, "weight_decay": 5e-4},
+    }
+    for key, value in changes.items():
+        settings[key] = {**settings[key], **value} if key != "method" else value
+    record = {"recipe": "mine", "teacher": teacher, "epochs": sum(phases), "precision": "bf16", "settings": settings}
+    names = ("search", "train", "trades")[-len(phases) :]
+    return record | {"phases": [{"name": name, "epochs": epochs} for name, epochs in zip(names, phases, strict=True)]}
+
+
+def folder_of(folder: Path, train: dict | None, width: int = 8) -> str:
+    config = ModelConfig(name=folder.name, spec=model(width)["spec"], train=train)
+    ModelFolder(folder).write(config)
+    (folder / "model.safetensors").write_bytes(b"")
+    return f"local-dir:{folder}"
+
+
+def differing(*names: str) -> dict[str, Any]:
+    code, out = call("compare", *names, "--json")
+    assert code == 0, out
+    return json.loads(out)["training"]
+
+
+def test_the_settings_that_differ_between_two_trainings_are_listed_and_counted(home):
+    student = folder_of(home / "student", trained(teacher=TEACHER, optimizer={"lr": 0.1}, train={"seed": 1}))
+    control = folder_of(home / "control", trained())
+    found = differing(student, control)
+    assert found == {
+        "differ": {
+            "teacher": {"a": {"name": "nfgsm-w15", "versions": 0, "weights": "c" * 12}, "b": None},
+            "train.seed": {"a": 1, "b": 0},
+            "optimizer.lr": {"a": 0.1, "b": 0.2},
+        },
+        "unstated": [],
+        "notes": {},
+    }
+    lines = call("compare", student, control)[1].splitlines()
+    assert "Training: 3 settings differ: teacher, train.seed, optimizer.lr." in lines
+    assert "  optimizer.lr: A 0.1; B 0.2" in lines
+    assert max(map(len, lines[2:])) <= 80
+    assert differing(control, control)["differ"] == {}
+    assert "Training: No settings differ." in call("compare", control, control)[1]
+
+
+def test_another_method_is_one_thing_and_what_both_methods_have_is_compared(home):
+    ard = {"name": "ard", "ce": 1.0, "kl": 1.0, "label_smoothing": 0.1}
+    control = folder_of(home / "b", trained())
+    found = differing(folder_of(home / "a", trained(method=ard)), control)
+    assert found["differ"] == {
+        "method": {"a": {"name": "ard", "ce": 1.0, "kl": 1.0}, "b": {"name": "trades", "beta": 6.0}},
+        "method.label_smoothing": {"a": 0.1, "b": 0.0},
+    }
+    free = {
+        "name": "free-at",
+        "m": 4,
+        "label_smoothing": 0.0,
+    }  # each image four times in a row: one epoch is run as four
+    found = differing(folder_of(home / "free", trained(method=free, phases=(1.0,))), control)
+    assert found["differ"] == {"method": {"a": {"name": "free-at", "m": 4}, "b": {"name": "trades", "beta": 6.0}}}
+
+
+def test_another_architecture_other_weights_of_the_teacher_and_phases_differ(home):
+    retrained = TEACHER | {"weights_sha256": "e" * 64}
+    one = folder_of(home / "a", trained(teacher=TEACHER, phases=(4.0, 8.0, 20.0)))
+    other = folder_of(home / "b", trained(teacher=retrained, phases=(23.0,)), width=12)
+    found = differing(one, other)
+    assert found["differ"] == {
+        "arch.widths": {"a": [[8], [8]], "b": [[12], [12]]},
+        "teacher.weights": {"a": "c" * 12, "b": "e" * 12},
+        "train.epochs": {"a": 20.0, "b": 23.0},  # those that were run, not the 60 of both recipes
+        "phases before": {"a": ["search (4 epochs)", "train (8 epochs)"], "b": []},
+    }
+    assert found["notes"] == {"a": "of its phases, only the last one's settings are known"}
+
+
+def test_settings_that_one_release_does_not_have_are_no_differences(home):
+    older = trained()
+    del older["settings"]["optimizer"]["weight_decay"], older["precision"]
+    found = differing(folder_of(home / "older", older), folder_of(home / "today", trained()))
+    assert (found["differ"], found["unstated"]) == ({}, ["optimizer.weight_decay", "train.precision"])
+    oldest = trained()
+    oldest["settings"]["train"] |= {"method": "trades", "beta": 6.0}  # its place before [method]
+    del oldest["settings"]["method"], oldest["settings"]["teacher"]
+    found = differing(folder_of(home / "oldest", oldest), folder_of(home / "today", trained()))
+    assert (found["differ"], found["unstated"]) == ({}, ["method.label_smoothing"])
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (None, "nothing is stored about its training"),
+        ({"recipe": "mine"}, "its settings are not stored, and no recipe 'mine' is published"),
+        ({"recipe": "mine", "settings": {"method": "x"}}, "the record of its training cannot be read"),
+        (trained() | {"phases": ["x"]}, "the record of its training cannot be read"),
+    ],
+)
+def test_a_model_whose_settings_are_not_known_says_why(home, train, said):
+    names = folder_of(home / "a", train), folder_of(home / "b", trained())
+    found = differing(*names)
+    assert found["differ"] is None
+    assert found["notes"]["a"].startswith(said)
+    out = " ".join(call("compare", *names)[1].split())
+    assert "The settings of their trainings cannot be compared. A: " + said in out
+
+
+def test_an_entry_without_settings_has_those_of_its_published_recipe(home):
+    data = json.loads((home / "registry.json").read_text())
+    for name, recipe in (("strong", "rnascl-s7-wrt34-2-trades"), ("weak", "trades-s7")):
+        data["models"][name]["train"] |= {"recipe": recipe, "epochs": 20.0}
+    (home / "registry.json").write_text(pretty(data))
+    found = differing("strong", "weak")
+    assert found["differ"]["method"]["a"]["name"] == "rnascl"
+    assert found["differ"].keys() >= {"teacher", "optimizer.lr", "optimizer.weight_decay"}
+    assert found["notes"]["b"] == "its settings are those of the recipe 'trades-s7' as published today"
+
+
+def test_entries_with_settings_are_compared_without_torch(home):
+    data = json.loads((home / "registry.json").read_text())
+    for name, lr in (("strong", 0.1), ("weak", 0.2)):
+        data["models"][name]["train"] |= {"settings": trained(optimizer={"lr": lr})["settings"], "precision": "fp32"}
+    (home / "registry.json").write_text(pretty(data))
+    code = "import sys; from zoo.cli.app import run; code = run(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", "strong", "weak"], capture_output=True, text=True, check=True
+    )
+    assert "2 settings differ: optimizer.lr, arch.widths." in done.stdout
+
+
+def test_of_a_bundle_no_training_is_compared(home):
+    engine = bundle_of(home / "engine", {"clean": BITS["strong"]["clean"]})
+    assert differing("strong", str(engine)) is None
+    assert "Training" not in call("compare", "strong", str(engine))[1]
+
+
 # -- bundles -------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +437,7 @@ def test_json_has_all_of_it_and_nothing_else():
     code, out = call("compare", "strong", "weak", "--json")
     told = json.loads(out)
     assert code == 0
-    assert set(told) == {"a", "b", "protocols", "left_out"}
+    assert set(told) == {"a", "b", "protocols", "left_out", "training"}
     assert told["protocols"]["clean"]["n"] == N
     assert told["left_out"]["cw20"] == "only B was measured so"
 

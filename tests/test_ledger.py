@@ -19,6 +19,8 @@ import zoo.evaluation.ledger
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.ledger import run_key
 from zoo.evaluation.protocols import Protocol, protocol
+from zoo.weights.folder import ModelConfig, ModelFolder
+from zoo.weights.load import load, save_weights
 
 N = 120
 
@@ -58,6 +60,9 @@ def weak(n: int = N, **changes) -> Protocol:
     return protocol("pgd20").model_copy(update={"n": n, "steps": 2, "eps": 3 / 255, "step": 1.5 / 255, **changes})
 
 
+AUTO = protocol("autoattack").model_copy(update={"n": 60, "steps": 2, "queries": 5, "eps": 3 / 255})
+
+
 def interrupted(stopping, batches, model, pixels, folder, n: int = N, **changes) -> None:
     stopping(batches)
     with pytest.raises(KeyboardInterrupt):
@@ -65,19 +70,80 @@ def interrupted(stopping, batches, model, pixels, folder, n: int = N, **changes)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits_and_counts(net, pixels, tmp_path, stopping):
-    parts = protocol("autoattack").model_copy(update={"n": 60, "steps": 2, "queries": 5, "eps": 3 / 255})
     counts: list[dict[str, float]] = [{}, {}]
-    whole = evaluate(net, *pixels, parts, batch_size=20, counts=counts[0])
+    whole = evaluate(net, *pixels, AUTO, batch_size=20, counts=counts[0])
     stopping(2)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(net, *pixels, parts, batch_size=20, resume=tmp_path)
+        evaluate(net, *pixels, AUTO, batch_size=20, resume=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     attacked = stopping(None)
-    resumed = evaluate(net, *pixels, parts, batch_size=20, resume=tmp_path, counts=counts[1])
+    resumed = evaluate(net, *pixels, AUTO, batch_size=20, resume=tmp_path, counts=counts[1])
     assert len(attacked) == 1
     assert np.array_equal(resumed, whole)
     assert counts[0] == counts[1] != {}
     assert not list(tmp_path.iterdir())
+
+
+TOGETHER = """
+import contextlib, io
+from types import SimpleNamespace
+import zoo.evaluation.evaluate as evaluation
+from test_ledger import AUTO, weak
+from zoo.cli.app import run
+from zoo.evaluation.together import gathered, joined, place
+from zoo.weights.load import load
+
+type(CIFAR10).load = lambda self, *_, **__: dataset
+model, test = load("local-dir:{model}"), dataset.split("test")
+images, found, attacked, true = (test.images, test.labels), [], [], evaluation.perturb
+
+
+def perturb(*given, **options):
+    attacked.append(1)
+    return true(*given, **options)
+
+
+with joined():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(["eval", "local-dir:{model}", "-p", "clean", "-p", "fgsm", "-n", "60", "--json"]) == 0
+    evaluation.perturb = perturb
+    for protocol in (weak(), AUTO):
+        options = dict(batch_size=20, resume=Path({ledgers!r}), counts=dict(), together=True)
+        bits = evaluation.evaluate(model, *images, protocol, **options)
+        found.append([bits.tolist(), options["counts"]])
+    everyone = [gathered(one) for one in (printed.getvalue(), len(attacked), found)]
+    rank, processes = place()
+report(SimpleNamespace(is_main_process=rank == 0, num_processes=processes, end_training=lambda: None), everyone)
+"""
+
+
+def test_two_processes_share_an_evaluation_and_find_the_bits_of_one(
+    net, world, tmp_path, stopping, on_processes, monkeypatch
+):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    model, ledgers = ModelFolder(tmp_path / "model"), tmp_path / "ledgers"
+    model.write(ModelConfig(name="mine", spec=net.spec.to_dict(), dataset="cifar10"))
+    save_weights(net.state_dict(), model.weights)
+    net, test = load(f"local-dir:{model.path}"), world.split("test")
+    pixels = test.images, test.labels
+    expected, batches = [], stopping(None)
+    for one in (weak(), AUTO):
+        counts: dict[str, float] = {}
+        expected.append([evaluate(net, *pixels, one, batch_size=20, counts=counts).tolist(), counts])
+    assert 0 < sum(expected[0][0]) < N
+    interrupted(stopping, 2, net, pixels, ledgers)  # two processes go on with what one has left
+
+    printed, attacked, found = on_processes(TOGETHER, 2, world.root, model=str(model.path), ledgers=str(ledgers))
+    assert found == [expected, expected]
+    assert sum(attacked) == len(batches) - 2
+    assert min(attacked) > 0
+    assert not list(ledgers.iterdir())
+    assert printed[1] == ""
+    stopping(None)
+    told = json.loads(printed[0])["results"]
+    for name in ("clean", "fgsm"):
+        one = protocol(name).model_copy(update={"n": 60})
+        assert told[name]["accuracy"]["value"] == evaluate(net, *pixels, one).mean()
 
 
 def test_a_shorter_run_leaves_the_progress_of_a_longer_one(net, pixels, tmp_path, stopping):

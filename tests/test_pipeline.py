@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from zoo import info
+from zoo.datasets.cifar10 import CIFAR10
+from zoo.evaluation.statistics import Accuracy
 from zoo.models import build
 from zoo.registry.entry import Registry
 from zoo.specs import parse_spec
 from zoo.system.errors import UsageError
+from zoo.system.notice import say_once
 from zoo.train import pipeline
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.rnascl.search import Searcher
@@ -343,6 +347,35 @@ def test_the_record_of_a_teacher_describes_the_weights_that_are_loaded(toy, teac
     partly = replace(entry, results={"clean": entry.results["clean"]})
     monkeypatch.setattr("zoo.registry.file.load_registry", lambda: Registry({}, {}, {"trades-s7": partly}))
     assert set(teacher.record("trades-s7", toy)["accuracy"]) == {"validation-clean"}
+
+
+@pytest.mark.parametrize("pgd", [10, 60, None])  # right of 500 by held_out.json; None: it is measured
+def test_a_teacher_that_is_not_robust_is_said_once_with_the_number(phased, toy, teacher_folder, tmp_path, capfd, pgd):
+    say_once.cache_clear()
+    folder = shutil.copytree(teacher_folder, tmp_path / "mine")
+    if pgd is not None:
+        bits = {"clean": [True] * 500, "pgd20": [True] * pgd + [False] * (500 - pgd)}
+        accuracy = {key: Accuracy.of(one).to_dict() for key, one in bits.items()}
+        (folder / "held_out.json").write_text(json.dumps(accuracy))
+    phases = load_phases(phased, overrides=[f"distill.teacher={folder}", "distill.tutors=depth"])
+    recorded = [Trainer(phases[phase], toy).teacher_record for phase in ("train", "trades")]
+    assert recorded[0] == recorded[1]
+    found = recorded[0]["accuracy"]["validation-pgd20"]
+    assert found["n"] == (len(toy.split("validation")) if pgd is None else 500)
+    said = capfd.readouterr().err.count(
+        f"the teacher '{folder}' is not robust: its accuracy is {found['value']:.1%} under validation-pgd20"
+    )
+    assert said == int(found["value"] < 0.1)
+
+
+def test_a_teacher_of_the_registry_is_judged_by_its_entry(phased, toy, capfd, monkeypatch):
+    say_once.cache_clear()
+    monkeypatch.setattr(teacher, "held_out_accuracy", lambda *_: pytest.fail("it was measured again"))
+    weak = info("rnascl-s3-wrt34-2").results["pgd20"].accuracy
+    teacher.record("rnascl-s3-wrt34-2", CIFAR10)
+    assert f"is {weak.value:.1%} under pgd20 (n = 10,000)" in capfd.readouterr().err
+    teacher.record("trades-s7", CIFAR10)
+    assert "not robust" not in capfd.readouterr().err
 
 
 def test_every_process_averages_at_the_end_though_one_writes(phased, toy, tmp_path, monkeypatch):

@@ -10,7 +10,10 @@ import pytest
 from zoo.cli.app import run
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.export import exporter
+from zoo.registry.file import info
 from zoo.system.errors import DataNotFound
+from zoo.train.methods import METHODS
+from zoo.weights.folder import ModelConfig, ModelFolder
 
 EXPORTS = (["export", "trades-s3"], ["pick", "--flops", "15M", "--export", "onnx"])
 EXPORTS += ([*EXPORTS[1], "--dry-run"],)
@@ -87,6 +90,40 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
 )
 def test_requests_that_cannot_be_met(arguments, code, told, capsys):
     refused(capsys, arguments, code, told)
+
+
+TAUGHT = """
+name = "taught"
+description = "a student"
+family = "try"
+method.name = "{method}"
+teacher.name = "{teacher}"
+train.epochs = 8
+
+[arch]
+arch = "staged"
+widths = [[4]]
+resolutions = [16]
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"classes": 7}, "the model has 7 classes, but the student has 10"),
+        ({"image_size": 34}, "the model takes images of 34 pixels, but the student those of 32"),
+    ],
+    ids=lambda one: "".join(one) if isinstance(one, dict) else "",
+)
+@pytest.mark.parametrize("method", [*(name for name, one in METHODS.items() if one.takes_teacher), "a dynamic net"])
+def test_a_teacher_of_other_classes_or_images(method, changes, told, capsys, tmp_path):
+    teacher = tmp_path / "teacher"
+    ModelFolder(teacher).write(ModelConfig(spec=info("trades-s3").spec | changes))
+    ModelFolder(teacher).weights.write_bytes(b"")
+    recipe = tmp_path / "taught.toml"
+    recipe.write_text(TAUGHT.format(method=method, teacher=teacher))
+    asked = ["proard-tiny", "--set", f"teacher.name={teacher}"] if method == "a dynamic net" else [str(recipe)]
+    refused(capsys, ["train", *asked], 2, f"the teacher '{teacher}' does not fit: {told}")
 
 
 def test_a_bench_of_what_is_not_there(capsys, found, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.protocols import PROTOCOLS, RELEASED, protocol
 from zoo.evaluation.statistics import wilson
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import info, load_registry, pretty, write_model
@@ -108,7 +108,7 @@ def taught(width: int = 20, **right: int) -> dict[str, Any]:
 def registry_data(models: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": 1,
-        "protocols": {name: protocol.model_dump(mode="json") for name, protocol in PROTOCOLS.items()},
+        "protocols": {name: PROTOCOLS[name].model_dump(mode="json") for name in RELEASED},
         "datasets": copy.deepcopy(TEST_SPLIT),
         "models": models,
     }
@@ -158,7 +158,7 @@ def test_an_entry_has_its_teacher_and_training_phases(path):
     assert [(phase.name, phase.epochs) for phase in entry.train.phases] == [("search", 2), ("training", 0.5)]
     assert json.loads(json.dumps(entry.to_dict()["train"])) == {
         **taught()["train"],
-        **dict.fromkeys(("precision", "commit", "start")),
+        **dict.fromkeys(("precision", "commit", "start", "settings")),
     }
     assert Entry.from_dict("student", entry.to_dict()) == entry
     assert (info("small").train.teacher, info("small").train.phases) == (None, ())
@@ -208,13 +208,14 @@ def trained(tmp_path):
     return written
 
 
-def test_a_candidate_brings_the_papers_numbers_its_teacher_and_its_phases(path, trained):
+def test_a_candidate_brings_the_papers_numbers_its_teacher_its_phases_and_its_settings(path, trained):
     assert "reported" not in candidate(find(trained())).entry
     entry = candidate(find(trained(reported=REPORTED))).entry
     assert entry["reported"] == REPORTED
     assert (entry["train"]["teacher"], entry["train"]["phases"]) == (TEACHER, PHASES)
     write_model("student", entry, path=path)
     assert info("student").reported["pgd20"].source == "A paper, Table 2"
+    assert info("student").train.settings == {"epochs": 2.5}
 
 
 def test_the_papers_numbers_are_taken_over_for_weights_that_were_released_before(path, trained):
@@ -363,7 +364,8 @@ def test_the_packaged_registry_is_valid_and_its_protocols_are_the_codes():
     assert packaged.resolve() == ROOT / "registry.json"
     check(packaged.read_bytes(), packaged)
     stored = json.loads(packaged.read_text())["protocols"]
-    assert stored == {name: protocol.model_dump(mode="json") for name, protocol in PROTOCOLS.items()}
+    assert stored.keys() >= set(RELEASED)
+    assert stored == {name: protocol(name).model_dump(mode="json") for name in stored}
 
 
 def test_writing_keeps_what_is_there_sorted_and_stable(path):

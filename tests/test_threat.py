@@ -22,7 +22,7 @@ from zoo.cli.app import run
 from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.cifar100 import CIFAR100
-from zoo.evaluation.protocols import PROTOCOLS, Protocol
+from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.folder import MANIFEST, write_sums
@@ -76,6 +76,9 @@ def test_an_invalid_threat_model_is_refused(text):
         ("pgd20", "linf 4/255", "pgd20-linf-4-255", 1 / 255),
         ("pgd20", "l2 0.5", "pgd20-l2-0.5", 2.5 * 0.5 / 20),
         ("autoattack", "l2 0.5", "autoattack-l2-0.5", None),
+        ("pgd20-step0.003", "linf 4/255", "pgd20-step0.003-linf-4-255", 0.0015),
+        ("pgd1000", "l2 1", "pgd1000-l2-1", 2.5 / 1000),
+        ("deepfool", "linf 0.031", "deepfool-linf-0.031", None),
         ("clean", "l2 0.5", "clean", None),
     ],
 )
@@ -85,10 +88,39 @@ def test_a_protocol_under_another_threat_model_says_so_in_its_name(name, threat,
     assert (found.name, found.step) == (derived, pytest.approx(step))
     assert base.attack == "none" or found.threat == threat
     assert found.under(LINF_8) == base
+    assert protocol(derived) == protocol(name, threat) == found
     elsewhere = found.on("cifar100")
+    assert protocol(f"cifar100-{derived}") == elsewhere
     assert (elsewhere.name, elsewhere.dataset) == (f"cifar100-{derived}", "cifar100")
     assert base.on("cifar100").under(threat) == elsewhere
     assert elsewhere.on("cifar10") == found
+
+
+def test_a_name_that_states_a_threat_model_keeps_it(in_l2, capsys):
+    stated = protocol("pgd20-l2-0.5", ThreatModel.parse("linf 4/255"))
+    assert stated == PROTOCOLS["pgd20"].under(ThreatModel.parse("l2 0.5"))
+    assert protocol("pgd20-linf-8-255", L2) == PROTOCOLS["pgd20"]
+    asked = [f"--protocol={name}" for name in ("pgd20", "pgd20-l2-2", "deepfool-linf-8-255", "pgd20-l2-0.5")]
+    assert run(["eval", in_l2, *asked, "-n", "10", "--json", "-q"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results.keys() == {"pgd20-l2-2", "deepfool", "pgd20-l2-0.5"}, "no worst case over different threat models"
+    swept = ["sweep", in_l2, "-n", "5", "--attack", "fgsm-l2-0.5,fgsm", "--eps", "0.1", "--json", "-q"]
+    assert run(swept) == 0
+    assert json.loads(capsys.readouterr().out)["curves"].keys() == {"fgsm"}
+    assert run(["eval", in_l2, "-p", "cifar100-pgd20", "-q"]) == 2
+    assert "is evaluated on cifar10: leave cifar100-pgd20 out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pgd21-l2-0.5", "pgd20-l1-0.5", "pgd20-l2", "mnist-pgd20", "-l2-0.5"])
+def test_a_name_that_derives_from_nothing_is_refused(name):
+    with pytest.raises(UsageError, match=f"no protocol is called '{name}'"):
+        protocol(name)
+
+
+@pytest.mark.parametrize("name", ["pgd20-l2-0", "pgd20-linf-3", "pgd20-l2-1.2.3"])
+def test_a_name_with_an_impossible_eps_is_refused(name):
+    with pytest.raises(UsageError, match="is not a threat model"):
+        protocol(name)
 
 
 # -- what a model is for -----------------------------------------------------------------------------------------

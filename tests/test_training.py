@@ -221,6 +221,33 @@ def test_a_time_budget_ends_the_run_with_the_rate_annealed(toy, tmp_path, monkey
     assert facts["history"][-1]["lr"] < 0.02
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="signals of POSIX")
+@pytest.mark.parametrize("stopped", [True, False])
+def test_time_in_which_the_process_is_stopped_is_not_training_time_but_a_slow_step_is(
+    toy, tmp_path, monkeypatch, stopped
+):
+    now, true = [0.0], Trainer.train_step
+
+    def slow_once(self):
+        now[0] += 0.1
+        if self.position.step == 5:
+            now[0] += 1000  # the process is stopped, or the step compiles
+            if stopped:
+                os.kill(os.getpid(), signal.SIGCONT)
+        return true(self)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_once)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    folder = fit(recipe(train={"epochs": 10_000}, guard={"drop": 0.01}), toy, tmp_path, time_budget=3.0)
+    facts = json.loads((folder / "config.json").read_text())["train"]
+    if stopped:
+        assert facts["wall_s"] == pytest.approx(3.0, abs=0.3)
+        assert facts["history"][-1]["lr"] < 0.02
+    else:
+        assert facts["wall_s"] > 1000
+        assert facts["history"][-1]["step"] == 6
+
+
 def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(toy, tmp_path, monkeypatch):
     true, calls = Trainer.guarded_accuracy, []
 
@@ -277,16 +304,49 @@ def test_random_streams_depend_on_their_keys_and_not_on_the_process():
 
 
 TWO_PROCESSES = """
+import os, signal
+from zoo.train import pipeline
+from zoo.train.run.loop import Interrupted
 from zoo.train.run.trainer import Trainer
+from zoo.weights.load import load
 from test_training import recipe, without_norm
 
-trainer = Trainer(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), dataset)
-without_norm(trainer)
+
+class Still(Trainer):
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        without_norm(self)
+
+
+def train(name, **options):
+    folder = pipeline.run({{"train": taught}}, dataset, Path({out!r}).with_suffix("") / name, **options)["train"]
+    tensors = load(f"local-dir:{{folder}}").state_dict().values()
+    return [value for tensor in tensors for value in tensor.flatten().tolist()]
+
+
+def stop(phase, step, total, loss):
+    if step == 3 and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):  # one of them is asked to stop
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+pipeline.Trainer = Still
+taught = recipe(
+    train={{"epochs": 2, "images": 300}}, distill={{"teacher": {teacher!r}, "gamma": 0}}, ema={{"recalibrate": 0}}
+)
+assert (taught.method.name, taught.method.inner) == ("ard", "n-fgsm")
+whole = train("whole")
+try:
+    train("parts", tick=stop)
+except Interrupted as error:
+    said = str(error)
+parts = train("parts", resume=True)
+
+trainer = Still(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), dataset)
 losses = []
 for _ in range(4):
     trainer.net.train()
     losses.append(trainer.accelerator.reduce(trainer.train_step(), "mean").item())
-report(trainer.accelerator, losses)
+report(trainer.accelerator, [losses, whole, parts, said])
 """
 
 
@@ -298,10 +358,14 @@ def without_norm(trainer: Trainer) -> None:
             module.training = False
 
 
-def test_two_processes_give_the_same_losses_as_one(toy, on_processes):
-    one, two = (on_processes(TWO_PROCESSES, processes, toy.root) for processes in (1, 2))
-    assert two == pytest.approx(one, rel=1e-4)
-    assert len(set(one)) == 4
+def test_two_processes_train_as_one_does_and_resume_together(toy, teacher_folder, on_processes):
+    one, two = (on_processes(TWO_PROCESSES, processes, toy.root, teacher=str(teacher_folder)) for processes in (1, 2))
+    assert two[0] == pytest.approx(one[0], rel=1e-4)
+    assert len(set(one[0])) == 4
+    for _, whole, parts, said in (one, two):  # averaged weights of a student, distilled in one go and in two
+        assert parts == whole
+        assert said == "stopped at step 4 of 6"
+    assert two[1] == pytest.approx(one[1], abs=1e-3)
 
 
 # -- precision -------------------------------------------------------------------------------------------------

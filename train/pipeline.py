@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
@@ -65,7 +66,7 @@ def run(
     result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
     with _alone(out):
-        if asked is not None and PartialState().is_main_process:
+        if asked is not None and _first():
             write_atomic(out / ASKED, (json.dumps(dict(asked), indent=2) + "\n").encode())
         for phase, recipe in phases.items():
             left[phase] = fit(
@@ -84,15 +85,15 @@ def run(
             )
             if recipe.search is not None:
                 result = stored_json(left[phase])
-                if PartialState().is_main_process:
+                if _first():
                     draw_if_possible(result, left[phase].with_suffix(".png"))
                 earlier.append(result["effort"])
             else:
                 model = left[phase]
-                if PartialState().is_main_process:
+                if _first():
                     _judge(model, dataset, recipe.guard.images)
                 earlier = (ModelFolder(model).read().train or {})["phases"]
-        if model is not None and recipe.supernet is not None and PartialState().is_main_process:
+        if model is not None and recipe.supernet is not None and _first():
             _predict(model, recipe, dataset, lambda done, total: tick("predictor", done, total, 0.0))
     return left
 
@@ -109,10 +110,15 @@ def asked_of(out: Path) -> dict[str, Any] | None:
         raise IntegrityError(f"'{out / ASKED}' is damaged: remove it, and give every --set again") from None
 
 
+def _first() -> bool:
+    """Whether this is the first of the processes that train together, which writes for all."""
+    return PartialState(cpu=not torch.cuda.is_available()).is_main_process
+
+
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the folder of a run, so that no other process trains in it (on Windows nothing is held)."""
-    if not PartialState().is_main_process:
+    if not _first():
         yield
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -19,16 +19,18 @@ as an engine does that recognises attacked images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.statistics import Accuracy, Paired, images_needed
 from zoo.export.bundle.manifest import Report, Rung
-from zoo.export.ladder.rungs import Bits
 from zoo.system.arguments import typed
 from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
+
+if TYPE_CHECKING:
+    from zoo.export.ladder.rungs import Bits
 
 COARSE, MASKED, UNSTEADY, BETTER = "coarse logits", "masked twin", "unsteady", "better than its twin"
 FLAGS = {

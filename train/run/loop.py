@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from zoo.train.run.trainer import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Signals:
+    """What signals said: that the run is to stop after this step, and when the process last went on after a pause."""
+
+    stop: bool = False
+    continued: float = -math.inf
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,6 +69,7 @@ def fit(
         start: a model of this architecture to start from, by name or folder; by default, random weights.
         resume: continue from the checkpoint in ``out``, if there is one.
         time_budget: seconds of training in all, with earlier sessions of the run; the schedule is shortened to fit.
+            While the process is stopped (SIGSTOP, Ctrl-Z), no time passes.
         phase: the name of this run among the phases of a training. ``earlier`` has the efforts of the phases before
             (``Trainer.effort()``), for the facts of the model.
         teacher: the folder of the teacher, if the recipe's teacher is an earlier phase.
@@ -88,8 +98,8 @@ def fit(
         write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
-    with _signals() as stopped, _tensorboard(out, enabled=main) as board:
-        _run(trainer, checkpoint, stopped, report, board, tick)
+    with _signals() as signals, _tensorboard(out, enabled=main) as board:
+        _run(trainer, checkpoint, signals, report, board, tick)
     result = trainer.finish(out)
     accelerator.wait_for_everyone()
     return result
@@ -98,7 +108,7 @@ def fit(
 def _run(
     trainer: Trainer,
     checkpoint: Path,
-    stopped: threading.Event,
+    signals: _Signals,
     report: Report,
     board: Callable[[dict[str, Any]], None],
     tick: Callable[[int, int, float], None],
@@ -106,8 +116,8 @@ def _run(
     """Train until the run is done; write a checkpoint after every ``guard.every`` epochs and when a signal stops it."""
     recipe, main = trainer.recipe, trainer.accelerator.is_main_process
     period = trainer.steps_per_epoch * recipe.guard.every
-    clock = time.monotonic() - trainer.position.seconds
-    running, since = 0.0, time.monotonic()
+    running, clock = 0.0, time.monotonic()
+    since = clock
     progress = trainer.progress(trainer.position.seconds)
     while progress < 1:
         for group in trainer.optimizer.param_groups:
@@ -115,9 +125,11 @@ def _run(
         trainer.net.train()
         loss = trainer.train_step()
         position = trainer.position
-        position.seconds = time.monotonic() - clock
+        now = time.monotonic()
+        position.seconds += max(0.0, now - max(clock, signals.continued))
+        clock = now
         progress = trainer.progress(position.seconds)
-        if _anyone(trainer, stopped.is_set()):
+        if _anyone(trainer, signals.stop):
             _save(trainer, checkpoint)
             trainer.accelerator.wait_for_everyone()
             raise Interrupted(f"stopped at step {position.step} of {trainer.total_steps}")
@@ -185,21 +197,27 @@ def _anyone(trainer: Trainer, stop: bool) -> bool:
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, to stop a run between two steps. A second SIGINT stops it at once."""
-    stopped = threading.Event()
+def _signals() -> Iterator[_Signals]:
+    """What SIGTERM, SIGINT and SIGCONT say meanwhile. A second SIGINT stops the run at once."""
+    said = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield said
         return
 
     def stop(signum: int, frame: Any) -> None:
-        if stopped.is_set() and signum == signal.SIGINT:
+        if said.stop and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        stopped.set()
+        said.stop = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def go_on(signum: int, frame: Any) -> None:
+        said.continued = time.monotonic()
+
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop}
+    if hasattr(signal, "SIGCONT"):  # not on Windows
+        handlers[signal.SIGCONT] = go_on
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield stopped
+        yield said
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

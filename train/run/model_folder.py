@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zoo.train.teachers import teacher
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import find, save_weights
 
@@ -43,7 +42,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
             "start": find(recipe.start, folders=True).reference() if recipe.start else None,
-            "teacher": None if trainer.teacher_name is None else teacher.record(trainer.teacher_name, trainer.dataset),
+            "teacher": trainer.teacher_record,
             **{key: round(sum(phase[key] for phase in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,
             "device": device_name(trainer.device),

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
 from zoo.attacks.inputs import generator
-from zoo.datasets.base import Dataset, check_fits, to_float
+from zoo.datasets.base import Dataset, to_float
 from zoo.models import build
 from zoo.system.errors import UsageError
 from zoo.train.data.images import InMemory, source_of
@@ -26,7 +26,7 @@ from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
 from zoo.train.teachers.cache import CachedAnswers, Versions
-from zoo.train.teachers.teacher import Teacher
+from zoo.train.teachers.teacher import Teacher, check_teacher, record
 from zoo.weights.load import find
 
 
@@ -108,6 +108,7 @@ class Trainer:
         self.forward = self.parallel(self.net) if processes > 1 else self.net
         options = recipe.optimizer
         self.versions: Versions | None = None
+        self.teacher_record: dict[str, Any] | None = None
         self.teacher = self.named_teacher()
         with self.accelerator.main_process_first():
             self.source = recipe.method.images(self.source, self.teacher)
@@ -157,10 +158,9 @@ class Trainer:
             return None
         size = {"size": needs.maps} if needs.maps else {}
         teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **size)
-        try:
-            check_fits(self.dataset, teacher.model.spec)
-        except UsageError as error:
-            raise UsageError(f"the teacher '{name}' does not fit: {error}") from None
+        check_teacher(name, teacher.model.spec, self.recipe.arch)
+        if self.accelerator.is_main_process:
+            self.teacher_record = record(name, self.dataset)
         if settings.versions:
             if not isinstance(self.source, InMemory):
                 raise UsageError("answers can be cached for images in memory only: set teacher.versions = 0")

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from zoo.datasets.base import Dataset
+from zoo.evaluation.protocols import PROTOCOLS, protocol
 from zoo.registry.entry import Entry
+from zoo.specs import Spec
+from zoo.system.errors import UsageError
 from zoo.system.files import stored_json
+from zoo.system.notice import say_once
 from zoo.train.teachers.attention import unit_maps
 from zoo.train.teachers.features import Features
 from zoo.train.teachers.hooks import Taps, conv_names
@@ -24,6 +28,8 @@ from zoo.weights.load import Found, find
 if TYPE_CHECKING:
     from zoo.models import Classifier
     from zoo.train.teachers.cache import CachedAnswers
+
+ROBUST = 0.1  # guessing among ten classes
 
 
 @dataclass(frozen=True)
@@ -107,21 +113,40 @@ class Teacher:
         return Answer(*self._answer(x))
 
 
+def check_teacher(name: str, teacher: Spec, student: Spec) -> None:
+    """Raise UsageError unless the teacher ``name`` has as many classes as the student, and takes images of its size."""
+    fault = None
+    if teacher.classes != student.classes:
+        fault = f"the model has {teacher.classes} classes, but the student has {student.classes}"
+    elif teacher.image_size != student.image_size:
+        fault = f"the model takes images of {teacher.image_size} pixels, but the student those of {student.image_size}"
+    if fault:
+        raise UsageError(f"the teacher '{name}' does not fit: {fault}")
+
+
 def record(name: str, dataset: Dataset) -> dict[str, Any]:
     """The record of a teacher in its student's config: name, hash of the weights, clean and PGD-20 accuracy.
 
     The accuracies come from the registry. For other models they are on held-out training images, from ``held_out.json``
-    or measured here, and called ``validation-clean`` and ``validation-pgd20``.
+    or measured here, and called ``validation-clean`` and ``validation-pgd20``. One sentence on stderr says if a teacher
+    is not robust: an accuracy under PGD-20 below 10 %.
     """
     found = find(name, folders=True, pretrained=False)
-    if isinstance(found.facts, Entry) and {"clean", "pgd20"} <= found.facts.results.keys():
-        results = found.facts.results
-        accuracy: dict[str, Any] = {key: results[key].accuracy.to_dict() for key in ("clean", "pgd20")}
-        return {**found.reference(), "accuracy": accuracy}
-    found = find(name, folders=True)
-    file = ModelFolder(Path(found.address.place)).held_out
-    measured = stored_json(file) if file.is_file() else held_out_accuracy(found, dataset)
-    return {**found.reference(), "accuracy": {f"validation-{key}": value for key, value in measured.items()}}
+    wanted = [protocol(key, found.task.threat).on(dataset.name).name for key in ("clean", "pgd20")]
+    if isinstance(found.facts, Entry) and found.facts.results.keys() >= set(wanted):
+        accuracy: dict[str, Any] = {key: found.facts.results[key].accuracy.to_dict() for key in wanted}
+    else:
+        found = find(name, folders=True)
+        file = ModelFolder(Path(found.address.place)).held_out
+        measured = stored_json(file) if file.is_file() else held_out_accuracy(found, dataset)
+        accuracy = {f"validation-{key}": value for key, value in measured.items()}
+    for key, one in accuracy.items():
+        if "pgd20" in key and one["value"] < ROBUST:
+            say_once(
+                f"the teacher '{name}' is not robust: its accuracy is {one['value']:.1%} under {key} "
+                f"(n = {one['n']:,}), so a student can learn little robustness from it"
+            )
+    return {**found.reference(), "accuracy": accuracy}
 
 
 def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
@@ -129,7 +154,6 @@ def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str
     under the model's threat model. A flag of the result is a warning."""
     from zoo.evaluation.flags import explained
     from zoo.evaluation.measure import measure
-    from zoo.evaluation.protocols import PROTOCOLS
 
     n = min(n, len(dataset.split("validation")))
     device = "cuda" if torch.cuda.is_available() else "cpu"  # large teachers need it

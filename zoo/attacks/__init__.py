@@ -9,6 +9,7 @@ the options in its signature. Its loop says how far it has come (:mod:`zoo.attac
 
 from zoo.attacks.apgd import apgd, apgd_targeted
 from zoo.attacks.autoattack import autoattack
+from zoo.attacks.deepfool import deepfool
 from zoo.attacks.fab import fab_targeted
 from zoo.attacks.inputs import ATTACKS, Model
 from zoo.attacks.losses import broken, margin
@@ -22,6 +23,7 @@ __all__ = [
     "apgd_targeted",
     "autoattack",
     "broken",
+    "deepfool",
     "fab_targeted",
     "fgsm",
     "gradient_attack",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,15 +25,17 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two models or exported engines: accuracy on the same images, cost, latency.
+    """Compare two models or exported engines: accuracy on the same images, cost, latency, training.
 
     Accuracies are compared in pairs, image by image, where both were measured
     on the same images under the same attack; the others are named with the
-    reason. Nothing is measured anew.
+    reason. Nothing is measured anew. Of two models, the settings that differ
+    between their trainings are listed.
 
     \b
     Examples:
-      zoo compare trades-s7 rnascl-s7-wrt34-2
+      zoo compare trades-s7 rnascl-s7-wrt34-2-trades
+      zoo compare local-dir:runs/student/model local-dir:runs/control/model
       zoo compare bundles/s7--onnxruntime-fp32 bundles/s7--onnxruntime-int8
       zoo compare trades-s7 bundles/s7--onnxruntime-int8 --json
     """
@@ -45,13 +48,72 @@ def command(
     from zoo.export.compare import compare
 
     found = compare(a, b)
+    trained = None if as_bundle(a) or as_bundle(b) else _trained(a, b)
     facts = {
         "a": found.a.facts(),
         "b": found.b.facts(),
         "protocols": found.protocols,
         "left_out": found.left_out,
+        "training": trained,
     }
-    Output(as_json=as_json, quiet=quiet).result(facts, lambda: _text(found))
+    Output(as_json=as_json, quiet=quiet).result(facts, lambda: "\n".join([_text(found), *_settings(trained)]))
+
+
+def _trained(a: str, b: str) -> dict[str, Any]:
+    """What differs between the trainings of two models, JSON-ready; None for "differ" if the settings of one of them
+    are not known, and "notes" say why."""
+    from dataclasses import asdict
+
+    from zoo.registry.entry import Entry
+    from zoo.system.hub import HubFiles
+    from zoo.train.recipes.differences import differences, training_of
+    from zoo.weights.load import find
+
+    trainings = []
+    for name in (a, b):
+        facts = find(name, HubFiles(offline=True, progress=False), pretrained=False).facts
+        train = asdict(facts.train) if isinstance(facts, Entry) else facts.train
+        trainings.append(training_of(train, facts.spec))
+    notes = {who: one.note for who, one in zip("ab", trainings, strict=True) if one.note}
+    one, other = (training.settings for training in trainings)
+    if one is None or other is None:
+        return {"differ": None, "unstated": [], "notes": notes}
+    found = differences(one, other)
+    differ = {key: dict(zip("ab", pair, strict=True)) for key, pair in found.settings.items()}
+    return {"differ": differ, "unstated": list(found.unstated), "notes": notes}
+
+
+def _settings(trained: dict[str, Any] | None) -> list[str]:
+    """The lines on what differs between two trainings; none if it was not asked."""
+    from zoo.cli.tables import wrapped
+
+    if trained is None:
+        return []
+    differ, lines = trained["differ"], [""]
+    if differ is None:
+        lines.append("The settings of their trainings cannot be compared.")
+    else:
+        count = f"{len(differ) or 'No'} {'setting differs' if len(differ) == 1 else 'settings differ'}"
+        lines += wrapped(f"Training: {count}{': ' if differ else ''}{', '.join(differ)}.", indent="  ")
+    for key, pair in (differ or {}).items():
+        lines += wrapped(f"  {key}: A {_shown(pair['a'])}; B {_shown(pair['b'])}", indent="    ")
+    if trained["unstated"]:
+        keys = ", ".join(trained["unstated"])
+        lines += wrapped(f"Stated for one of them only, as releases differ in their settings: {keys}.", indent="  ")
+    for who, note in trained["notes"].items():
+        lines += wrapped(f"{who.upper()}: {note}.", indent="  ")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    """A setting, or a section of them, in words."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_shown(one)}" for key, one in value.items() if one is not None)
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value) or "none"
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _text(found: Comparison) -> str:

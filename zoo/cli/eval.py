@@ -8,6 +8,7 @@ import typer
 
 from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model
 from zoo.cli.output import Output, table
+from zoo.cli.process import speaks
 from zoo.system.errors import UsageError
 
 
@@ -40,25 +41,31 @@ def command(
     Only images that the model still gets right are attacked. An interrupted run goes on where it stopped. NAME may be
     a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO. On another data set than CIFAR-10 or
     under another threat model than linf 8/255, protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5.
+    --protocol takes these names too, and the threat model of a name comes before --threat.
+
+    Several processes share the images, with the results of one, if torchrun or accelerate starts them.
+
+    Protocols: clean, noise, fgsm, pgd20, mifgsm20, cw20, apgd50, autoattack (these are 'released'); pgd20-step0.003,
+    pgd1000, pgd20x100, deepfool, apgd50x10. docs/robustness.md says what each is.
 
     \b
     Examples:
       zoo eval trades-s7 --protocol pgd20
       zoo eval trades-s7 -p clean -p autoattack -n 200 --json
-      zoo eval trades-s7 -p pgd20 --threat "l2 0.5"
+      zoo eval trades-s7 -p pgd20 -p pgd20-l2-0.5
+      zoo eval trades-s7 -p released --threat "linf 4/255"
       zoo eval local-dir:runs/trades-s7/model -p released --write
+      torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
-    from zoo.evaluation.protocols import RELEASED, protocol
+    from zoo.evaluation.protocols import DATASET, RELEASED, protocol
     from zoo.evaluation.threat import ThreatModel
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet or not speaks())
     asked = protocols or ["clean", "pgd20"]
     names = list(dict.fromkeys(each for one in asked for each in (RELEASED if one == "released" else (one,))))
-    chosen = [protocol(one) for one in names]
-    if n is not None:
-        if write and any(n < one.n for one in chosen):
-            raise UsageError("--write stores whole protocols only: leave -n out")
-        chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
+    known = [protocol(one) for one in names]  # refused before anything is read
+    if n is not None and write and any(n < one.n for one in known):
+        raise UsageError("--write stores whole protocols only: leave -n out")
     asked_threat = None if threat is None else ThreatModel.parse(threat)
     check_model(name, offline=offline, say=output.say)
 
@@ -68,6 +75,7 @@ def command(
     from zoo.evaluation.flags import disagree, explained
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.statistics import Accuracy
+    from zoo.evaluation.together import joined
     from zoo.system.files import cache_root
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
@@ -79,11 +87,16 @@ def command(
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
     dataset = dataset_for(found.spec, task.dataset).load(data, offline=offline)
     check_fits(dataset, found.spec)
+    chosen = list(dict.fromkeys(protocol(one, asked_threat or task.threat) for one in names))
+    if elsewhere := [one.name for one in known if one.dataset not in (DATASET, dataset.name)]:
+        raise UsageError(f"'{name}' is evaluated on {dataset.name}: leave {', '.join(elsewhere)} out")
+    chosen = [one.on(dataset.name) for one in chosen]
+    if n is not None:
+        chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     model = found.load()
-    chosen = [one.on(dataset.name).under(asked_threat or task.threat) for one in chosen]
 
     done: list[Measurement] = []
-    with output.progress() as advance:
+    with output.progress() as advance, joined() as together:
         for measurement in measure(
             model,
             found.sha256,
@@ -92,15 +105,17 @@ def command(
             batch_size=batch_size,
             progress=lambda one, images, total: advance(one.name, images, total),
             resume=cache_root() / "evaluations",
+            together=together,
         ):
             done.append(measurement)
-            if releasing:
+            if releasing and speaks():
                 release(releasing, [measurement])  # as each is done: an interruption loses nothing
 
     rows = [_row(one.protocol.name, one.result["accuracy"]) for one in done]
     results: dict[str, Any] = {one.protocol.name: one.result for one in done}
-    attacked = {one.protocol.name: one.bits for one in done if one.protocol.attack not in ("none", "uniform")}
-    if len(attacked) > 1:
+    attackers = [one for one in done if one.protocol.attack not in ("none", "uniform")]
+    attacked = {one.protocol.name: one.bits for one in attackers}
+    if len(attacked) > 1 and len({one.protocol.threat for one in attackers}) == 1:
         bits = worst_case(attacked)
         worst = Accuracy.of(bits).to_dict()
         results["worst-case"] = {"accuracy": worst, "over": sorted(attacked)}
@@ -110,6 +125,8 @@ def command(
         flags.add("unreliable")
     for line in explained(flags):
         output.say(f"flagged {line}")
+    if not speaks():
+        return
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
         {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},

@@ -64,3 +64,8 @@ def leave(code: int) -> NoReturn:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)
+
+
+def speaks() -> bool:
+    """Whether this process prints: of those that torchrun or ``accelerate launch`` started, the first one does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
+from zoo.cli.process import speaks
 from zoo.system.errors import Unreachable, UsageError
+
+if TYPE_CHECKING:
+    from zoo.weights.load import Found
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -51,8 +55,9 @@ def command(
 ) -> None:
     """Train a recipe; its averaged weights end up in OUT/model, or in OUT/PHASE/model where it has phases.
 
-    Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several processes or machines, start it
-    with `accelerate launch -m zoo train ...` or `torchrun -m zoo train ...`; machines must share the folder OUT.
+    Every epoch ends in a checkpoint; Ctrl-C and SIGTERM leave one too. On several GPUs or machines, start it with
+    `torchrun ... -m zoo train ...` or `accelerate launch ... -m zoo train ...` (docs/training.md); machines must share
+    the folder OUT.
 
     \b
     Examples:
@@ -73,8 +78,9 @@ def command(
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import check_free
+    from zoo.train.teachers.teacher import check_teacher
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet or not speaks())
     phases = load_phases(recipe, overrides=overrides or (), preset=preset)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
@@ -89,9 +95,10 @@ def command(
         check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
         earlier = ("largest", *phases)  # teachers that the training itself makes
         teacher = settings.teacher.name if settings.teacher else None
-        for needed in (settings.start, None if settings.supernet and teacher in earlier else teacher):
-            if needed:
-                _check_model(needed, offline)
+        if settings.start:
+            _checked(settings.start, offline)
+        if teacher and not (settings.supernet and teacher in earlier):
+            check_teacher(teacher, _checked(teacher, offline).spec, settings.arch)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
@@ -123,6 +130,8 @@ def command(
             report=report,
             tick=tick,
         )
+    if not speaks():
+        return
     model = list(left.values())[-1]
     output.result(
         {
@@ -135,15 +144,15 @@ def command(
     )
 
 
-def _check_model(name: str, offline: bool) -> None:
-    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there; if a published recipe makes it,
-    the sentence says so."""
+def _checked(name: str, offline: bool) -> Found:
+    """The model ``name``, without its weights. For one that is not there, this raises what
+    :func:`zoo.weights.load.find` raises; if a published recipe makes it, the sentence says so."""
     from zoo.system.hub import HubFiles
     from zoo.train.recipes.published import published_recipes
     from zoo.weights.load import find
 
     try:
-        find(name, HubFiles(offline=offline), folders=True, pretrained=False)
+        return find(name, HubFiles(offline=offline), folders=True, pretrained=False)
     except Unreachable as error:
         runs, recipe, *_ = (*Path(name).parts, "")
         if runs == "runs" and recipe in published_recipes():

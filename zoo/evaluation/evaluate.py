@@ -23,6 +23,7 @@ from zoo.evaluation.ledger import Counts, Ledger, run_key
 from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
+from zoo.evaluation.together import gathered, place
 from zoo.models.fold import fold_batchnorm
 from zoo.system.errors import UsageError
 
@@ -55,6 +56,7 @@ def evaluate(
     resume: Path | None = None,
     counts: Counts | None = None,
     flags: set[str] | None = None,
+    together: bool = False,
 ) -> np.ndarray:
     """Attack ``model`` as ``protocol`` says: for each image, whether the model classifies it correctly.
 
@@ -70,6 +72,8 @@ def evaluate(
         resume: a folder for the bits so far; see :mod:`zoo.evaluation.ledger`.
         counts: filled with the number of images that each part of a composed attack broke.
         flags: filled with names in :data:`zoo.evaluation.flags.FLAGS`; without it, a flag is a warning.
+        together: all processes of torch.distributed call this with the same arguments. Each attacks its share of the
+            batches, and all return the bits that one process alone would find.
 
     Returns:
         bool [min(N, protocol.n)]; a tie between the correct class and another counts as wrong.
@@ -106,6 +110,8 @@ def evaluate(
         for index in np.array_split(np.arange(n), -(-n // at_once)):
             x, y = batch(index)
             right[index] = (~broken(attacked(x), y)).cpu().numpy()
+    if together:
+        right = gathered(right)[0]
     ledger = Ledger(None)
     if protocol.attack == "none":
         progress(n, n)
@@ -113,8 +119,10 @@ def evaluate(
         if resume is not None:
             key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
             ledger = Ledger(resume / f"{key}.json")
-        right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts)
+        right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts, together)
     seen.again()
+    if together:
+        seen.flags.update(*gathered(seen.flags))
     if flags is not None:
         flags |= seen.flags
     elif seen.flags:
@@ -132,16 +140,18 @@ def _attack(
     ledger: Ledger,
     progress: Progress,
     counts: Counts | None,
+    together: bool,
 ) -> np.ndarray:
     """Which images are right after the attack, of those that are ``right`` before: bool [n]."""
     n, bits = len(right), right.copy()
+    rank, processes = place() if together else (0, 1)
 
     def attack(one: Protocol) -> None:
         standing = np.flatnonzero(bits)
-        for start in range(0, len(standing), batch_size):
-            index, done = standing[start : start + batch_size], n - len(standing) + start
-            robust = ledger.known(one.attack, index)
-            if robust is None:
+        batches = {start: standing[start : start + batch_size] for start in range(0, len(standing), batch_size)}
+        for start, index in list(batches.items())[rank::processes]:
+            done = n - len(standing) + start
+            if ledger.known(one.attack, index) is None:
                 parts: Counts = {}
                 x, y = batch(index)
                 # Each batch has its own seed; otherwise all batches would start from the same noise.
@@ -157,8 +167,12 @@ def _attack(
                     parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
                     parts[LOOKED_AT] = float(len(left))
                 ledger.record(one.attack, index, robust, parts)
-            bits[index] = robust
             progress(done + len(index), n)
+        if together:
+            ledger.add(*gathered(ledger.batches))
+            seen.flags.update(*gathered(seen.flags))  # these decide what follows
+        for index in batches.values():
+            bits[index] = ledger.known(one.attack, index)
 
     attack(protocol)
     if ledger.counts.get(WRONG, 0.0) > MASKED_SHARE * ledger.counts.get(LOOKED_AT, 0.0):

@@ -28,6 +28,7 @@ from zoo.system.notice import say_once
 from zoo.version import __version__
 
 Counts = dict[str, float]
+Batches = dict[str, tuple[list[int], Counts]]  # by attack and first image: bits, what was counted
 PROBE = 16  # images
 
 
@@ -86,13 +87,18 @@ class Ledger:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.batches: dict[str, tuple[list[int], Counts]] = {}  # by attack and first image: bits, what was counted
+        self.batches: Batches = {}
         self._merge()
 
     def known(self, attack: str, index: np.ndarray) -> np.ndarray | None:
         """The bits after ``attack`` on the images ``index`` [B], bool [B]; None if this batch is not done."""
         bits, _ = self.batches.get(f"{attack} {index[0]}", ([], {}))
         return np.array(bits, bool) if len(bits) == len(index) else None
+
+    def add(self, *batches: Batches) -> None:
+        """Add the finished ``batches`` of other processes."""
+        for others in batches:
+            self.batches |= others
 
     def record(self, attack: str, index: np.ndarray, bits: np.ndarray, counts: Counts) -> None:
         """Add the ``bits`` [B] after ``attack`` on the images ``index`` [B], and the ``counts`` of this batch."""

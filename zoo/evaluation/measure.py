@@ -46,12 +46,14 @@ def measure(
     device: str = "cpu",
     progress: Callable[[Protocol, int, int], None] = lambda protocol, done, total: None,
     resume: Path | None = None,
+    together: bool = False,
 ) -> Iterable[Measurement]:
     """Evaluate ``model`` under each protocol in turn and yield a :class:`Measurement` as each is done.
 
     Args:
         weights_sha256: of the file that ``model`` was loaded from; stored in every result.
         resume: a folder for unfinished evaluations.
+        together: all processes of torch.distributed do this together; see :func:`zoo.evaluation.evaluate.evaluate`.
     """
     for protocol in protocols:
         split = dataset.split(protocol.split)
@@ -68,6 +70,7 @@ def measure(
             resume=resume,
             counts=counts,
             flags=flags,
+            together=together,
         )
         if counts.get("square", 0.0) > SQUARE_GAIN * len(bits):  # after white-box attacks, or gradient attacks
             flags.add("unreliable")

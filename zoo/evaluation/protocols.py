@@ -1,15 +1,18 @@
 """Named evaluation protocols: immutable records of how accuracy is measured. Nothing here imports torch.
 
 The named ones are for CIFAR-10 and the default threat model, l-infinity 8/255. Protocols for other data sets or threat
-models are derived from them, and their names state the change: ``cifar100-pgd20``, ``pgd20-l2-0.5``.
+models are derived from them, and their names state the change: ``cifar100-pgd20``, ``pgd20-l2-0.5``. ``protocol``
+knows all of them by name.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, Norm, ThreatModel
 from zoo.system.errors import UsageError, nearest
 
@@ -50,16 +53,14 @@ class Protocol(BaseModel):
     def under(self, threat: ThreatModel) -> Protocol:
         """This protocol with the norm and the eps of ``threat``; unchanged if it has no attack.
 
-        The step is proportional to eps: a fixed step would leave a small ball at once and not cross a large one. In
-        another norm it is the usual step: eps / 4 in l-infinity, 2.5 eps / steps in l2 (Madry et al. 2018).
+        The step is proportional to eps: a fixed step would leave a small ball at once and not cross a large one. It
+        stays the same share of the usual step, which is eps / 4 in l-infinity and 2.5 eps / steps in l2 (Madry et al.
+        2018).
         """
         if self.attack == "none" or threat == self.threat:
             return self
-        step = self.step
-        if step is not None and threat.norm == self.norm:
-            step = step / self.eps * threat.eps
-        elif step is not None:
-            step = threat.eps * (1 / 4 if threat.norm == "linf" else 2.5 / (self.steps or 1))
+        usual, new = (one.eps * (1 / 4 if one.norm == "linf" else 2.5 / (self.steps or 1)) for one in (self, threat))
+        step = None if self.step is None else self.step / usual * new
         name = self.name.removesuffix(f"-{self.threat.slug}")
         name = name if threat == LINF_8 else f"{name}-{threat.slug}"
         return self.model_copy(update={"name": name, "norm": threat.norm, "eps": threat.eps, "step": step})
@@ -82,13 +83,34 @@ PROTOCOLS = _named(
 
 RELEASED = tuple(PROTOCOLS)  # every released model is measured with these
 
+PROTOCOLS |= _named(  # others, which papers report
+    Protocol(name="pgd20-step0.003", attack="pgd", step=0.003, steps=20, loss="ce"),  # RSLAD; TRADES with eps 0.031
+    Protocol(name="pgd1000", attack="pgd", step=STEP, steps=1000, loss="ce"),  # ARD, Table 11
+    Protocol(name="pgd20x100", attack="pgd", step=STEP, steps=20, restarts=100, loss="ce"),  # ARD, Table 11
+    Protocol(name="deepfool", attack="deepfool", steps=50),  # ARD, Table 11
+    Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),
+)
 
-def protocol(name: str) -> Protocol:
-    """The protocol called ``name``.
+
+def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
+    """The protocol called ``name``: a named one, or one for another data set or threat model that is derived from it,
+    such as ``pgd20-l2-0.5`` or ``cifar100-pgd20-linf-4-255``.
+
+    Args:
+        threat: the threat model, if ``name`` states none; by default l-infinity 8/255.
 
     Raises:
-        UsageError: the name is unknown; the message suggests the nearest.
+        UsageError: the name is unknown; the message suggests the nearest. Or the protocol has no form in that norm.
     """
-    if name not in PROTOCOLS:
-        raise UsageError(f"no protocol is called '{name}'{nearest(name, PROTOCOLS)} (known: {', '.join(PROTOCOLS)})")
-    return PROTOCOLS[name]
+    dataset, base, stated = DATASET, name, threat or LINF_8
+    if prefix := next((each for each in DATASETS if base.startswith(f"{each}-")), None):
+        dataset, base = prefix, base.removeprefix(f"{prefix}-")
+    if base not in PROTOCOLS and (suffix := re.fullmatch(r"(.+)-(linf|l2)-(?:([0-9]+)-255|([0-9.]+))", base)):
+        base, norm, levels, eps = suffix.groups()
+        stated = ThreatModel.parse(f"{norm} {levels}/255" if levels else f"{norm} {eps}")
+    if base not in PROTOCOLS:
+        raise UsageError(
+            f"no protocol is called '{name}'{nearest(base, PROTOCOLS)} (known: {', '.join(PROTOCOLS)}, and each under "
+            "another threat model, as pgd20-l2-0.5)"
+        )
+    return PROTOCOLS[base].on(dataset).under(stated)

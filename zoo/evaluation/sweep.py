@@ -19,9 +19,9 @@ from zoo.datasets.base import Split
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.flags import SQUARE_GAIN, disagree
 from zoo.evaluation.ledger import Counts
-from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
+from zoo.evaluation.protocols import DATASET, PROTOCOLS, Protocol, protocol
 from zoo.evaluation.statistics import Accuracy
-from zoo.evaluation.threat import Norm, ThreatModel
+from zoo.evaluation.threat import LINF_8, Norm, ThreatModel
 from zoo.system.errors import UsageError
 
 GRIDS: dict[Norm, tuple[float, ...]] = {
@@ -104,7 +104,7 @@ def sweep(
 
 def attacks_called(names: Iterable[str]) -> list[Protocol]:
     """The protocols of these names, each once; UsageError if there are none, or one of them does not attack."""
-    bases = [protocol(name) for name in dict.fromkeys(names)]
+    bases = list(dict.fromkeys(protocol(name).on(DATASET).under(LINF_8) for name in names))
     idle = [base.name for base in bases if base.attack == "none"]
     if idle or not bases:
         raise UsageError(f"a sweep needs attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")

@@ -81,10 +81,12 @@ class Phase(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Record):
-    """How the weights were trained; ``phases`` are in order, and empty in older entries."""
+    """How the weights were trained; ``phases`` are in order, and empty in older entries. ``settings`` are those of the
+    recipe (its last phase), None in older entries."""
 
     recipe: Text
     recipe_sha256: Sha256
+    settings: dict[str, Any] | None = None
     seed: int
     start: Start | None = None
     teacher: Teacher | None = None

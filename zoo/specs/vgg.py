@@ -16,8 +16,8 @@ BLOCKS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 class VGGSpec(Spec):
     """VGG with BatchNorm (Simonyan and Zisserman 2015; torchvision's layers) and one linear layer as its classifier.
 
-    3x3 convolutions with biases, five 2x2 max-poolings, then global average pooling, which changes nothing at 32x32. RRM
-    matches its 512 features there (Vaishnavi et al. 2022, Table 7).
+    3x3 convolutions with biases, five 2x2 max-poolings, and global average pooling, which changes nothing at 32x32. RRM
+    matches the 512 features (Vaishnavi et al. 2022, Table 7).
     """
 
     arch: Literal["vgg"] = "vgg"

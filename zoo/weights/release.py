@@ -9,13 +9,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from zoo.evaluation.flags import disagree
-from zoo.evaluation.measure import Measurement
 from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import Entry
 from zoo.registry.file import info, load_registry, rename_model, write_model
@@ -26,6 +25,9 @@ from zoo.system.files import copy_atomic, locked, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
 from zoo.weights.load import BUNDLED, Found
+
+if TYPE_CHECKING:
+    from zoo.evaluation.measure import Measurement
 
 LICENSE = "Apache-2.0"
 SUFFIXES = ("safetensors", "bits.npz", PREDICTOR)  # of a model's files in the package
@@ -66,7 +68,7 @@ def candidate(found: Found) -> Candidate:
     train = dict(facts.train or {})
     if "recipe_sha256" not in train:  # a sub-net has it from its dynamic net's entry
         missing += [f"train.{key}" for key in ("settings", "history") if key not in train]
-        settings = json.dumps(train.pop("settings", None), sort_keys=True)
+        settings = json.dumps(train.get("settings"), sort_keys=True)
         train.pop("history", None)
         train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
     if missing or facts.name is None:
