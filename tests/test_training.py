@@ -248,16 +248,21 @@ def test_time_in_which_the_process_is_stopped_is_not_training_time_but_a_slow_st
         assert facts["history"][-1]["step"] == 6
 
 
-def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("collapse", "judged"), [(3, [10, 10, 20, 20, 20, 30, 30]), (5, [10, 10, 20, 20, 30, 30, 30])]
+)
+def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(
+    toy, tmp_path, monkeypatch, collapse, judged
+):
     true, calls = Trainer.guarded_accuracy, []
 
     def collapsing_once(self, net):
         calls.append(self.position.step)
-        return (0.9, 0.0) if len(calls) == 3 else true(self, net)  # raw weights, second epoch
+        return (0.9, 0.0) if len(calls) == collapse else true(self, net)  # raw weights, second or last epoch
 
     monkeypatch.setattr(Trainer, "guarded_accuracy", collapsing_once)
     fit(recipe(guard={"drop": 0.01}), toy, tmp_path)
-    assert calls == [10, 10, 20, 20, 20, 30, 30]
+    assert calls == judged
     assert load_checkpoint(tmp_path / "checkpoint.pt")["position"]["attempt"] == 1
 
 

@@ -144,6 +144,7 @@ def _run(
         collapsed = recipe.method.attacks and raw < recipe.guard.drop * position.best
         if _anyone(trainer, collapsed or math.isnan(running)):
             _roll_back(trainer, checkpoint)
+            progress = trainer.progress(trainer.position.seconds)
             continue
         position.best = max(position.best, raw)
         clean, pgd = trainer.guarded_accuracy(trainer.averaged())
