@@ -18,10 +18,11 @@ from torchvision.models import resnet
 from zoo.cli.app import run
 from zoo.models import build
 from zoo.specs import ResNetSpec
-from zoo.system.errors import Unreachable, UsageError
+from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.train.pipeline import run as train
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.teachers.teacher import Teacher
+from zoo.weights.convert import convert
 from zoo.weights.load import find, load, save_weights
 
 # -- nets as other code bases write them ---------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Evil:
         ({"weights": {"a": torch.zeros(1)}}, "holds no state dict"),
         ({"state_dict": {"conv1.weight": 5}}, "holds no state dict"),
         ([torch.zeros(1)], "holds no state dict"),
-        (dict.fromkeys(("conv1.weight", "module.conv1.weight"), torch.zeros(1)), "with and without a prefix"),
+        (dict.fromkeys(("conv1.weight", "module.conv1.weight"), torch.zeros(1)), "names with and without a prefix"),
         ({"conv1.weight": torch.full((1,), torch.inf)}, "values in 'conv1.weight' that are not finite"),
         (b"", "is not a whole pickle"),
         (b"PK\3\4" + b"x" * 100, "is not a whole pickle"),
@@ -231,6 +232,12 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_runs_nothing(content, says,
     assert says in said
     assert len(said.splitlines()) == 1
     assert os.listdir() == ["net.pt"]
+
+
+def test_tensors_in_two_layouts_are_refused(tmp_path):
+    torch.save(dict.fromkeys(("fc.bias", "linear.bias"), torch.zeros(10)), tmp_path / "net.pt")
+    with pytest.raises(IntegrityError, match=r"or in two layouts: keep those of one net"):
+        convert(tmp_path / "net.pt", ResNetSpec())
 
 
 def test_no_file_and_a_taken_folder_are_refused(trades, tmp_path, capsys):

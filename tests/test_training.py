@@ -248,9 +248,7 @@ def test_time_in_which_the_process_is_stopped_is_not_training_time_but_a_slow_st
         assert facts["history"][-1]["step"] == 6
 
 
-@pytest.mark.parametrize(
-    ("collapse", "judged"), [(3, [10, 10, 20, 20, 20, 30, 30]), (5, [10, 10, 20, 20, 30, 30, 30])]
-)
+@pytest.mark.parametrize(("collapse", "judged"), [(3, [10, 10, 20, 20, 20, 30, 30]), (5, [10, 10, 20, 20, 30, 30, 30])])
 def test_a_collapse_rolls_back_to_the_epoch_before_and_goes_on_with_other_numbers(
     toy, tmp_path, monkeypatch, collapse, judged
 ):

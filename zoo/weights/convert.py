@@ -51,9 +51,12 @@ def convert(path: Path, spec: Spec) -> dict[str, Tensor]:
 
     theirs = read_checkpoint(path)
     bare = {name: WRAPPERS.sub("", name) for name in theirs}
-    names = {_ours(plain, spec): name for name, plain in bare.items() if not UNUSED.match(plain)}
-    if len({*bare.values()}) < len(bare):
-        raise IntegrityError(f"'{path}' holds the same names with and without a prefix: keep those of one net")
+    used = {name: _ours(plain, spec) for name, plain in bare.items() if not UNUSED.match(plain)}
+    names = {ours: name for name, ours in used.items()}
+    if len(names) < len(used):
+        raise IntegrityError(
+            f"'{path}' holds names with and without a prefix, or in two layouts: keep those of one net"
+        )
     tensors = {ours: theirs[name] for ours, name in names.items()}
     model = build(spec)
     for name, tensor in model.state_dict().items():
