@@ -88,6 +88,15 @@ def test_an_empty_table_removes_a_section(minimal):
     assert (attack.eps, attack.model_fields_set) == (0.02, {"eps"})
 
 
+def test_a_teacher_is_set_by_its_name_alone(minimal):
+    for overrides in (["teacher=trades-s3"], ["teacher.name=trades-s3"]):
+        assert load_recipe("ard-s3", overrides=overrides).teacher.model_dump() == {"name": "trades-s3", "versions": 0}
+    minimal.write_text(MINIMAL.replace("[arch]", 'teacher = "trades-s3"\nmethod = "rslad"\n[arch]'))
+    minimal.write_text(minimal.read_text().replace('method = "pgd-at"\n', ""))
+    assert load_recipe(minimal).teacher.name == "trades-s3"
+    assert load_recipe(minimal, overrides=["teacher=none", "method=pgd-at"]).teacher is None
+
+
 def test_bare_words_are_strings(minimal):
     assert load_recipe(minimal, overrides=["train.method=mart"]).method.name == "mart"
 

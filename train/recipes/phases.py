@@ -75,7 +75,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
                 continue
             if isinstance(value, dict) and _is_section(key):  # it would replace the whole section
                 raise UsageError(f'{path.name}: a phase or preset changes single keys, in quotes: "{key}.KEY" = VALUE')
-            _set(changed, key, {"name": value} if key == "method" else value)
+            _set(changed, key, {"name": value} if key in ("method", "teacher") else value)
         if "search" in changed and SEARCH not in tables:
             raise UsageError(f"{path.name}: [search] is for a phase called 'search': add a table [phase.search]")
         phases[phase] = recipe = parse_recipe(_with_arch(_searchless(changed, phase)), path.name)

@@ -209,7 +209,7 @@ class Recipe(Section):
         arch, dataset = data.get("arch"), DATASETS.get(data.get("dataset", "cifar10"))
         return {**data, "arch": dataset.contract() | arch} if isinstance(arch, dict) and dataset else data
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "teacher", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
@@ -217,7 +217,7 @@ class Recipe(Section):
     @field_validator("teacher", mode="before")
     @classmethod
     def _none_by_name(cls, value: Any) -> Any:
-        return None if value == {"name": "none"} else value
+        return None if value in ({"name": "none"}, "none") else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
