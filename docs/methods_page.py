@@ -17,7 +17,7 @@ from zoo.train.recipes.phases import load_recipe
 DOCS = Path(__file__).parent
 PAGE = DOCS / "methods.md"
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "apgd50": "APGD-50", "autoattack": "AutoAttack"}
-DIFFERENCES = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy"}  # to the control
+DIFFERENCES = {"clean": "clean", "cw20": "CW-20", "autoattack": "AutoAttack"}  # accuracies minus the control's
 CONTROL = "methods/s3/n-fgsm"
 STUDENTS = {"s3": "o", "w4": "s"}
 SPACES = ("s3", "s5", "s7")
@@ -106,7 +106,7 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def compared(runs: Runs, rows: Mapping[str, str], control: str) -> str:
     """A table of the rows GROUP/STUDENT/ROW that were measured, with their names, against the row ``control``."""
-    heads = ["", "passes", *COLUMNS.values(), "clean - control", "AutoAttack - control"]
+    heads = ["", "passes", *COLUMNS.values(), *(f"{name} - control" for name in DIFFERENCES.values())]
     lines = []
     for row, name in rows.items():
         cells = [accuracy(runs, row, key) for key in COLUMNS]
@@ -206,7 +206,7 @@ def plot(runs: Runs) -> str:
     shown = [row for row in ROWS if any(difference(runs, f"methods/s3/{row}", CONTROL, key) for key in DIFFERENCES)]
     if not shown:
         return ""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 0.3 * len(shown) + 1.2), dpi=150, sharey=True)
+    figure, panels = plt.subplots(1, len(DIFFERENCES), figsize=(11, 0.3 * len(shown) + 1.2), dpi=150, sharey=True)
     for axes, (key, title) in zip(panels, DIFFERENCES.items(), strict=True):
         for (net, marker), colour, shift in zip(STUDENTS.items(), COLOURS, (-0.15, 0.15), strict=False):
             label = net
@@ -217,10 +217,10 @@ def plot(runs: Runs) -> str:
                     axes.errorbar(found[0], place - shift, xerr=found[1], **dots)
                     label = None
         axes.axvline(0, color=GREY, linewidth=0.8)
-        axes.set_xlabel(f"{title} minus the control's, points")
+        axes.set_xlabel(f"{title} accuracy minus the control's, points", fontsize=8)
         style(axes, along="both")
     panels[0].set_yticks(range(len(shown)), [ROWS[row] for row in reversed(shown)], fontsize=8)
-    panels[1].legend(frameon=False, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8)
     figure.savefig(DOCS / "methods.png", bbox_inches="tight")
     plt.close(figure)
     return "![Each method minus the control](methods.png)"
