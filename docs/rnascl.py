@@ -30,7 +30,11 @@ def table() -> str:
         f"| --- | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
     ]
     for space in SPACES:
-        for name in (*sorted(list_models(f"rnascl-{space}-*")), *list_models(f"trades-{space}")):
+        for name in (
+            *sorted(list_models(f"rnascl-{space}-*")),
+            *list_models(f"trades-{space}"),
+            *list_models(f"nfgsm-{space}"),
+        ):
             entry = info(name)
             minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases or (entry.train,))
             lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {' | '.join(cells(entry))} | {minutes} |")
