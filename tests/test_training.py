@@ -158,10 +158,16 @@ def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
         load_checkpoint(path)
-    for content in (b"", b"garbage", b"\x80\x02."):
+    for content in (b"", b"garbage", b"\x80\x02.", b"\x80\x02c_codecs\nencode\nG\x00"):
         path.write_bytes(content)
         with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
             load_checkpoint(path)
+
+
+def test_the_checkpoint_of_another_program_is_refused(toy, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UsageError, match=r"checkpoint\.pt' is not a checkpoint of zoo train"):
+        fit(recipe(), toy, tmp_path, resume=True)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------

@@ -85,6 +85,8 @@ def fit(
     check_free(out, resume=resume)  # before the trainer is built, which may take minutes
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
+        if not isinstance(state, dict) or "recipe" not in state:
+            raise UsageError(f"'{checkpoint}' is not a checkpoint of zoo train: choose another --out")
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
         if state["position"].get("done") and kind.leaves(out).exists():

@@ -135,5 +135,5 @@ class ModelFolder:
     def check_free(self) -> None:
         """Raise UsageError if the folder already holds a model, or is a file."""
         check_folder(self.path)
-        if self.config.exists():
+        if self.config.exists() or self.weights.exists():
             raise UsageError(f"'{self.path}' already holds a model: choose another folder")
