@@ -207,6 +207,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_one_that_was_not(toy,
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
+def test_a_signal_that_breaks_a_step_stops_the_run(toy, tmp_path, monkeypatch):
+    def broken(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the compiler was ended")
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    with pytest.raises(Interrupted):
+        fit(recipe(), toy, tmp_path)
+
+
 def test_a_run_is_never_overwritten_nor_continued_with_another_recipe(toy, tmp_path, monkeypatch):
     fit(recipe(train={"epochs": 1}), toy, tmp_path)
     monkeypatch.setattr(Trainer, "__init__", lambda *arguments, **options: pytest.fail("built before it was refused"))

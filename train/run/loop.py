@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zoo.datasets.base import Dataset
-from zoo.system.errors import TrainingDiverged, UsageError
+from zoo.system.errors import TrainingDiverged, UsageError, ZooError
 from zoo.system.files import check_folder, write_atomic
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
@@ -101,7 +101,12 @@ def fit(
     accelerator.wait_for_everyone()
 
     with _signals() as signals, _tensorboard(out, enabled=main) as board:
-        _run(trainer, checkpoint, signals, report, board, tick)
+        try:
+            _run(trainer, checkpoint, signals, report, board, tick)
+        except Exception as error:
+            if not signals.stop or isinstance(error, ZooError):
+                raise
+            raise Interrupted("stopped within a step") from error  # Ctrl-C ends the compiler's own processes too
     result = trainer.finish(out)
     accelerator.wait_for_everyone()
     return result
