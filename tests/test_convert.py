@@ -290,6 +290,9 @@ def test_a_teacher_is_a_safetensors_file_with_its_spec_beside_it(net, tmp_path, 
     assert torch.equal(load("local-dir:mine.safetensors")(x), expected)
     with pytest.raises(UsageError, match=r"'mine\.safetensors' is a file, .*: write local-dir:mine\.safetensors"):
         load("mine.safetensors")
+    Path("net.pt").write_bytes(b"PK")
+    with pytest.raises(Unreachable, match=r"'net\.pt' is a file, not a model folder: .* `zoo convert`"):
+        find("local-dir:net.pt")
     with pytest.raises(Unreachable, match=r"there is no file 'other\.safetensors'"):
         find("other.safetensors", folders=True)
 
