@@ -388,6 +388,7 @@ def raising(error: BaseException):
         (OSError(28, "No space left on device", "/x/y"), 1, "zoo: error: No space left on device: '/x/y'\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, "zoo: error: Broken pipe\n"),
         (EOFError("No data left in file"), 1, "internal: EOFError: No data left in file; set ZOO_DEBUG=1"),
+        (RuntimeError("a warning\n" * 1000), 1, " ...; set ZOO_DEBUG=1 and run again for the traceback"),
         (ZeroDivisionError("by\nzero"), 1, "internal: ZeroDivisionError: by zero; set ZOO_DEBUG=1"),
     ],
 )

@@ -285,6 +285,7 @@ def test_settings_that_one_release_does_not_have_are_no_differences(home):
         ({"recipe": "mine"}, "its settings are not stored, and no recipe 'mine' is published"),
         ({"recipe": "mine", "settings": {"method": "x"}}, "the record of its training cannot be read"),
         (trained() | {"phases": ["x"]}, "the record of its training cannot be read"),
+        (trained() | {"settings": [1]}, "the record of its training cannot be read: it is damaged"),
     ],
 )
 def test_a_model_whose_settings_are_not_known_says_why(home, train, said):

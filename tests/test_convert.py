@@ -190,6 +190,9 @@ def trades(tmp_path) -> Path:
         ([*WIDE, "--set=mean=[0, 0, 0]", NONE], "contradict each other", 2),
         ([*WIDE, "--normalise=non"], "did you mean 'none'", 2),
         ([*WIDE, "--set=stem", NONE], "--set needs KEY=VALUE", 2),
+        ([*WIDE, "--set=arch=resnet", NONE], "leave --set arch out", 2),
+        (["--arch=wideresnt", NONE], "did you mean 'wideresnet'", 2),
+        (["--arch=staged", NONE], "no layout of checkpoints is", 2),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_first_name(trades, arguments, says, code, tmp_path, capsys):
@@ -216,9 +219,20 @@ class Evil:
         ([torch.zeros(1)], "holds no state dict"),
         (dict.fromkeys(("conv1.weight", "module.conv1.weight"), torch.zeros(1)), "names with and without a prefix"),
         ({"conv1.weight": torch.full((1,), torch.inf)}, "values in 'conv1.weight' that are not finite"),
+        (
+            {"conv1.weight": torch.full((1,), 1e300, dtype=torch.float64)},
+            "values in 'conv1.weight' that are not finite",
+        ),
+        ({"conv1.weight": torch.zeros(1).expand(1 << 50)}, "does not hold all values of 'conv1.weight' as plain"),
+        ({"conv1.weight": torch.empty(1, device="meta")}, "does not hold all values of 'conv1.weight' as plain"),
+        ({"conv1.weight": torch.ones(1, 1).to_sparse()}, "does not hold all values of 'conv1.weight' as plain"),
+        ({"conv1.weight": torch.zeros(1, dtype=torch.complex64)}, "as plain numbers (torch.complex64)"),
+        ({"conv1.weight": torch.zeros(1).to(torch.float8_e4m3fn)}, "as plain numbers (torch.float8_e4m3fn)"),
+        ({}, "holds no state dict"),
         (b"", "is not a whole pickle"),
         (b"PK\3\4" + b"x" * 100, "is not a whole pickle"),
         (b"no pickle", "is not a whole pickle"),
+        (b"\x80\x02c_codecs\nencode\nG\x00", "is not a whole pickle"),  # struct.error
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused_and_runs_nothing(content, says, tmp_path, monkeypatch, capsys):
@@ -240,12 +254,22 @@ def test_tensors_in_two_layouts_are_refused(tmp_path):
         convert(tmp_path / "net.pt", ResNetSpec())
 
 
+def test_integers_are_no_weights(tmp_path, capsys):
+    torch.save({name: tensor.long() for name, tensor in TradesWideResNet().state_dict().items()}, tmp_path / "net.pt")
+    assert run(["convert", str(tmp_path / "net.pt"), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 5
+    assert "holds integers in '" in capsys.readouterr().err
+
+
 def test_no_file_and_a_taken_folder_are_refused(trades, tmp_path, capsys):
     assert run(["convert", str(tmp_path / "no.pt"), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 2
     assert "there is no file" in capsys.readouterr().err
     assert run(["convert", str(trades), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 0
     assert run(["convert", str(trades), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 2
     assert "already holds a model" in capsys.readouterr().err
+    (tmp_path / "m" / "config.json").unlink()
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    assert run(["convert", str(trades), *WIDE, "--normalise=dataset", "-o", str(tmp_path / "m")]) == 2
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
 # -- a file with its spec beside it ----------------------------------------------------------------------------------
@@ -266,6 +290,9 @@ def test_a_teacher_is_a_safetensors_file_with_its_spec_beside_it(net, tmp_path, 
     assert torch.equal(load("local-dir:mine.safetensors")(x), expected)
     with pytest.raises(UsageError, match=r"'mine\.safetensors' is a file, .*: write local-dir:mine\.safetensors"):
         load("mine.safetensors")
+    Path("net.pt").write_bytes(b"PK")
+    with pytest.raises(Unreachable, match=r"'net\.pt' is a file, not a model folder: .* `zoo convert`"):
+        find("local-dir:net.pt")
     with pytest.raises(Unreachable, match=r"there is no file 'other\.safetensors'"):
         find("other.safetensors", folders=True)
 

@@ -58,3 +58,11 @@ def test_a_run_is_resumed_without_its_settings_and_not_with_others(call, tmp_pat
     (tmp_path / "run" / "asked.json").write_text(json.dumps([]))
     code, err = call("--resume")
     assert (code, "is damaged" in err) == (5, True)
+
+
+def test_settings_may_change_until_a_run_has_trained(call, tmp_path):
+    settings = [part for one in SETTINGS for part in ("--set", one)]
+    code, err = call(*settings, "--set", "train.batch_size=1000")
+    assert (code, "do not fill a batch" in err) == (2, True)
+    assert asked_of(tmp_path / "run")["overrides"][-1] == "train.batch_size=1000"
+    assert call("--resume", "--set", "train.batch_size=50") == (0, "")

@@ -158,10 +158,16 @@ def test_a_damaged_checkpoint_is_an_integrity_error(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
         load_checkpoint(path)
-    for content in (b"", b"garbage", b"\x80\x02."):
+    for content in (b"", b"garbage", b"\x80\x02.", b"\x80\x02c_codecs\nencode\nG\x00"):
         path.write_bytes(content)
         with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
             load_checkpoint(path)
+
+
+def test_the_checkpoint_of_another_program_is_refused(toy, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UsageError, match=r"checkpoint\.pt' is not a checkpoint of zoo train"):
+        fit(recipe(), toy, tmp_path, resume=True)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------
@@ -199,6 +205,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_one_that_was_not(toy,
     assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["position"]["step"] == 21
     parts = fit(recipe(), toy, tmp_path / "parts", resume=True)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_a_signal_that_breaks_a_step_stops_the_run(toy, tmp_path, monkeypatch):
+    def broken(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the compiler was ended")
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    with pytest.raises(Interrupted):
+        fit(recipe(), toy, tmp_path)
 
 
 def test_a_run_is_never_overwritten_nor_continued_with_another_recipe(toy, tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
             "phases before": [f"{phase['name']} ({phase['epochs']:g} epochs)" for phase in before],
         }
     except (UsageError, LookupError, TypeError, AttributeError) as error:
-        return Training(None, f"the record of its training cannot be read: {type(error).__name__}: {error}")
+        reason = str(error) if isinstance(error, UsageError) else "it is damaged"
+        return Training(None, f"the record of its training cannot be read: {reason}")
     if before:
         note = "; ".join(filter(None, (note, "of its phases, only the last one's settings are known")))
     return Training(settings, note)

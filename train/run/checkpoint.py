@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises anything
         raise IntegrityError(
             f"'{path}' is not a readable checkpoint ({type(error).__name__}): remove it to start afresh"
         ) from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zoo.datasets.base import Dataset
-from zoo.system.errors import TrainingDiverged, UsageError
+from zoo.system.errors import TrainingDiverged, UsageError, ZooError
 from zoo.system.files import check_folder, write_atomic
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
@@ -85,6 +85,8 @@ def fit(
     check_free(out, resume=resume)  # before the trainer is built, which may take minutes
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
+        if not isinstance(state, dict) or "recipe" not in state:
+            raise UsageError(f"'{checkpoint}' is not a checkpoint of zoo train: choose another --out")
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
         if state["position"].get("done") and kind.leaves(out).exists():
@@ -99,7 +101,12 @@ def fit(
     accelerator.wait_for_everyone()
 
     with _signals() as signals, _tensorboard(out, enabled=main) as board:
-        _run(trainer, checkpoint, signals, report, board, tick)
+        try:
+            _run(trainer, checkpoint, signals, report, board, tick)
+        except Exception as error:
+            if not signals.stop or isinstance(error, ZooError):
+                raise
+            raise Interrupted("stopped within a step") from error  # Ctrl-C ends the compiler's own processes too
     result = trainer.finish(out)
     accelerator.wait_for_everyone()
     return result

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -159,7 +160,8 @@ def _report(error: BaseException, *, as_json: bool) -> int:
     elif isinstance(error, OSError) and error.strerror:
         message, code = f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror, 1
     else:
-        message = f"internal: {type(error).__name__}: {error}; set ZOO_DEBUG=1 and run again for the traceback"
+        said = shorten(str(error), 400, placeholder=" ...")  # a compiler's can have thousands of lines
+        message = f"internal: {type(error).__name__}: {said}; set ZOO_DEBUG=1 and run again for the traceback"
         code = 1
     message = " ".join(message.split())
     _say(f"zoo: error: {message}")

@@ -53,10 +53,15 @@ def command(
     from zoo.evaluation.threat import ThreatModel
     from zoo.specs import cost, parse_spec
     from zoo.system.units import format_count
+    from zoo.weights.convert import check_layout, convert
     from zoo.weights.folder import ModelConfig, ModelFolder
+    from zoo.weights.load import save_weights
 
     output, folder = Output(as_json=as_json, quiet=quiet), ModelFolder(out)
     images, given = dataset_called(dataset), dict(map(_setting, settings or ()))
+    if "arch" in given:
+        raise UsageError("--set takes keys of the architecture that --arch names: leave --set arch out")
+    check_layout(arch)
     spec = parse_spec(images.contract() | _normalisation(normalise, given) | {"arch": arch} | given)
     config = ModelConfig(
         spec=spec.to_dict(),
@@ -65,9 +70,6 @@ def command(
         classes=images.classes if len(images.classes) == spec.classes else None,
     )
     folder.check_free()
-
-    from zoo.weights.convert import convert
-    from zoo.weights.load import save_weights
 
     tensors = convert(checkpoint, spec)
     out.mkdir(parents=True, exist_ok=True)

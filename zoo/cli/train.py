@@ -77,7 +77,7 @@ def command(
     from zoo.datasets.base import check_fits
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
-    from zoo.train.run.loop import check_free
+    from zoo.train.run.loop import CHECKPOINT, check_free
     from zoo.train.teachers.teacher import check_teacher
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
@@ -88,9 +88,10 @@ def command(
     if resume and (before := asked_of(folder)):
         asked = {"preset": preset or before["preset"], "overrides": [*before["overrides"], *asked["overrides"]]}
         phases = load_phases(recipe, **asked)
-        if phases != load_phases(recipe, **before):
+        if phases == load_phases(recipe, **before):
+            asked = before
+        elif any(folder.rglob(CHECKPOINT)):  # otherwise it was refused or stopped before it trained
             raise UsageError(f"'{folder}' holds a run with other settings: leave --set and --preset out to continue it")
-        asked = before
     for phase, settings in phases.items():  # refused before anything is read or trained
         check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
         earlier = ("largest", *phases)  # teachers that the training itself makes

@@ -8,13 +8,13 @@ The layouts: torchvision's ResNets (``downsample``, ``fc``), those of RobustBenc
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from zoo.specs import Spec, WideResNetSpec
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.errors import IntegrityError, UsageError, nearest
 from zoo.system.files import kind_of
 from zoo.weights.folder import SUFFIX
 from zoo.weights.load import checked, fill, read_tensors
@@ -78,8 +78,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == SUFFIX:
         return read_tensors(path)
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of old formats
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file raises anything: AssertionError, TypeError, struct.error
         raise IntegrityError(
             f"'{path}' is not a whole pickle of tensors, and nothing else is unpickled, because that runs any code in "
             "it: save the model's state_dict() alone"
@@ -87,21 +89,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     for nest in NESTS:
         if isinstance(found, Mapping) and isinstance(found.get(nest), Mapping):
             found = found[nest]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise IntegrityError(
             f"'{path}' holds no state dict: it must hold tensors by name, at its top or under {', '.join(NESTS)}"
         )
     return checked({str(name): tensor for name, tensor in found.items()}, path)
 
 
+def check_layout(arch: str) -> str:
+    """``arch``; UsageError if no layout of checkpoints of this family is known."""
+    known = [*RULES, "wideresnet"]
+    if arch not in known:
+        raise UsageError(
+            f"no layout of checkpoints is known for '{arch}'{nearest(arch, known)} (known: {', '.join(known)})"
+        )
+    return arch
+
+
 def _ours(name: str, spec: Spec) -> str:
     """The name in ``build(spec)`` of the tensor that a checkpoint calls ``name``; another one if there is none."""
     if isinstance(spec, WideResNetSpec):
         return _of_wideresnet(name, spec)
-    arch = str(getattr(spec, "arch", None))
-    if arch not in RULES:
-        raise UsageError(f"no layout of checkpoints is known for '{arch}' (known: {', '.join([*RULES, 'wideresnet'])})")
-    for pattern, replacement in RULES[arch]:
+    for pattern, replacement in RULES[check_layout(str(getattr(spec, "arch", None)))]:
         name = re.sub(pattern, replacement, name)
     return name
 

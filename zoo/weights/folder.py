@@ -124,6 +124,10 @@ class ModelFolder:
         Raises:
             Unreachable: there is no such folder or file.
         """
+        if self.path.is_file():
+            raise Unreachable(
+                f"'{self.path}' is a file, not a model folder: make one from a checkpoint with `zoo convert`"
+            )
         if not self.path.is_dir():
             raise Unreachable(f"there is no folder '{self.path}'")
         if kind := kind_of(self.path / name):
@@ -135,5 +139,5 @@ class ModelFolder:
     def check_free(self) -> None:
         """Raise UsageError if the folder already holds a model, or is a file."""
         check_folder(self.path)
-        if self.config.exists():
+        if self.config.exists() or self.weights.exists():
             raise UsageError(f"'{self.path}' already holds a model: choose another folder")

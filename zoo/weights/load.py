@@ -312,13 +312,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors of the file ``path`` in float32; IntegrityError if values are not finite."""
+    """The tensors of the file ``path``, those of floats in float32.
+
+    Raises:
+        IntegrityError: values are not finite in float32, or a tensor is not a dense one of integers or of floats of 16
+            bits or more.
+    """
     import torch
 
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    plain = (*floats, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    read = {}
     for key, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise IntegrityError(f"'{path}' holds values in '{key}' that are not finite")
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+        dense = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in plain
+        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise IntegrityError(
+                f"'{path}' does not hold all values of '{key}' as plain numbers ({value.dtype}): "
+                "save it as a dense tensor of float32 or float16"
+            )
+        read[key] = value.float() if value.dtype in floats else value
+        if not torch.isfinite(read[key]).all():
+            raise IntegrityError(f"'{path}' holds values in '{key}' that are not finite in float32")
+    return read
 
 
 def read_model(path: Path, spec: Spec) -> Classifier:
@@ -358,7 +373,7 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path, names: Ma
     """Copy ``tensors`` into ``model``; ``names`` are those that they have in the file ``path``, if they are others.
 
     Raises:
-        IntegrityError: names or shapes differ from the model's.
+        IntegrityError: names or shapes differ from the model's, or integers stand for floats.
     """
     expected, names = model.state_dict(), names or {}
     for fault, keys in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
@@ -373,6 +388,8 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path, names: Ma
                 f"the weights do not fit the architecture: '{names.get(key, key)}' in '{path}' has shape "
                 f"{list(tensors[key].shape)}, not {list(value.shape)}"
             )
+        if value.is_floating_point() and not tensors[key].is_floating_point():
+            raise IntegrityError(f"'{path}' holds integers in '{names.get(key, key)}', where weights are floats")
     model.load_state_dict(dict(tensors))
 
 
