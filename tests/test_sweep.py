@@ -138,6 +138,8 @@ def test_progress_counts_images_over_all_eps_of_an_attack():
         ({"eps": [float("nan")]}, "each from 0 to 1"),
         ({"n": 0}, "at least one image"),
         ({"attacks": ["pgd-20"]}, "did you mean 'pgd20'"),
+        ({"attacks": ["pgd20-l2-0.5"]}, "name the attack 'pgd20', not 'pgd20-l2-0.5'"),
+        ({"attacks": ["cifar100-pgd20"]}, "name the attack 'pgd20', not 'cifar100-pgd20'"),
         ({"attacks": ["clean"]}, "a sweep needs attacks, such as fgsm and pgd20, not clean"),
         ({"attacks": []}, "a sweep needs attacks"),
     ],

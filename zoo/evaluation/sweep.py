@@ -104,7 +104,12 @@ def sweep(
 
 def attacks_called(names: Iterable[str]) -> list[Protocol]:
     """The protocols of these names, each once; UsageError if there are none, or one of them does not attack."""
-    bases = list(dict.fromkeys(protocol(name).on(DATASET).under(LINF_8) for name in names))
+    names = list(names)
+    for name in names:
+        base = protocol(name).on(DATASET).under(LINF_8).name
+        if base != name:
+            raise UsageError(f"a sweep varies eps, in the norm of --norm: name the attack '{base}', not '{name}'")
+    bases = list(dict.fromkeys(PROTOCOLS[name] for name in names))
     idle = [base.name for base in bases if base.attack == "none"]
     if idle or not bases:
         raise UsageError(f"a sweep needs attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")
