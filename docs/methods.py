@@ -476,7 +476,8 @@ def parser() -> argparse.ArgumentParser:
     recipes.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     recipes.add_argument("--precision", choices=("auto", "fp32", "bf16"))
     kept = argparse.ArgumentParser(add_help=False)
-    kept.add_argument("--store", type=Path, default=STORE, help="where results are kept")
+    # A default here would replace what stands before the verb.
+    kept.add_argument("--store", type=Path, default=argparse.SUPPRESS, help="where results are kept")
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[kept])
     verbs = made.add_subparsers(dest="verb")
     one = verbs.add_parser("train", parents=[shared, recipes])
@@ -494,7 +495,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = parser().parse_args()
+    args = parser().parse_args(namespace=argparse.Namespace(store=STORE))
     if args.verb is None:
         import methods_page
 
