@@ -105,8 +105,8 @@ def test_a_name_that_states_a_threat_model_keeps_it(in_l2, capsys):
     results = json.loads(capsys.readouterr().out)["results"]
     assert results.keys() == {"pgd20-l2-2", "deepfool", "pgd20-l2-0.5"}, "no worst case over different threat models"
     swept = ["sweep", in_l2, "-n", "5", "--attack", "fgsm-l2-0.5,fgsm", "--eps", "0.1", "--json", "-q"]
-    assert run(swept) == 0
-    assert json.loads(capsys.readouterr().out)["curves"].keys() == {"fgsm"}
+    assert run(swept) == 2
+    assert "name the attack 'fgsm', not 'fgsm-l2-0.5'" in capsys.readouterr().err
     assert run(["eval", in_l2, "-p", "cifar100-pgd20", "-q"]) == 2
     assert "is evaluated on cifar10: leave cifar100-pgd20 out" in capsys.readouterr().err
 
