@@ -51,6 +51,11 @@ def style(axes, along: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def look_of(i: int) -> dict[str, str]:
+    """Colour and line style of the line ``i`` of a plot; no two of thirty look alike."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+
+
 def accuracy() -> None:
     """A row for every model, cheapest first: clean, PGD-20 and AutoAttack accuracy, with 95 % intervals."""
     entries = sorted(((name, info(name)) for name in list_models()), key=lambda item: item[1].macs, reverse=True)
@@ -77,10 +82,10 @@ def learning_curves() -> None:
     """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over time."""
     curves = json.loads((DOCS / "learning-curves.json").read_bytes())
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
-    for (name, history), colour in zip(sorted(curves.items()), COLOURS, strict=False):
-        minutes = [epoch["seconds"] / 60 for epoch in history]
-        clean.plot(minutes, [100 * epoch["clean"] for epoch in history], color=colour, label=name)
-        robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], color=colour, label=name)
+    for i, (name, history) in enumerate(sorted(curves.items())):
+        minutes, look = [epoch["seconds"] / 60 for epoch in history], look_of(i)
+        clean.plot(minutes, [100 * epoch["clean"] for epoch in history], label=name, **look)
+        robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], label=name, **look)
     for axes, title in ((clean, "clean"), (robust, "PGD-10")):
         axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
         axes.set_xlabel("minutes of training, one or two busy cores")
@@ -102,7 +107,7 @@ def sweeps() -> None:
             x = [255 * point["eps"] for point in curve]
             y = [100 * point["accuracy"]["value"] for point in curve]
             low, high = ([100 * point["accuracy"]["ci95"][end] for point in curve] for end in (0, 1))
-            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+            look = look_of(i)
             axes.plot(x, y, label=name, marker=".", markersize=4, linewidth=1.4, **look)
             axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
         axes.axvline(8, color=GREY, linewidth=0.8, linestyle=":", zorder=0)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Attack, Method, Needs, Step
+from zoo.train.methods.method import Attack, Method, Step
 from zoo.train.methods.n_fgsm import check_single_step, single_step
 
 
@@ -34,10 +34,6 @@ class Ard(Method):
     @property
     def forwards(self) -> int:
         return 1 if self.alpha in (None, 1.0) else 2
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def check(self, attack: Attack) -> None:
         own = sorted({"ce", "kl", "label_smoothing"} & self.model_fields_set)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.ard import ard
-from zoo.train.methods.method import Needs, Step
+from zoo.train.methods.method import Step
 from zoo.train.methods.replay import Replayed
 
 
@@ -28,10 +28,6 @@ class FastArd(Replayed):
     @property
     def forwards(self) -> int:
         return 1 if self.alpha == 1 else 2
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         return ard(step, x_adv, self.alpha, self.temperature)

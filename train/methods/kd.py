@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Method, Needs, Step
+from zoo.train.methods.method import Method, Step
 
 
 class Kd(Method):
@@ -27,10 +27,6 @@ class Kd(Method):
     @property
     def attacks(self) -> bool:
         return False
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         logits = step.forward(step.batch.x).float()

@@ -128,8 +128,8 @@ class Method(Section):
 
     @property
     def needs(self) -> Needs | None:
-        """What the method needs from a teacher with these settings."""
-        return None
+        """What the method needs from a teacher with these settings: by default, if it takes one, its logits."""
+        return Needs() if self.takes_teacher else None
 
     @property
     def replays(self) -> int:

@@ -83,9 +83,9 @@ def _bars() -> Iterator[Progress]:
 
 @contextmanager
 def _lines() -> Iterator[Progress]:
-    """Write from a thread, so that a stage that says nothing for minutes is listening of too."""
+    """Write from a thread, so that a stage that is silent for minutes has lines too."""
     latest: tuple[str, int, int] | None = None
-    begun: dict[str, tuple[float, int]] = {}  # when a stage was first listening of, and what was done of it then
+    begun: dict[str, tuple[float, int]] = {}  # when a stage began, and what was done of it then
     over = threading.Event()
 
     def advance(stage: str, done: int, total: int) -> None:
