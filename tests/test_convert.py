@@ -182,6 +182,7 @@ def trades(tmp_path) -> Path:
             5,
         ),
         ([*WIDE, "--dataset=cifar100", NONE], "'module.fc.weight' in '.*' has shape [10, 128], not [100, 128]", 5),
+        ([*WIDE, "--set=classes=1000000000000", NONE], "values, and this architecture has 129,000,", 5),
         ([*R18, NONE], "lacks 'features.layer1.0.bn1.bias'", 5),
         (["--arch=staged", "--set=widths=[[4]]", "--set=resolutions=[16]", NONE], "no layout of checkpoints is", 2),
         (["--arch=wideresnet", "--set=depth=17", NONE], "6n + 4", 2),

@@ -14,10 +14,12 @@ from torch import nn
 
 from zoo import attacks
 from zoo.attacks.ball import Ball, norm_of, steepest
+from zoo.attacks.pulse import listening
 from zoo.system.errors import UsageError
 from zoo.train.methods import METHODS, adversary
 from zoo.train.methods.mart import mart
 from zoo.train.methods.method import Method
+from zoo.train.methods.rdt import Rdt
 from zoo.train.recipes.schema import Recipe, parse_recipe
 from zoo.train.run.trainer import Trainer
 
@@ -409,8 +411,30 @@ def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, m
     assert distance["made"] < 0.3 * distance["start"]
     assert (x_r - x).abs().mean() > 0.5 * (other - x).abs().mean()  # it is not the image itself
     assert torch.equal(trainer.source.labels, plain.source.labels)
-    monkeypatch.setattr("zoo.train.methods.rdt.Rdt.robust", None)  # now it comes from the cache
+    monkeypatch.setattr(Rdt, "robust", None)  # now it comes from the cache
     assert torch.equal(Trainer(settings, toy).source.images, trainer.source.images)
+
+
+def test_robust_data_are_made_on_where_a_run_stopped(toy, teacher_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr("zoo.train.methods.rdt.BATCH", 80)
+    settings = recipe("rdt", teacher_folder, {"steps": 2}, train={"images": 200})
+    robust, made, shares = Rdt.robust, [], []
+
+    def stopped(self, x, start, teacher):
+        if sum(made) == 160:
+            raise KeyboardInterrupt
+        made.append(len(x))
+        return robust(self, x, start, teacher)
+
+    monkeypatch.setattr(Rdt, "robust", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(settings, toy)
+    made.append(-100)
+    with listening(shares.append):
+        Trainer(settings, toy)
+    assert made == [80, 80, -100, 40]
+    assert shares == [0.4, 0.8, 1]
 
 
 @pytest.mark.parametrize("layer", ["student_layer", "teacher_layer"])

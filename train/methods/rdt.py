@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.attacks.ball import steepest
+from zoo.attacks.pulse import pulse
 from zoo.system.errors import UsageError
 from zoo.system.files import cached, mapped
 from zoo.train.data.augment import PAD, padded
@@ -49,21 +49,24 @@ class Rdt(Natural):
             raise UsageError("method 'rdt' makes new images, which are kept in memory: choose a smaller data set")
         assert teacher is not None
         plain = source.images[:, PAD:-PAD, PAD:-PAD]  # uint8 [N, H, W, 3]
-
-        def write(folder: Path) -> None:
-            made = np.concatenate([part.cpu().numpy() for part in self._made(plain, teacher)])
-            np.save(folder / "images.npy", made)
-
-        robust = mapped(cached(f"robust-data-{self._key(plain, teacher)}", write) / "images.npy", write)
         made = copy.copy(source)
-        made.images = padded(torch.from_numpy(np.array(robust)).to(plain.device))
+        made.images = padded(torch.from_numpy(self._made(plain, teacher)).to(plain.device))
         return made
 
-    def _made(self, plain: Tensor, teacher: Teacher) -> Iterator[Tensor]:
+    def _made(self, plain: Tensor, teacher: Teacher) -> np.ndarray:
+        """uint8 [N, H, W, 3]. Each batch is cached when it is done, so that it is made once even if the run stops."""
         order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0)).to(plain.device)
+        made, key = [], self._key(plain, teacher)
         for rows in torch.arange(len(plain), device=plain.device).split(BATCH):
             x, start = (plain[index].permute(0, 3, 1, 2).float() / 255 for index in (rows, order[rows]))
-            yield (255 * self.robust(x, start, teacher)).round().byte().permute(0, 2, 3, 1)
+
+            def write(folder: Path, x: Tensor = x, start: Tensor = start) -> None:
+                images = (255 * self.robust(x, start, teacher)).round().byte().permute(0, 2, 3, 1)
+                np.save(folder / "images.npy", images.cpu().numpy())
+
+            made.append(mapped(cached(f"robust-data-{key}/{int(rows[0])}", write) / "images.npy", write))
+            pulse((int(rows[-1]) + 1) / len(plain))
+        return np.concatenate(made)
 
     def robust(self, x: Tensor, start: Tensor, teacher: Teacher) -> Tensor:
         """x_r [N, 3, H, W] for the images x [N, 3, H, W], from the images ``start``."""

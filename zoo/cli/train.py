@@ -73,6 +73,7 @@ def command(
     budget = None if time_budget is None else seconds(time_budget)
     recipe_file(recipe)  # before torch is imported
 
+    from zoo.attacks.pulse import listening
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
     from zoo.train.pipeline import asked_of, run
@@ -121,16 +122,17 @@ def command(
             images = phases[phase].train.batch_size if phase in phases else 1  # the predictor's sub-nets come singly
             advance(phase, step * images, total * images)
 
-        left = run(
-            phases,
-            dataset,
-            folder,
-            resume=resume,
-            time_budget=budget,
-            asked=asked,
-            report=report,
-            tick=tick,
-        )
+        with listening(lambda share: advance("data made by the teacher, %", int(100 * share), 100)):
+            left = run(
+                phases,
+                dataset,
+                folder,
+                resume=resume,
+                time_budget=budget,
+                asked=asked,
+                report=report,
+                tick=tick,
+            )
     if not speaks():
         return
     model = list(left.values())[-1]
