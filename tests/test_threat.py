@@ -206,7 +206,7 @@ def test_the_surrogate_attack_stays_in_its_l2_ball_and_breaks_what_is_fragile(fr
     x, y = to_float(split.images[:60]), torch.from_numpy(split.labels[:60])
     for model, low, high in ((fragile, 0.0, 0.1), (robust, 0.9, 1.0)):
         engine = Twin(model)
-        x_adv = surrogate_pgd(model, engine, x, y, eps=2.0, norm="l2", step=0.25, steps=20, seed=0)
+        (x_adv,) = surrogate_pgd(model, [engine], x, y, eps=2.0, norm="l2", step=0.25, steps=20, seed=0)
         assert norm_of(x_adv - x, "l2").max() <= 2.0 + 1e-4
         assert 0 <= x_adv.min() <= x_adv.max() <= 1
         assert right(engine, x, y).mean() > 0.9

@@ -380,7 +380,7 @@ WALK = {"eps": 8 / 255, "step": 2 / 255, "steps": 10, "seed": 0}
 def test_the_engine_judges_the_image_the_start_and_every_step(robust, split, at):
     x, y = to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64)
     engine = Planted(at)
-    x_adv = surrogate_pgd(robust, engine, x, y, **WALK)
+    (x_adv,) = surrogate_pgd(robust, [engine], x, y, **WALK)
     assert engine.calls == at  # what is broken drops out
     assert torch.equal(x_adv, engine.seen[at - 1])
     assert engine.calls == at
@@ -388,14 +388,14 @@ def test_the_engine_judges_the_image_the_start_and_every_step(robust, split, at)
 
 def test_a_walk_that_finds_nothing_ends_after_its_steps(robust, split):
     engine = Planted(at=1000)
-    surrogate_pgd(robust, engine, to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64), **WALK)
+    surrogate_pgd(robust, [engine], to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64), **WALK)
     assert engine.calls == 1 + 1 + 10
 
 
 def test_the_walk_stays_in_the_ball_and_in_the_range(fragile, robust, split):
     x, y = to_float(split.images[:50]), torch.from_numpy(split.labels[:50])
     for engine in (Twin(fragile), Twin(robust)):
-        x_adv = surrogate_pgd(fragile, engine, x, y, **WALK)
+        (x_adv,) = surrogate_pgd(fragile, [engine], x, y, **WALK)
         assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
         assert 0 <= x_adv.min() <= x_adv.max() <= 1
 
@@ -409,14 +409,24 @@ def test_the_walk_breaks_what_has_no_gradients(fragile, split):
 
     x, y = to_float(split.images[:100]), torch.from_numpy(split.labels[:100])
     assert right(coarse, x, y).mean() > 0.9
-    assert right(coarse, surrogate_pgd(fragile, coarse, x, y, **WALK), y).mean() < 0.1
+    assert right(coarse, *surrogate_pgd(fragile, [coarse], x, y, **WALK), y).mean() < 0.1
 
 
 def test_twin_and_engine_get_the_same_walks(fragile, split):
     folded = fold_batchnorm(fragile)
     x, y = to_float(split.images[:50]), torch.from_numpy(split.labels[:50])
-    one, other = (surrogate_pgd(folded, engine, x, y, **WALK) for engine in (Twin(folded), Twin(folded)))
+    one, other = surrogate_pgd(folded, [Twin(folded), Twin(folded)], x, y, **WALK)
     assert torch.equal(one, other)
+
+
+def test_walks_that_several_engines_share_are_those_of_each_alone(fragile, robust, split):
+    x, y = to_float(split.images[:50]), torch.from_numpy(split.labels[:50])
+    engines = [Twin(fragile), Planted(at=3), Twin(robust), Planted(at=1)]
+    together = surrogate_pgd(fragile, engines, x, y, **WALK)
+    assert [engine.calls for engine in engines[1::2]] == [3, 1]
+    alone = [surrogate_pgd(fragile, [one], x, y, **WALK)[0] for one in (engines[0], Planted(3), engines[2], Planted(1))]
+    for shared, own in zip(together, alone, strict=True):
+        torch.testing.assert_close(shared, own, atol=1e-6, rtol=0)
 
 
 # -- as high as the data allow ---------------------------------------------------------------------------------

@@ -146,17 +146,15 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
     walk: dict[str, Any] = {key: getattr(protocol, key) for key in ("eps", "norm", "step", "steps")}
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        with portion(0, 0.5):
-            for_twin = surrogate_pgd(gradients, twin, x, y, seed=seed, **walk)
-        with portion(0.5, 1):
-            return for_twin, surrogate_pgd(gradients, engine, x, y, seed=seed, **walk)
+        for_twin, for_engine = surrogate_pgd(gradients, (twin, engine), x, y, seed=seed, **walk)
+        return for_twin, for_engine
 
     return attack
 
 
 def surrogate_pgd(
     gradients: nn.Module,
-    engine: Engine,
+    engines: Sequence[Engine],
     x: Tensor,
     y: Tensor,
     *,
@@ -165,34 +163,38 @@ def surrogate_pgd(
     step: float,
     steps: int,
     seed: int,
-) -> Tensor:
-    """PGD on ``engine`` along ``gradients``: BPDA, a float model f as the backward pass.
+) -> list[Tensor]:
+    """PGD on each of ``engines`` along ``gradients``: BPDA, a float model f as the backward pass.
 
     x_{t+1} = Pi(x_t + step * d(grad_x CE(f(x_t), y))) from a uniform start in the ball, with d the direction of unit
-    ``norm`` that ascends fastest. The engine judges the image, the start and every step; an image that it gets wrong
-    drops out there.
+    ``norm`` that ascends fastest. The walk of an image is the same for all engines, so it is computed once. Each engine
+    judges the image, the start and every step, until it gets one wrong; the walk ends when all did.
 
     Args:
         gradients: f, in eval mode, parameters frozen.
         x: images [N, C, H, W] in [0, 1]; y: labels [N].
 
     Returns:
-        For each image the point where the engine's margin was smallest, within eps of x and in [0, 1].
+        For each engine the point of each image where the engine's margin was smallest, within eps of x and in [0, 1].
     """
-    # Drawn for the whole batch: an image's start does not hang on which others the engine gets wrong.
+    # Drawn for the whole batch: an image's start does not hang on which others the engines get wrong.
     ball = Ball(x, eps, norm)
     start = ball.random(torch.Generator().manual_seed(seed))
-    best, least = x.clone(), margin(engine(x), y)
-    active = (least > 0).nonzero()[:, 0]
+    best, least = [x.clone() for _ in engines], torch.stack([margin(engine(x), y) for engine in engines])
+    active = (least > 0).any(0).nonzero()[:, 0]
     x_t = start[active]
     for t in range(steps + 1):
         if not len(active):
             break
         pulse(t / (steps + 1))
-        m = margin(engine(x_t), y[active])
-        better = ~(m >= least[active])  # NaN is a break
-        best[active[better]], least[active[better]] = x_t[better], m[better]
-        standing = m > 0
+        for engine, point, lowest in zip(engines, best, least, strict=True):
+            standing = lowest[active] > 0
+            rows, here = active[standing], x_t[standing]
+            if len(rows):
+                m = margin(engine(here), y[rows])
+                better = ~(m >= lowest[rows])  # NaN is a break
+                point[rows[better]], lowest[rows[better]] = here[better], m[better]
+        standing = (least[:, active] > 0).any(0)
         active, x_t = active[standing], x_t[standing]
         if t < steps and len(active):
             _, _, gradient = ascend(gradients, x_t, cross_entropy, y[active])
