@@ -15,6 +15,7 @@ from zoo.attacks.pulse import images_done, listening
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
+from zoo.export.bundle.keys import signing_key
 from zoo.export.bundle.manifest import (
     Artifact,
     Calibration,
@@ -26,6 +27,8 @@ from zoo.export.bundle.manifest import (
     level_called,
     now,
 )
+from zoo.export.bundle.provenance import sign_bundle
+from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
@@ -217,8 +220,11 @@ def write_bundle(
             **findings(report, known.dataset, model.spec.classes),
         )
         write_probe(scratch, model, split, known.threat)
+        (scratch / SBOM).write_text(sbom(manifest, sums), encoding="utf-8", newline="\n")
         write_reports(scratch, manifest, report, sums=sums)
         sign_off(report)
+        if options.sign is not None:
+            sign_bundle(scratch, signing_key(options.sign))
     return Bundle(final, manifest, report)
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from zoo.export.bundle.keys import SigningKey, signing_key
 from zoo.export.bundle.manifest import PRECISIONS, Precision, level_called
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.options import options_of
@@ -35,11 +36,13 @@ class ExportOptions:
         data: where the model's data set is, see :mod:`zoo.datasets`; ``offline``: never use the network.
         force: replace a bundle that is there.
         keep_failed: leave a bundle that failed a gate under ``<bundle>.failed``.
+        sign: sign the bundle with the private key in this file, see :mod:`zoo.export.bundle.keys`; the passphrase of an
+            encrypted key is in the environment variable ``ZOO_KEY_PASSPHRASE``.
         command: recorded in the manifest; made up from the other options if None.
 
     Raises:
         UsageError: an option is not as it must be, or the engine has none such.
-        MissingDependency: the engine is not in this release.
+        MissingDependency: the engine is not in this release, or the extra ``sign`` is not installed.
     """
 
     out: Path | str
@@ -60,6 +63,7 @@ class ExportOptions:
     offline: bool = False
     force: bool = False
     keep_failed: bool = False
+    sign: SigningKey | Path | str | None = None
     command: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +73,7 @@ class ExportOptions:
             **{name: (getattr(self, name), str | None) for name in ("verify", "command")},
             **{"out": (self.out, place), "data": (self.data, place | None)},
             calibration=(self.calibration, Sampling | None),
+            sign=(self.sign, SigningKey | place | None),
             engine_options=(self.engine_options, Mapping | None),
         )
         engine, precision = self.engine, self.precision
@@ -87,6 +92,8 @@ class ExportOptions:
         level_called(self.verify)
         _ = self.terms  # are checked as they are made
         options_of(engine, self.engine_options)
+        if self.sign is not None:  # read once: the file may be gone when the key is needed
+            object.__setattr__(self, "sign", signing_key(self.sign))
 
     @property
     def engine(self) -> Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
 from zoo.export.bundle.claims import check_claims
-from zoo.export.bundle.folder import files, read_bundle, rewritten
+from zoo.export.bundle.folder import SIGNATURE, check_unsigned, files, read_bundle, rewritten
+from zoo.export.bundle.keys import SigningKey, signing_key
 from zoo.export.bundle.manifest import Level, Notify, Report, Rung, level_called
+from zoo.export.bundle.provenance import remove_signature, sign_bundle
 from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
@@ -72,6 +74,8 @@ def verify_bundle(
     device: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
     write: bool = False,
+    sign: SigningKey | Path | str | None = None,
+    trust: Sequence[Path | str] | Path | str | None = None,
     model: Classifier | None = None,
     split: Split | None = None,
     progress: Progress = silent,
@@ -86,9 +90,13 @@ def verify_bundle(
         device: where the artifact runs, see :func:`zoo.export.remote.engine.connect`; gradients are computed here.
         engine_options: to load the engine with; others than those of its export, see :mod:`zoo.export.engines.options`.
         write: replace the bundle's reports, whether the rungs hold or not; the bundle stays whole at any moment.
+        sign: with ``write``, sign the bundle with the private key in this file. A signed bundle can only be written so,
+            and loses its signature if a rung does not hold.
+        trust: files with public keys; the bundle must be signed by one of them.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
-        notify: takes one sentence about a level's former name, and one about terms that are laxer than usual.
+        notify: takes one sentence each about a level's former name, terms that are laxer than usual, and a signature
+            that was not checked or was removed.
         terms: margin, min_robust, tolerance, n, seed, queries, see :class:`zoo.export.ladder.terms.Terms`; margin,
             min_robust and tolerance are by default those that the bundle was signed off with (a tolerance in logits,
             as older bundles have it, is not used).
@@ -98,20 +106,30 @@ def verify_bundle(
 
     Raises:
         IntegrityError: a file of the bundle is altered, the bundle contradicts what is known from elsewhere
-            (:mod:`zoo.export.bundle.claims`), or the source is not what it was made from.
+            (:mod:`zoo.export.bundle.claims`), the source is not what it was made from, or the signature is missing,
+            wrong, or not by a trusted key.
         DataNotFound: the level needs images that are not there.
         Unreachable: the source's weights are not here, and cannot be fetched.
-        UsageError: ``folder`` is not a bundle, or an option is out of range.
+        UsageError: ``folder`` is not a bundle, an option is out of range, a key is not one, or a signed bundle is to be
+            written without signing it.
         MissingDependency, WrongDevice: the engine cannot run here, or not on ``device``.
     """
     typed(folder=(folder, str | PathLike), level=(level, str | None), data=(data, str | PathLike | None))
+    typed(sign=(sign, SigningKey | str | PathLike | None), trust=(trust, str | PathLike | Sequence | None))
     typed(device=(device, str | None), engine_options=(engine_options, Mapping | None))
     typed(model=(model, Classifier | None), split=(split, Split | None))
     typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)
     level = level_called(level, notify)
     Terms.of("fp32", **terms)  # refused before anything is read
-    manifest = read_bundle(folder)
+    key = None if sign is None else signing_key(sign)
+    if key and not write:
+        raise UsageError("--sign signs the reports that --write (write=True) puts into the bundle: add it")
+    manifest = read_bundle(folder, trust=trust)
+    if write and key is None:
+        check_unsigned(folder)
+    if (folder / SIGNATURE).exists() and trust is None:
+        notify(f"'{folder}' is signed, and its signature was not checked: name a public key with --trust (trust=)")
     kind = backend(manifest.engine)
     if device and engine_options:
         raise UsageError("options of the engine are for this machine: leave them out with a device")
@@ -156,9 +174,14 @@ def verify_bundle(
     with opened() as engine:
         report = climb(model, engine, trial, progress)
     if write:
-        with rewritten(folder) as scratch:
+        with rewritten(folder, resigned=key is not None) as scratch:
+            remove_signature(scratch)
             found = findings(report, manifest.dataset, manifest.spec.classes)
             write_reports(scratch, manifest.model_copy(update=found), report)
+            if key and report.failed is None:
+                sign_bundle(scratch, key)
+            elif key:
+                notify(f"'{folder}' was not signed, because a rung does not hold")
     return report
 
 

@@ -190,6 +190,7 @@ def test_a_bundle_has_the_files_that_it_promises(pristine):
         "probe/clean.npz",
         "reports/parity.json",
         "reports/verify.json",
+        "sbom.cdx.json",
         "twin.safetensors",
     ]
     assert read_bundle(pristine).name == "tiny"

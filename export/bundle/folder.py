@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from zoo.export.bundle.keys import trusted_keys
 from zoo.export.bundle.manifest import Manifest, Report, read_manifest
+from zoo.export.bundle.signature import check_signature
 from zoo.system.arguments import typed
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder, kind_of, lock_of, locked, sha256_file
 from zoo.weights.address import has_scheme
 
-MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+MANIFEST, SUMS, SIGNATURE = "manifest.json", "SHA256SUMS", "model.sig"
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,23 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
 
 
 @contextmanager
-def rewritten(folder: Path) -> Iterator[Path]:
+def rewritten(folder: Path, *, resigned: bool = False) -> Iterator[Path]:
     """A copy of the bundle ``folder`` to change, which then replaces it; one process at a time. Errors as of
-    :func:`staged`."""
+    :func:`staged`, and of :func:`check_unsigned` unless the signature is changed too (``resigned``)."""
+    if not resigned:
+        check_unsigned(folder)
     with locked(folder.absolute().parent), staged(folder, force=True) as scratch:
         shutil.copytree(folder, scratch, dirs_exist_ok=True)
         yield scratch
+
+
+def check_unsigned(folder: Path) -> None:
+    """Raise UsageError if the bundle ``folder`` is signed: a change would break its signature."""
+    if (folder / SIGNATURE).exists():
+        raise UsageError(
+            f"'{folder}' is signed, and a change would break the signature: leave --write (write=True) out, or sign it "
+            "anew with 'zoo verify BUNDLE --write --sign KEY'"
+        )
 
 
 def check_free(final: Path, *, force: bool) -> None:
@@ -178,12 +191,14 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths if path != folder / SUMS)
 
 
-def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """List every file with its SHA-256, in the format of ``sha256sum -c``; ``known`` files are not read."""
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """List every file with its SHA-256, in the format of ``sha256sum -c``, and return the list; ``known`` files are not
+    read."""
     sums = {name: (known or {}).get(name) or sha256_file(folder / name) for name in files(folder)}
     (folder / SUMS).write_text(
         "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()), encoding="utf-8", newline="\n"
     )
+    return sums
 
 
 def as_bundle(subject: Path | str) -> Path | None:
@@ -197,15 +212,20 @@ def as_bundle(subject: Path | str) -> Path | None:
     return folder if meant else None
 
 
-def read_bundle(folder: Path | str) -> Manifest:
+def read_bundle(folder: Path | str, *, trust: Sequence[Path | str] | Path | str | None = None) -> Manifest:
     """Check a bundle byte by byte and return its manifest.
 
+    Args:
+        trust: files with public keys; the bundle must be signed by one of them.
+
     Raises:
-        UsageError: there is no bundle at ``folder``.
-        IntegrityError: a file is altered, missing, extra or no plain file, or the manifest is malformed.
+        UsageError: there is no bundle at ``folder``, or a key is not one (:func:`zoo.export.bundle.keys.trusted_keys`).
+        MissingDependency: keys are given, and the extra ``sign`` is not installed.
+        IntegrityError: a file is altered, missing, extra or no plain file, the manifest is malformed, or the signature
+            is missing, wrong, or by another key.
     """
     typed(folder=(folder, str | PathLike))
-    folder = Path(folder)
+    folder, keys = Path(folder), None if trust is None else trusted_keys(trust)
     if not (folder / MANIFEST).is_file() and not (folder / SUMS).is_file():
         raise UsageError(f"'{folder}' is not a bundle: it holds neither {MANIFEST} nor {SUMS}")
     found = set(files(folder))
@@ -219,6 +239,8 @@ def read_bundle(folder: Path | str) -> Manifest:
     for name, expected in sums.items():
         if sha256_file(folder / name) != expected:
             raise IntegrityError(f"'{folder / name}' was altered or damaged: its SHA-256 is not the one in {SUMS}")
+    if keys is not None:
+        check_signature(folder / SIGNATURE, {name: sums[name] for name in sums if name != SIGNATURE}, keys)
     if MANIFEST not in sums:
         raise IntegrityError(f"the bundle '{folder}' lacks {MANIFEST}: do not use it")
     manifest = read_manifest(folder / MANIFEST)

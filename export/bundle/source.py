@@ -6,6 +6,7 @@ import hashlib
 import re
 import shlex
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,10 @@ def record_of(model: Classifier, known: Known, folder: Path) -> Source:
 
 
 def public(*command: str) -> str:
-    """A command line without folders of this machine: an absolute path keeps its last part, ``local-dir:.../run``."""
-    return shlex.join(_FOLDERS.sub(r"\1.../", part) for part in command)
+    """A command line without folders of this machine: an absolute path keeps its last part, ``local-dir:.../run``.
+    Where a signing key is stays secret."""
+    parts = ["KEY" if before == "--sign" else part for before, part in pairwise(("", *command))]
+    return shlex.join(_FOLDERS.sub(r"\1.../", re.sub("^--sign=.*", "--sign=KEY", part)) for part in parts)
 
 
 def _as_folder(title: str) -> str:

@@ -64,7 +64,7 @@ def command(
       zoo bench bundles/trades-s7--* --json
       zoo bench bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen --write
     """
-    from zoo.export.bundle.folder import as_bundle
+    from zoo.export.bundle.folder import as_bundle, check_unsigned
     from zoo.system.errors import UsageError
     from zoo.weights.address import has_scheme
 
@@ -73,6 +73,8 @@ def command(
     unkept = [subject for subject in subjects if has_scheme(subject)]
     if write and unkept:
         raise UsageError(f"--write stores in bundles and registry entries, and '{unkept[0]}' is neither: leave it out")
+    for folder in bundles if write else ():
+        check_unsigned(folder)
     for subject in subjects:
         if as_bundle(subject) is None:
             check_model(subject, offline=offline, say=output.say)

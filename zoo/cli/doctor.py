@@ -63,7 +63,8 @@ def _packages() -> dict[str, str]:
 
     names = ("robust-zoo", "torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "accelerate")
     needed = dict.fromkeys((*names, "onnx", "onnxscript", "onnxruntime"), "")
-    return needed | {tool: f"for {engine.title}" for engine in ENGINES for tool in engine.tools}
+    needed |= {tool: f"for {engine.title}" for engine in ENGINES for tool in engine.tools}
+    return needed | {"cryptography": "for signatures"}
 
 
 def _engine(package: str, places: Callable[[Any], Sequence[str]]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def command(
     n: given.Attacked = 1000,
     seed: given.Seed = 0,
     square: given.Square = None,
+    sign: given.Sign = None,
     force: given.Force = False,
     keep_failed: given.KeepFailed = False,
     as_json: given.AsJson = False,
@@ -90,6 +91,7 @@ def command(
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
       zoo export "trades-*" -f onnx,openvino --precision fp32,fp16
       zoo export local-dir:runs/mine/model --verify parity --json
+      zoo export trades-s7 --sign key.pem
     """
     from zoo.cli.ladder import outcome
     from zoo.export.engines import backend
@@ -108,6 +110,7 @@ def command(
         "min_robust": None if min_robust is None else parse_share(min_robust),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
+        "sign": given.key_of(sign),
     }
     names = _names(name)
     alone = len(names) * len(kinds) == 1

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zoo.system.errors import UsageError, ZooError
+
+if TYPE_CHECKING:
+    from zoo.export.bundle.keys import SigningKey
 
 
 def _of_registry(table: str) -> Callable[[str], list[str]]:
@@ -115,6 +119,21 @@ def share_of(margin: float | None) -> float | None:
     return None if margin is None else margin / 100
 
 
+def key_of(path: Path | None) -> SigningKey | None:
+    """The private key of ``--sign``; on a terminal the passphrase of an encrypted one is asked for.
+
+    Raises:
+        UsageError, MissingDependency: see :func:`zoo.export.bundle.keys.signing_key`.
+    """
+    if path is None:
+        return None
+    from getpass import getpass
+
+    from zoo.export.bundle.keys import signing_key
+
+    return signing_key(path, ask=getpass if sys.stdin.isatty() and sys.stderr.isatty() else None)
+
+
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as provider=cuda."),
@@ -133,6 +152,10 @@ By = Annotated[
 ]
 
 # Of exports and their sign-off.
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the bundle with this private key (EC P-256, PEM)."),
+]
 Precisions = Annotated[
     str,
     typer.Option(

@@ -30,13 +30,21 @@ def command(
     ] = None,
     engine_options: given.EngineOptions = None,
     write: Annotated[bool, typer.Option("--write", help="Replace the bundle's reports by what is found now.")] = False,
+    sign: given.Sign = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trust", metavar="KEY", help="The bundle must be signed by this public key (PEM) or another one."
+        ),
+    ] = None,
     as_json: given.AsJson = False,
     quiet: given.Quiet = False,
     offline: given.Offline = False,
 ) -> None:
     """Check a bundle's files and what it says of itself, and attack the exported engine again.
 
-    Exit code 5: a file was altered. 8: the engine disagrees with the float
+    Exit code 5: a file was altered, or the signature is not by a key that is
+    trusted (--trust). 8: the engine disagrees with the float
     model, or is less accurate. 9: it is not shown to be as robust, or to
     withstand attacks at all (--min-robust).
 
@@ -46,6 +54,8 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32 --verify parity --json
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
       zoo verify bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen
+      zoo verify bundles/trades-s7--onnxruntime-fp32 --trust key.pub
+      zoo verify bundles/trades-s7--onnxruntime-fp32 --write --sign key.pem
     """
     from zoo.export.bundle.folder import MANIFEST, read_bundle
     from zoo.export.bundle.manifest import level_called, read_manifest
@@ -53,7 +63,8 @@ def command(
     level_called(level)
     allowed = given.share_of(margin)
     least = None if min_robust is None else parse_share(min_robust)
-    read_bundle(bundle)  # before torch is imported
+    key = given.key_of(sign)
+    read_bundle(bundle, trust=trust or None)  # before torch is imported
 
     from zoo.cli.ladder import headline, rungs_table
     from zoo.export import sign_off, verify_bundle
@@ -76,6 +87,8 @@ def command(
             device=device,
             engine_options=parse_pairs(engine_options or ()),
             write=write,
+            sign=key,
+            trust=trust or None,
             progress=advance,
             notify=output.say,
         )
@@ -94,6 +107,6 @@ def command(
         },
         lambda: (
             f"{rungs_table(report.rungs)}\n\n{headline(found)}\n\n"
-            f"Every file of {bundle} is as it was written, and every rung holds."
+            f"Every file of {bundle} is as it was {'signed' if trust else 'written'}, and every rung holds."
         ),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from zoo.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
+MACHINE = ("cpu", "cores", "os")  # what a toolchain holds besides versions
 
 
 def toolchain(*more: str) -> dict[str, str]:
