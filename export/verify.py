@@ -115,8 +115,8 @@ def verify_bundle(
         MissingDependency, WrongDevice: the engine cannot run here, or not on ``device``.
     """
     typed(folder=(folder, str | PathLike), level=(level, str | None), data=(data, str | PathLike | None))
-    typed(sign=(sign, SigningKey | str | PathLike | None), trust=(trust, str | PathLike | Sequence | None))
     typed(device=(device, str | None), engine_options=(engine_options, Mapping | None))
+    typed(sign=(sign, SigningKey | str | PathLike | None))
     typed(model=(model, Classifier | None), split=(split, Split | None))
     typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)

@@ -41,6 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "info": {"name": "trades-s3"},
     "pareto": {"entries": ()},
     "export_model": {"name": "trades-s3", "out": "never"},
+    "read_bundle": {"folder": "nowhere"},
     "verify_bundle": {"folder": "nowhere"},
 }
 WRONG = (object(), [object()], b"x")

@@ -78,6 +78,7 @@ def trusted_keys(trust: Sequence[Path | str] | Path | str) -> tuple[TrustedKey, 
         UsageError: no file is named, one is missing, or is not a public EC key on P-256 in PEM.
         MissingDependency: the extra ``sign`` is not installed.
     """
+    typed(trust=(trust, str | PathLike | Sequence))
     paths = [trust] if isinstance(trust, str | PathLike) else list(trust)
     for path in paths:
         typed(trust=(path, str | PathLike))
