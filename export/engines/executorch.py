@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from zoo.export.engines import backend
 from zoo.export.engines.batchnorm import without_batchnorm
 from zoo.export.engines.interface import Built, Engine, Order, check_threads
+from zoo.export.gradients import artifact_gradients
 from zoo.system.errors import ExportFailed, IntegrityError, UsageError, first_line
 
 BACKEND = backend("executorch")
@@ -127,8 +129,7 @@ def _without_onednn() -> Iterator[None]:
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Engine:
-    """An engine that runs the program at ``path``. It has no gradients: XNNPACK packs the weights in its own way,
-    and in int8 the activations are rounded too.
+    """An engine that runs the program at ``path``.
 
     Args:
         threads: CPU threads of one call. All engines of a process share one pool, which None leaves as it is.
@@ -166,7 +167,8 @@ def load(path: Path | str, *, threads: int | None = None) -> Engine:
         "backend": "xnnpack",
         "threads": library._threadpool_get_thread_count(),
     }
-    return Engine(run, (channels, height, width), facts)
+    read = partial(artifact_gradients, BACKEND.name, Path(path))
+    return Engine(run, (channels, height, width), facts, read)
 
 
 def _size_pool(library: Any, threads: int) -> None:

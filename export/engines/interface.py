@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.export.bundle.manifest import Precision
 from zoo.export.engines import Backend
+from zoo.export.gradients import artifact_gradients
 from zoo.export.onnx.gradients import own_gradients
 from zoo.models import Classifier
 from zoo.system.errors import IntegrityError, UsageError, first_line
@@ -123,7 +124,7 @@ def run_locally(
     """The artifact in the files ``parts``, run by ``zoo/export/runtimes/<engine>.py``.
 
     Args:
-        graph: the ONNX file that it was made from, for gradients; None if its weights cannot be found in the artifact.
+        graph: the ONNX file that it was made from, for gradients; None if they are to be had from the artifact itself.
 
     Raises:
         MissingDependency: the runtime is not installed.
@@ -136,8 +137,8 @@ def run_locally(
         run, shape, facts = runtime.open([str(part) for part in parts], threads, **options)
     except Exception as error:  # the runtimes' exceptions have no base class of their own
         raise IntegrityError(f"{engine.title} cannot load '{parts[0]}': {first_line(error)}") from None
-    gradients = (lambda model: None) if graph is None else partial(own_gradients, graph)
-    return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, gradients)
+    read = partial(artifact_gradients, engine.name, parts[0]) if graph is None else partial(own_gradients, graph)
+    return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, read)
 
 
 def check_threads(threads: int | None) -> None:

@@ -89,8 +89,7 @@ def _quantised(content: bytes, images: Tensor) -> bytes:
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Engine:
-    """An engine that runs the model at ``path``. It has no gradients: the file's tensors have lost the model's names,
-    and in int8 the activations are rounded too.
+    """An engine that runs the model at ``path``.
 
     Args:
         threads: CPU threads of one call; all cores if None.

@@ -14,6 +14,7 @@ from zoo.export.bundle.folder import artifact_sha256, read_bundle
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines import ENGINES, Backend
 from zoo.export.engines.interface import Engine, check_threads
+from zoo.export.gradients import artifact_gradients
 from zoo.export.onnx.gradients import own_gradients
 from zoo.export.onnx.graph import GRAPH
 from zoo.export.remote import frame
@@ -140,9 +141,11 @@ class Remote(Engine):
         return np.array(facts["ns"], np.int64)
 
     def differentiable(self, model: Classifier) -> nn.Module | None:
-        """``model`` with the weights of the bundle's graph, where the artifact was made from it."""
+        """``model`` with the weights of the bundle's graph if the artifact is made from it, else of the artifact."""
+        if not self.runner.from_onnx:
+            return artifact_gradients(self.runner.name, self.bundle / self.artifact.file, model)
         graph = self.bundle / GRAPH
-        return own_gradients(graph, model) if self.runner.from_onnx and graph.is_file() else None
+        return own_gradients(graph, model) if graph.is_file() else None
 
     def describe(self) -> dict[str, Any]:
         """The runtime there, and the device as it describes itself; neither its address nor its user."""

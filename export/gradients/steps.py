@@ -1,0 +1,113 @@
+"""A graph of operators as a PyTorch module, with gradients that pass straight through each rounding.
+
+Rounding has no gradient; taking it for the identity (within the range; outside it the gradient is zero, as it truly is)
+is BPDA (Athalye et al. 2018, section 4.1). Every tensor is in real numbers: a quantised one holds the multiples of its
+scale, so that quantising is rounding, dequantising is nothing, and an int8 operator is the float one, rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Operator = Callable[..., Any]
+Step = tuple[Operator, Sequence[Hashable], Hashable]
+Size = tuple[int, int]
+
+
+class Unsupported(Exception):
+    """An operator, or a form of it, that the graphs of this package do not have."""
+
+
+class Steps(nn.Module):
+    """Operators, one after the other.
+
+    Args:
+        source: the name of the images, and ``target``, that of the logits.
+        values: what is constant, by name.
+        steps: operator, names of what it takes, name of what it gives; each in turn.
+    """
+
+    def __init__(
+        self, source: Hashable, target: Hashable, values: Mapping[Hashable, Any], steps: Sequence[Step]
+    ) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+        known, self.steps = dict(values), list[Step]()
+        for operator, inputs, output in steps:
+            if all(name in known for name in inputs):  # weights that are stored in fp16: once
+                known[output] = operator(*(known[name] for name in inputs))
+            else:
+                self.steps.append((operator, inputs, output))
+        self.held = {name: known[name] for _, inputs, _ in self.steps for name in inputs if name in known}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] to logits [N, classes]."""
+        values = {**self.held, self.source: x}
+        for operator, inputs, output in self.steps:
+            values[output] = operator(*(values[name] for name in inputs))
+        return values[self.target]
+
+
+def followed(operator: Operator, after: Callable[[Tensor], Tensor] | None) -> Operator:
+    """``operator``, and ``after`` on its result."""
+    return operator if after is None else lambda *inputs: after(operator(*inputs))
+
+
+def quantised(scale: float, zero: int, low: int = -128, high: int = 127) -> Callable[[Tensor], Tensor]:
+    """Rounds to the values ``scale`` (q - ``zero``) with q from ``low`` to ``high``."""
+
+    def rounded(x: Tensor) -> Tensor:
+        exact = (x / scale).clamp(low - zero, high - zero)  # passes gradients at both ends, as others clamps do not
+        return (exact + (exact.round() - exact).detach()) * scale
+
+    return rounded
+
+
+def halved(x: Tensor) -> Tensor:
+    """``x`` rounded to fp16."""
+    return x + (x.half().float() - x).detach()
+
+
+def dequantised(x: Tensor, scale: Tensor, zero: Tensor | int, axis: int) -> Tensor:
+    """Stored integers in real numbers; ``scale`` and ``zero`` are one number, or one for each index of ``axis``."""
+    along = [-1 if i == axis else 1 for i in range(x.ndim)]
+    offset = zero.reshape(along) if isinstance(zero, Tensor) else zero
+    return ((x.double() - offset) * scale.double().reshape(along)).float()  # a bias has up to 32 bits
+
+
+# -- operators on images [N, H, W, C] ------------------------------------------------------------------------------
+
+
+def convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Size, dilation: Size, groups: int, pads: Sequence[int]
+) -> Tensor:
+    """A convolution with a weight [out, kH, kW, in / groups]; ``pads`` are left, right, top, bottom."""
+    kernel = weight.permute(0, 3, 1, 2)
+    return F.conv2d(_padded(x, pads), kernel, bias, stride, dilation=dilation, groups=groups).permute(0, 2, 3, 1)
+
+
+def averaged(x: Tensor, *, window: Size, stride: Size) -> Tensor:
+    """Average pooling without padding."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), window, stride).permute(0, 2, 3, 1)
+
+
+def _padded(x: Tensor, pads: Sequence[int]) -> Tensor:
+    """The images as [N, C, H, W], with zeros around."""
+    return F.pad(x.permute(0, 3, 1, 2), list(pads))
+
+
+def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+    """``x`` with so many of ``value`` before and after each axis."""
+    pairs = reversed(list(zip(before, after, strict=True)))
+    return F.pad(x, [amount for pair in pairs for amount in pair], value=value)
+
+
+def sliced(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """From ``start`` as much as ``size`` of each axis but the first, the batch, which stays whole."""
+    for axis in range(1, x.ndim):
+        x = x.narrow(axis, start[axis], x.shape[axis] - start[axis] if size[axis] < 0 else size[axis])
+    return x
