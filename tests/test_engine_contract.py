@@ -202,11 +202,8 @@ def test_it_says_what_it_is(row, engine, manifest):
         assert manifest.toolchain.get(tool) == installed
 
 
-def test_it_has_gradients_where_it_is_built_from_the_graph(row, engine, model):
-    own = engine.differentiable(model)
-    assert (own is not None) == row.from_onnx
-    if own is not None:
-        assert torch.allclose(own(images(2)), model(images(2)), atol=1e-5)
+def test_it_has_gradients(engine, model):
+    assert torch.allclose(engine.differentiable(model)(images(2)), model(images(2)), atol=1e-5)
 
 
 def test_the_file_names_no_folder_of_the_machine_that_wrote_it(artifact):
@@ -274,7 +271,7 @@ def test_it_runs_on_another_device_or_says_that_it_cannot(row, bundle, engine, m
             assert torch.allclose(remote(images(n)), engine(images(n)), atol=1e-5)
         facts = engine.describe()
         assert {key: remote.describe()[key] for key in ("engine", "version", "device")}.items() <= facts.items()
-        assert (remote.differentiable(model) is not None) == row.from_onnx
+        assert torch.allclose(remote.differentiable(model)(images(2)), model(images(2)), atol=1e-5)
         with pytest.raises(UsageError, match="spans"):
             remote(2 * images(2))
 

@@ -19,7 +19,7 @@ def artifact_gradients(engine: str, path: Path, model: Classifier) -> nn.Module 
     try:
         net, size = import_module(f"zoo.export.gradients.{engine}").read(path), model.spec.image_size
         with torch.no_grad():
-            net(torch.zeros(2, 3, size, size))  # forms of operators show when they compute
-        return net
+            logits = net(torch.zeros(2, 3, size, size))  # forms of operators show when they compute
+        return net if logits.shape == (2, model.spec.classes) else None
     except Exception:  # those of the packages involved have no base class in common
         return None

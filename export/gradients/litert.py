@@ -131,7 +131,10 @@ def _average(options: Any) -> Operator:
 
 
 def _linear(options: Any) -> Operator:
-    return lambda x, weight, bias=None: F.linear(x, weight, bias)
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x if options.keepNumDims else x.reshape(-1, weight.shape[1]), weight, bias)
+
+    return run
 
 
 OPERATORS: dict[str, Callable[[Any], Operator]] = {
