@@ -179,8 +179,9 @@ def _weight(tensor: dict[str, Any], rule: dict[str, Any], places: list[dict[str,
     if not rule:
         return array.float()
     if "scale_buffer_idx" in rule:
-        return dequantised(array, torch.tensor(stored(rule["scale_buffer_idx"], np.float32)), 0, rule["channel_dim"])
-    return dequantised(array, torch.tensor([_float(rule["scale"])]), rule["zero_point"], 0)
+        scales = torch.tensor(stored(rule["scale_buffer_idx"], np.float32))
+        return dequantised(array, scales, torch.zeros(1), rule["channel_dim"])
+    return dequantised(array, torch.tensor([_float(rule["scale"])]), torch.tensor([rule["zero_point"]]), 0)
 
 
 def _rounding(tensor: dict[str, Any], rule: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:

@@ -57,11 +57,12 @@ def followed(operator: Operator, after: Callable[[Tensor], Tensor] | None) -> Op
     return operator if after is None else lambda *inputs: after(operator(*inputs))
 
 
-def quantised(scale: float, zero: int, low: int = -128, high: int = 127) -> Callable[[Tensor], Tensor]:
-    """Rounds to the values ``scale`` (q - ``zero``) with q from ``low`` to ``high``."""
+def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
+    """What rounds to the values ``scale`` (q - ``zero``), where q is an int8."""
+    low, high = -128 - zero, 127 - zero
 
     def rounded(x: Tensor) -> Tensor:
-        exact = (x / scale).clamp(low - zero, high - zero)  # passes gradients at both ends, as others clamps do not
+        exact = (x / scale).clamp(low, high)  # its gradient is 1 at both ends too: what is only moved is rounded again
         return (exact + (exact.round() - exact).detach()) * scale
 
     return rounded
@@ -72,11 +73,10 @@ def halved(x: Tensor) -> Tensor:
     return x + (x.half().float() - x).detach()
 
 
-def dequantised(x: Tensor, scale: Tensor, zero: Tensor | int, axis: int) -> Tensor:
-    """Stored integers in real numbers; ``scale`` and ``zero`` are one number, or one for each index of ``axis``."""
+def dequantised(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
+    """Stored integers in real numbers; ``scale`` and ``zero`` have one element, or one for each index of ``axis``."""
     along = [-1 if i == axis else 1 for i in range(x.ndim)]
-    offset = zero.reshape(along) if isinstance(zero, Tensor) else zero
-    return ((x.double() - offset) * scale.double().reshape(along)).float()  # a bias has up to 32 bits
+    return ((x.double() - zero.reshape(along)) * scale.double().reshape(along)).float()  # a bias has up to 32 bits
 
 
 # -- operators on images [N, H, W, C] ------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def convolved(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Size, dilation: Size, groups: int, pads: Sequence[int]
 ) -> Tensor:
     """A convolution with a weight [out, kH, kW, in / groups]; ``pads`` are left, right, top, bottom."""
-    kernel = weight.permute(0, 3, 1, 2)
-    return F.conv2d(_padded(x, pads), kernel, bias, stride, dilation=dilation, groups=groups).permute(0, 2, 3, 1)
+    images, kernel = F.pad(x.permute(0, 3, 1, 2), list(pads)), weight.permute(0, 3, 1, 2)
+    return F.conv2d(images, kernel, bias, stride, dilation=dilation, groups=groups).permute(0, 2, 3, 1)
 
 
 def averaged(x: Tensor, *, window: Size, stride: Size) -> Tensor:
@@ -95,13 +95,8 @@ def averaged(x: Tensor, *, window: Size, stride: Size) -> Tensor:
     return F.avg_pool2d(x.permute(0, 3, 1, 2), window, stride).permute(0, 2, 3, 1)
 
 
-def _padded(x: Tensor, pads: Sequence[int]) -> Tensor:
-    """The images as [N, C, H, W], with zeros around."""
-    return F.pad(x.permute(0, 3, 1, 2), list(pads))
-
-
 def padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
-    """``x`` with so many of ``value`` before and after each axis."""
+    """``x`` with ``before`` and ``after`` elements of ``value`` at the ends of each axis."""
     pairs = reversed(list(zip(before, after, strict=True)))
     return F.pad(x, [amount for pair in pairs for amount in pair], value=value)
 
