@@ -90,10 +90,15 @@ def cell(bundle: Path) -> Cell:
 
 
 def take_over() -> list[Cell]:
-    """The stored cells, with those of bundles/study in the place of older ones."""
+    """The stored cells, with those of bundles/study in the place of older ones; times stay until there are new
+    ones."""
     stored = json.loads(STORE.read_bytes()) if STORE.exists() else []
     fresh = [cell(path.parent) for path in sorted(STUDY.glob("*/manifest.json"))]
-    cells = {(one["model"], one["engine"], one["precision"]): one for one in [*stored, *fresh]}
+    cells: dict[tuple[str, str, str], Cell] = {}
+    for one in [*stored, *fresh]:
+        key = (one["model"], one["engine"], one["precision"])
+        before = cells.get(key, {})
+        cells[key] = {name: before[name] for name in ("latency", "timed") if name in before} | one
     engines, precisions = [engine.name for engine in ENGINES], list(MARKS)
     order = lambda key: (key[0], engines.index(key[1]), precisions.index(key[2]))  # noqa: E731
     kept = [cells[key] for key in sorted(cells, key=order)]
