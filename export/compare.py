@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from zoo.evaluation.statistics import Accuracy, Paired
+from zoo.evaluation.statistics import Accuracy, Paired, clustered
 from zoo.export.bench.times import REPORT, Bench
 from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Report, read_report
-from zoo.export.ladder.gate import flags_of
+from zoo.export.ladder.gate import CORRUPTIONS, flags_of
 from zoo.registry.constraints import fastest
 from zoo.registry.file import load_registry
 from zoo.specs import cost
@@ -31,8 +31,8 @@ CLEAN = "no attack"
 
 @dataclass(frozen=True)
 class Measured:
-    """Which images were classified correctly: ``bits``, bool [n], None where they are not stored; and what makes two of
-    these comparable."""
+    """Which images were classified correctly: ``bits``, bool [n], or [cells n] under corruptions, None where they are
+    not stored; and what makes two of these comparable."""
 
     n: int
     dataset_sha256: str
@@ -96,7 +96,7 @@ def compare(a: str, b: str) -> Comparison:
         if reason:
             left_out[name] = reason
         else:
-            protocols[name] = _paired(one.measured[name].bits, other.measured[name].bits)
+            protocols[name] = _paired(one.measured[name].bits, other.measured[name].bits, one.measured[name].n)
     return Comparison(one, other, protocols, left_out)
 
 
@@ -114,8 +114,19 @@ def _obstacle(a: Measured | None, b: Measured | None) -> str | None:
     return f"no per-image bits are stored for {' and '.join(missing)}" if missing else None
 
 
-def _paired(a: Any, b: Any) -> dict[str, Any]:
-    """Accuracies, and A - B with Tango's two-sided 95 % score interval and McNemar's exact p."""
+def _paired(a: Any, b: Any, n: int) -> dict[str, Any]:
+    """Accuracies, and A - B with Tango's two-sided 95 % score interval and McNemar's exact p; under corruptions, where
+    each of the n images is in many cells, with the interval over images and no p."""
+    if len(a) > n:
+        a, b = a.reshape(-1, n), b.reshape(-1, n)
+        difference, interval = clustered(a, b)
+        means = {who: Accuracy.over(bits) for who, bits in (("a", a), ("b", b))}
+        return {
+            "n": n,
+            **{who: {"accuracy": mean.value, "ci95": list(mean.ci95)} for who, mean in means.items()},
+            "difference": difference,
+            "ci95": list(interval),
+        }
     pair = Paired.of(a, b)
     mirrored = Paired(pair.n, b=pair.c, c=pair.b)
     return {
@@ -161,7 +172,7 @@ def _released(given: str) -> Subject:
     for protocol, result in entry.results.items():
         settings, right = registry.protocols[protocol], bits.get(protocol)
         n, value = result.accuracy.n, result.accuracy.value
-        if right is not None and (len(right) != n or round(value * n) != right.sum()):
+        if right is not None and (len(right) % n or round(value * len(right)) != right.sum()):
             raise IntegrityError(f"the per-image bits of '{name}' under {protocol} are not those of its registry entry")
         attack = CLEAN if settings["attack"] == "none" else _settings(settings)
         measured[protocol] = Measured(n, result.dataset_sha256, attack, right)
@@ -198,7 +209,9 @@ def _rungs(report: Report) -> Iterator[tuple[str, Measured]]:
         if rung.bits is not None:
             packed = np.frombuffer(bytes.fromhex(rung.bits["engine"]), np.uint8)
             bits = np.unpackbits(packed, count=rung.n).astype(bool)
-            yield rung.name, Measured(rung.n, rung.dataset_sha256, " ".join(attacks) or CLEAN, bits)
+            own = {"corruptions": [*rung.measured.get("kinds", ())], "seed": rung.seed}
+            done = json.dumps(own) if rung.name == CORRUPTIONS else " ".join(attacks) or CLEAN
+            yield rung.name, Measured(rung.n, rung.dataset_sha256, done, bits)
 
 
 def _settings(protocol: Any) -> str:

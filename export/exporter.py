@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.attacks.pulse import images_done, listening
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits
+from zoo.evaluation.corruptions import require as require_corruptions
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.keys import signing_key
 from zoo.export.bundle.manifest import (
@@ -98,7 +99,9 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     found, known = source_of(name, offline=options.offline)
     check_free(options.folder(known.title), force=options.force)
     calibrating = _calibrating(known.dataset, found.spec, options) if options.sampling else None
-    asked = level_called(options.verify, notify)
+    asked = options.terms.level(level_called(options.verify, notify))
+    if options.terms.corruptions:
+        require_corruptions(found.spec.image_size)
     level, split = choose_level(asked, known.dataset, found.spec, options.data, offline=options.offline)
     if asked is None and level != "attacked":
         notify(unverified(known.dataset))

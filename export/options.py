@@ -31,7 +31,7 @@ class ExportOptions:
         uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
         engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
         verify: how high to climb: ``none``, ``parity``, ``clean`` or ``attacked``; None: as high as the data allow.
-        margin, min_robust, tolerance, n, seed, queries: the terms of the sign-off, see
+        margin, min_robust, tolerance, n, seed, queries, corruptions: the terms of the sign-off, see
             :class:`zoo.export.ladder.terms.Terms`; where they are None, they are as usual for the precision.
         data: where the model's data set is, see :mod:`zoo.datasets`; ``offline``: never use the network.
         force: replace a bundle that is there.
@@ -59,6 +59,7 @@ class ExportOptions:
     n: int | None = None
     seed: int | None = None
     queries: int | None = None
+    corruptions: Sequence[str] | None = None
     data: Path | str | None = None
     offline: bool = False
     force: bool = False
@@ -89,8 +90,7 @@ class ExportOptions:
         if (sampling := self.sampling) is not None and sampling.method not in engine.calibrators:
             known = ", ".join(engine.calibrators)
             raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {sampling.method}")
-        level_called(self.verify)
-        _ = self.terms  # are checked as they are made
+        self.terms.level(level_called(self.verify))  # terms are checked as they are made
         options_of(engine, self.engine_options)
         if self.sign is not None:  # read once: the file may be gone when the key is needed
             object.__setattr__(self, "sign", signing_key(self.sign))

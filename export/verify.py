@@ -11,6 +11,7 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
+from zoo.evaluation.corruptions import require as require_corruptions
 from zoo.export.bundle.claims import check_claims
 from zoo.export.bundle.folder import SIGNATURE, check_unsigned, files, read_bundle, rewritten
 from zoo.export.bundle.keys import SigningKey, signing_key
@@ -21,6 +22,7 @@ from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
+from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
 from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.metadata import check_metadata
@@ -97,9 +99,9 @@ def verify_bundle(
         split: labelled images in place of the data set's test split.
         notify: takes one sentence each about a level's former name, terms that are laxer than usual, and a signature
             that was not checked or was removed.
-        terms: margin, min_robust, tolerance, n, seed, queries, see :class:`zoo.export.ladder.terms.Terms`; margin,
-            min_robust and tolerance are by default those that the bundle was signed off with (a tolerance in logits,
-            as older bundles have it, is not used).
+        terms: margin, min_robust, tolerance, n, seed, queries, corruptions, see
+            :class:`zoo.export.ladder.terms.Terms`; margin, min_robust, tolerance and corruptions are by default those
+            that the bundle was signed off with (a tolerance in logits, as older bundles have it, is not used).
 
     Returns:
         The report; :func:`sign_off` raises if a gate in it does not hold.
@@ -121,7 +123,7 @@ def verify_bundle(
     typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)
     level = level_called(level, notify)
-    Terms.of("fp32", **terms)  # refused before anything is read
+    level = Terms.of("fp32", **terms).level(level)  # refused before anything is read
     key = None if sign is None else signing_key(sign)
     if key and not write:
         raise UsageError("--sign signs the reports that --write (write=True) puts into the bundle: add it")
@@ -143,13 +145,17 @@ def verify_bundle(
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
     check_claims(folder, manifest)
     check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
-    recorded = {key: value for rung in manifest.gates if not _in_logits(rung) for key, value in rung.threshold.items()}
+    held = [rung for rung in manifest.gates if not _in_logits(rung)]
+    recorded: dict[str, Any] = {key: value for rung in held for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
+    recorded["corruptions"] = [kind for rung in held if rung.name == CORRUPTIONS for kind in rung.measured["kinds"]]
     agreed = Terms.of(manifest.artifact.precision, **recorded | given)
     usual, classes = Terms.of(manifest.artifact.precision), manifest.spec.classes
     lax = agreed.margin > usual.margin or agreed.tolerance > usual.tolerance
     if lax or agreed.floor(classes) < usual.floor(classes):
         notify(f"the terms are laxer than usual: {agreed.in_words()}; the usual ones are {usual.in_words()}")
+    if agreed.corruptions and level in (None, "clean", "attacked"):
+        require_corruptions(manifest.spec.image_size)
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:

@@ -1,6 +1,7 @@
 """The ladder: integrity, parity, clean, transfer, surrogate gradient, black box.
 
-Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on.
+Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on. Common
+corruptions are a rung beside the attacks, if asked for: no level depends on it, but an engine that fails it is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from zoo.export.bundle.manifest import Level, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
-from zoo.export.ladder.gate import COARSE, MASKED, UNSTEADY, compared
+from zoo.export.ladder.gate import COARSE, CORRUPTIONS, MASKED, UNSTEADY, compared
 from zoo.export.ladder.terms import DEFAULTS, FAITHFUL, QUERIES, Terms
 from zoo.export.ladder.witness import Witness
 from zoo.models import Classifier
@@ -148,10 +149,16 @@ def _rungs(
     images, labels = split.images[:CLEAN_IMAGES], split.labels[:CLEAN_IMAGES]
     bits = rungs.clean(twin, engine, images, labels, tick("clean"))
     yield "clean", compared("clean", bits, (), terms.margin)
+    images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
+    if terms.corruptions:
+        right, by_kind = rungs.corruptions(
+            twin, engine, images, labels, terms.corruptions, terms.seed, tick(CORRUPTIONS)
+        )
+        facts = compared(CORRUPTIONS, right, (), terms.margin)
+        facts["measured"] |= by_kind
+        yield "clean", facts
     if level == "clean":
         return
-
-    images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
 
     def judged(protocol: Protocol, **settings: Any) -> Protocol:
         settings |= {"n": len(labels), "seed": terms.seed}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.evaluation.protocols import Protocol
-from zoo.evaluation.statistics import Accuracy, Paired, images_needed
+from zoo.evaluation.statistics import Accuracy, Paired, images_needed, wilson
 from zoo.export.bundle.manifest import Report, Rung
 from zoo.system.arguments import typed
 from zoo.system.errors import ParityGateFailed, RobustnessGateFailed
@@ -40,6 +40,7 @@ FLAGS = {
     BETTER: "it is right more often than the model that it computes, so it answers from something else",
 }
 REFUSED = (UNSTEADY, BETTER)
+CORRUPTIONS = "corruptions"  # the name of the rung
 FAULTS = {
     "refused": "what attacks find in it means nothing",
     "worse": "the engine is worse",
@@ -117,7 +118,7 @@ def verdict(rung: Rung) -> str:
     found = (
         f"{rung.name}: on {rung.n} images the float twin is right on {measured['twin']['accuracy']:.1%} and the "
         f"engine on {measured['engine']['accuracy']:.1%}; the upper 95 % bound of what is lost is "
-        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_flagged(rung)}"
+        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_worst(rung)}{_flagged(rung)}"
     )
     if rung.holds:
         return found if upper < allowed else f"{found}: not shown to be worse, the rungs above decide"
@@ -173,6 +174,18 @@ def _fault(rung: Rung) -> str:
 
 def _flagged(rung: Rung) -> str:
     return "".join(f"; flagged as {flag}: {FLAGS[flag]}" for flag in flags_of([rung]))
+
+
+def _worst(rung: Rung) -> str:
+    """The kind of corruption in which the engine is right least often; nothing on other rungs."""
+    if "worst" not in rung.measured:
+        return ""
+    kind, found = rung.measured["worst"], rung.measured["kinds"][rung.measured["worst"]]
+    low, high = wilson(found["engine"], found["n"])
+    return (
+        f"; worst is {kind}, with {found['engine']} of {found['n']} images (95 % interval {low:.1%} to {high:.1%}), "
+        f"the twin with {found['twin']}"
+    )
 
 
 def _widest(rung: Rung) -> str:

@@ -12,7 +12,7 @@ from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import backend
 from zoo.export.ladder.climb import RANDOM
-from zoo.export.ladder.gate import FLAGS, disparity, flags_of, verdict
+from zoo.export.ladder.gate import CORRUPTIONS, FLAGS, disparity, flags_of, verdict
 from zoo.export.onnx.graph import GRAPH
 
 NORMS = {"linf": "l-infinity", "l2": "l2"}
@@ -73,7 +73,8 @@ def findings(report: Report, dataset: str | None, classes: int) -> dict[str, Any
 
 def accuracy_on_the_engine(manifest: Manifest) -> float | None:
     """The share of images that the engine got right on the highest rung that holds; None below clean."""
-    climbed = [rung for rung in manifest.gates if "engine" in rung.measured and rung.holds]
+    ladder = [rung for rung in manifest.gates if rung.name != CORRUPTIONS]
+    climbed = [rung for rung in ladder if "engine" in rung.measured and rung.holds]
     return climbed[-1].measured["engine"]["accuracy"] if climbed else None
 
 

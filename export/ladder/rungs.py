@@ -21,6 +21,7 @@ from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy
 from zoo.attacks.pulse import images_done, listening, portion, pulse
 from zoo.datasets.base import to_float
+from zoo.evaluation.corruptions import corrupted, one_each
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import Norm
@@ -219,6 +220,37 @@ def clean(twin: Engine, engine: Engine, images: np.ndarray, labels: np.ndarray, 
     """Who classifies which image correctly, unperturbed; arguments as for :func:`survivors`."""
     everything = np.ones(len(labels), bool)
     return survivors(lambda x, y, seed: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
+
+
+def corruptions(
+    twin: Engine,
+    engine: Engine,
+    images: np.ndarray,
+    labels: np.ndarray,
+    kinds: Sequence[str],
+    seed: int,
+    tick: Tick,
+) -> tuple[Bits, dict[str, Any]]:
+    """Who classifies which image correctly when each has one corruption, a kind of ``kinds`` and a severity at random.
+
+    The images stay independent, so that the gate for pairs is valid; other arguments as for :func:`survivors`.
+
+    Returns:
+        the bits, and what was found by kind: its images, how many the twin and the engine got right, and the kind in
+        which the engine is right least often.
+    """
+    cells = one_each(len(labels), kinds, seed)
+    damaged = np.empty_like(images)
+    for cell in sorted(set(cells)):
+        index = np.flatnonzero([one == cell for one in cells])
+        damaged[index] = corrupted(images[index], *cell, seed=seed, index=index)
+    bits = clean(twin, engine, damaged, labels, tick)
+    found = {}
+    for kind in (kind for kind in kinds if kind in dict(cells)):
+        own = np.array([cell[0] == kind for cell in cells])
+        found[kind] = {"n": int(own.sum()), "twin": int(bits[0][own].sum()), "engine": int(bits[1][own].sum())}
+    worst = min(found, key=lambda kind: found[kind]["engine"] / found[kind]["n"])
+    return bits, {"kinds": found, "worst": worst}
 
 
 def survivors(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from zoo.export.bundle.manifest import Precision
+from zoo.evaluation.corruptions import check_kinds
+from zoo.export.bundle.manifest import Level, Precision
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
@@ -32,6 +34,7 @@ class Terms:
         queries: of the Square attack on the engine itself, per image; 0 leaves this rung out. An fp32 engine that
             passes parity is its twin, gradients and all; coarser arithmetic may mask them, which no gradient shows.
             Where the logits take few values the rung is always climbed.
+        corruptions: the kinds of the rung beside the ladder, see :mod:`zoo.evaluation.corruptions`; none leaves it out.
     """
 
     margin: float = 0.01
@@ -40,6 +43,7 @@ class Terms:
     n: int = 1000
     seed: int = 0
     queries: int = 0
+    corruptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:
@@ -50,6 +54,7 @@ class Terms:
             raise UsageError(f"a tolerance is 0 or more, not {self.tolerance:g}")
         if self.n < 1 or self.queries < 0:
             raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
+        check_kinds(self.corruptions)
 
     @classmethod
     def of(cls, precision: Precision, **given: Any) -> Terms:
@@ -58,10 +63,11 @@ class Terms:
         Raises:
             UsageError: one is out of range, or not a number.
         """
-        whole = ("n", "seed", "queries")
-        typed(**{key: (value, (Integral if key in whole else Real) | None) for key, value in given.items()})
+        kinds = {key: Integral for key in ("n", "seed", "queries")} | {"corruptions": Sequence}
+        typed(**{key: (value, kinds.get(key, Real) | None) for key, value in given.items()})
         usual = {"tolerance": TOLERANCE[precision], "queries": 0 if precision == "fp32" else QUERIES}
-        return cls(**usual | {key: value for key, value in given.items() if value is not None})
+        given = {key: value for key, value in given.items() if value is not None}
+        return cls(**usual | given | {"corruptions": tuple(given.get("corruptions", ()))})
 
     def in_words(self) -> str:
         """Margin, tolerance and floor, such as ``margin 0.01, tolerance 0.0005, min-robust chance``."""
@@ -71,6 +77,16 @@ class Terms:
     def floor(self, classes: int) -> float:
         """The least robust accuracy of a model with so many classes."""
         return 1 / classes if self.min_robust is None else self.min_robust
+
+    def level(self, asked: Level | None) -> Level | None:
+        """The level that was ``asked`` for; "attacked" in place of None if there are corruptions, which need images.
+
+        Raises:
+            UsageError: there are corruptions, and the level takes no labelled images.
+        """
+        if self.corruptions and asked in ("none", "parity"):
+            raise UsageError(f"corruptions need labelled images: verify 'clean' or 'attacked', not '{asked}'")
+        return asked or ("attacked" if self.corruptions else None)
 
 
 DEFAULTS = Terms()

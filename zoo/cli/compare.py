@@ -162,14 +162,14 @@ def _accuracies(found: Comparison) -> str:
     rows = []
     for name, one in found.protocols.items():
         low, high = (100 * end for end in one["ci95"])
-        p = one["mcnemar_p"]
+        p = one.get("mcnemar_p")  # none under corruptions
         rows.append(
             [
                 name,
                 *(f"{100 * one[who]['accuracy']:.2f}" for who in ("a", "b")),
                 f"{100 * one['difference']:+.2f}",
                 f"{low:+.2f} to {high:+.2f}",
-                f"{p:.2g}" if p > 1e-99 else "<1e-99",
+                "" if p is None else f"{p:.2g}" if p > 1e-99 else "<1e-99",
                 f"{one['n']:,}",
             ]
         )

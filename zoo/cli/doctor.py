@@ -58,13 +58,14 @@ def _version(package: str) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    """The packages that all need, and those of the engines, with the engine."""
+    """The packages that all need, and those of engines, signatures and corruptions, with what they are for."""
+    from zoo.evaluation.corruptions import PACKAGE
     from zoo.export.engines import ENGINES
 
     names = ("robust-zoo", "torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "accelerate")
     needed = dict.fromkeys((*names, "onnx", "onnxscript", "onnxruntime"), "")
     needed |= {tool: f"for {engine.title}" for engine in ENGINES for tool in engine.tools}
-    return needed | {"cryptography": "for signatures"}
+    return needed | {"cryptography": "for signatures", PACKAGE: "for corruptions"}
 
 
 def _engine(package: str, places: Callable[[Any], Sequence[str]]) -> dict[str, Any]:
@@ -107,11 +108,11 @@ def _cache() -> dict[str, Any]:
 
 def _data() -> dict[str, Any]:
     """What the variables of the data sets name, which are decoded in the cache, and files there that are damaged."""
-    from zoo.datasets import DATASETS
+    from zoo.datasets import DATASETS, cifar10_c
     from zoo.system.files import MARK, cache_root, intact
 
     found: dict[str, Any] = {}
-    for variable in dict.fromkeys(dataset.variable for dataset in DATASETS.values()):
+    for variable in dict.fromkeys([*(dataset.variable for dataset in DATASETS.values()), cifar10_c.VARIABLE]):
         given = os.environ.get(variable)
         found |= {variable: given, f"{variable}_is_folder": Path(given).is_dir() if given else None}
     folders = sorted(mark.parent for name in DATASETS for mark in cache_root().glob(f"{name}-*/{MARK}"))

@@ -36,7 +36,7 @@ def command(
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
-    """Measure a model: accuracy under attack, with n and 95 % Wilson interval.
+    """Measure a model: accuracy under attack or common corruptions, with n and 95 % interval.
 
     Only images that the model still gets right are attacked. An interrupted run goes on where it stopped. NAME may be
     a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO. On another data set than CIFAR-10 or
@@ -46,7 +46,8 @@ def command(
     Several processes share the images, with the results of one, if torchrun or accelerate starts them.
 
     Protocols: clean, noise, fgsm, pgd20, mifgsm20, cw20, apgd50, autoattack (these are 'released'); pgd20-step0.003,
-    pgd1000, pgd20x100, deepfool, apgd50x10. docs/robustness.md says what each is.
+    pgd1000, pgd20x100, deepfool, apgd50x10. docs/robustness.md says what each is. corruptions and cifar10-c measure all
+    images in 15 kinds of corruption at 5 severities: docs/corruptions.md.
 
     \b
     Examples:
@@ -54,10 +55,11 @@ def command(
       zoo eval trades-s7 -p clean -p autoattack -n 200 --json
       zoo eval trades-s7 -p pgd20 -p pgd20-l2-0.5
       zoo eval trades-s7 -p released --threat "linf 4/255"
+      zoo eval trades-s7 -p corruptions -n 1000
       zoo eval local-dir:runs/trades-s7/model -p released --write
       torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
-    from zoo.evaluation.protocols import DATASET, RELEASED, protocol
+    from zoo.evaluation.protocols import CORRUPTED, DATASET, RELEASED, protocol
     from zoo.evaluation.threat import ThreatModel
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
@@ -69,8 +71,10 @@ def command(
     asked_threat = None if threat is None else ThreatModel.parse(threat)
     check_model(name, offline=offline, say=output.say)
 
+    from zoo.cli.tables import corruptions_table
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
+    from zoo.evaluation.corruptions import source_of
     from zoo.evaluation.evaluate import worst_case
     from zoo.evaluation.flags import disagree, explained
     from zoo.evaluation.measure import Measurement, measure
@@ -93,6 +97,9 @@ def command(
     chosen = [one.on(dataset.name) for one in chosen]
     if n is not None:
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
+    for each in chosen:
+        if each.attack in CORRUPTED:
+            source_of(each, dataset.split(each.split))  # refused before the model is loaded
     model = found.load()
 
     done: list[Measurement] = []
@@ -111,9 +118,15 @@ def command(
             if releasing and speaks():
                 release(releasing, [measurement])  # as each is done: an interruption loses nothing
 
-    rows = [_row(one.protocol.name, one.result["accuracy"]) for one in done]
+    rows, tables = [], []
+    for one in done:
+        rows.append(_row(one.protocol.name, one.result["accuracy"]))
+        if found_in := one.result.get("corruptions"):
+            rows.append(_row(f"  worst: {found_in['worst']}", found_in["accuracy"]))
+            table_of = corruptions_table(found_in["cells"], one.result["accuracy"]["n"])
+            tables += ["", f"{one.protocol.name}, %:", table_of]
     results: dict[str, Any] = {one.protocol.name: one.result for one in done}
-    attackers = [one for one in done if one.protocol.attack not in ("none", "uniform")]
+    attackers = [one for one in done if one.protocol.attacked]
     attacked = {one.protocol.name: one.bits for one in attackers}
     if len(attacked) > 1 and len({one.protocol.threat for one in attackers}) == 1:
         bits = worst_case(attacked)
@@ -130,7 +143,7 @@ def command(
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
         {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},
-        lambda: table(columns, rows),
+        lambda: "\n".join([table(columns, rows), *tables]),
     )
 
 

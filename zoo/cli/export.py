@@ -66,6 +66,7 @@ def command(
     seed: given.Seed = 0,
     square: given.Square = None,
     sign: given.Sign = None,
+    corruptions: given.Corruptions = None,
     force: given.Force = False,
     keep_failed: given.KeepFailed = False,
     as_json: given.AsJson = False,
@@ -87,6 +88,7 @@ def command(
       zoo export trades-s7 -o bundles
       zoo export trades-s7 --verify attacked --data cifar10 -n 2500 --margin 0.5
       zoo export rnascl-s7-wrt34 -f openvino --precision int8
+      zoo export trades-s7 --precision int8 --corruptions all
       zoo export trades-s7 --uint8 --triton models
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
       zoo export "trades-*" -f onnx,openvino --precision fp32,fp16
@@ -94,6 +96,7 @@ def command(
       zoo export trades-s7 --sign key.pem
     """
     from zoo.cli.ladder import outcome
+    from zoo.evaluation.corruptions import kinds_called
     from zoo.export.engines import backend
     from zoo.export.engines.options import parse_pairs
     from zoo.export.triton import check_served, free_place, write_triton
@@ -109,6 +112,7 @@ def command(
         "margin": given.share_of(margin),
         "min_robust": None if min_robust is None else parse_share(min_robust),
         **{"tolerance": tolerance, "n": n, "seed": seed, "queries": square},
+        "corruptions": None if corruptions is None else kinds_called(corruptions),
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "sign": given.key_of(sign),
     }

@@ -60,6 +60,12 @@ def _protocols() -> Iterable[str]:
     return PROTOCOLS
 
 
+def _corruptions() -> Iterable[str]:
+    from zoo.evaluation.corruptions import KINDS
+
+    return ("all", "none", *KINDS)
+
+
 engine_names, recipe_names, attack_names = map(_words, (_engines, _recipes, _protocols))
 
 
@@ -199,7 +205,15 @@ MinRobust = Annotated[
         help="Accuracy that the engine must keep under attack, as 0.3 or 30%; else more than guessing, or as exported.",
     ),
 ]
-Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked.")]
+Attacked = Annotated[int, typer.Option("-n", "--n", metavar="N", help="Test images that are attacked, or corrupted.")]
+Corruptions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KINDS",
+        help="Compare under common corruptions: all, or kinds with commas, as fog,frost; else none, or as exported.",
+        autocompletion=_words(_corruptions),
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the attacks, and of the choice of calibration images.")]
 Square = Annotated[
     int | None, typer.Option(metavar="QUERIES", help="Of Square, an image; else 1000, and 0 (none) for fp32.")

@@ -83,7 +83,7 @@ def _terms(facts: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
-    from zoo.cli.tables import described, in_words, wrapped
+    from zoo.cli.tables import corruptions_table, described, in_words, wrapped
     from zoo.evaluation.flags import explained
     from zoo.system.units import format_count, format_size
 
@@ -120,6 +120,9 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
     for source in dict.fromkeys(number.source for number in entry.reported.values()):
         stated = ", ".join(name for name, number in entry.reported.items() if number.source == source)
         yield from wrapped(f"paper % ({stated}), as stated, not measured here: {source}", indent="  ")
+    for name, result in entry.results.items():
+        if result.corruptions:
+            yield from ["", f"{name}, %:", corruptions_table(result.corruptions.cells, result.accuracy.n)]
     for device, engines in entry.latency.items():
         yield from ["", f"Latency on {device}:", _latencies(engines)]
 

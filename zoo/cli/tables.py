@@ -51,10 +51,19 @@ def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pg
     return "\n".join([table(["model", "MACs", "params", *shown], rows), "", *lines])
 
 
+def corruptions_table(cells: Mapping[str, Sequence[int]], n: int) -> str:
+    """The accuracy in every kind of corruption and severity, in %, from how many of ``n`` images are right."""
+    rows = [
+        [kind, *(f"{100 * right / n:.1f}" for right in counts), f"{20 * sum(counts) / n:.1f}"]
+        for kind, counts in cells.items()
+    ]
+    return table(["corruption", "severity 1", "2", "3", "4", "5", "mean"], rows)
+
+
 def described(protocol: Mapping[str, Any]) -> str:
     """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
-    words = ["no attack" if protocol["attack"] == "none" else protocol["attack"]]
-    if protocol["attack"] != "none":
+    words = [{"none": "no attack"}.get(protocol["attack"], protocol["attack"])]
+    if protocol["eps"]:
         words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
     if protocol.get("steps"):
         words.append(f"{protocol['steps']} steps")

@@ -22,6 +22,7 @@ def command(
     n: given.Attacked = 1000,
     seed: given.Seed = 0,
     square: given.Square = None,
+    corruptions: given.Corruptions = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -53,10 +54,12 @@ def command(
       zoo verify bundles/trades-s7--onnxruntime-fp32
       zoo verify bundles/trades-s7--onnxruntime-fp32 --verify parity --json
       zoo verify bundles/trades-s7--onnxruntime-fp32 --square 1000 --write
+      zoo verify bundles/trades-s7--onnxruntime-fp32 --verify clean --corruptions fog,frost -n 10000
       zoo verify bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen
       zoo verify bundles/trades-s7--onnxruntime-fp32 --trust key.pub
       zoo verify bundles/trades-s7--onnxruntime-fp32 --write --sign key.pem
     """
+    from zoo.evaluation.corruptions import kinds_called
     from zoo.export.bundle.folder import MANIFEST, read_bundle
     from zoo.export.bundle.manifest import level_called, read_manifest
 
@@ -64,6 +67,7 @@ def command(
     allowed = given.share_of(margin)
     least = None if min_robust is None else parse_share(min_robust)
     key = given.key_of(sign)
+    kinds = None if corruptions is None else kinds_called(corruptions)
     read_bundle(bundle, trust=trust or None)  # before torch is imported
 
     from zoo.cli.ladder import headline, rungs_table
@@ -84,6 +88,7 @@ def command(
             n=n,
             seed=seed,
             queries=square,
+            corruptions=kinds,
             device=device,
             engine_options=parse_pairs(engine_options or ()),
             write=write,

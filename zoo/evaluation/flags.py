@@ -46,7 +46,7 @@ def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
         True if it is shown, with 95 % confidence on the images that both have, that an iterative attack leaves over 10
         points more than another, or over 2 points more than FGSM.
     """
-    attacked = [(one, bits) for one, bits in measured if one.attack not in ("none", "uniform")]
+    attacked = [(one, bits) for one, bits in measured if one.attacked]
     for (strong, left), (other, fewer) in permutations(attacked, 2):
         same = (strong.dataset, strong.split, strong.threat) == (other.dataset, other.split, other.threat)
         if same and strong.attack in ITERATIVE:

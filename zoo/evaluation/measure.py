@@ -13,10 +13,12 @@ import numpy as np
 from torch import nn
 
 from zoo.datasets.base import Dataset
+from zoo.evaluation.cells import evaluate_cells, summary
+from zoo.evaluation.corruptions import source_of
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.flags import SQUARE_GAIN
 from zoo.evaluation.ledger import Counts
-from zoo.evaluation.protocols import Protocol
+from zoo.evaluation.protocols import CORRUPTED, Protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.system.toolchain import toolchain
 
@@ -27,7 +29,7 @@ class Measurement:
 
     protocol: Protocol
     result: dict[str, Any]
-    bits: np.ndarray  # bool [n]
+    bits: np.ndarray  # bool [n]; under corruptions [cells n], one cell after the other
     split_size: int
 
     @property
@@ -60,28 +62,34 @@ def measure(
         counts: Counts = {}
         flags: set[str] = set()
         start = time.perf_counter()
-        bits = evaluate_split(
-            model,
-            split,
-            protocol,
-            batch_size=batch_size,
-            device=device,
-            progress=lambda done, total, protocol=protocol: progress(protocol, done, total),
-            resume=resume,
-            counts=counts,
-            flags=flags,
-            together=together,
-        )
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "progress": lambda done, total, protocol=protocol: progress(protocol, done, total),
+            "resume": resume,
+            "flags": flags,
+            "together": together,
+        }
+        used, table = toolchain(), {}
+        if protocol.attack in CORRUPTED:
+            source = source_of(protocol, split)
+            cells = evaluate_cells(model, split, protocol, source, **options)
+            accuracy, bits = Accuracy.over(cells), cells.ravel()
+            used, table = used | source.facts(), {"corruptions": summary(cells)}
+        else:
+            bits = evaluate_split(model, split, protocol, counts=counts, **options)
+            accuracy = Accuracy.of(bits)
         if counts.get("square", 0.0) > SQUARE_GAIN * len(bits):  # after white-box attacks, or gradient attacks
             flags.add("unreliable")
         result = {
-            "accuracy": Accuracy.of(bits).to_dict(),
+            "accuracy": accuracy.to_dict(),
             "weights_sha256": weights_sha256,
             "dataset_sha256": split.fingerprint,
-            "toolchain": toolchain(),
+            "toolchain": used,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_s": round(time.perf_counter() - start, 1),
             "flags": sorted(flags),
             "extra": {f"broken_by_{part}": float(count) for part, count in counts.items()},
+            **table,
         }
         yield Measurement(protocol, result, bits, len(split))

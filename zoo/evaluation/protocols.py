@@ -19,6 +19,8 @@ from zoo.system.errors import UsageError, nearest
 EPS = LINF_8.eps
 STEP = EPS / 4
 DATASET = "cifar10"
+COMPUTED, CIFAR10_C = "corruptions", "cifar10-c"  # attacks of protocols whose images are corrupted, not attacked
+CORRUPTED = (COMPUTED, CIFAR10_C)
 
 
 class Protocol(BaseModel):
@@ -27,7 +29,9 @@ class Protocol(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    attack: str = Field(pattern=r"^[a-z0-9-]+$", description="a name of zoo.attacks.ATTACKS, or none")
+    attack: str = Field(
+        pattern=r"^[a-z0-9-]+$", description="a name of zoo.attacks.ATTACKS, none, corruptions or cifar10-c"
+    )
     dataset: str = DATASET
     split: Literal["test", "validation"] = "test"
     n: int = Field(10_000, ge=1)
@@ -41,23 +45,36 @@ class Protocol(BaseModel):
     seed: int = 0
 
     @property
+    def attacked(self) -> bool:
+        """Whether the worst image is looked for; not so without attack, in noise, or under corruptions."""
+        return self.attack not in ("none", "uniform", *CORRUPTED)
+
+    @property
     def threat(self) -> ThreatModel:
         return ThreatModel(norm=self.norm, eps=self.eps)
 
     def on(self, dataset: str) -> Protocol:
-        """This protocol on the data set ``dataset``."""
+        """This protocol on the data set ``dataset``.
+
+        Raises:
+            UsageError: its images are in the files of CIFAR-10-C, and ``dataset`` is another data set than CIFAR-10.
+        """
+        if dataset == self.dataset:
+            return self
+        if self.attack == CIFAR10_C:
+            raise UsageError(f"'{self.name}' has the test images of CIFAR-10: on {dataset}, use '{COMPUTED}'")
         name = self.name.removeprefix(f"{self.dataset}-")
         name = name if dataset == DATASET else f"{dataset}-{name}"
         return self.model_copy(update={"name": name, "dataset": dataset})
 
     def under(self, threat: ThreatModel) -> Protocol:
-        """This protocol with the norm and the eps of ``threat``; unchanged if it has no attack.
+        """This protocol with the norm and the eps of ``threat``; unchanged if it has no perturbation of that size.
 
         The step is proportional to eps: a fixed step would leave a small ball at once and not cross a large one. It
         stays the same share of the usual step, which is eps / 4 in l-infinity and 2.5 eps / steps in l2 (Madry et al.
         2018).
         """
-        if self.attack == "none" or threat == self.threat:
+        if self.attack in ("none", *CORRUPTED) or threat == self.threat:
             return self
         usual, new = (one.eps * (1 / 4 if one.norm == "linf" else 2.5 / (self.steps or 1)) for one in (self, threat))
         step = None if self.step is None else self.step / usual * new
@@ -89,6 +106,9 @@ PROTOCOLS |= _named(  # others, which papers report
     Protocol(name="pgd20x100", attack="pgd", step=STEP, steps=20, restarts=100, loss="ce"),  # ARD, Table 11
     Protocol(name="deepfool", attack="deepfool", steps=50),  # ARD, Table 11
     Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),
+    # Hendrycks and Dietterich 2019: every image in 15 kinds of corruption x 5 severities (zoo.evaluation.corruptions).
+    Protocol(name=COMPUTED, attack=COMPUTED, eps=0.0),  # computed by a library, with the severities of ImageNet-C
+    Protocol(name=CIFAR10_C, attack=CIFAR10_C, eps=0.0),  # the benchmark's own files
 )
 
 
@@ -103,7 +123,8 @@ def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
         UsageError: the name is unknown; the message suggests the nearest. Or the protocol has no form in that norm.
     """
     dataset, base, stated = DATASET, name, threat or LINF_8
-    if prefix := next((each for each in DATASETS if base.startswith(f"{each}-")), None):
+    prefix = next((each for each in DATASETS if base.startswith(f"{each}-")), None)
+    if prefix and base not in PROTOCOLS:
         dataset, base = prefix, base.removeprefix(f"{prefix}-")
     if base not in PROTOCOLS and (suffix := re.fullmatch(r"(.+)-(linf|l2)-(?:([0-9]+)-255|([0-9.]+))", base)):
         base, norm, levels, eps = suffix.groups()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided score interval of a proportion (Wilson 1927): ``(low, high)``, both in [0, 1].
 
     Raises:
@@ -35,7 +35,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Record):
-    """The proportion of n images that a model classifies correctly, with its 95 % Wilson interval."""
+    """The proportion of n images that a model classifies correctly, with its 95 % Wilson interval; or the mean of that
+    over several conditions, see :meth:`over`."""
 
     value: Share
     n: Annotated[int, Bounds(ge=1)]
@@ -51,6 +52,25 @@ class Accuracy(Record):
         right, n = int(sum(bits)) if isinstance(bits, Sequence) else int(bits.sum()), len(bits)
         interval = wilson(right, n)
         return cls(value=right / n, n=n, ci95=interval)
+
+    @classmethod
+    def over(cls, bits: np.ndarray) -> Accuracy:
+        """The mean accuracy over conditions that each of n images is in, from bits, bool [conditions, n].
+
+        The answers to one image in several conditions are not independent: the images are the sample, not the pairs.
+        The interval is Wilson's for the number of independent answers whose mean would vary as much (Kish 1965, design
+        effect), p (1 - p) n / s^2, with s^2 the variance of the images' own shares; it is at most that of all pairs.
+
+        Raises:
+            UsageError: there are no images.
+        """
+        n = bits.shape[1]
+        if not bits.size:
+            raise UsageError("an accuracy needs at least one image")
+        shares, p = bits.mean(0), float(bits.mean())
+        variance = float(shares.var(ddof=1)) if n > 1 else p * (1 - p)
+        known = min(p * (1 - p) * n / variance, bits.size) if variance else n
+        return cls(value=int(bits.sum()) / bits.size, n=n, ci95=wilson(p * known, known))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Accuracy:
@@ -135,6 +155,25 @@ class Paired:
     def inferior(self, margin: float = 0.01, confidence: float = 0.95) -> bool:
         """Whether the engine is shown to lose more than ``margin``."""
         return -Paired(self.n, b=self.c, c=self.b).upper(confidence) > margin
+
+
+def clustered(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """The mean accuracy of a minus that of b over conditions, and its two-sided interval.
+
+    Args:
+        a, b: who is right on which image in which condition, bool [conditions, n], the same images for both.
+
+    The images are the sample, as in :meth:`Accuracy.over`: the interval is mean +- z s / sqrt(n), with s the standard
+    deviation of the images' own mean differences.
+
+    Raises:
+        UsageError: there are fewer than two images, or the shapes differ.
+    """
+    if a.shape != b.shape or a.shape[-1] < 2:
+        raise UsageError(f"a paired interval needs the same two images or more, not {a.shape} and {b.shape}")
+    own = a.mean(0) - b.mean(0)
+    mean, half = float(own.mean()), _quantile((1 + confidence) / 2) * float(own.std(ddof=1)) / math.sqrt(len(own))
+    return mean, (mean - half, mean + half)
 
 
 def images_needed(discordance: float, margin: float, *, confidence: float = 0.95, power: float = 0.8) -> int:

@@ -20,8 +20,19 @@ Safetensors = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]*\.safe
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corruptions(Record):
+    """A result under common corruptions in detail: ``cells`` are the images classified correctly in each kind, at
+    severities 1 to 5; ``accuracy`` is that of the ``worst`` kind, over its severities."""
+
+    worst: Text
+    accuracy: Accuracy
+    cells: dict[str, tuple[Count, Count, Count, Count, Count]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result(Record):
-    """The result of one model under one protocol, with its provenance."""
+    """The result of one model under one protocol, with its provenance. Under corruptions, ``accuracy`` is the mean over
+    kinds and severities, see :meth:`zoo.evaluation.statistics.Accuracy.over`."""
 
     accuracy: Accuracy
     weights_sha256: Sha256
@@ -31,6 +42,7 @@ class Result(Record):
     wall_s: Amount
     flags: tuple[str, ...] = ()  # why the accuracy may be too high: zoo.evaluation.flags
     extra: dict[str, float] = field(default_factory=dict)
+    corruptions: Corruptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +195,9 @@ class Entry(Model):
         """The entry as JSON data for the registry file, without the name, which is its key there."""
         data = asdict(self)
         del data["name"]
+        for result in data["results"].values():
+            if result["corruptions"] is None:  # as in most results
+                del result["corruptions"]
         return data
 
     @classmethod
@@ -211,6 +226,10 @@ class Entry(Model):
 
 def _result(data: Mapping[str, Any]) -> Result:
     nested = {"accuracy": Accuracy.from_dict(data["accuracy"]), "flags": tuple(data.get("flags", ()))}
+    if corruptions := data.get("corruptions"):
+        cells = {kind: tuple(right) for kind, right in corruptions["cells"].items()}
+        accuracy = Accuracy.from_dict(corruptions["accuracy"])
+        nested["corruptions"] = Corruptions(worst=corruptions["worst"], accuracy=accuracy, cells=cells)
     return Result(**{**data, **nested})
 
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.evaluation.protocols import Protocol
+from zoo.evaluation.corruptions import CELLS, KINDS
+from zoo.evaluation.protocols import CORRUPTED, Protocol
 from zoo.evaluation.statistics import Accuracy, wilson
-from zoo.registry.entry import Latency, Model, Result
+from zoo.registry.entry import Corruptions, Latency, Model, Result
 from zoo.specs import ArchSpec, cost, parse_spec
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.records import Bounds, Record, Sha256
@@ -169,8 +170,13 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
     n = result.accuracy.n
     if n > protocol.n:
         yield ".accuracy.n", f"{n} images, but the protocol has {protocol.n}"
-    for field, fault in _accuracy_faults(result.accuracy):
-        yield f".accuracy{field}", fault
+    if (protocol.attack in CORRUPTED) != (result.corruptions is not None):
+        yield ".corruptions", "a result has a table of corruptions if its protocol has corrupted images, and only then"
+    elif result.corruptions is not None:
+        yield from _corruption_faults(result.accuracy, result.corruptions)
+    else:
+        for field, fault in _accuracy_faults(result.accuracy):
+            yield f".accuracy{field}", fault
     if result.weights_sha256 != model.weights.sha256:
         yield ".weights_sha256", "measured with other weights than those of the entry"
     dataset = file.datasets.get(protocol.dataset)
@@ -183,6 +189,23 @@ def _result_faults(file: RegistryFile, model: Model, name: str, result: Result) 
     if missing:
         yield ".toolchain", f"does not name the {missing[0]}"
     yield from _time_faults(result.measured_at)
+
+
+def _corruption_faults(mean: Accuracy, found: Corruptions) -> Iterator[tuple[str, str]]:
+    right = {kind: sum(cells) for kind, cells in found.cells.items()}
+    if tuple(right) != KINDS or any(count > mean.n for cells in found.cells.values() for count in cells):
+        yield ".corruptions.cells", f"not the counts of {', '.join(KINDS)}, each of up to {mean.n} images"
+        return
+    if right.get(found.worst) != min(right.values()):
+        yield ".corruptions.worst", f"'{found.worst}' is not the kind with the fewest images classified correctly"
+        return
+    shown = {"": (mean, sum(right.values()) / len(CELLS)), ".corruptions": (found.accuracy, min(right.values()) / 5)}
+    for where, (accuracy, images) in shown.items():
+        low, high = accuracy.ci95
+        if accuracy.n != mean.n or not math.isclose(accuracy.value * accuracy.n, images, abs_tol=1e-6):
+            yield f"{where}.accuracy", f"{accuracy.value} of {accuracy.n} images is not what the cells come to"
+        elif not low <= accuracy.value <= high:
+            yield f"{where}.accuracy.ci95", f"{list(accuracy.ci95)} does not contain {accuracy.value}"
 
 
 def _latency_faults(latency: Latency) -> Iterator[tuple[str, str]]:
