@@ -185,10 +185,9 @@ def tables(results: list[Facts]) -> str:
             ]
             lines.append(f"| {' | '.join(row)} |")
         worst = twin["twin"]
-        parts.append(
-            f"**{model}** — float twin: clean {_percent(twin['clean']['twin'])}, "
-            f"mean {_percent(twin['mean']['twin'])}, worst {worst['worst']} {_percent(worst['accuracy'])}; n = {twin['n']:,}.\n\n" + "\n".join(lines)
-        )
+        said = [f"clean {_percent(twin['clean']['twin'])}", f"mean {_percent(twin['mean']['twin'])}"]
+        said += [f"worst {worst['worst']} {_percent(worst['accuracy'])}; n = {twin['n']:,}"]
+        parts.append(f"**{model}** — float twin: {', '.join(said)}.\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

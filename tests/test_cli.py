@@ -174,9 +174,13 @@ def test_list_of_nothing_says_so_on_stderr(call):
     "arguments", [["list"], ["list", "--by", "mifgsm20"], ["show", LONGEST], ["pick", "-n", "9", "--flagged"]]
 )
 def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, arguments):
-    from zoo.evaluation.protocols import PROTOCOLS
+    from zoo.evaluation.corruptions import KINDS
+    from zoo.evaluation.protocols import CORRUPTED, PROTOCOLS
 
     everything = model(8, family="a-family-of-a-long-name", **dict.fromkeys(PROTOCOLS, 100))
+    for name in CORRUPTED:
+        accuracy, cells = everything["results"][name]["accuracy"], dict.fromkeys(KINDS, [100] * 5)
+        everything["results"][name]["corruptions"] = {"worst": KINDS[0], "accuracy": accuracy, "cells": cells}
     everything |= {
         "description": "A description that takes more than a line of eighty columns to say what there is, at length",
         "reported": {
