@@ -107,7 +107,7 @@ def measure(models: list[str], bundles: list[Path], n: int) -> None:
             scratch.replace(path)
         print(f"{kind}-{severity}: {len(missing)} asked", flush=True)
     facts = {"n": n, "toolchain": toolchain() | source.facts()}
-    (STUDY / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    (STUDY / "facts.json").write_text(json.dumps(facts), encoding="utf-8", newline="\n")
 
 
 def found(facts: Facts) -> Iterator[Facts]:

@@ -408,5 +408,6 @@ def test_an_image_of_the_rung_keeps_its_label_and_its_own_corruption(split):
 def test_corruptions_without_labelled_images_are_refused():
     with pytest.raises(UsageError, match="verify 'clean' or 'attacked', not 'parity'"):
         Terms(corruptions=KINDS).level("parity")
+    assert Terms.of("fp32", corruptions="all") == Terms(corruptions=KINDS)
     assert Terms(corruptions=KINDS).level(None) == "attacked"
     assert Terms().level(None) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from zoo.evaluation.corruptions import check_kinds
+from zoo.evaluation.corruptions import check_kinds, kinds_called
 from zoo.export.bundle.manifest import Level, Precision
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
@@ -34,7 +34,7 @@ class Terms:
         queries: of the Square attack on the engine itself, per image; 0 leaves this rung out. An fp32 engine that
             passes parity is its twin, gradients and all; coarser arithmetic may mask them, which no gradient shows.
             Where the logits take few values the rung is always climbed.
-        corruptions: the kinds of the rung beside the ladder, see :mod:`zoo.evaluation.corruptions`; none leaves it out.
+        corruptions: the kinds of the rung beside the attacks, see :mod:`zoo.evaluation.corruptions`; none for no rung.
     """
 
     margin: float = 0.01
@@ -67,7 +67,8 @@ class Terms:
         typed(**{key: (value, kinds.get(key, Real) | None) for key, value in given.items()})
         usual = {"tolerance": TOLERANCE[precision], "queries": 0 if precision == "fp32" else QUERIES}
         given = {key: value for key, value in given.items() if value is not None}
-        return cls(**usual | given | {"corruptions": tuple(given.get("corruptions", ()))})
+        kinds = given.pop("corruptions", ())
+        return cls(**usual | given, corruptions=kinds_called(kinds) if isinstance(kinds, str) else tuple(kinds))
 
     def in_words(self) -> str:
         """Margin, tolerance and floor, such as ``margin 0.01, tolerance 0.0005, min-robust chance``."""

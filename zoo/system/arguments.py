@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType
@@ -17,6 +17,7 @@ NOUNS = {
     PathLike: "a path",
     Callable: "a function",
     Mapping: "a mapping",
+    Sequence: "a sequence",
     NoneType: "None",
 }
 
