@@ -23,7 +23,7 @@ from zoo import load
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.cells import summary
-from zoo.evaluation.corruptions import CELLS, KINDS, source_of
+from zoo.evaluation.corruptions import CELLS, KINDS, SEVERITIES, source_of, versions
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.statistics import Accuracy, clustered
@@ -36,7 +36,6 @@ from zoo.export.engines.twin import Twin
 from zoo.export.ladder.rungs import right
 from zoo.registry.file import pretty
 from zoo.system.errors import ZooError
-from zoo.system.toolchain import toolchain
 
 DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "corruptions.json", DOCS / "corruptions.md"
@@ -106,32 +105,32 @@ def measure(models: list[str], bundles: list[Path], n: int) -> None:
             np.savez_compressed(scratch, **known)
             scratch.replace(path)
         print(f"{kind}-{severity}: {len(missing)} asked", flush=True)
-    facts = {"n": n, "toolchain": toolchain() | source.facts()}
-    (STUDY / "facts.json").write_text(json.dumps(facts), encoding="utf-8", newline="\n")
 
 
-def found(facts: Facts) -> Iterator[Facts]:
-    """What the study keeps of every bundle in bundles/corruptions."""
-    n = facts["n"]
+def found(n: int) -> Iterator[Facts]:
+    """What the study keeps of every bundle in bundles/corruptions, from the kinds that it met at all severities."""
     clean = stored(kept("clean-0", n))
-    cells = [stored(kept(f"{kind}-{severity}", n)) for kind, severity in CELLS]
+    cells = {cell: stored(kept(f"{cell[0]}-{cell[1]}", n)) for cell in CELLS}
     for path in sorted(STUDY.glob(f"*/{MANIFEST}")):
         manifest, name = read_bundle(path.parent), path.parent.name
-        if any(name not in cell for cell in (clean, *cells)):
+        kinds = [kind for kind in KINDS if all(name in cells[kind, severity] for severity in SEVERITIES)]
+        if not kinds:
             continue
-        twin, engine = (np.array([cell[who] for cell in cells]) for who in (manifest.name, name))  # bool [75, n]
-        own = {group: np.repeat([kind in kinds for kind in KINDS], 5) for group, kinds in GROUPS.items()}
+        own = [cells[kind, severity] for kind in kinds for severity in SEVERITIES]
+        twin, engine = (np.array([cell[who] for cell in own]) for who in (manifest.name, name))  # bool [5 kinds, n]
+        rows = {group: np.repeat([kind in members for kind in kinds], 5) for group, members in GROUPS.items()}
         yield {
             "model": manifest.name,
             "engine": manifest.engine,
             "precision": manifest.artifact.precision,
             "artifact_sha256": manifest.artifact.sha256,
-            **facts,
+            "n": n,
+            "toolchain": manifest.toolchain | versions(),
             "clean": _compared(clean[manifest.name][None], clean[name][None]),
             "mean": _compared(twin, engine),
-            "groups": {group: _compared(twin[rows], engine[rows]) for group, rows in own.items()},
-            "twin": summary(twin),
-            "engine_table": summary(engine),
+            "groups": {group: _compared(twin[one], engine[one]) for group, one in rows.items() if one.any()},
+            "twin": summary(twin, kinds),
+            "engine_table": summary(engine, kinds),
         }
 
 
@@ -142,11 +141,10 @@ def _compared(twin: np.ndarray, engine: np.ndarray) -> Facts:
     return each | {"lost": lost, "lost95": list(interval)}
 
 
-def take_over() -> list[Facts]:
+def take_over(n: int) -> list[Facts]:
     """The stored results, with those of bundles/corruptions in the place of older ones."""
     results = json.loads(STORE.read_bytes()) if STORE.exists() else []
-    if (STUDY / "facts.json").exists():
-        results += found(json.loads((STUDY / "facts.json").read_bytes()))
+    results += found(n)
     latest = {(one["model"], one["engine"], one["precision"]): one for one in results}
     order = [(engine.name, precision) for engine in ENGINES for precision in ("fp32", "fp16", "int8")]
     results = sorted(latest.values(), key=lambda one: (one["model"], order.index((one["engine"], one["precision"]))))
@@ -181,12 +179,12 @@ def tables(results: list[Facts]) -> str:
                 *(_percent(one[key]["engine"]) for key in ("clean", "mean")),
                 f"{worst['worst']} {_percent(worst['accuracy'])}",
                 *(_lost(one[key]) for key in ("clean", "mean")),
-                *(_lost(one["groups"][group]) for group in GROUPS),
+                *(_lost(one["groups"][group]) if group in one["groups"] else "-" for group in GROUPS),
             ]
             lines.append(f"| {' | '.join(row)} |")
         worst = twin["twin"]
         said = [f"clean {_percent(twin['clean']['twin'])}", f"mean {_percent(twin['mean']['twin'])}"]
-        said += [f"worst {worst['worst']} {_percent(worst['accuracy'])}; n = {twin['n']:,}"]
+        said += [f"worst {worst['worst']} {_percent(worst['accuracy'])}; {len(worst['cells'])} of {len(KINDS)} kinds"]
         parts.append(f"**{model}** — float twin: {', '.join(said)}.\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
@@ -195,7 +193,8 @@ def cells(results: list[Facts]) -> str:
     """The accuracy of each float twin in every kind, mean over the severities and at severities 1 and 5."""
     twins = {one["model"]: one for one in results}
     lines = [f"| kind | {' | '.join(twins)} |", f"| --- | {' | '.join('---:' for _ in twins)} |"]
-    for kind in KINDS:
+    measured = [kind for kind in KINDS if all(kind in one["twin"]["cells"] for one in twins.values())]
+    for kind in measured:
         row = []
         for one in twins.values():
             right, n = one["twin"]["cells"][kind], one["n"]
@@ -204,8 +203,8 @@ def cells(results: list[Facts]) -> str:
     return "\n".join(lines)
 
 
-def redraw() -> None:
-    results, text = take_over(), PAGE.read_text(encoding="utf-8")
+def redraw(n: int) -> None:
+    results, text = take_over(n), PAGE.read_text(encoding="utf-8")
     for mark, made in (("study", tables(results)), ("kinds", cells(results))):
         text = re.sub(
             rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
@@ -227,4 +226,4 @@ if __name__ == "__main__":
         built = [exported(*one) for one in product(given.models, given.format.split(","), given.precision.split(","))]
         measure(given.models, [bundle for bundle in built if bundle], given.n)
     else:
-        redraw()
+        redraw(given.n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,16 @@ def evaluate_cells(
     return np.array([ledger.known(f"{kind}-{severity}", every) for kind, severity in CELLS])
 
 
-def summary(bits: np.ndarray) -> dict[str, Any]:
-    """What a result says of ``bits``, bool [75, n], beside the mean accuracy, JSON-ready: the table, the worst kind.
+def summary(bits: np.ndarray, names: Sequence[str] = KINDS) -> dict[str, Any]:
+    """What a result says of ``bits`` of the kinds called ``names``, bool [5 kinds, n], beside the mean accuracy,
+    JSON-ready: the table, the worst kind.
 
     The worst kind is chosen by these bits, so that its accuracy is a little too low: by chance any kind may be last.
     """
-    kinds = bits.reshape(len(KINDS), len(SEVERITIES), -1)  # [15, 5, n]
+    kinds = bits.reshape(len(names), len(SEVERITIES), -1)
     worst = int(kinds.mean((1, 2)).argmin())
     return {
-        "worst": KINDS[worst],
+        "worst": names[worst],
         "accuracy": Accuracy.over(kinds[worst]).to_dict(),
-        "cells": {kind: own.sum(1).tolist() for kind, own in zip(KINDS, kinds, strict=True)},
+        "cells": {kind: own.sum(1).tolist() for kind, own in zip(names, kinds, strict=True)},
     }

@@ -60,7 +60,9 @@ def check_kinds(kinds: Sequence[str]) -> None:
     """Raise UsageError if one of ``kinds`` is not a corruption; the message suggests the nearest."""
     for kind in kinds:
         if kind not in KINDS:
-            raise UsageError(f"no corruption is called '{kind}'{nearest(str(kind), KINDS)} (known: {', '.join(KINDS)})")
+            raise UsageError(
+                f"no corruption is called '{kind}'{nearest(str(kind), KINDS)} (corruptions: {', '.join(KINDS)})"
+            )
 
 
 def require(size: int) -> None:
@@ -161,10 +163,11 @@ def source_of(protocol: Protocol, split: Split) -> Source:
             lambda kind, severity, n: files.images(kind, severity)[:n], lambda: {CIFAR10_C: files.fingerprint}
         )
     require(min(split.images.shape[1:3]))
-    return Source(lambda kind, severity, n: corrupted(split.images[:n], kind, severity, seed=protocol.seed), _versions)
+    return Source(lambda kind, severity, n: corrupted(split.images[:n], kind, severity, seed=protocol.seed), versions)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what computes the images."""
     found = {}
     for name in TOOLS:
         try:
