@@ -49,6 +49,7 @@ class Subject:
         measured: by protocol; of a bundle, by rung of its ladder.
         latency: medians in ms with their engine, by device and batch size.
         flags: why its accuracies may be too high.
+        ran: whether it was ever run; of a bundle that its device has yet to run, nothing is known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Subject:
     measured: dict[str, Measured]
     latency: dict[str, dict[int, tuple[float, str]]] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    ran: bool = True
 
     def facts(self) -> dict[str, Any]:
         """JSON-ready, without what was measured of the images."""
@@ -67,7 +69,7 @@ class Subject:
             for device, times in self.latency.items()
         }
         plain = {key: getattr(self, key) for key in ("name", "kind", "macs", "params", "size")}
-        return {**plain, "latency": latency, "flags": list(self.flags)}
+        return {**plain, "latency": latency, "flags": list(self.flags), "ran": self.ran}
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,14 @@ def compare(a: str, b: str) -> Comparison:
         IntegrityError: a bundle was altered, or stored bits contradict the registry.
     """
     one, other = _subject(a), _subject(b)
+    unrun = [who for who, subject in (("A", one), ("B", other)) if not subject.ran]
     protocols, left_out = {}, {}
     for name in dict.fromkeys([*one.measured, *other.measured]):
-        reason = _obstacle(one.measured.get(name), other.measured.get(name))
+        reason = (
+            f"{' and '.join(unrun)} was never run"
+            if unrun
+            else _obstacle(one.measured.get(name), other.measured.get(name))
+        )
         if reason:
             left_out[name] = reason
         else:
@@ -197,7 +204,8 @@ def _exported(given: str, folder: Path) -> Subject:
         if one.artifact_sha256 == manifest.artifact.sha256 and one.device:
             latency[one.device] = {each.batch: (each.p50_ms, kind) for each in one.times}
     flags = tuple(flags_of(report.rungs))
-    return Subject(given, kind, cost.macs, cost.params, manifest.artifact.size, measured, latency, flags)
+    ran = report.ran or bool(latency)
+    return Subject(given, kind, cost.macs, cost.params, manifest.artifact.size, measured, latency, flags, ran)
 
 
 def _rungs(report: Report) -> Iterator[tuple[str, Measured]]:

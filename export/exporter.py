@@ -31,11 +31,12 @@ from zoo.export.bundle.manifest import (
 from zoo.export.bundle.provenance import sign_bundle
 from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.source import Known, public, record_of, source_of
+from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import loading, options_of
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import sign_off
-from zoo.export.ladder.report import findings, unverified, write_reports
+from zoo.export.ladder.report import findings, never_run, unverified, write_reports
 from zoo.export.onnx.calibration import calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
@@ -48,7 +49,7 @@ from zoo.export.verify import choose_level
 from zoo.models import Classifier
 from zoo.specs import Spec, cost
 from zoo.system.arguments import typed
-from zoo.system.errors import DataNotFound, UsageError, nearest
+from zoo.system.errors import DataNotFound, UsageError, WrongDevice, nearest
 from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
 from zoo.weights.load import Found
@@ -93,17 +94,26 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
         MissingDependency: the engine is not installed.
         UsageError: the bundle exists, or the data set is not one for the model.
         UnknownModel, Unreachable, DataNotFound, IntegrityError: the model or the data cannot be had.
+        WrongDevice: the level runs the engine, and this machine cannot.
     """
     options.engine.require(build=True)
     options.engine.load_module().runtime()
+    obstacle, asked = options.obstacle, options.terms.level(level_called(options.verify, notify))
+    if obstacle and asked in ("clean", "attacked"):
+        raise WrongDevice(
+            f"level '{asked}' runs the engine, and {options.engine.title} engines cannot run here ({obstacle}): "
+            "leave --verify out to build it here, and verify it on its device"
+        )
     found, known = source_of(name, offline=options.offline)
     check_free(options.folder(known.title), force=options.force)
     calibrating = _calibrating(known.dataset, found.spec, options) if options.sampling else None
-    asked = options.terms.level(level_called(options.verify, notify))
     if options.terms.corruptions:
         require_corruptions(found.spec.image_size)
     level, split = choose_level(asked, known.dataset, found.spec, options.data, offline=options.offline)
-    if asked is None and level != "attacked":
+    if obstacle and level != "none":
+        level = "parity"
+        notify(never_run(options.engine))
+    elif asked is None and level != "attacked":
         notify(unverified(known.dataset))
     return Job(found, known, options, level, split, calibrating)
 
@@ -135,13 +145,17 @@ def export_model(
         UnknownModel, Unreachable, DataNotFound, IntegrityError: the model or the data cannot be had.
         MissingDependency: the engine is not in this release, or not installed.
         ExportFailed: the model could not be converted, or the bundle not written.
+        WrongDevice: the level runs the engine, and this machine cannot.
         ParityGateFailed, RobustnessGateFailed: the engine is not shown to be as good as the model.
     """
     typed(progress=(progress, Callable), notify=(notify, Callable))
     known = [option.name for option in fields(ExportOptions)]
     for unknown in given.keys() - known:
         raise TypeError(f"export_model() has no option called '{unknown}'{nearest(unknown, known)}")
-    return job_of(name, ExportOptions(out=out, **given), notify=notify).run(progress)
+    options = ExportOptions(out=out, **given)
+    if which := choice(options.format):
+        notify(which)
+    return job_of(name, options, notify=notify).run(progress)
 
 
 def write_bundle(
@@ -158,7 +172,8 @@ def write_bundle(
     if precision == "int8" and calibrated is None:
         raise UsageError("an int8 engine needs calibration images: see zoo.export.onnx.calibration")
     images, calibration = calibrated or (None, None)
-    level = level_called(options.verify) or ("attacked" if split else "parity")
+    obstacle = options.obstacle
+    level = level_called(options.verify) or ("attacked" if split and not obstacle else "parity")
     model, final = model.eval(), options.folder(known.title)
     with staged(final, force=options.force, keep_failed=options.keep_failed) as scratch:
         progress("build", 0, 1)
@@ -194,6 +209,8 @@ def write_bundle(
         progress("build", 1, 1)
         load_options = loading(engine, asdict(own) if own else {})
         opened = partial(engine.load_module().load, scratch / artifact.file, **load_options)
+        if obstacle:
+            opened = partial(engine.load_module().in_place, graph, obstacle)
         with opened() as loaded:
             trial = Trial(
                 artifact_sha256=artifact.sha256,
@@ -204,6 +221,7 @@ def write_bundle(
                 terms=options.terms,
                 dataset=known.dataset,
                 threat=known.threat,
+                ran=not obstacle,
                 reopen=opened,
             )
             report = climb(model, loaded, trial, progress)

@@ -100,6 +100,19 @@ class ExportOptions:
         return backend(self.format)
 
     @property
+    def obstacle(self) -> str | None:
+        """Why what is built cannot run on this machine, as a clause; None where it can.
+
+        Raises:
+            MissingDependency: the engine is not installed.
+            UsageError: the engine cannot be built so.
+        """
+        if not self.engine.ahead:
+            return None
+        module, own = self.engine.load_module(), options_of(self.engine, self.engine_options)
+        return module.obstacle(module.needs(self.precision, *([] if own is None else [own])))
+
+    @property
     def sampling(self) -> Sampling | None:
         """How calibration images are chosen; None where the precision needs none."""
         if self.precision != "int8":

@@ -30,7 +30,7 @@ HOST_CODE = "this plan carries code for the CPU: start Triton with --backend-con
 def check_served(engine: Backend) -> None:
     """Raise UsageError unless Triton has a backend for such engines."""
     if engine.triton is None:
-        served = " or ".join(one.aliases[0] for one in ENGINES if one.triton)
+        served = " or ".join(one.name for one in ENGINES if one.triton)
         raise UsageError(f"Triton has no backend for {engine.name} engines: export with --format {served}")
 
 

@@ -31,7 +31,7 @@ from zoo.export.remote.engine import connect, runner_of
 from zoo.models import Classifier
 from zoo.specs import Spec
 from zoo.system.arguments import typed
-from zoo.system.errors import DataNotFound, IntegrityError, UsageError
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError, WrongDevice
 
 
 def choose_level(
@@ -156,6 +156,12 @@ def verify_bundle(
         notify(f"the terms are laxer than usual: {agreed.in_words()}; the usual ones are {usual.in_words()}")
     if agreed.corruptions and level in (None, "clean", "attacked"):
         require_corruptions(manifest.spec.image_size)
+    if level != "none" and not device and (obstacle := kind.obstacle(manifest.artifact.built_for)):
+        never = "" if manifest.ran else "was never run, and "
+        raise WrongDevice(
+            f"the engine in '{folder}' {never}cannot run here ({obstacle}): its files are intact, verify it on its "
+            "device, with --device ssh://USER@HOST or there"
+        )
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
     if model is None:

@@ -1,7 +1,9 @@
-"""A stand-in for the package ``tensorrt``, and for the little of ``torch.cuda`` that its engine uses, without a GPU.
+"""A stand-in for an NVIDIA GPU under TensorRT. TensorRT for RTX parses and builds, which it does without a GPU.
 
-It holds our calls to the rules that TensorRT's documentation states (order, types, return values, who must stay
-alive), and computes with ONNX Runtime on the very addresses it is given. It shows nothing about TensorRT itself.
+What needs a GPU is played: the runtime, its execution contexts, the timing cache, and the little of ``torch.cuda`` that
+our engines use. It holds our calls to the rules that TensorRT's documentation states (order, types, return values, who
+must stay alive), and computes with ONNX Runtime on the very addresses that it is given. It shows nothing of how a plan
+runs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,119 +23,98 @@ import pytest
 import torch
 
 GPU, CAPABILITY = "NVIDIA Fake 9000", (9, 0)
-SEPARATOR = b"\n--onnx--\n"
-
-
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
-
-
-class ILogger:
-    Severity = Severity
-
-    def __init__(self) -> None:
-        self.ready = True
-
-
-class HardwareCompatibilityLevel(enum.Enum):
-    NONE = 0
-    AMPERE_PLUS = 1
-    SAME_COMPUTE_CAPABILITY = 2
-
-
-class TensorIOMode(enum.Enum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
+SEPARATOR = b"\n--played--\n"
 
 
 class FakeTensorRt:
     """One installation: its version, its GPU, and what it was asked to do, in ``seen``.
 
+    What is not defined here is that of the real ``tensorrt_rtx``.
+
     Attributes:
-        unsupported: operators that its parser refuses.
         broken: what logs an error in place of working: "driver", "build", "context" or "run".
     """
 
-    ILogger, HardwareCompatibilityLevel, TensorIOMode = ILogger, HardwareCompatibilityLevel, TensorIOMode
     float32 = "DataType.FLOAT"
 
-    def __init__(self, version: str = "11.4.0.106", gpu: str = GPU, capability: tuple[int, int] = CAPABILITY) -> None:
-        self.__version__, self.gpu, self.capability = version, gpu, capability
-        self.unsupported: set[str] = set()
+    def __init__(
+        self,
+        version: str = "11.4.0.106",
+        gpu: str = GPU,
+        capability: tuple[int, int] = CAPABILITY,
+        name: str = "tensorrt",
+    ) -> None:
+        self.real = pytest.importorskip("tensorrt_rtx")
+        self.__name__, self.__version__, self.gpu, self.capability = name, version, gpu, capability
         self.broken: set[str] = set()
         self.seen: dict = {"timings": [], "batches": []}
-        eleven = version.startswith("11.")
-        self.NetworkDefinitionCreationFlag = enum.IntEnum("Flag", {"STRONGLY_TYPED": 0 if eleven else 1})
-        removed = [] if eleven else ["FP16", "INT8"]
-        self.BuilderFlag = enum.Enum("BuilderFlag", [*removed, "TF32", "VERSION_COMPATIBLE"])
-        self.Builder = lambda log: Builder(self, log)
-        self.OnnxParser = lambda network, log: OnnxParser(self, network, log)
+        flag = 1 if version.startswith("10.") else 0
+        self.NetworkDefinitionCreationFlag = enum.IntEnum("Flag", {"STRONGLY_TYPED": flag})
+        self.Builder, self.OnnxParser = recorded(self)
         self.Runtime = lambda log: Runtime(self, log)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def error(self, log, message: str) -> None:
+        log.log(self.real.ILogger.Severity.ERROR, message)
 
     def fails(self, what: str, log, message: str) -> bool:
         if what in self.broken:
-            log.log(Severity.ERROR, message)
-            log.log(Severity.ERROR, "a later error, which follows from the first")
+            self.error(log, message)
+            self.error(log, "a later error, which follows from the first")
         return what in self.broken
 
 
-class Tensor:
-    def __init__(self, proto) -> None:
-        self.name = proto.name
-        self.shape = tuple(dim.dim_value or -1 for dim in proto.type.tensor_type.shape.dim)
+def recorded(trt: FakeTensorRt) -> tuple[type, type]:
+    """The real builder and parser, which put the graph behind the plan that they make of it, for :class:`Runtime`."""
 
+    class Builder(trt.real.Builder):
+        def __init__(self, log) -> None:
+            super().__init__(log)
+            self.log = log
+            trt.fails("driver", log, "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization failure)")
 
-class Network:
-    def get_input(self, index: int) -> Tensor:
-        return Tensor(self.proto.graph.input[index])
+        def create_network(self, flags: int = 0):
+            trt.seen["strongly typed"] = bool(flags & (1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+            return super().create_network(1 << int(trt.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
+        def create_builder_config(self):
+            return Config(trt, self.log, super().create_builder_config())
 
-class Builder:
-    def __init__(self, trt: FakeTensorRt, log: ILogger) -> None:
-        assert log.ready, "the logger's base class was not initialised"
-        self.trt, self.log = trt, log
-        trt.fails("driver", log, "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization failure)")
+        def create_optimization_profile(self):
+            trt.seen["profile"] = super().create_optimization_profile()
+            return trt.seen["profile"]
 
-    def create_network(self, flags: int = 0) -> Network:
-        self.trt.seen["strongly typed"] = bool(flags & (1 << self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        return Network()
+        def build_serialized_network(self, network, config: Config) -> memoryview | None:
+            if trt.fails("build", self.log, "Could not find any implementation\nfor node head."):
+                return None
+            assert config.real.num_optimization_profiles == 1
+            flags = {flag for flag in trt.real.BuilderFlag.__members__ if config.played(flag)}
+            name = network.get_input(0).name
+            shapes = [list(shape) for shape in trt.seen["profile"].get_shape(name)]
+            trt.seen |= {"flags": flags, "hardware": config.hardware_compatibility_level.name}
+            if config.timings:
+                config.timings.entries += f"{trt.gpu} was timed;".encode()
+            plan = super().build_serialized_network(network, config.real)
+            assert plan is not None
+            capabilities = [
+                int(config.real.get_compute_capability(i)) for i in range(config.real.num_compute_capabilities)
+            ]
+            header = {
+                "version": trt.__version__,
+                "capabilities": capabilities or [10 * trt.capability[0] + trt.capability[1]],
+                "host code": "VERSION_COMPATIBLE" in flags,
+                "profile": {name: shapes},
+            }
+            return memoryview(SEPARATOR.join([bytes(plan), json.dumps(header).encode(), trt.seen["graph"]]))
 
-    def create_builder_config(self) -> BuilderConfig:
-        return BuilderConfig(self.trt, self.log)
+    class OnnxParser(trt.real.OnnxParser):
+        def parse(self, model: bytes) -> bool:
+            trt.seen["graph"] = model
+            return super().parse(model)
 
-    def create_optimization_profile(self) -> OptimizationProfile:
-        return OptimizationProfile()
-
-    def build_serialized_network(self, network: Network, config: BuilderConfig) -> memoryview | None:
-        self.log.log(Severity.WARNING, "a warning that is not an error")
-        if self.trt.fails("build", self.log, "Could not find any implementation\nfor node head."):
-            return None
-        assert config.profiles, "a network with a dynamic batch has no optimization profile"
-        (profile,) = config.profiles
-        config.timings.entries += f"{self.trt.gpu} was timed;".encode()
-        flags = {flag.name for flag in config.flags}
-        self.trt.seen |= {"flags": flags, "hardware": config.hardware_compatibility_level.name, "profile": profile}
-        header = {
-            "version": self.trt.__version__,
-            "capability": list(self.trt.capability),
-            "host code": "VERSION_COMPATIBLE" in flags,
-            "profile": profile.shapes,
-        }
-        return memoryview(json.dumps(header).encode() + SEPARATOR + network.proto.SerializeToString())
-
-
-class OptimizationProfile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, list] = {}
-
-    def set_shape(self, input: str, min: tuple, opt: tuple, max: tuple) -> None:
-        assert all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True))
-        self.shapes[input] = [list(min), list(opt), list(max)]
+    return Builder, OnnxParser
 
 
 class TimingCache:
@@ -143,27 +125,40 @@ class TimingCache:
         return memoryview(b"timings:" + self.entries)
 
 
-class BuilderConfig:
-    def __init__(self, trt: FakeTensorRt, log: ILogger) -> None:
-        self.trt, self.log = trt, log
-        self.flags = {trt.BuilderFlag.TF32}  # as in the real one
-        self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
-        self.profiles: list[OptimizationProfile] = []
+class Config:
+    """The real configuration, but for what TensorRT for RTX does not have: timings, and plans that fit other places."""
 
-    def set_flag(self, flag: enum.Enum) -> None:
-        self.flags.add(flag)
+    def __init__(self, trt: FakeTensorRt, log, real) -> None:
+        level = trt.HardwareCompatibilityLevel.NONE
+        own = {"trt": trt, "log": log, "real": real, "timings": None, "portable": False}
+        self.__dict__.update(own, hardware_compatibility_level=level)
 
-    def clear_flag(self, flag: enum.Enum) -> None:
-        self.flags.discard(flag)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
-    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
-        self.profiles.append(profile)
-        return len(self.profiles) - 1
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            setattr(self.real, name, value)
+
+    def set_flag(self, flag) -> None:
+        if flag == self.trt.BuilderFlag.VERSION_COMPATIBLE:
+            self.portable = True
+        else:
+            self.real.set_flag(flag)
+
+    def played(self, flag: str) -> bool:
+        return (
+            self.portable
+            if flag == "VERSION_COMPATIBLE"
+            else self.real.get_flag(self.trt.BuilderFlag.__members__[flag])
+        )
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache | None:
         self.trt.seen["timings"].append(serialized_timing_cache)
         if serialized_timing_cache and not serialized_timing_cache.startswith(b"timings:"):
-            self.log.log(Severity.ERROR, "the timing cache is corrupt")
+            self.trt.error(self.log, "the timing cache is corrupt")
             return None
         return TimingCache(serialized_timing_cache.removeprefix(b"timings:"))
 
@@ -174,64 +169,37 @@ class BuilderConfig:
         return fits
 
 
-class ParserError:
-    def __init__(self, node) -> None:
-        self.node = node
-
-    def node_operator(self) -> str:
-        return self.node.op_type if self.node else ""
-
-    def node_name(self) -> str:
-        return self.node.name if self.node else ""
-
-    def desc(self) -> str:
-        return "No importer registered\nfor op." if self.node else "Failed to parse the ONNX model."
-
-
-class OnnxParser:
-    def __init__(self, trt: FakeTensorRt, network: Network, logger: ILogger) -> None:
-        self.trt, self.network, self.errors = trt, network, []
-
-    @property
-    def num_errors(self) -> int:
-        return len(self.errors)
-
-    def get_error(self, index: int) -> ParserError:
-        return self.errors[index]
-
-    def parse(self, model: bytes) -> bool:
-        try:
-            self.network.proto = onnx.load_from_string(model)
-        except Exception:
-            self.errors = [ParserError(None)]
-            return False
-        self.errors = [ParserError(n) for n in self.network.proto.graph.node if n.op_type in self.trt.unsupported]
-        return not self.errors
+class Tensor:
+    def __init__(self, proto) -> None:
+        self.name = proto.name
+        self.shape = tuple(dim.dim_value or -1 for dim in proto.type.tensor_type.shape.dim)
 
 
 class Runtime:
-    def __init__(self, trt: FakeTensorRt, log: ILogger) -> None:
-        assert log.ready, "the logger's base class was not initialised"
+    def __init__(self, trt: FakeTensorRt, log) -> None:
+        assert isinstance(log, trt.real.ILogger)
         self.trt, self.log, self.engine_host_code_allowed = trt, log, False
         trt.fails("driver", log, "createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure)")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
-        header, _, graph = serialized_engine.partition(SEPARATOR)
         try:
+            _, header, graph = serialized_engine.split(SEPARATOR)
             facts, engine = json.loads(header), Engine(self, graph)
         except Exception:  # noise, or cut short
-            self.log.log(Severity.ERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
+            self.trt.error(self.log, "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
             return None
         engine.profile, refusal = facts["profile"], ""
         if facts["version"] != self.trt.__version__ and not facts["host code"]:
             refusal = "The engine plan file is not compatible with this version of TensorRT, please rebuild."
-        elif facts["capability"] != list(self.trt.capability):
+        elif 10 * self.trt.capability[0] + self.trt.capability[1] not in facts["capabilities"]:
             refusal = "The engine plan file is generated on an incompatible device, please rebuild."
         elif facts["host code"] and not self.engine_host_code_allowed:
             refusal = "Cannot deserialize engine with lean runtime since getEngineHostCodeAllowed() is false."
         if refusal:
-            self.log.log(Severity.ERROR, refusal)
-        return None if refusal else engine
+            self.trt.error(self.log, refusal)
+            return None
+        self.trt.seen["made"] = [self, engine]
+        return engine
 
 
 class Engine:
@@ -246,8 +214,8 @@ class Engine:
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
 
-    def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+    def get_tensor_mode(self, name: str):
+        return self.trt.TensorIOMode.INPUT if name in self.inputs else self.trt.TensorIOMode.OUTPUT
 
     def get_tensor_shape(self, name: str) -> tuple:
         return self.tensors[name].shape
@@ -260,7 +228,10 @@ class Engine:
 
     def create_execution_context(self) -> ExecutionContext | None:
         failed = self.trt.fails("context", self.log, "Requested amount of GPU memory could not be allocated.")
-        return None if failed else ExecutionContext(self)
+        if failed:
+            return None
+        self.trt.seen["made"].append(context := ExecutionContext(self))
+        return context
 
 
 class ExecutionContext:
@@ -272,7 +243,7 @@ class ExecutionContext:
         least, _, most = self.engine.profile[name]
         fits = all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
         if not fits:
-            self.engine.log.log(Severity.ERROR, f"IExecutionContext::setInputShape: {shape} is out of the profile")
+            self.engine.trt.error(self.engine.log, f"IExecutionContext::setInputShape: {shape} is out of the profile")
         self.shape = shape if fits else None
         return fits
 
@@ -327,8 +298,8 @@ class FakeTorch:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt) -> FakeTensorRt:
-    """Let ``import tensorrt`` find ``trt``, and the engine's modules its GPU."""
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    for module in ("tensorrt", "tensorrt_device"):
-        monkeypatch.setattr(f"zoo.export.engines.{module}.torch", FakeTorch(trt))
+    """Let ``import tensorrt`` (or ``trt``'s other name) find ``trt``, and the engine's modules its GPU."""
+    monkeypatch.setitem(sys.modules, trt.__name__, trt)
+    monkeypatch.setattr("zoo.export.engines.tensorrt_device.torch", FakeTorch(trt))
+    monkeypatch.setattr("zoo.export.runtimes.tensorrt_rtx._torch", lambda: FakeTorch(trt))
     return trt

@@ -1,6 +1,6 @@
 """What every engine owes its callers: one contract for the whole table. What one alone does is tested in its own file.
 
-An engine that is not installed is skipped, and says why. Where there is no GPU a stand-in plays TensorRT.
+An engine that is not installed is skipped, and says why. Where there is no GPU a stand-in runs what TensorRT builds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ from zoo.export.remote.engine import connect
 from zoo.export.triton import write_triton
 from zoo.models import Classifier
 from zoo.specs import StagedSpec
-from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError, WrongDevice
 
+# Without a GPU, these run on a stand-in.
+PLAYED = {"tensorrt": {}, "tensorrt-rtx": {"name": "tensorrt_rtx", "version": "1.7.1.116", "capability": (8, 9)}}
+PLAYED = {} if torch.cuda.is_available() else PLAYED
 SPEC = StagedSpec(widths=((8, 6, 8),), resolutions=(16,), stem=8)  # a shortcut drops channels, the next adds some
 NAMES = [one.name for one in ENGINES]
 CONVERTED = [one.name for one in ENGINES if not one.from_onnx]  # built from the float model itself
@@ -54,8 +57,8 @@ def row(request, tmp_path_factory) -> Iterator[Backend]:
     engine = backend(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        if engine.name == "tensorrt" and not torch.cuda.is_available():
-            install(patch, FakeTensorRt())
+        if engine.name in PLAYED:
+            install(patch, FakeTensorRt(**PLAYED[engine.name]))
         try:
             engine.require(build=True)
         except MissingDependency as error:  # an engine that is installed must work
@@ -266,6 +269,10 @@ def test_it_runs_on_another_device_or_says_that_it_cannot(row, bundle, engine, m
         with pytest.raises(MissingDependency, match="the runner for other devices has"):
             verify_bundle(bundle, device="local:", model=model, level="parity")
         return
+    if row.name in PLAYED:
+        with pytest.raises(WrongDevice, match="cannot load the artifact there: PyTorch finds no NVIDIA GPU"):
+            connect("local:", bundle, threads=1)
+        return
     with connect("local:", bundle, threads=1) as remote:
         for n in (1, 5):
             assert torch.allclose(remote(images(n)), engine(images(n)), atol=1e-5)
@@ -281,7 +288,7 @@ def test_triton_serves_it_or_the_others_are_named(row, bundle, tmp_path):
         folder = write_triton(bundle, tmp_path, notify=lambda message: None)
         assert f'backend: "{row.triton}"' in (folder / "config.pbtxt").read_text()
     else:
-        with pytest.raises(UsageError, match="export with --format onnx or ov or trt"):
+        with pytest.raises(UsageError, match="export with --format onnxruntime or openvino or tensorrt"):
             write_triton(bundle, tmp_path / "models")
         assert run(["export", "trades-s3", "-f", row.name, "--triton", str(tmp_path), "-o", str(tmp_path)]) == 2
         assert not list(tmp_path.iterdir())
@@ -298,7 +305,8 @@ def test_the_table_is_read_without_pytorch():
 
 def test_a_shell_completes_engines():
     assert {one.name for one in ENGINES} <= set(engine_names(""))
-    assert engine_names("tens") == ["tensorrt"]
+    assert engine_names("tens") == ["tensorrt", "tensorrt-rtx"]
+    assert engine_names("onnx,tr") == ["onnx,trt"]
 
 
 def test_no_two_engines_share_a_name_or_a_file_format():

@@ -215,10 +215,15 @@ def test_no_shell_changes_the_first_words():
 
 
 def test_what_is_sent_needs_only_python_3_9_numpy_and_its_runtime():
-    runtimes = {engine.name: engine.package for engine in ENGINES if engine.travels}
+    runtimes = {engine.module: engine.package for engine in ENGINES if engine.travels}
     paths = [link.HERE / f"{name}.py" for name in TRAVELLING] + [link.RUNTIMES / f"{name}.py" for name in runtimes]
     for path in paths:
-        allowed = {*sys.stdlib_module_names, "numpy", runtimes.get(path.stem)}
+        besides = (
+            getattr(importlib.import_module(f"zoo.export.runtimes.{path.stem}"), "BESIDES", ())
+            if path.stem in runtimes
+            else ()
+        )
+        allowed = {*sys.stdlib_module_names, "numpy", runtimes.get(path.stem), *besides}
         for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 9))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
@@ -351,7 +356,7 @@ def test_an_artifact_for_another_device_or_without_a_runner_is_refused(bundle, t
     with pytest.raises(WrongDevice, match="built for machine 'pdp11', on 'local:' it is"):
         connect("local:", bound)
     plan = changed(bundle, tmp_path / "plan", format="tensorrt-plan")
-    with pytest.raises(MissingDependency, match="onnx, openvino-ir, tflite, not 'tensorrt-plan'"):
+    with pytest.raises(MissingDependency, match="onnx, openvino-ir, tflite, tensorrt-rtx-plan, not 'tensorrt-plan'"):
         connect("local:", plan)
     other = changed(bundle, tmp_path / "other", content=b"not an onnx file")
     with pytest.raises(WrongDevice, match=r"onnxruntime [\d.]+ cannot load the artifact there: "):

@@ -10,12 +10,12 @@ from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bundle.folder import as_bundle, read_bundle
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.bundle.source import is_twin, load_twin
-from zoo.export.engines import backend
+from zoo.export.engines import Backend, backend
 from zoo.export.engines.options import reloading
 from zoo.export.exporter import Job, job_of
 from zoo.export.options import ExportOptions
 from zoo.export.remote.engine import runner_of
-from zoo.system.errors import UsageError, ZooError
+from zoo.system.errors import UsageError, WrongDevice, ZooError
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import save_weights
 
@@ -54,10 +54,15 @@ def entrants(
         if place and manifest:
             if not device:
                 kind.require()
+                _check_runs(kind, str(subject), kind.obstacle(manifest.artifact.built_for))
             given.append((place.resolve(), manifest))
         else:
             order = {"format": engine, "batches": terms["batches"], "verify": "parity", "offline": offline}
-            given.append((str(subject), job_of(str(subject), ExportOptions(out=folder, **order))))
+            options = ExportOptions(out=folder, **order)
+            kind.require(build=True)
+            if not device:
+                _check_runs(kind, str(subject), options.obstacle)
+            given.append((str(subject), job_of(str(subject), options, notify=notify)))
     models: dict[str, list[tuple[Path, Manifest]]] = {}
     for subject, one in given:
         if isinstance(one, Job):
@@ -69,6 +74,14 @@ def entrants(
         yield from _engines(theirs, terms)
         if peers:
             yield from _peers(theirs, peers, folder, offline, terms)
+
+
+def _check_runs(kind: Backend, subject: str, obstacle: str | None) -> None:
+    if obstacle:
+        raise WrongDevice(
+            f"'{subject}' cannot be timed here, because this machine cannot run {kind.title} engines ({obstacle}): "
+            "time it on its device, with --device ssh://USER@HOST or there"
+        )
 
 
 def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) -> Iterator[Contestant]:

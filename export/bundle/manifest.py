@@ -35,6 +35,8 @@ def _today(level: Any) -> Any:
 
 
 Level = Annotated[Literal["none", "parity", "clean", "attacked"], BeforeValidator(_today)]
+# "built": the engine was built where it cannot run, and the graph that it was built from is right.
+Reached = Annotated[Literal["none", "built", "parity", "clean", "attacked"], BeforeValidator(_today)]
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -155,17 +157,26 @@ class Rung(_Record):
     bits: dict[str, str] | None = None  # hexadecimal, first image in the highest bit: who is right on which image
 
 
+def _ran(rungs: tuple[Rung, ...]) -> bool:
+    return any(rung.name not in ("integrity", "graph") for rung in rungs)
+
+
 class Report(_Record):
     """How far up the ladder an engine came: every rung that was run, in order."""
 
     schema_version: Literal[1] = 1
     artifact_sha256: Sha256
     asked: Level
-    reached: Level
+    reached: Reached
     rungs: tuple[Rung, ...]
     engine: dict[str, Any]
     toolchain: dict[str, str]
     created: str
+
+    @property
+    def ran(self) -> bool:
+        """Whether the engine itself was run."""
+        return _ran(self.rungs)
 
     @property
     def failed(self) -> Rung | None:
@@ -192,11 +203,16 @@ class Manifest(_Record):
     toolchain: dict[str, str]
     engine: str
     device: str
-    verified: Level
+    verified: Reached
     robustness: str
     gates: tuple[Rung, ...]
     command: str
     created: str
+
+    @property
+    def ran(self) -> bool:
+        """Whether the engine itself was run when its reports were written."""
+        return _ran(self.gates)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,14 @@
 The rows are all that ``zoo doctor``, the command line, Triton, the runner for other devices and the tests know of an
 engine; nothing heavy is imported to read them. The file holds ``runtime()``, ``build(order, folder)`` and
 ``load(path, *, threads)``, and is imported when it is used. If the artifact needs no more than numpy and the runtime to
-run, how it does stands in ``zoo/export/runtimes/<name>.py``, for this machine and for others.
+run, how it does stands in ``zoo/export/runtimes/<name>.py``, for this machine and for others. An engine that builds for
+other devices than this one also has ``needs``, ``obstacle`` and ``in_place``, as in ``tensorrt_rtx.py``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ class Backend:
         from_onnx: whether it is built from the graph in the asked precision; the others start from the float model.
         symmetric: whether its int8 activations must be symmetric around 0.
         travels: whether it has a file in ``zoo/export/runtimes``, so that it runs on other devices too.
+        ahead: whether it is built on machines that cannot run it.
         triton: the backend of Triton Inference Server that serves it, if there is one.
         places: what the imported package can compute on.
     """
@@ -52,6 +54,7 @@ class Backend:
     from_onnx: bool = True
     symmetric: bool = False
     travels: bool = False
+    ahead: bool = False
     triton: str | None = None
     places: Callable[[Any], Sequence[str]] = lambda package: ()
 
@@ -67,7 +70,12 @@ class Backend:
     @property
     def example(self) -> str:
         """The program in ``examples/`` that runs its artifact without this package."""
-        return f"classify_{self.name}.py"
+        return f"classify_{self.module}.py"
+
+    @property
+    def module(self) -> str:
+        """What its files are called."""
+        return self.name.replace("-", "_")
 
     def require(self, *, build: bool = False) -> None:
         """Do nothing if its packages are installed, to ``build`` it too; they are looked for, not imported.
@@ -94,9 +102,14 @@ class Backend:
         """The error that says what to install against this trouble."""
         return MissingDependency(f"{self.title} {trouble}: run 'pip install \"{self.requires}\"'")
 
+    def obstacle(self, built_for: Mapping[str, str]) -> str | None:
+        """Why an artifact that is bound to this cannot run on this machine, as a clause; None where it can, or where
+        that shows when it is loaded."""
+        return self.load_module().obstacle(built_for) if self.ahead else None
+
     def load_module(self) -> ModuleType:
         """The engine's file."""
-        return import_module(f"zoo.export.engines.{self.name}")
+        return import_module(f"zoo.export.engines.{self.module}")
 
 
 ENGINES = (
@@ -149,34 +162,71 @@ ENGINES = (
     ),
     Backend(
         name="tensorrt",
-        aliases=("trt", "engine"),
+        aliases=("engine",),
         title="TensorRT",
         package="tensorrt",
-        requires="robust-zoo[trt]",
+        requires="robust-zoo[tensorrt]",
         file_format="tensorrt-plan",
         tools=("tensorrt",),
         symmetric=True,
         triton="tensorrt",
     ),
+    Backend(
+        name="tensorrt-rtx",
+        aliases=("rtx",),
+        title="TensorRT for RTX",
+        package="tensorrt_rtx",
+        requires="robust-zoo[trt]",
+        file_format="tensorrt-rtx-plan",
+        tools=("tensorrt-rtx-cu13",),
+        symmetric=True,
+        travels=True,
+        ahead=True,
+        places=lambda rtx: [f"builds for {', '.join(n for n in rtx.ComputeCapability.__members__ if n[:2] == 'SM')}"],
+    ),
 )
+
+EITHER = "trt"  # TensorRT where it can build, else TensorRT for RTX
 
 # Names that users of exported models know, and which this release has no engine for.
 ELSEWHERE = {"coreml": "Core ML"}
 
 
-def names() -> dict[str, Backend]:
-    """Every engine by its name and by each of its aliases."""
+def names() -> tuple[str, ...]:
+    """What every engine is called, and each of its aliases."""
+    return (*_table(), EITHER)
+
+
+def choice(name: str) -> str | None:
+    """Which engine ``name`` means on this machine and why, in one sentence; None if it means the same everywhere."""
+    if name != EITHER:
+        return None
+    return f"{EITHER} is {backend(name).name} here, because {_why_rtx() or 'there is an NVIDIA GPU and its package'}"
+
+
+def _table() -> dict[str, Backend]:
     return {alias: engine for engine in ENGINES for alias in (engine.name, *engine.aliases)}
 
 
+def _why_rtx() -> str | None:
+    """Why TensorRT itself cannot build on this machine; None if it can."""
+    if sys.modules.get("tensorrt") is None and find_spec("tensorrt") is None:
+        return "the package 'tensorrt' is not installed"
+    import torch  # asked last: the table is read without PyTorch
+
+    return None if torch.cuda.is_available() else "there is no NVIDIA GPU"
+
+
 def backend(name: str) -> Backend:
-    """The engine called ``name``, or one of its aliases.
+    """The engine called ``name``, or one of its aliases; what "trt" is, see :func:`choice`.
 
     Raises:
         MissingDependency: a known engine that this release cannot export to.
         UsageError: no engine is called so; the message names the nearest.
     """
-    known = names()
+    known = _table()
+    if name == EITHER:
+        name = "tensorrt-rtx" if _why_rtx() else "tensorrt"
     if name in known:
         return known[name]
     if name in ELSEWHERE:
@@ -184,4 +234,6 @@ def backend(name: str) -> Backend:
             f"there is no {ELSEWHERE[name]} engine in this release (it has: {', '.join(one.name for one in ENGINES)}): "
             f"export with '--format onnx' and convert the bundle's model.onnx with {ELSEWHERE[name]}'s own tools"
         )
-    raise UsageError(f"no engine is called '{name}'{nearest(name, [*known, *ELSEWHERE])} (known: {', '.join(known)})")
+    raise UsageError(
+        f"no engine is called '{name}'{nearest(name, [*names(), *ELSEWHERE])} (known: {', '.join(names())})"
+    )

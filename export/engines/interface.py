@@ -131,7 +131,7 @@ def run_locally(
         IntegrityError: the files are not a classifier that it can load.
     """
     check_threads(threads)
-    runtime = import_module(f"zoo.export.runtimes.{engine.name}")
+    runtime = import_module(f"zoo.export.runtimes.{engine.module}")
     version = engine.imported(runtime.PACKAGE).__version__
     try:
         run, shape, facts = runtime.open([str(part) for part in parts], threads, **options)

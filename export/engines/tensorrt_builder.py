@@ -1,10 +1,7 @@
-"""From an ONNX graph to a TensorRT plan, with the calls that 10.x and 11.x share.
+"""From an ONNX graph to a plan, with the calls that TensorRT 10.x, 11.x and TensorRT for RTX share.
 
 The network is strongly typed, the only kind that 11 knows: fp16 weights, casts and Q/DQ nodes in the graph say what is
 computed in which precision, and no flag of the builder does.
-
-The sequence follows NVIDIA's documentation, and every name in it was checked against the bindings of 10.13, 10.16 and
-11.4. The authors have not run it on a GPU yet.
 """
 
 from __future__ import annotations
@@ -16,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.export.engines.tensorrt_device import here, log_of, opened, reason, runtime
+from zoo.export.engines import Backend, backend
+from zoo.export.engines.tensorrt_device import here, log_of, opened, runtime
+from zoo.export.runtimes.tensorrt_rtx import reason
 from zoo.system.errors import ExportFailed
 from zoo.system.files import cache_root, write_atomic
 
@@ -42,45 +41,72 @@ class Options:
 DEFAULTS = Options()
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A graph that the parser took, and how it is to be built."""
+
+    engine: Backend
+    trt: Any
+    builder: Any
+    network: Any
+    config: Any
+
+    def plan(self) -> bytes:
+        """Build it; ExportFailed where the builder refuses."""
+        log = log_of(self.trt)
+        log.errors.clear()
+        plan = self.builder.build_serialized_network(self.network, self.config)
+        if plan is None:
+            raise ExportFailed(f"{self.engine.title} could not build an engine: {reason(log)}")
+        return bytes(plan)
+
+
 def profile_of(batches: Sequence[int]) -> tuple[int, int, int]:
     """The least, the usual and the largest batch of an engine for ``batches``: the usual one is their median."""
     sizes = sorted(batches)
     return 1, sizes[len(sizes) // 2], max(2, *sizes)  # parity is checked at 2
 
 
+def drafted(engine: Backend, trt: Any, graph: bytes, *, batches: Sequence[int], tf32: bool = False) -> Draft:
+    """A serialised ONNX classifier with a dynamic batch, parsed by ``trt``, the module of ``engine``.
+
+    Raises:
+        MissingDependency: TensorRT does not work with the driver.
+        ExportFailed: it refused the graph or the batch sizes.
+    """
+    log = log_of(trt)
+    builder = opened(trt.Builder, trt)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        raise ExportFailed(f"{engine.title} cannot read the model: {_refusal(parser, log)}")
+    config = builder.create_builder_config()
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    images = network.get_input(0)
+    profile = builder.create_optimization_profile()
+    try:
+        profile.set_shape(images.name, *((size, *tuple(images.shape)[1:]) for size in profile_of(batches)))
+    except ValueError as error:
+        raise ExportFailed(f"{engine.title} refused the batch sizes {list(batches)}: {error}") from error
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportFailed(f"{engine.title} refused the batch sizes {list(batches)}: {reason(log)}")
+    return Draft(engine, trt, builder, network, config)
+
+
 def build_plan(graph: bytes, *, batches: Sequence[int], options: Options = DEFAULTS) -> bytes:
-    """A plan for the GPU in use, from a serialised ONNX classifier with a dynamic batch.
+    """A TensorRT plan for the GPU in use, from a serialised ONNX classifier with a dynamic batch.
 
     Raises:
         MissingDependency: TensorRT cannot be used here.
         ExportFailed: TensorRT refused the graph, or the timing cache cannot be written.
     """
     trt = runtime()
-    log = log_of(trt)
-    builder = opened(trt.Builder, log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        raise ExportFailed(f"TensorRT cannot read the model: {_refusal(parser, log)}")
-    config = builder.create_builder_config()
-    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    draft = drafted(backend("tensorrt"), trt, graph, batches=batches, tf32=options.tf32)
     if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options.hardware.upper())
-    images = network.get_input(0)
-    profile = builder.create_optimization_profile()
-    try:
-        profile.set_shape(images.name, *((size, *tuple(images.shape)[1:]) for size in profile_of(batches)))
-    except ValueError as error:
-        raise ExportFailed(f"TensorRT refused the batch sizes {list(batches)}: {error}") from error
-    if config.add_optimization_profile(profile) < 0:
-        raise ExportFailed(f"TensorRT refused the batch sizes {list(batches)}: {reason(log)}")
-    with _timings(config, timing_cache(here(trt))):
-        log.errors.clear()
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise ExportFailed(f"TensorRT could not build an engine: {reason(log)}")
-        return bytes(plan)
+        draft.config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    draft.config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options.hardware.upper())
+    with _timings(draft.config, timing_cache(here(trt))):
+        return draft.plan()
 
 
 def timing_cache(facts: Mapping[str, str]) -> Path:

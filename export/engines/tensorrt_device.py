@@ -1,4 +1,4 @@
-"""TensorRT as it is installed here, and what ties a plan to a place: the GPU, the version, the platform.
+"""What TensorRT and TensorRT for RTX have in common on a GPU: whether one is there, and how a plan is loaded.
 
 Where CUDA does not work, TensorRT's objects are empty shells, and using or freeing one kills the process (seen with the
 runtimes of 10.16 and 11.4). So nothing of it is called before PyTorch has found a GPU.
@@ -6,20 +6,33 @@ runtimes of 10.16 and 11.4). So nothing of it is called before PyTorch has found
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import re
-from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo.export.engines import backend
-from zoo.system.errors import MissingDependency
+from zoo.export.bundle.folder import MANIFEST
+from zoo.export.bundle.manifest import Manifest, read_manifest
+from zoo.export.engines import Backend, backend
+from zoo.export.engines.built_for import misfits, phrase
+from zoo.export.engines.interface import Engine
+from zoo.export.onnx.gradients import own_gradients
+from zoo.export.onnx.graph import GRAPH
+from zoo.export.runtimes import tensorrt_rtx as plans
+from zoo.export.runtimes.tensorrt_rtx import here, log_of, started
+from zoo.system.errors import IntegrityError, MissingDependency, UsageError, WrongDevice, ZooError
 
 MAJORS = (10, 11)
-LABELS = {"gpu": "GPU", "compute_capability": "compute capability", "tensorrt": "TensorRT"}
+
+
+def no_gpu() -> str | None:
+    """That there is no NVIDIA GPU to use here, as a clause; None where there is one."""
+    if torch.cuda.is_available():
+        return None
+    found = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return f"it needs an NVIDIA GPU, and PyTorch, {found}, finds none"
 
 
 def runtime() -> Any:
@@ -33,85 +46,79 @@ def runtime() -> Any:
     if int(tensorrt.__version__.partition(".")[0]) not in MAJORS:
         wanted = " or ".join(map(str, MAJORS))
         raise engine.missing(f"{tensorrt.__version__} is installed, and {wanted} is needed")
-    if not torch.cuda.is_available():
-        found = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if why := no_gpu():
         raise MissingDependency(
-            f"TensorRT needs an NVIDIA GPU, and PyTorch ({found}) finds none: go to a machine with one, "
-            "or export with '--format onnx'"
+            f"TensorRT cannot be used here: {why}: go to a machine with one, or export with '--format onnx'"
         )
     return tensorrt
 
 
-@cache
-def log_of(trt: Any) -> Any:
-    """The one logger of this process, which must live as long as any object of TensorRT.
-
-    Its ``errors`` holds the errors since it was last cleared.
-    """
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(msg)
-
-    return Log()
-
-
-def reason(log: Any) -> str:
-    """The first error, on one line: the later ones follow from it."""
-    return " ".join(log.errors[0].split()) if log.errors else "it gave no reason"
-
-
-def opened(kind: Callable[[Any], Any], log: Any) -> Any:
+def opened(kind: Callable[[Any], Any], trt: Any) -> Any:
     """A builder or a runtime.
 
     Raises:
         MissingDependency: TensorRT does not work with the driver.
     """
-    log.errors.clear()
-    made = kind(log)
-    if log.errors:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))  # never freed: it is one of the empty shells
-        raise MissingDependency(
-            f"TensorRT does not work with this GPU's driver ({reason(log)}): update the driver, or install a TensorRT "
-            "for the CUDA version of this one"
+    try:
+        return started(kind, log_of(trt))
+    except plans.Unusable as error:
+        raise _unusable("TensorRT", error) from None
+
+
+def load_plan(
+    engine: Backend, trt: Any, path: Path, remedy: Callable[[Manifest | None], str], **options: Any
+) -> Engine:
+    """An engine that runs the plan at ``path``, if what the manifest beside it says of where it runs is met here.
+
+    Args:
+        remedy: what to do about a plan for another place, as a clause, from the manifest if there is one.
+        options: of :func:`zoo.export.runtimes.tensorrt_rtx.open`.
+
+    Raises:
+        MissingDependency: TensorRT does not work with the driver.
+        WrongDevice: the plan is for another GPU, version or platform.
+        IntegrityError: the file is not a classifier that TensorRT can load.
+        UsageError: a version-compatible plan without ``host_code``.
+    """
+    manifest, facts = _manifest_of(path), here(trt)
+    if manifest is not None and (off := misfits(manifest.artifact.built_for, facts)):
+        built_for = phrase(manifest.artifact.built_for, off)
+        raise WrongDevice(f"'{path}' is for {built_for}, and here is {phrase(facts, off)}: {remedy(manifest)}")
+    if manifest is not None and manifest.artifact.options.get("version_compatible") and not options.get("host_code"):
+        raise UsageError(
+            f"'{path}' carries code for the CPU: if you trust it, load it with host_code=True ('-O host_code=true')"
         )
-    return made
+    try:
+        run, shape, own = plans.open([path], None, package=engine.package, **options)
+    except OSError as error:
+        raise IntegrityError(f"{engine.title} cannot load '{path}': {error.strerror}") from None
+    except plans.Unusable as error:
+        raise _unusable(engine.title, error) from None
+    except plans.Foreign as error:
+        raise WrongDevice(f"'{path}' is not for {phrase(facts, facts)} ({error}): {remedy(manifest)}") from None
+    except plans.Failed as error:
+        raise ZooError(f"{engine.title} cannot use '{path}': {error}") from None
+    except ValueError as error:
+        raise IntegrityError(f"{engine.title} cannot load '{path}': {error}") from None
+
+    def checked(images: Any) -> Any:
+        try:
+            return run(images)
+        except plans.Failed as error:
+            raise ZooError(f"{engine.title} cannot use '{path}': {error}") from None
+
+    own = {"engine": engine.name, "version": trt.__version__, **own}
+    return Engine(checked, shape, own, partial(own_gradients, path.with_name(GRAPH)))
 
 
-def device() -> torch.device:
-    """The GPU in use: PyTorch's current one."""
-    return torch.device("cuda", torch.cuda.current_device())
+def _manifest_of(plan: Path) -> Manifest | None:
+    """The manifest beside a plan, if it describes this plan; while a bundle is written there is none yet."""
+    file = plan.with_name(MANIFEST)
+    manifest = read_manifest(file) if file.exists() else None
+    return manifest if manifest is not None and manifest.artifact.file == plan.name else None
 
 
-def here(trt: Any) -> dict[str, str]:
-    """What a plan built now would be tied to."""
-    major, minor = torch.cuda.get_device_capability()
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "compute_capability": f"{major}.{minor}",
-        "tensorrt": trt.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def misfits(built_for: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
-    """The keys of ``built_for`` that ``facts`` do not meet, by the same text, or behind ">=" by no lower version."""
-    return [key for key, wanted in built_for.items() if not _meets(facts.get(key, ""), wanted)]
-
-
-def phrase(facts: Mapping[str, str], keys: Collection[str]) -> str:
-    """Some of the facts as a phrase."""
-    return ", ".join(f"{LABELS.get(key, key)} {facts.get(key, '(unknown)')}" for key in keys)
-
-
-def _meets(found: str, wanted: str) -> bool:
-    return _numbers(found) >= _numbers(wanted) if wanted.startswith(">=") else found == wanted
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
+def _unusable(title: str, error: Exception) -> MissingDependency:
+    return MissingDependency(
+        f"{title} cannot be used here: {error}: update the driver, or install a {title} for this one's version of CUDA"
+    )

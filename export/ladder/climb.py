@@ -2,6 +2,7 @@
 
 Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on. Common
 corruptions are a rung beside the attacks, if asked for: no level depends on it, but an engine that fails it is refused.
+Of an engine that cannot run on this machine only the graph that it was built from can be compared: integrity, graph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.look import IMAGES, look
 from zoo.evaluation.protocols import DATASET, PROTOCOLS, Protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
-from zoo.export.bundle.manifest import Level, Report, Rung, now
+from zoo.export.bundle.manifest import Level, Reached, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
@@ -66,11 +67,13 @@ class Trial:
         level: how high to climb.
         split: labelled test images; random ones stand in for parity where it is None.
         dataset: the name of the data set that they are from; ``threat``: what the attacks may do.
+        ran: False where the engine cannot run on this machine and the ONNX graph that it was built from answers in its
+            place: then parity is the graph's, the rung is called so, and no other is climbed.
         reopen: opens the engine anew, to ask it what it was asked under attack, see :mod:`zoo.export.ladder.witness`;
             where it is None the same engine is asked again, which does not find what an engine remembers.
 
     Raises:
-        UsageError: a level above parity without images.
+        UsageError: a level above parity without images, or of an engine that cannot run.
     """
 
     artifact_sha256: str
@@ -81,11 +84,14 @@ class Trial:
     terms: Terms = DEFAULTS
     dataset: str | None = None
     threat: ThreatModel = LINF_8
+    ran: bool = True
     reopen: Callable[[], AbstractContextManager[Engine]] | None = None
 
     def __post_init__(self) -> None:
         if self.split is None and self.level in ("clean", "attacked"):
             raise UsageError(f"level '{self.level}' needs labelled images")
+        if not self.ran and self.level in ("clean", "attacked"):
+            raise UsageError(f"level '{self.level}' needs an engine that runs")
 
     def images(self, spec: Spec) -> Split:
         """The test images, or the random ones."""
@@ -106,7 +112,7 @@ def climb(model: Classifier, engine: Engine, trial: Trial, progress: Progress = 
         "dataset_sha256": split.fingerprint,
     }
     climbed: list[Rung] = []
-    reached: Level = "none"
+    reached: Reached = "none"
     since = time.perf_counter()
     for above, facts in _rungs(model, engine, trial, split, progress):
         clock = time.perf_counter()
@@ -128,7 +134,7 @@ def climb(model: Classifier, engine: Engine, trial: Trial, progress: Progress = 
 
 def _rungs(
     model: Classifier, engine: Engine, trial: Trial, split: Split, progress: Progress
-) -> Iterator[tuple[Level, dict[str, Any]]]:
+) -> Iterator[tuple[Reached, dict[str, Any]]]:
     """The facts of each rung when it has been climbed, and the level that is reached if it holds.
 
     A generator: nothing of a rung is computed until it is asked for.
@@ -138,6 +144,9 @@ def _rungs(
     if level == "none":
         return
     agreement = _parity(model, engine, split, trial, progress)
+    if not trial.ran:
+        yield "built", {**agreement, "name": "graph"}
+        return
     yield "parity", agreement
     if level == "parity":
         return
@@ -220,7 +229,7 @@ def _own_gradients(model: Classifier, engine: Engine, x: Tensor, twin: Twin) -> 
 def _parity(model: Classifier, engine: Engine, split: Split, trial: Trial, progress: Progress) -> dict[str, Any]:
     x, allowed = to_float(split.images[: max(rungs.PARITY_IMAGES, *trial.batches)]), trial.terms.tolerance
     measured = rungs.parity(model, engine, x, sorted({1, 2, *trial.batches}), seed=trial.terms.seed)
-    progress("parity", len(x), len(x))
+    progress("parity" if trial.ran else "graph", len(x), len(x))
     steady = not measured["difference_between_runs"] > STEADY * measured["logit_spread"]
     flags = [COARSE] * (measured["distinct_logits"] < COARSE_SHARE) + [UNSTEADY] * (not steady)
     apart = max(measured["relative_difference"], measured["widest_margin_flipped"])

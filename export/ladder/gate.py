@@ -107,10 +107,13 @@ def verdict(rung: Rung) -> str:
     measured = rung.measured
     if rung.name == "integrity":
         return f"integrity: {rung.n} {'file is' if rung.n == 1 else 'files are'} intact"
-    if rung.name == "parity":
+    if rung.name in ("parity", "graph"):
         apart, unit = disparity(rung)
+        whose = "engine's logits"
+        if rung.name == "graph":
+            whose = "logits of the ONNX graph that the engine was built from (run by ONNX Runtime, not by the engine)"
         return (
-            f"parity: on {rung.n} images the engine's logits differ from the float model's by up to "
+            f"{rung.name}: on {rung.n} images the {whose} differ from the float model's by up to "
             f"{apart:.2g}{unit} (allowed {rung.threshold['tolerance']:.2g}), "
             f"and {measured['agreement']:.1%} of the decisions agree{_widest(rung)}{_repeats(measured)}{_flagged(rung)}"
         )
@@ -165,7 +168,7 @@ def _fault(rung: Rung) -> str:
     """Why a rung does not hold: a key of ``FAULTS``, "apart" (parity) or "low" (the floor)."""
     if set(flags_of([rung])) & set(REFUSED):
         return "refused"
-    if rung.name == "parity":
+    if rung.name in ("parity", "graph"):
         return "apart"
     if rung.measured["difference"] >= rung.threshold["margin"]:
         return "worse"
@@ -211,10 +214,10 @@ def sign_off(report: Report) -> None:
     """Do nothing if every rung that was climbed holds.
 
     Raises:
-        ParityGateFailed: parity or clean does not.
+        ParityGateFailed: parity, the graph's parity or clean does not.
         RobustnessGateFailed: a rung under attack does not.
     """
     typed(report=(report, Report))
     if report.failed is not None:
-        kind = ParityGateFailed if report.failed.name in ("parity", "clean") else RobustnessGateFailed
+        kind = ParityGateFailed if report.failed.name in ("graph", "parity", "clean") else RobustnessGateFailed
         raise kind(f"{verdict(report.failed)}: {remedy(report.failed)}")

@@ -10,7 +10,7 @@ from zoo.datasets import DATASETS
 from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
-from zoo.export.engines import backend
+from zoo.export.engines import Backend, backend
 from zoo.export.ladder.climb import RANDOM
 from zoo.export.ladder.gate import CORRUPTIONS, FLAGS, disparity, flags_of, verdict
 from zoo.export.onnx.graph import GRAPH
@@ -29,6 +29,14 @@ def unverified(dataset: str | None) -> str:
         return f"{said}its model names no data set that is known here"
     found = DATASETS[dataset]
     return f"{said}{found.title} is not at hand: set {found.variable} or pass --data to verify it"
+
+
+def never_run(engine: Backend) -> str:
+    """What to do about a bundle of an engine that was built on a machine that cannot run it."""
+    return (
+        f"robustness was NOT verified, because the {engine.title} engine is built and has not run yet: copy the bundle "
+        "to its device and run 'zoo verify BUNDLE' there, or run 'zoo verify BUNDLE --device ssh://USER@HOST' here"
+    )
 
 
 def robustness(report: Report, dataset: str | None, classes: int) -> str:
@@ -57,6 +65,8 @@ def robustness(report: Report, dataset: str | None, classes: int) -> str:
         return f"{found}; {chance}: the engine is as good as its twin, and neither is robust"
     if report.failed is not None:
         return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
+    if not report.ran and any(rung.name == "graph" for rung in report.rungs):
+        return never_run(backend(report.engine["engine"]))
     if any(rung.dataset == RANDOM for rung in report.rungs):
         return unverified(dataset)
     return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
@@ -84,7 +94,9 @@ def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Map
     Args:
         sums: the SHA-256 of files that need not be read for that again.
     """
-    parity = report.model_copy(update={"rungs": tuple(rung for rung in report.rungs if rung.name == "parity")})
+    parity = report.model_copy(
+        update={"rungs": tuple(rung for rung in report.rungs if rung.name in ("graph", "parity"))}
+    )
     (folder / "reports").mkdir(exist_ok=True)
     (folder / "reports" / "verify.json").write_text(to_json(report), encoding="utf-8", newline="\n")
     (folder / "reports" / "parity.json").write_text(to_json(parity), encoding="utf-8", newline="\n")
@@ -95,8 +107,9 @@ def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Map
 
 def _expected(manifest: Manifest) -> str:
     """What the snippet prints: rounding, and where the graph is quantised what that does."""
-    parity = [disparity(rung)[0] for rung in manifest.gates if rung.name == "parity"]
-    return f"about {parity[0]:.0e}" if parity and manifest.artifact.format == "onnx" else "small"
+    parity = [disparity(rung)[0] for rung in manifest.gates if rung.name in ("graph", "parity")]
+    its = manifest.artifact.format == "onnx" or manifest.verified == "built"
+    return f"about {parity[0]:.0e}" if parity and its else "small"
 
 
 def readme(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from zoo.export.bundle.folder import artifact_sha256, read_bundle
 from zoo.export.bundle.manifest import Manifest
 from zoo.export.engines import ENGINES, Backend
+from zoo.export.engines.built_for import misfits
 from zoo.export.engines.interface import Engine, check_threads
 from zoo.export.gradients import artifact_gradients
 from zoo.export.onnx.gradients import own_gradients
@@ -186,7 +187,7 @@ class Remote(Engine):
         self.running()
         if self.link is not None:
             return self.link
-        self.link = Link(self.target, self.runner.name, timeout=self.timeout)
+        self.link = Link(self.target, self.runner.module, timeout=self.timeout)
         kind, answer, _ = self.link.ask(frame.OPEN, {"threads": self.threads, "files": self.digests})
         for name, digest in self.digests.items():
             if kind == frame.NEED and digest in answer.get("missing", ()):
@@ -199,13 +200,12 @@ class Remote(Engine):
 
     def _recognise(self, facts: dict[str, Any]) -> None:
         """Refuse a device that the artifact was not built for, and one that is not the device that answered before."""
-        for name, wanted in self.artifact.built_for.items():
-            if str(facts.get(name)) != wanted:
-                found = facts.get(name, "unknown")
-                raise WrongDevice(
-                    f"'{self.bundle}' was built for {name} '{wanted}', on '{self.target.name}' it is '{found}': "
-                    "export it there"
-                )
+        for name in misfits(self.artifact.built_for, facts):
+            wanted, found = self.artifact.built_for[name], facts.get(name, "unknown")
+            raise WrongDevice(
+                f"'{self.bundle}' was built for {name} '{wanted}', on '{self.target.name}' it is '{found}': "
+                "export it for that device"
+            )
         for name in LASTING:
             if self.facts and facts.get(name) != self.facts.get(name):
                 raise WrongDevice(

@@ -94,6 +94,8 @@ class Session:
         parts = {name: content for name, content in held.items() if content is not None}
         pip = self.runtime.PIP
         version = _package(self.runtime.PACKAGE, pip).__version__
+        for besides in getattr(self.runtime, "BESIDES", ()):
+            _package(besides, besides)
         try:
             self.run, _, own = self.runtime.open(list(parts.values()), self.threads)
         except Exception as error:  # the runtimes' exceptions have no base class of their own

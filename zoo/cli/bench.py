@@ -65,10 +65,13 @@ def command(
       zoo bench bundles/trades-s7--onnxruntime-fp16 --device ssh://pi@kitchen --write
     """
     from zoo.export.bundle.folder import as_bundle, check_unsigned
+    from zoo.export.engines import choice
     from zoo.system.errors import UsageError
     from zoo.weights.address import has_scheme
 
     output = Output(as_json=as_json, quiet=quiet)
+    if which := choice(format):
+        output.say(which)
     bundles = [folder for subject in subjects if (folder := as_bundle(subject)) is not None]
     unkept = [subject for subject in subjects if has_scheme(subject)]
     if write and unkept:

@@ -132,6 +132,11 @@ def _text(found: Comparison) -> str:
                 lines += wrapped(f"{letter} is flagged, its accuracy may be too high: {', '.join(one.flags)}.")
     else:
         lines += ["", "No accuracy can be compared."]
+    for letter, one in (("A", found.a), ("B", found.b)):
+        if not one.ran:
+            lines += wrapped(
+                f"{letter} was never run, so nothing is known of its accuracy: zoo verify its bundle on its device."
+            )
     if found.left_out:
         lines.append("")
         for reason in dict.fromkeys(found.left_out.values()):

@@ -97,12 +97,15 @@ def command(
     """
     from zoo.cli.ladder import outcome
     from zoo.evaluation.corruptions import kinds_called
-    from zoo.export.engines import backend
+    from zoo.export.engines import backend, choice
     from zoo.export.engines.options import parse_pairs
     from zoo.export.triton import check_served, free_place, write_triton
 
     output = Output(as_json=as_json, quiet=quiet)
     engines = {backend(one).name: one for one in given.parts(format, "--format")}  # before torch is imported
+    for one in given.parts(format, "--format"):
+        if which := choice(one):
+            output.say(which)
     kinds = list(product(engines.values(), given.parts(precision, "--precision")))
     shared: dict[str, Any] = {
         "batches": given.batch_sizes(batch),
@@ -124,7 +127,7 @@ def command(
         if len(kinds) > 1:
             raise UsageError("--triton takes one engine of a model, in one precision: export the others without it")
     if alone:
-        backend(format).require(build=True)
+        next(map(backend, engines)).require(build=True)
     for one in names:
         given.check_model(one, offline=offline, say=output.say)
     from zoo.export.bundle.source import public
@@ -192,11 +195,12 @@ def _export_all(
     jobs: Mapping[tuple[str, str, str], Job | ZooError], run: Callable[[Job], Bundle], output: Output
 ) -> int:
     """Try every job that was not refused, whatever becomes of the others; returns the highest exit code."""
+    from zoo.cli.ladder import how_to_verify
     from zoo.cli.output import table
     from zoo.cli.tables import wrapped
     from zoo.export.ladder.report import accuracy_on_the_engine
 
-    facts, rows, codes = [], [], []
+    facts, rows, codes, unrun = [], [], [], []
     for (name, engine, precision), job in jobs.items():
         output.say(f"{name}, {engine}, {precision} ...")
         fact: dict[str, Any] = {"name": name, "format": engine, "precision": precision}
@@ -214,9 +218,10 @@ def _export_all(
             output.say(bundle.manifest.robustness)
             verified, found = bundle.manifest.verified, accuracy_on_the_engine(bundle.manifest)
             facts.append(fact | {"bundle": str(bundle.folder), "verified": verified, "accuracy": found})
+            unrun += [bundle.folder] if verified == "built" else []
             rows.append([name, engine, precision, verified, "-" if found is None else f"{100 * found:.1f}"])
     columns = ["model", "engine", "precision", "verified", "right, %"]
     legend = "right: images that the engine classifies correctly under every attack that was climbed to."
-    text = "\n".join([table(columns, rows, right=(4,)), "", *wrapped(legend)])
+    text = "\n".join([table(columns, rows, right=(4,)), "", *wrapped(legend), *how_to_verify(unrun)])
     output.result({"exports": facts}, text)
     return max(codes, default=0)

@@ -9,13 +9,15 @@ from zoo.cli.output import table
 from zoo.cli.tables import wrapped
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zoo.export.bundle.folder import Bundle
     from zoo.export.bundle.manifest import Rung
 
 LEGEND = (
     "right: images classified correctly (under every attack so far), %. lost: upper 95 % bound of twin - engine, "
-    "points; for parity, the largest logit difference, by the logits' spread. Under attack the last rung decides; one "
-    "before it fails where the engine is shown to lose more than is allowed, or keeps too little."
+    "points; for parity (and graph), the largest logit difference, by the logits' spread. Under attack the last rung "
+    "decides; one before it fails where the engine is shown to lose more than is allowed, or keeps too little."
 )
 
 
@@ -34,7 +36,15 @@ def outcome(bundle: Bundle) -> tuple[dict[str, Any], str]:
     """What an export came to: the manifest for machines, the rungs that were climbed for people."""
     manifest, folder = bundle.manifest, bundle.folder
     facts = {"bundle": str(folder), **manifest.model_dump(mode="json", exclude_none=True)}
-    return facts, f"{rungs_table(manifest.gates)}\n\n{headline(manifest.robustness)}\n\nExported to {folder}"
+    text = f"{rungs_table(manifest.gates)}\n\n{headline(manifest.robustness)}\n\nExported to {folder}"
+    return facts, "\n".join([text, *how_to_verify([folder] if manifest.verified == "built" else [])])
+
+
+def how_to_verify(bundles: Sequence[Path]) -> list[str]:
+    """The commands that verify these bundles, which have not run yet, on the device that they are for."""
+    if not bundles:
+        return []
+    return ["", "Not run yet. On the device:", *(f"  zoo verify {one} --device ssh://USER@HOST" for one in bundles)]
 
 
 def _row(rung: Rung) -> list[str]:
@@ -43,7 +53,7 @@ def _row(rung: Rung) -> list[str]:
     last = [f"{rung.n:,}", "holds" if rung.holds else "FAILS"]
     if rung.name == "integrity":
         return [rung.name, "", "", "", "", f"{rung.n} files" if rung.n > 1 else "1 file", last[1]]
-    if rung.name == "parity":
+    if rung.name in ("parity", "graph"):
         lost, allowed = disparity(rung)[0], rung.threshold["tolerance"]
         return [rung.name, "", "", f"{lost:.1e}", f"{allowed:.1e}", *last]
     twin, engine = rung.measured["twin"]["accuracy"], rung.measured["engine"]["accuracy"]

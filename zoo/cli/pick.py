@@ -84,9 +84,11 @@ def command(
         raise UsageError("--pareto lists the whole front: leave -n out")
     batches, engine = given.batch_sizes(batch), None
     if export:
-        from zoo.export.engines import backend
+        from zoo.export.engines import backend, choice
 
         kind = backend(export)
+        if which := choice(export):
+            out_.say(which)
         kind.require(build=True)
         engine = f"{kind.name}-{precision}" if latency_ms is not None and precision in kind.precisions else None
     registry = load_registry()
