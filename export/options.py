@@ -110,7 +110,7 @@ class ExportOptions:
         if not self.engine.ahead:
             return None
         module, own = self.engine.load_module(), options_of(self.engine, self.engine_options)
-        return module.obstacle(module.needs(self.precision, *([] if own is None else [own])))
+        return module.obstacle(module.needs(self.precision, own))
 
     @property
     def sampling(self) -> Sampling | None:

@@ -25,6 +25,7 @@ from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
 from zoo.export.ladder.terms import Terms
+from zoo.export.onnx.graph import GRAPH
 from zoo.export.onnx.metadata import check_metadata
 from zoo.export.probe import check_probe
 from zoo.export.remote.engine import connect, runner_of
@@ -156,7 +157,10 @@ def verify_bundle(
         notify(f"the terms are laxer than usual: {agreed.in_words()}; the usual ones are {usual.in_words()}")
     if agreed.corruptions and level in (None, "clean", "attacked"):
         require_corruptions(manifest.spec.image_size)
-    if level != "none" and not device and (obstacle := kind.obstacle(manifest.artifact.built_for)):
+    obstacle = None if device else kind.obstacle(manifest.artifact.built_for)
+    if obstacle:
+        opened = partial(kind.load_module().in_place, folder / GRAPH, obstacle)
+    if obstacle and level != "none":
         never = "" if manifest.ran else "was never run, and "
         raise WrongDevice(
             f"the engine in '{folder}' {never}cannot run here ({obstacle}): its files are intact, verify it on its "
@@ -181,6 +185,7 @@ def verify_bundle(
         terms=agreed,
         dataset=manifest.dataset,
         threat=manifest.threat_model,
+        ran=not obstacle,
         reopen=opened,
     )
     with opened() as engine:

@@ -31,10 +31,12 @@ from zoo.export.engines import tensorrt, tensorrt_device
 from zoo.export.engines.built_for import misfits
 from zoo.export.engines.interface import Order
 from zoo.export.engines.tensorrt import bound_to
-from zoo.export.engines.tensorrt_builder import Options, build_plan, profile_of, timing_cache
+from zoo.export.engines.tensorrt_builder import Options, build_plan, drafted, profile_of, timing_cache
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
 from zoo.export.onnx.int8 import to_int8
+from zoo.export.onnx.uint8 import UINT8
+from zoo.export.triton import write_triton
 from zoo.system.errors import (
     ExportFailed,
     IntegrityError,
@@ -267,11 +269,18 @@ def test_a_plan_without_a_manifest_is_refused_by_tensorrt_itself(other, plan, mo
 # -- bundles ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory) -> Path:
+    out, known = tmp_path_factory.mktemp("out"), Known("a-name", "small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(out / "cache"))
+        install(patch, FakeTensorRt())
+        return bundle_of(small, known, out=out, verify="parity", format=BACKEND.name, batches=(1, 4), uint8=True)
+
+
 @pytest.fixture
-def bundle(eleven, small, tmp_path) -> Path:
-    return bundle_of(
-        small, Known("a-name", "small"), out=tmp_path, verify="parity", format=BACKEND.name, batches=(1, 4)
-    )
+def bundle(eleven, exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / exported.name))
 
 
 def test_elsewhere_a_bundle_is_refused_with_the_way_out_and_can_be_rebuilt(bundle, small, eleven, monkeypatch):
@@ -292,6 +301,21 @@ def test_elsewhere_a_bundle_is_refused_with_the_way_out_and_can_be_rebuilt(bundl
     assert engine.describe()["largest_batch"] == 4
     with torch.no_grad():
         assert torch.allclose(engine(images(5)), small(images(5)), atol=1e-4)
+
+
+def test_the_parser_takes_the_uint8_graph_and_sees_what_triton_is_told(bundle, eleven, tmp_path):
+    draft = drafted(BACKEND, eleven, (bundle / UINT8).read_bytes(), batches=(1, 4))
+    port = draft.network.get_input(0)
+    assert (port.dtype, tuple(port.shape)) == (eleven.uint8, (-1, 32, 32, 3))
+    assert draft.plan()
+    layout = (write_triton(bundle, tmp_path / "models") / "config.pbtxt").read_text()
+    draft = drafted(BACKEND, eleven, (bundle / GRAPH).read_bytes(), batches=(1, 4))
+    for port in (draft.network.get_input(0), draft.network.get_output(0)):
+        told = rf'name: "{port.name}"\n  data_type: TYPE_FP32\n.*?  dims: {re.escape(str(list(port.shape)[1:]))}'
+        assert port.dtype == eleven.real.float32
+        assert re.search(told, layout, re.DOTALL)
+    _, _, (largest, *_) = eleven.seen["profile"].get_shape("images")
+    assert f"max_batch_size: {largest}" in layout
 
 
 def test_only_its_own_bundles_are_rebuilt(eleven, bundle):

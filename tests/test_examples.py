@@ -104,7 +104,8 @@ def test_the_picture_shows_when_it_is_turned_or_its_colours_are_swapped(model, p
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(one.name, marks=pytest.mark.gpu if one.name == "tensorrt" else ()) for one in ENGINES]
+    "name",
+    [pytest.param(one.name, marks=pytest.mark.gpu if one.name.startswith("tensorrt") else ()) for one in ENGINES],
 )
 def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
     engine = backend(name)

@@ -42,10 +42,28 @@ def test_without_data_the_export_reaches_parity_and_says_that_robustness_was_not
     assert "not verified" in (unverified / "README.md").read_text().lower()
 
 
-def test_a_tensorrt_engine_is_one_line_that_is_refused_where_tensorrt_is_not_installed(tmp_path, capsys, monkeypatch):
+def test_without_a_gpu_trt_leaves_a_plan_that_has_yet_to_run(tmp_path, capsys, monkeypatch):
+    """The command that users are promised."""
+    pytest.importorskip("tensorrt_rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    pick = ["pick", "--flops", "15M", "--export", "trt", "--offline", "--out", str(tmp_path)]
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert run(pick) == 0
+    out, error = capsys.readouterr()
+    (bundle,) = tmp_path.iterdir()
+    assert out.splitlines()[-1] == f"  zoo verify {bundle} --device ssh://USER@HOST"
+    assert "trt is tensorrt-rtx here" in error
+    assert "has not run yet" in error
+    assert (bundle / "model.plan").stat().st_size > 1_000_000
+
+
+def test_trt_is_one_line_that_is_refused_where_neither_engine_is_installed(tmp_path, capsys, monkeypatch):
+    for package in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
     assert run(["pick", "--flops", "15M", "--export", "trt", "--offline", "--out", str(tmp_path)]) == 6
-    assert "TensorRT is not installed" in capsys.readouterr().err
+    assert "TensorRT for RTX is not installed" in (error := capsys.readouterr().err)
+    assert 'pip install "robust-zoo[trt]"' in error
     assert not [*tmp_path.iterdir()]
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from zoo.export.bundle.manifest import Manifest, Precision
 from zoo.export.engines import backend, onnxruntime
@@ -43,31 +41,30 @@ def served() -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": one for name, one in members.items() if name.startswith("SM")}
 
 
-def _parsed(asked: Any) -> tuple[str, ...]:
-    """``"8.6,8.9"``, or a sequence of such, each once and in the library's order."""
-    parts = [str(part).strip() for part in (asked if isinstance(asked, list | tuple) else str(asked).split(","))]
-    known = served()
-    for part in parts:
-        if part not in known:
-            raise UsageError(f"TensorRT for RTX builds for compute capability {', '.join(known)}, not '{part}'")
-    return tuple(one for one in known if one in parts)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a plan is built.
 
     Attributes:
-        compute_capability: of the GPUs that the plan is for, as "8.6,8.9"; all that the library serves if empty.
+        compute_capability: of the GPUs that the plan is for, as "8.6,8.9" or a sequence; all that the library serves if
+            there are none.
+
+    Raises:
+        UsageError: the library does not build for one of them.
     """
 
-    compute_capability: Annotated[tuple[str, ...], BeforeValidator(_parsed)] = ()
+    compute_capability: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        asked, known = self.compute_capability, served()
+        parts = [part.strip() for part in (asked.split(",") if isinstance(asked, str) else asked)]
+        for part in parts:
+            if part not in known:
+                raise UsageError(f"TensorRT for RTX builds for compute capability {', '.join(known)}, not '{part}'")
+        object.__setattr__(self, "compute_capability", tuple(one for one in known if one in parts))
 
 
-DEFAULTS = Options()
-
-
-def needs(precision: Precision, options: Options = DEFAULTS) -> dict[str, str]:
+def needs(precision: Precision, options: Options | None = None) -> dict[str, str]:
     """What a plan needs to run: a GPU of one of these compute capabilities, the same release, the same platform.
 
     Turing (7.5) has no fp32 matrix product in TensorRT for RTX 1.7, and the last layer of an int8 graph is float: only
@@ -76,9 +73,10 @@ def needs(precision: Precision, options: Options = DEFAULTS) -> dict[str, str]:
     Raises:
         UsageError: Turing is asked for in another precision.
     """
-    asked = options.compute_capability or tuple(one for one in served() if one != TURING or precision == "fp16")
-    if TURING in asked and precision != "fp16":
-        others = ", ".join(one for one in served() if one != TURING)
+    usual = [one for one in served() if one != TURING or precision == "fp16"]
+    asked = (options and options.compute_capability) or usual
+    if TURING in asked and TURING not in usual:
+        others = ", ".join(usual)
         raise UsageError(
             f"for compute capability {TURING} TensorRT for RTX builds fp16 only, for {others} {precision} too"
         )
@@ -97,7 +95,7 @@ def obstacle(built_for: Mapping[str, str]) -> str | None:
     return f"it is for {phrase(built_for, off)}, and here is {phrase(facts, off)}" if off else None
 
 
-def build(order: Order, folder: Path, *, options: Options = DEFAULTS) -> Built:
+def build(order: Order, folder: Path, *, options: Options | None = None) -> Built:
     """Build a plan; larger batches than the largest of ``order`` are split when it runs.
 
     Raises:
