@@ -90,6 +90,7 @@ def command(
       zoo export rnascl-s7-wrt34 -f openvino --precision int8
       zoo export trades-s7 --precision int8 --corruptions all
       zoo export trades-s7 --uint8 --triton models
+      zoo export trades-s7 -f trt -O compute_capability=8.6,8.9
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
       zoo export "trades-*" -f onnx,openvino --precision fp32,fp16
       zoo export local-dir:runs/mine/model --verify parity --json
