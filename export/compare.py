@@ -69,7 +69,7 @@ class Subject:
             for device, times in self.latency.items()
         }
         plain = {key: getattr(self, key) for key in ("name", "kind", "macs", "params", "size")}
-        return {**plain, "latency": latency, "flags": list(self.flags), "ran": self.ran}
+        return {**plain, "latency": latency, "flags": list(self.flags), **({} if self.ran else {"ran": False})}
 
 
 @dataclass(frozen=True)
