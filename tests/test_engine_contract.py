@@ -392,7 +392,7 @@ def test_converters_are_needed_to_build_and_not_to_run(engine, monkeypatch):
 def test_a_bundle_whose_engine_is_not_installed_is_refused_before_its_model_is_loaded(absent, tmp_path, monkeypatch):
     manifest = type("Manifest", (), {"engine": absent.name})
     for module in ("verify", "bench.entrants"):
-        monkeypatch.setattr(f"zoo.export.{module}.read_bundle", lambda folder: manifest)
+        monkeypatch.setattr(f"zoo.export.{module}.read_bundle", lambda folder, **_: manifest)
     terms = {"engine": "onnx", "device": None, "offline": True, "notify": print, "terms": {}}
     with pytest.raises(MissingDependency, match=f"{absent.title} is not installed"):
         verify_bundle(tmp_path)
