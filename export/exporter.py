@@ -33,7 +33,7 @@ from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
-from zoo.export.engines.options import loading, options_of
+from zoo.export.engines.options import check_here, loading, options_of
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
@@ -98,6 +98,7 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     """
     options.engine.require(build=True)
     options.engine.load_module().runtime()
+    check_here(options.engine, options.engine_options)
     obstacle, asked = options.obstacle, options.terms.level(level_called(options.verify, notify))
     if obstacle and asked in ("clean", "attacked"):
         raise WrongDevice(
@@ -184,7 +185,8 @@ def write_bundle(
         if lowered == "fp16":
             to_fp16(graph)
         elif lowered == "int8" and calibration:
-            to_int8(graph, images, method=calibration.method, symmetric=engine.symmetric)
+            symmetric = engine.symmetric or getattr(own, "symmetric", False)
+            to_int8(graph, images, method=calibration.method, symmetric=symmetric)
         built = engine.load_module().build(
             Order(model=model, graph=graph, precision=precision, batches=options.sizes, calibration=images),
             scratch,

@@ -24,6 +24,10 @@ BF16 = (
     "it: there the served model is not the one that was verified"
 )
 TF32 = "Triton lets CUDA round to TF32, which the verified engine did not: start it with NVIDIA_TF32_OVERRIDE=0"
+SESSION = (
+    "the engine was verified with session options of its own ('options' in its manifest), which config.pbtxt does not "
+    "have: add them in the words of Triton's ONNX Runtime backend"
+)
 HOST_CODE = "this plan carries code for the CPU: start Triton with --backend-config=tensorrt,version-compatible=true"
 
 
@@ -82,6 +86,7 @@ def write_triton(
     for applies, message in (
         (artifact.format == "openvino-ir", BF16),
         (artifact.format == "onnx" and manifest.device == "cuda", TF32),
+        (artifact.format == "onnx" and artifact.options.keys() - {"provider"}, SESSION),
         (artifact.options.get("version_compatible"), HOST_CODE),
     ):
         if applies:

@@ -13,6 +13,7 @@ from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
 from zoo.evaluation.corruptions import require as require_corruptions
 from zoo.export.bundle.claims import check_claims
+from zoo.export.bundle.conditions import other_arithmetic
 from zoo.export.bundle.folder import SIGNATURE, check_unsigned, files, read_bundle, rewritten
 from zoo.export.bundle.keys import SigningKey, signing_key
 from zoo.export.bundle.manifest import Level, Notify, Report, Rung, level_called
@@ -20,7 +21,7 @@ from zoo.export.bundle.provenance import remove_signature, sign_bundle
 from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
-from zoo.export.engines.options import reloading
+from zoo.export.engines.options import check_here, reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
@@ -98,8 +99,9 @@ def verify_bundle(
         trust: files with public keys; the bundle must be signed by one of them.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
-        notify: takes one sentence each about a level's former name, terms that are laxer than usual, and a signature
-            that was not checked or was removed.
+        notify: takes one sentence each about a level's former name, terms that are laxer than usual, int8 that is
+            computed otherwise than where the bundle was attacked before, and a signature that was not checked or was
+            removed.
         terms: margin, min_robust, tolerance, n, seed, queries, corruptions, see
             :class:`zoo.export.ladder.terms.Terms`; margin, min_robust, tolerance and corruptions are by default those
             that the bundle was signed off with (a tolerance in logits, as older bundles have it, is not used).
@@ -134,15 +136,16 @@ def verify_bundle(
     if (folder / SIGNATURE).exists() and trust is None:
         notify(f"'{folder}' is signed, and its signature was not checked: name a public key with --trust (trust=)")
     kind = backend(manifest.engine)
-    if device and engine_options:
-        raise UsageError("options of the engine are for this machine: leave them out with a device")
     opened: Callable[[], Engine]
     if device:
         runner_of(manifest.artifact.format)
-        opened = partial(connect, device, folder)
     else:
         kind.require()
-        load_options = reloading(kind, manifest.artifact.options, engine_options or {})
+    load_options = reloading(kind, manifest.artifact.options, engine_options or {})
+    if device:
+        opened = partial(connect, device, folder, options=load_options)
+    else:
+        check_here(kind, load_options)
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
     check_claims(folder, manifest)
     check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
@@ -190,6 +193,8 @@ def verify_bundle(
     )
     with opened() as engine:
         report = climb(model, engine, trial, progress)
+    if sentence := other_arithmetic(manifest, report):
+        notify(sentence)
     if write:
         with rewritten(folder, resigned=key is not None) as scratch:
             remove_signature(scratch)

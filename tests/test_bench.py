@@ -27,7 +27,7 @@ from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_regis
 from zoo.models import build
 from zoo.registry.file import info, pretty, write_aliases, write_latency
 from zoo.specs import parse_spec
-from zoo.system import device
+from zoo.system import device, fingerprint
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
 from zoo.system.files import sha256_file
@@ -461,7 +461,7 @@ X86 = "processor : 0\nmodel name\t: Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GH
 )
 def test_an_id_tells_processor_cores_instructions_system_and_threads(monkeypatch, tmp_path, flags, told):
     (tmp_path / "cpuinfo").write_text(X86.format(flags))
-    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(fingerprint, "CPUINFO", str(tmp_path / "cpuinfo"))
     monkeypatch.setattr(device, "cpu_model", lambda: "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("platform.system", lambda: "Linux")

@@ -65,7 +65,7 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
         (["export", "trades-s3", "-f", "onxx"], 2, "did you mean 'onnx'"),
         (["export", "trades-s3", "-O", "provider"], 2, "KEY=VALUE, such as provider=cuda, not 'provider'"),
         (["export", "trades-s3", "-O", "providers=cpu"], 2, "no option 'providers'; did you mean 'provider'"),
-        (["export", "trades-s3", "-O", "provider=tpu"], 2, "'tensorrt', not 'tpu'"),
+        (["export", "trades-s3", "-O", "provider=tpu"], 2, "or 'tensorrt-rtx', not 'tpu'"),
         (["export", "trades-s3", "-f", "pte", "--triton", "models"], 2, "Triton has no backend for executorch"),
         ([*FAMILY, "--precision", "fp32,fp16", "--triton", "models"], 2, "--triton takes one engine of a model"),
         ([*FAMILY, "--precision", "fp32,int4"], 2, "not 'int4'"),

@@ -216,7 +216,8 @@ def test_no_shell_changes_the_first_words():
 
 def test_what_is_sent_needs_only_python_3_9_numpy_and_its_runtime():
     runtimes = {engine.module: engine.package for engine in ENGINES if engine.travels}
-    paths = [link.HERE / f"{name}.py" for name in TRAVELLING] + [link.RUNTIMES / f"{name}.py" for name in runtimes]
+    paths = [link.FINGERPRINT, *(link.HERE / f"{name}.py" for name in TRAVELLING)]
+    paths += [link.RUNTIMES / f"{name}.py" for name in runtimes]
     for path in paths:
         besides = (
             getattr(importlib.import_module(f"zoo.export.runtimes.{path.stem}"), "BESIDES", ())
@@ -228,7 +229,7 @@ def test_what_is_sent_needs_only_python_3_9_numpy_and_its_runtime():
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             foreign = {name for name in modules if name.partition(".")[0] not in allowed}
-            assert all(name.startswith("zoo.export.remote") for name in foreign), path
+            assert all(name.startswith(("zoo.export.remote", "zoo.system.fingerprint")) for name in foreign), path
 
 
 def bare_python(folder: Path, packages: tuple[str, ...]) -> Target:
@@ -530,7 +531,7 @@ def test_the_number_of_new_connections_is_bounded(bundle, tmp_path, asked):
 def test_another_device_that_answers_after_a_drop_is_refused(bundle, tmp_path, altered):
     with connect("local:", bundle, threads=1, pauses=(0,)) as engine:
         engine.link.process.kill()
-        altered('"machine": platform.machine()', '"machine": "pdp11"')
+        altered('facts["numpy"] = self.np.__version__', 'facts["machine"] = "pdp11"')
         with pytest.raises(WrongDevice, match="another device answers as 'local:' than before: machine was"):
             engine(images(2))
 

@@ -91,6 +91,7 @@ def _engines(bundles: Sequence[tuple[Path, Manifest]], terms: dict[str, Any]) ->
             raise UsageError(f"two subjects are {name} of {manifest.name}: time them one after the other")
         facts = {**_facts(manifest), "engine": name, "artifact_sha256": manifest.artifact.sha256}
         options = reloading(backend(manifest.engine), manifest.artifact.options, {})
+        options.pop("threads", None)  # a bench has its own
         file = str(bundle / manifest.artifact.file)
         job = {"kind": "engine", "engine": manifest.engine, "file": file, "options": options}
         yield Contestant(facts, {**job, "image_size": manifest.spec.image_size, **terms})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.datasets import DATASETS
+from zoo.export.bundle.conditions import conditions
 from zoo.export.bundle.manifest import Manifest, Report, io_of, read_report
 from zoo.registry.entry import Entry, Result
 from zoo.registry.file import entry_called
@@ -126,6 +127,7 @@ def _agrees(said: Any, known: Result) -> bool:
 def _of_the_reports(manifest: Manifest, report: Report) -> Iterator[Claim]:
     source, threat = "reports/verify.json has", asdict(manifest.threat_model)
     yield Claim("verified", manifest.verified, source, report.reached)
+    yield Claim("conditions", manifest.conditions, source, manifest.conditions and conditions(report))
     yield Claim("gates", [gate.name for gate in manifest.gates], source, [rung.name for rung in report.rungs])
     for gate, rung in zip(manifest.gates, report.rungs, strict=True):
         for fact in ("holds", "n", "threshold", "measured"):

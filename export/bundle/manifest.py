@@ -203,6 +203,7 @@ class Manifest(_Record):
     toolchain: dict[str, str]
     engine: str
     device: str
+    conditions: dict[str, Any] = {}  # under which it was attacked, see zoo.export.bundle.conditions
     verified: Reached
     robustness: str
     gates: tuple[Rung, ...]

@@ -2,9 +2,10 @@
 
 The rows are all that ``zoo doctor``, the command line, Triton, the runner for other devices and the tests know of an
 engine; nothing heavy is imported to read them. The file holds ``runtime()``, ``build(order, folder)`` and
-``load(path, *, threads)``, and is imported when it is used. If the artifact needs no more than numpy and the runtime to
-run, how it does stands in ``zoo/export/runtimes/<name>.py``, for this machine and for others. An engine that builds for
-other devices than this one also has ``needs``, ``obstacle`` and ``in_place``, as in ``tensorrt_rtx.py``.
+``load(path, *, threads)``, and is imported when it is used; options: :mod:`zoo.export.engines.options`. If the
+artifact needs no more than numpy and the runtime to run, how it does stands in ``zoo/export/runtimes/<name>.py``, for
+this machine and for others. An engine that builds for other devices than this one also has ``needs``, ``obstacle``
+and ``in_place``, as in ``tensorrt_rtx.py``.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ class Backend:
 
     def missing(self, trouble: str) -> MissingDependency:
         """The error that says what to install against this trouble."""
+        from zoo.system.toolchain import ONNXRUNTIME, clash
+
+        if self.package == ONNXRUNTIME and (remedy := clash()):
+            return MissingDependency(f"{self.title} {trouble}: {remedy}")
         return MissingDependency(f"{self.title} {trouble}: run 'pip install \"{self.requires}\"'")
 
     def obstacle(self, built_for: Mapping[str, str]) -> str | None:
@@ -110,6 +115,13 @@ class Backend:
     def load_module(self) -> ModuleType:
         """The engine's file."""
         return import_module(f"zoo.export.engines.{self.module}")
+
+
+def _providers(onnxruntime: Any) -> list[str]:
+    """Those that can start here: some need one of NVIDIA's GPUs."""
+    runtime = import_module("zoo.export.runtimes.onnxruntime")
+    hidden = () if runtime.gpus() else (runtime.CUDA, runtime.TENSORRT, runtime.RTX)
+    return [name for name in onnxruntime.get_available_providers() if name not in hidden]
 
 
 ENGINES = (
@@ -123,7 +135,7 @@ ENGINES = (
         tools=("onnxruntime-gpu",),
         travels=True,
         triton="onnxruntime",
-        places=lambda onnxruntime: onnxruntime.get_available_providers(),
+        places=_providers,
     ),
     Backend(
         name="openvino",

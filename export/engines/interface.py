@@ -18,7 +18,10 @@ from zoo.export.engines import Backend
 from zoo.export.gradients import artifact_gradients
 from zoo.export.onnx.gradients import own_gradients
 from zoo.models import Classifier
-from zoo.system.errors import IntegrityError, UsageError, first_line
+from zoo.system.errors import IntegrityError, MissingDependency, UsageError, WrongDevice, ZooError, first_line
+from zoo.system.toolchain import clash
+
+REFUSALS: dict[str, type[ZooError]] = {"missing": MissingDependency, "device": WrongDevice, "usage": UsageError}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,8 @@ def run_locally(
         graph: the ONNX file that it was made from, for gradients; None if they are to be had from the artifact itself.
 
     Raises:
-        MissingDependency: the runtime is not installed.
+        MissingDependency: the runtime is not installed, or lacks what the options ask for.
+        WrongDevice: the options ask for a device that is not here.
         IntegrityError: the files are not a classifier that it can load.
     """
     check_threads(threads)
@@ -136,9 +140,19 @@ def run_locally(
     try:
         run, shape, facts = runtime.open([str(part) for part in parts], threads, **options)
     except Exception as error:  # the runtimes' exceptions have no base class of their own
+        if refused := refusal(error):
+            raise refused from None
         raise IntegrityError(f"{engine.title} cannot load '{parts[0]}': {first_line(error)}") from None
     read = partial(artifact_gradients, engine.name, parts[0]) if graph is None else partial(own_gradients, graph)
     return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, read)
+
+
+def refusal(error: Exception) -> ZooError | None:
+    """What a runtime in ``zoo/export/runtimes`` means by ``error``, if it says of which kind the trouble is."""
+    kind = REFUSALS.get(getattr(error, "kind", ""))
+    if kind is None:
+        return None
+    return kind(f"{error}; {also}" if kind is MissingDependency and (also := clash()) else str(error))
 
 
 def check_threads(threads: int | None) -> None:

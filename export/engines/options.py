@@ -1,11 +1,14 @@
 """Options of one engine: ``{"hardware": "ampere_plus"}``, or KEY=VALUE on the command line.
 
 An engine's module names them in a dataclass ``Options``, which its ``build`` takes, and in ``LOADING`` those that its
-``load`` takes too. ``TRUSTED`` are never taken from a manifest: they must be asked for again.
+``load`` takes too; its ``check``, if there is one, refuses those that this machine cannot meet. An option that is a
+mapping is given as a whole or an entry at a time: ``{"config.KEY": "1"}``. ``TRUSTED`` are never taken from a manifest:
+they must be asked for again.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,15 +45,38 @@ def options_of(engine: Backend, given: Mapping[str, Any]) -> Any:
         return None
     kind = getattr(engine.load_module(), "Options", None)
     known = list(kind.__dataclass_fields__) if kind else []
-    for key in given:
+    whole = _whole(given)
+    for key in whole:
         if key not in known:
             has = f"it has: {', '.join(known)}" if known else "it has none"
             raise UsageError(f"{engine.name} has no option '{key}'{nearest(key, known)} ({has})")
     try:
-        return TypeAdapter(kind).validate_python(dict(given))
+        return TypeAdapter(kind).validate_python(whole)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{engine.name}: option '{first['loc'][0]}': {first['msg']}, not '{first['input']}'") from None
+        name, *_ = first["loc"]
+        meant = nearest(str(first["input"]), re.findall("'(.+?)'", first["msg"]))
+        raise UsageError(f"{engine.name}: option '{name}': {first['msg']}, not '{first['input']}'{meant}") from None
+
+
+def check_here(engine: Backend, given: Mapping[str, Any]) -> None:
+    """Refuse options that this machine cannot meet, before a model is loaded.
+
+    Raises:
+        MissingDependency, WrongDevice: what they ask for is not installed, or not here.
+    """
+    check = getattr(engine.load_module(), "check", None)
+    if check and given:
+        check(options_of(engine, given))
+
+
+def _whole(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"config.a": "1", "config.b": "0"}`` as ``{"config": {"a": "1", "b": "0"}}``; what has no dot as it is."""
+    whole: dict[str, Any] = {}
+    for key, value in given.items():
+        name, dot, entry = key.partition(".")
+        whole[name] = {**whole.get(name, {}), entry: value} if dot else value
+    return whole
 
 
 def loading(engine: Backend, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,9 +90,14 @@ def reloading(engine: Backend, recorded: Mapping[str, Any], given: Mapping[str, 
     Raises:
         UsageError: an option is given that matters only when an engine is built, or as in :func:`options_of`.
     """
-    chosen = options_of(engine, given)
-    fresh = loading(engine, {key: getattr(chosen, key) for key in given})
-    for key in given:
-        if key not in fresh:
+    fresh = _whole(given)
+    kept = {key: one for key, one in loading(engine, recorded).items() if key not in TRUSTED}
+    if "provider" in fresh:
+        kept.pop("provider_options", None)  # of another
+    for key, one in fresh.items():
+        kept[key] = {**kept[key], **one} if isinstance(one, dict) and key in kept else one
+    chosen = options_of(engine, kept)
+    for key in fresh:
+        if not loading(engine, {key: None}):
             raise UsageError(f"'{key}' is set when a {engine.name} engine is built: export it again")
-    return {key: one for key, one in loading(engine, recorded).items() if key not in TRUSTED} | fresh
+    return {key: getattr(chosen, key) for key in kept}

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.evaluation.threat import ThreatModel
+from zoo.export.bundle.conditions import conditions, in_words
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import Backend, backend
@@ -73,8 +74,9 @@ def robustness(report: Report, dataset: str | None, classes: int) -> str:
 
 
 def findings(report: Report, dataset: str | None, classes: int) -> dict[str, Any]:
-    """What a manifest says of ``report``: its fields ``verified``, ``robustness`` and ``gates``."""
+    """What a manifest says of ``report``: its fields ``conditions``, ``verified``, ``robustness`` and ``gates``."""
     return {
+        "conditions": conditions(report),
         "verified": report.reached,
         "robustness": robustness(report, dataset, classes),
         "gates": tuple(rung.model_copy(update={"bits": None}) for rung in report.rungs),
@@ -120,6 +122,7 @@ def readme(manifest: Manifest) -> str:
     named = named if len(manifest.labels) <= 20 else ", whose names are the `labels` of `manifest.json`"
     engine = backend(manifest.engine)
     own = "" if artifact.format == "onnx" else RUN.format(engine=engine, file=artifact.file)
+    attacked = f"Under these conditions: {in_words(manifest.conditions)}.\n\n" if manifest.conditions else ""
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 
@@ -148,6 +151,6 @@ print(difference / spread)  # {_expected(manifest)}
 
 {gates or "- nothing"}
 
-`sha256sum -c SHA256SUMS` checks the files, and `zoo verify .` (`pip install robust-zoo`) repeats everything.
+{attacked}`sha256sum -c SHA256SUMS` checks the files, and `zoo verify .` (`pip install robust-zoo`) repeats everything.
 `manifest.json` holds the details, `reports/` the per-image results.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +12,10 @@ from torch import nn
 
 from zoo.export.bundle.folder import artifact_sha256, read_bundle
 from zoo.export.bundle.manifest import Manifest
-from zoo.export.engines import ENGINES, Backend
+from zoo.export.engines import ENGINES, Backend, backend
 from zoo.export.engines.built_for import misfits
 from zoo.export.engines.interface import Engine, check_threads
+from zoo.export.engines.options import reloading
 from zoo.export.gradients import artifact_gradients
 from zoo.export.onnx.gradients import own_gradients
 from zoo.export.onnx.graph import GRAPH
@@ -35,6 +36,7 @@ def connect(
     bundle: Path | str,
     *,
     threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
     ssh: Sequence[str] = ("ssh",),
     pauses: Sequence[float] = PAUSES,
     timeout: float = 600,
@@ -43,7 +45,8 @@ def connect(
 
     Args:
         target: ``ssh://[user@]host[:port][/path/to/python]`` or ``local:[path/to/python]``.
-        threads: CPU threads of one call there; all its cores if None.
+        threads: CPU threads of one call there; if None as in ``options``, else all its cores.
+        options: for ``load`` of the engine, see :mod:`zoo.export.engines.options`; those of the export if None.
         ssh: the ssh command, with its options.
         pauses: seconds to wait before each attempt to connect again.
         timeout: seconds that one answer may take.
@@ -58,7 +61,8 @@ def connect(
     if isinstance(target, str):
         target = target_of(target, ssh=tuple(ssh))
     check_threads(threads)
-    return Remote(target, Path(bundle), read_bundle(bundle), threads=threads, pauses=pauses, timeout=timeout)
+    manifest = read_bundle(bundle)
+    return Remote(target, Path(bundle), manifest, threads=threads, options=options, pauses=pauses, timeout=timeout)
 
 
 def runner_of(file_format: str) -> Backend:
@@ -89,6 +93,7 @@ class Remote(Engine):
         manifest: Manifest,
         *,
         threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
         pauses: Sequence[float] = PAUSES,
         timeout: float = 600,
     ) -> None:
@@ -99,7 +104,9 @@ class Remote(Engine):
         self.classes = int(manifest.io.output.shape[1])
         artifact = manifest.artifact
         self.runner = runner_of(artifact.format)
-        self.target, self.bundle, self.threads = target, bundle, threads
+        self.options = dict(reloading(backend(manifest.engine), artifact.options, {}) if options is None else options)
+        recorded = self.options.pop("threads", None)
+        self.target, self.bundle, self.threads = target, bundle, threads or recorded
         self.engine, self.artifact = manifest.engine, artifact
         self.pauses, self.timeout = tuple(pauses), timeout
         parts = (artifact.file, *artifact.companions)
@@ -188,7 +195,8 @@ class Remote(Engine):
         if self.link is not None:
             return self.link
         self.link = Link(self.target, self.runner.module, timeout=self.timeout)
-        kind, answer, _ = self.link.ask(frame.OPEN, {"threads": self.threads, "files": self.digests})
+        wanted = {"threads": self.threads, "options": self.options, "files": self.digests}
+        kind, answer, _ = self.link.ask(frame.OPEN, wanted)
         for name, digest in self.digests.items():
             if kind == frame.NEED and digest in answer.get("missing", ()):
                 kind, answer, _ = self.link.ask(frame.FILE, {"sha256": digest}, (self.bundle / name).read_bytes())

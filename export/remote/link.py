@@ -18,6 +18,7 @@ from typing import Any
 
 from zoo.export.remote import frame
 from zoo.export.remote.frame import BadFrame, Frame
+from zoo.system import fingerprint
 from zoo.system.errors import IntegrityError, MissingDependency, Unreachable, UsageError, WrongDevice, ZooError
 
 TOO_OLD = 90  # exit status of a Python that is too old
@@ -30,14 +31,15 @@ import sys, types
 sys.path[:] = [path for path in sys.path if path]  # what lies in the working folder there is not to be imported
 package = sys.modules["zoo.export.remote"] = types.ModuleType("zoo.export.remote")
 for name, text in {files!r}.items():
-    module = sys.modules["zoo.export.remote." + name] = types.ModuleType("zoo.export.remote." + name)
-    setattr(package, name, module)
+    module = sys.modules[name] = types.ModuleType(name)
+    setattr(package, name.rpartition(".")[2], module)
     exec(compile(text, name + ".py", "exec"), module.__dict__)
 package.runner.main(package.runtime)
 """
 HERE = Path(__file__).parent
 RUNTIMES = HERE.with_name("runtimes")
-TRAVELLING = ("fingerprint", "frame", "runner")  # each after what it imports; and the runtime's file
+FINGERPRINT = Path(fingerprint.__file__)
+TRAVELLING = ("frame", "runner")  # each after what it imports; and the fingerprint's file and the runtime's
 OPTIONS = (
     *("-T", "-oBatchMode=yes", "-oClearAllForwardings=yes"),
     *("-oConnectTimeout=15", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"),
@@ -93,7 +95,8 @@ def target_of(text: str, *, ssh: Sequence[str] = ("ssh",)) -> Target:
 
 def source(runtime: str) -> bytes:
     """The runner and the file of a runtime as one text, with its length in front, as ``BOOT`` reads it."""
-    paths = {**{name: HERE / f"{name}.py" for name in TRAVELLING}, "runtime": RUNTIMES / f"{runtime}.py"}
+    here = {name: HERE / f"{name}.py" for name in TRAVELLING} | {"runtime": RUNTIMES / f"{runtime}.py"}
+    paths = {fingerprint.__name__: FINGERPRINT} | {f"zoo.export.remote.{name}": path for name, path in here.items()}
     files = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     text = PRELUDE.format(files=files).encode()
     return b"%d\n" % len(text) + text

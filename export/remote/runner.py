@@ -17,8 +17,8 @@ import traceback
 from typing import Any
 
 from zoo.export.remote import frame
-from zoo.export.remote.fingerprint import cores, fingerprint
 from zoo.export.remote.frame import BadFrame, Frame
+from zoo.system.fingerprint import cores, fingerprint
 
 MAX_CALLS = 10_000  # of one measurement
 
@@ -44,7 +44,7 @@ class Session:
         """The frame that answers this one."""
         if kind == frame.OPEN:
             self.np = _package("numpy", "numpy")
-            self.threads, self.files = head["threads"] or cores(), head["files"]
+            self.threads, self.options, self.files = head["threads"] or cores(), head["options"], head["files"]
             return self._ready()
         if kind == frame.FILE:
             self._keep(head["sha256"], payload)
@@ -97,8 +97,10 @@ class Session:
         for besides in getattr(self.runtime, "BESIDES", ()):
             _package(besides, besides)
         try:
-            self.run, _, own = self.runtime.open(list(parts.values()), self.threads)
+            self.run, _, own = self.runtime.open(list(parts.values()), self.threads, **self.options)
         except Exception as error:  # the runtimes' exceptions have no base class of their own
+            if hasattr(error, "kind"):
+                raise Trouble(error.kind, str(error)) from error
             raise Trouble("device", f"{pip} {version} cannot load the artifact there: {_first_line(error)}") from error
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
         facts = {**fingerprint(), "runtime": pip, "version": version, "threads": self.threads, **own}

@@ -29,6 +29,7 @@ def command(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """
     from zoo.export.engines import ENGINES
     from zoo.system.errors import IntegrityError
+    from zoo.system.toolchain import clash
 
     out = Output(as_json=as_json, quiet=quiet)
     out.say("looking ...")
@@ -40,6 +41,7 @@ def command(as_json: AsJson = False, quiet: Quiet = False) -> None:
             "torch": _engine("torch", lambda torch: ()),
             **{one.package: _engine(one.package, one.places) for one in ENGINES},
         },
+        "clash": clash(),
         "devices": _devices(),
         "cache": _cache(),
         "data": _data(),
@@ -196,6 +198,7 @@ def _text(report: dict[str, Any]) -> str:
         table(["package", "version", ""], packages, right=()),
     ]
     lines += ["", table(["engine", "state", "on"], engines, right=()), ""]
+    lines += [*wrapped(f"CLASH: {report['clash']}"), ""] if report["clash"] else []
     for term, fact in facts.items():
         lines += wrapped(f"{term:10}{fact}", indent=" " * 10)
     faults = [

@@ -142,7 +142,7 @@ def key_of(path: Path | None) -> SigningKey | None:
 
 EngineOptions = Annotated[
     list[str] | None,
-    typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as provider=cuda."),
+    typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as threads=4."),
 ]
 Data = Annotated[
     Path | None,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.system.fingerprint import ARM, isa
 from zoo.system.toolchain import cpu_model
 
 THIS = "this"  # means this machine
@@ -24,9 +25,7 @@ INSTRUCTIONS = {
     "amx": ("amx_tile", "amx_int8"),
     "neon": ("asimd", "neon"),
 }
-ARM = ("arm64", "aarch64")
 GPUS = Path("/proc/driver/nvidia/gpus")
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_id(threads: int) -> str:
@@ -45,7 +44,7 @@ def is_this(device: str) -> bool:
 
 
 def remote_id(facts: Mapping[str, Any], threads: int) -> str:
-    """The id of another machine, from the facts that :mod:`zoo.export.remote.fingerprint` collects there."""
+    """The id of another machine, from the facts that :mod:`zoo.system.fingerprint` collects there."""
     if facts["device"] == "cuda":
         return f"{_slug(facts['gpu'].split(',')[0])}-{facts['os'].lower()}"
     instructions = ["neon"] if facts["machine"].lower() in ARM else _names_of(facts.get("isa", "").split())
@@ -65,12 +64,7 @@ def _instructions() -> list[str]:
     """Names of the :data:`INSTRUCTIONS` of this CPU; AVX2 is omitted if there is AVX-512."""
     if platform.machine().lower() in ARM:  # part of the architecture
         return ["neon"]
-    try:
-        text = CPUINFO.read_text(encoding="utf-8")
-    except OSError:
-        return []
-    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return _names_of(line[1].split() if line else [])
+    return _names_of(isa().split())
 
 
 def _names_of(flags: Iterable[str]) -> list[str]:

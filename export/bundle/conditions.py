@@ -1,0 +1,43 @@
+"""What an engine's answers depend on besides its file: the processor's arithmetic and the settings of the runtime."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+from zoo.export.bundle.manifest import Manifest, Report
+from zoo.system.fingerprint import UNKNOWN
+from zoo.system.toolchain import MACHINE
+
+SETTINGS = ("device", "threads", "providers", "graph_optimization", "config", "provider_options", "tf32")
+
+
+def conditions(report: Report) -> dict[str, Any]:
+    """Under which the engine was attacked: of the device that it ran on, if that was another machine."""
+    there = {**report.engine, **report.engine.get("remote", report.toolchain)}
+    return {name: there[name] for name in (*MACHINE, *SETTINGS) if name in there}
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """Conditions for people: "int8=x86-64 with VNNI, threads=2"; nothing where there are none."""
+    pairs = chain(*(value.items() if isinstance(value, dict) else [(name, value)] for name, value in facts.items()))
+    return ", ".join(f"{name}={' '.join(value) if isinstance(value, list) else value}" for name, value in pairs)
+
+
+def other_arithmetic(manifest: Manifest, report: Report) -> str | None:
+    """A sentence if int8 is computed otherwise in ``report`` than where the bundle was attacked before; else None.
+
+    Bundles of earlier releases do not say how it was.
+    """
+    before, now = _int8(manifest.conditions), _int8(conditions(report))
+    if manifest.artifact.precision != "int8" or before in (None, now):
+        return None
+    return (
+        f"int8 is computed otherwise now ({now}) than where this bundle was attacked before ({before}): the same image "
+        "may get other logits, and what counts is what was found now"
+    )
+
+
+def _int8(facts: dict[str, Any]) -> str | None:
+    """How products of int8 are added up; None if it is not recorded."""
+    return facts.get("int8", UNKNOWN) if facts.get("device") == "cpu" else facts.get("device")
