@@ -15,12 +15,14 @@ from zoo.attacks.pulse import images_done, listening
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits
 from zoo.evaluation.corruptions import require as require_corruptions
+from zoo.evaluation.protocols import DATASET, PROTOCOLS
 from zoo.export.bundle.folder import Bundle, artifact_sha256, check_free, staged
 from zoo.export.bundle.keys import signing_key
 from zoo.export.bundle.manifest import (
     Artifact,
     Calibration,
     Compute,
+    Int8,
     Level,
     Manifest,
     Notify,
@@ -34,9 +36,10 @@ from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import check_here, loading, options_of
-from zoo.export.ladder.climb import Progress, Trial, climb, silent
+from zoo.export.ladder.climb import WALK, Progress, Trial, climb, silent
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
+from zoo.export.mixed import search
 from zoo.export.onnx.calibration import calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import GRAPH, save_onnx
@@ -54,6 +57,8 @@ from zoo.system.files import sha256_file
 from zoo.system.toolchain import toolchain
 from zoo.weights.load import Found
 
+SEARCHED_ON = 1000  # held-out images
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,7 +66,7 @@ class Job:
 
     Attributes:
         level: how high to climb, and ``split``, the test images for it.
-        calibrating: the data set that int8 ranges are chosen by.
+        calibrating: the data set that int8 ranges are chosen by, and layers to keep in float.
     """
 
     found: Found
@@ -74,14 +79,16 @@ class Job:
     def run(self, progress: Progress = silent) -> Bundle:
         """Build, climb and write; errors are those of :func:`export_model`."""
         model = self.found.load()
-        sampling, calibrated = self.options.sampling, None
+        sampling, calibrated, held_out = self.options.sampling, None, None
         if sampling and self.calibrating:
             progress("calibration", 0, sampling.n)
             with listening(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
                 calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
             progress("calibration", sampling.n, sampling.n)
+            held_out = self.calibrating.split("validation") if self.options.keep_robust is not None else None
         options = replace(self.options, verify=self.level)
-        return write_bundle(model, self.known, options, split=self.split, calibrated=calibrated, progress=progress)
+        images: dict[str, Any] = {"split": self.split, "calibrated": calibrated, "held_out": held_out}
+        return write_bundle(model, self.known, options, **images, progress=progress)
 
 
 def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn) -> Job:
@@ -166,13 +173,18 @@ def write_bundle(
     *,
     split: Split | None = None,
     calibrated: tuple[Tensor, Calibration] | None = None,
+    held_out: Split | None = None,
     progress: Progress = silent,
 ) -> Bundle:
-    """What :func:`export_model` does once it has the model and the images."""
+    """What :func:`export_model` does once it has the model and the images; ``held_out`` are those that layers are kept
+    in float by."""
     engine, precision, own = options.engine, options.precision, options_of(options.engine, options.engine_options)
     if precision == "int8" and calibrated is None:
         raise UsageError("an int8 engine needs calibration images: see zoo.export.onnx.calibration")
+    if options.keep_robust is not None and held_out is None:
+        raise UsageError("layers are kept in float by held-out images, and there are none")
     images, calibration = calibrated or (None, None)
+    int8: Int8 | None = None
     obstacle = options.obstacle
     level = level_called(options.verify) or ("attacked" if split and not obstacle else "parity")
     model, final = model.eval(), options.folder(known.title)
@@ -184,9 +196,10 @@ def write_bundle(
         opset = save_onnx(model, graph, metadata=metadata(**about, precision=lowered, threat=known.threat))
         if lowered == "fp16":
             to_fp16(graph)
-        elif lowered == "int8" and calibration:
+        elif lowered == "int8" and calibration and images is not None:
             symmetric = engine.symmetric or getattr(own, "symmetric", False)
-            to_int8(graph, images, method=calibration.method, symmetric=symmetric)
+            made = partial(to_int8, images=images, method=calibration.method, symmetric=symmetric)
+            int8 = _quantised(model, graph, made, known, options, held_out, progress)
         built = engine.load_module().build(
             Order(model=model, graph=graph, precision=precision, batches=options.sizes, calibration=images),
             scratch,
@@ -234,6 +247,7 @@ def write_bundle(
             reported=known.reported,
             artifact=artifact,
             calibration=calibration,
+            int8=int8,
             toolchain=toolchain(*engine.tools),
             engine=engine.name,
             device=report.engine["device"],
@@ -249,6 +263,26 @@ def write_bundle(
         if options.sign is not None:
             sign_bundle(scratch, signing_key(options.sign))
     return Bundle(final, manifest, report)
+
+
+def _quantised(
+    model: Classifier,
+    graph: Path,
+    made: Callable[..., None],
+    known: Known,
+    options: ExportOptions,
+    held_out: Split | None,
+    progress: Progress,
+) -> Int8 | None:
+    """Rewrite the graph in int8, as the options want it; returns how it departs from the usual, None if it does not."""
+    quantise = partial(made, portable=options.portable_int8)
+    if options.keep_robust is None or held_out is None:
+        quantise(graph)
+        return Int8(portable=True) if options.portable_int8 else None
+    terms = {"split": "validation", "n": min(len(held_out), SEARCHED_ON), "seed": options.terms.seed}
+    walk = PROTOCOLS[WALK].on(known.dataset or DATASET).under(known.threat).model_copy(update=terms)
+    found = search(model, graph, quantise, held_out, walk, allowed=options.keep_robust, progress=progress)
+    return Int8(portable=options.portable_int8, search=found)
 
 
 def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Dataset:

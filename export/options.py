@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class ExportOptions:
         format: an engine or one of its aliases, see :mod:`zoo.export.engines`.
         precision: ``fp32``, ``fp16`` or ``int8``.
         calibration: how the images for int8 are chosen; they come from the training split.
+        keep_robust: the accuracy under attack that an int8 graph may lose on held-out training images, as a share; as
+            few layers as that takes stay in float, see :mod:`zoo.export.mixed`. None: every layer is in int8.
+        portable_int8: int8 weights in 7 bits, so that the answers do not depend on the processor's instructions.
         batches: batch sizes to be used; parity is checked at these, at 1 and at 2.
         uint8: add ``model-uint8.onnx``, the same graph for uint8 images [N, H, W, 3], see :mod:`zoo.export.onnx.uint8`.
         engine_options: of this engine alone, see :mod:`zoo.export.engines.options`.
@@ -49,6 +53,8 @@ class ExportOptions:
     format: str = "onnx"
     precision: Precision = "fp32"
     calibration: Sampling | None = None
+    keep_robust: float | None = None
+    portable_int8: bool = False
     batches: Sequence[int] = (1, 8, 64)
     uint8: bool = False
     engine_options: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +81,7 @@ class ExportOptions:
             **{"out": (self.out, place), "data": (self.data, place | None)},
             calibration=(self.calibration, Sampling | None),
             sign=(self.sign, SigningKey | place | None),
+            keep_robust=(self.keep_robust, Real | None),
             engine_options=(self.engine_options, Mapping | None),
         )
         engine, precision = self.engine, self.precision
@@ -90,6 +97,15 @@ class ExportOptions:
         if (sampling := self.sampling) is not None and sampling.method not in engine.calibrators:
             known = ", ".join(engine.calibrators)
             raise UsageError(f"int8 ranges of {engine.name} are chosen by {known} here, not by {sampling.method}")
+        if self.keep_robust is not None or self.portable_int8:
+            if precision != "int8":
+                raise UsageError(f"keep_robust and portable_int8 are for int8 graphs, not for {precision}")
+            if not engine.from_onnx:
+                raise UsageError(f"{engine.name} has a quantiser of its own, without keep_robust and portable_int8")
+        if self.keep_robust is not None and not 0 <= self.keep_robust < 1:
+            raise UsageError(
+                f"what may be lost is a share from 0 to 1 (0.005 is half a point), not {self.keep_robust:g}"
+            )
         self.terms.level(level_called(self.verify))  # terms are checked as they are made
         options_of(engine, self.engine_options)
         if self.sign is not None:  # read once: the file may be gone when the key is needed

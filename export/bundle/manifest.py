@@ -127,6 +127,36 @@ class Calibration(_Record):
     adversarial: float = 0.0  # share of them that was attacked first
 
 
+class Search(_Record):
+    """The layers that an int8 graph keeps in float, and what it then loses under attack on held-out images.
+
+    Attributes:
+        kept: names of nodes; ``macs``: their share of the multiply-accumulates.
+        allowed: the accuracy under attack that may be lost, as a share.
+        before: what is lost with every layer in int8; ``lost``: with these in float; ``upper95``: its upper bound.
+        protocol: the attack, with n and the split; it walks along the graph's own gradients.
+        graphs: how many were attacked to find this one.
+    """
+
+    kept: tuple[str, ...]
+    macs: float
+    allowed: float
+    before: float
+    lost: float
+    upper95: float
+    only_twin_right: int
+    only_engine_right: int
+    protocol: dict[str, Any]
+    graphs: int
+
+
+class Int8(_Record):
+    """How an int8 graph departs from the usual one: weights in 7 bits, layers in float."""
+
+    portable: bool = False
+    search: Search | None = None
+
+
 ACCESS = {"access": "white-box, untargeted"}  # which every threat model grants, and a manifest spells out
 
 
@@ -200,6 +230,7 @@ class Manifest(_Record):
     measured: dict[str, Any] = {}
     artifact: Artifact
     calibration: Calibration | None = None  # of quantised engines
+    int8: Int8 | None = None  # None: as usual
     toolchain: dict[str, str]
     engine: str
     device: str

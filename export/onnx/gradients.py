@@ -40,17 +40,26 @@ class StraightThrough(nn.Module):
         (self.input,), (self.output,) = ([port.name for port in ports] for ports in (graph.input, graph.output))
         values = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
         self.steps: list[tuple[Operator, dict[str, Any], list[str], str]] = []
+        grids: dict[str, list[str]] = {}  # by quantised tensor: the names of its scale and zero point
+        same: dict[str, str] = {}  # by dequantised tensor: the quantised one
         for node in graph.node:
             if node.op_type not in OPERATORS:
                 raise Unsupported(f"operator '{node.op_type}'")
             attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-            operator, inputs = OPERATORS[node.op_type], list(node.input)
+            operator, inputs = OPERATORS[node.op_type], [same.get(name, name) for name in node.input]
             if node.op_type == "QuantizeLinear":
-                attributes["limits"] = _limits(values, node)
+                attributes = {"limits": _limits(values, node)}
+                grids[node.output[0]] = inputs[1:]
+            elif node.op_type == "DequantizeLinear" and inputs[0] in grids:  # which has returned to floats already
+                if inputs[1:] != grids[inputs[0]]:
+                    raise Unsupported("a tensor that is dequantised by another scale")
+                same[node.output[0]] = inputs[0]
+                continue
             if all(name in values for name in inputs):  # dequantised weights: once
                 values[node.output[0]] = operator(*(values[name] for name in inputs), **attributes)
             else:
                 self.steps.append((operator, attributes, inputs, node.output[0]))
+        self.output = same.get(self.output, self.output)
         self.held = {name: value for name, value in values.items() if any(name in step[2] for step in self.steps)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,9 +83,13 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
         return None
 
 
-def _limits(values: dict[str, Tensor], node: NodeProto) -> tuple[int, int]:
+def _limits(values: dict[str, Tensor], node: NodeProto) -> tuple[float, float]:
+    """The ends of the node's range, in steps from its zero point."""
     zero = values[node.input[2]].numpy()
-    return np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+    if zero.size > 1:
+        raise Unsupported("activations with a scale for each channel")
+    held = np.iinfo(zero.dtype)
+    return float(held.min - int(zero)), float(held.max - int(zero))
 
 
 def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -84,13 +97,14 @@ def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
     return scale.float().reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.numel() > 1 else [])
 
 
-def _quantize(x: Tensor, scale: Tensor, zero: Tensor, *, limits: tuple[int, int], axis: int = 1) -> Tensor:
-    low, high = (limit - _along(zero, x, axis) for limit in limits)
-    exact = torch.minimum(torch.maximum(x / _along(scale, x, axis), low), high)
-    return exact + (exact.round() - exact).detach() + _along(zero, x, axis)
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor, *, limits: tuple[float, float]) -> Tensor:
+    """``x`` on the grid of an activation, as floats."""
+    exact = F.hardtanh(x / scale, *limits)
+    return (exact + (exact.round() - exact).detach()) * scale
 
 
 def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    """Quantised weights as floats."""
     offset = 0 if zero is None else _along(zero, x, axis)
     return (x.float() - offset) * _along(scale, x, axis)
 

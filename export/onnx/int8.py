@@ -7,6 +7,9 @@ no package that an export does not need anyway.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,20 @@ from zoo.system.errors import ExportFailed, first_line
 
 CALIBRATORS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 BATCH = 64
+LINEAR = ("Gemm", "MatMul")  # the last layer
+FOLDED = ("Relu", "Clip")  # into the range of what comes before
 
 
-def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bool = False) -> None:
+def to_int8(
+    path: Path,
+    images: Tensor,
+    *,
+    method: Method = USUAL,
+    symmetric: bool = False,
+    portable: bool = False,
+    kept: Collection[str] = (),
+    ranges: Path | None = None,
+) -> None:
     """Rewrite the graph at ``path``: int8 weights per output channel, 8-bit activations, the last layer in float.
 
     Coarse logits would tie, and hide from an attack how near it is.
@@ -30,6 +44,10 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
         images: [N, C, H, W] in [0, 1], that activation ranges are chosen by.
         symmetric: signed activations with zero point 0, as TensorRT needs them; unsigned ones with a zero point use
             all 256 values after a ReLU, and are faster on CPUs.
+        portable: weights from -64 to 64. Without VNNI, x86 processors add two products of 8 bits in 16 bits, which
+            larger weights overflow.
+        kept: the names of nodes that stay in float.
+        ranges: a file for the activation ranges, which are read from it if it exists.
 
     Raises:
         ExportFailed: the quantiser refused the graph.
@@ -45,19 +63,58 @@ def to_int8(path: Path, images: Tensor, *, method: Method = USUAL, symmetric: bo
                 _Reader(images),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=portable,
                 weight_type=QuantType.QInt8,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 calibrate_method=CalibrationMethod[CALIBRATORS[method]],
-                nodes_to_exclude=[node.name for node in proto.graph.node if node.op_type in ("Gemm", "MatMul")],
+                nodes_to_exclude=[*kept, *(node.name for node in proto.graph.node if node.op_type in LINEAR)],
                 extra_options={
                     "WeightSymmetric": True,
                     "ActivationSymmetric": symmetric,
                     "QuantizeBias": not symmetric,  # TensorRT adds biases in float
                 },
+                calibration_cache_path=ranges,
             )
         finish(onnx.load(str(path)), like=proto, path=path)
     except Exception as error:
         raise ExportFailed(f"the graph could not be quantised: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Nodes that are quantised together: a convolution with its ReLU, or everything between two convolutions.
+
+    Attributes:
+        nodes: their names, in the order of the graph.
+        macs: multiply-accumulates of the convolution.
+        work: these, and one operation for each element that the other nodes write.
+    """
+
+    nodes: tuple[str, ...]
+    macs: int
+    work: int
+
+
+def layers_of(path: Path) -> list[Layer]:
+    """The layers of the float graph at ``path`` but the last, which always stays in float."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
+    ports = [*graph.value_info, *graph.output]
+    sizes = {port.name: prod(dim.dim_value for dim in port.type.tensor_type.shape.dim[1:]) for port in ports}
+    weights = {one.name: list(one.dims) for one in graph.initializer}
+    groups: list[list[onnx.NodeProto]] = []
+    for node in graph.node:
+        opened = groups and (node.op_type in FOLDED or groups[-1][0].op_type != "Conv")
+        if node.op_type == "Conv" or not opened:
+            groups.append([])
+        groups[-1].append(node)
+
+    def layer(group: list[onnx.NodeProto]) -> Layer:
+        macs = sum(sizes[one.output[0]] * prod(weights[one.input[1]][1:]) for one in group if one.op_type == "Conv")
+        others = [one for one in group if one.op_type not in ("Conv", *LINEAR)]
+        names = tuple(one.name for one in group if one.op_type not in LINEAR)
+        return Layer(names, macs, macs + sum(sizes[one.output[0]] for one in others))
+
+    return [layer(group) for group in groups]
 
 
 class _Reader:

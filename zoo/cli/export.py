@@ -52,6 +52,16 @@ def command(
     adversarial: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Of the calibration images, attacked first; 0.")
     ] = None,
+    keep_robust: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Accuracy under attack that int8 may lose on held-out training images; layers stay in float for it.",
+        ),
+    ] = None,
+    portable_int8: Annotated[
+        bool, typer.Option("--portable-int8", help="int8 weights in 7 bits: the same answers without VNNI.")
+    ] = False,
     uint8: Annotated[
         bool, typer.Option("--uint8", help="Add model-uint8.onnx, which takes uint8 images [N, H, W, 3].")
     ] = False,
@@ -89,6 +99,7 @@ def command(
       zoo export trades-s7 --verify attacked --data cifar10 -n 2500 --margin 0.5
       zoo export rnascl-s7-wrt34 -f openvino --precision int8
       zoo export trades-s7 --precision int8 --corruptions all
+      zoo export nfgsm-w15 --precision int8 --keep-robust 0.5
       zoo export trades-s7 --uint8 --triton models
       zoo export trades-s7 -f trt -O compute_capability=8.6,8.9
       zoo export trades-s7 -f tensorrt -O hardware=ampere_plus
@@ -139,12 +150,15 @@ def command(
     chosen: dict[str, Any] = {"n": calibration, "method": calibrator, "adversarial": adversarial}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     sampling = Sampling(**chosen, seed=seed)
-    needless = chosen and "int8" not in [precision for _, precision in kinds]  # which is refused
+    share = None if keep_robust is None else keep_robust / 100
+    quantised: dict[str, Any] = {"keep_robust": share, "portable_int8": portable_int8}
+    needless = "int8" not in [precision for _, precision in kinds]  # then what is for int8 is refused
     options = {
         (engine, precision): ExportOptions(
             format=engine,
             precision=precision,
-            calibration=sampling if precision == "int8" or needless else None,
+            calibration=sampling if precision == "int8" or (chosen and needless) else None,
+            **(quantised if precision == "int8" or needless else {}),
             command=public("zoo", *sys.argv[1:]),
             **shared,
         )
