@@ -144,6 +144,7 @@ def test_a_graph_that_its_parser_refuses_is_an_export_failure_that_names_the_nod
         (["-O", "tf32=true"], 2, "no option 'tf32'"),
         pytest.param(["--verify", "attacked"], 10, "'attacked' runs the engine", marks=without_a_gpu),
         pytest.param(["--verify", "clean"], 10, "'clean' runs the engine", marks=without_a_gpu),
+        pytest.param(["--corruptions", "fog"], 10, "'attacked' runs the engine", marks=without_a_gpu),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(arguments, code, told, capsys, monkeypatch, tmp_path):
