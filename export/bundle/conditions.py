@@ -13,7 +13,10 @@ SETTINGS = ("device", "threads", "providers", "graph_optimization", "config", "p
 
 
 def conditions(report: Report) -> dict[str, Any]:
-    """Under which the engine was attacked: of the device that it ran on, if that was another machine."""
+    """Under which the engine was attacked: of the device that it ran on, if that was another machine; none if it never
+    ran."""
+    if "not_run" in report.engine:
+        return {}
     there = {**report.engine, **report.engine.get("remote", report.toolchain)}
     return {name: there[name] for name in (*MACHINE, *SETTINGS) if name in there}
 
