@@ -318,8 +318,8 @@ def test_a_device_that_never_answers_a_batch_is_given_up(bundle, split, runner):
 
 def test_a_device_that_runs_another_file_than_it_says_fails_parity(bundle, fragile, robust, split, runner, tmp_path):
     save_onnx(fragile, tmp_path / "other.onnx")
-    other = f"self.runtime.open([open({str(tmp_path / 'other.onnx')!r}, 'rb').read()], self.threads)"
-    runner("self.runtime.open(list(parts.values()), self.threads)", other)
+    other = f"self.runtime.open([open({str(tmp_path / 'other.onnx')!r}, 'rb').read()], self.threads, **self.options)"
+    runner("self.runtime.open(list(parts.values()), self.threads, **self.options)", other)
     report = verify_bundle(bundle, device=f"local:{sys.executable}", level="clean", split=split, model=robust)
     assert report.artifact_sha256 == sha256_file(bundle / "model.onnx")  # as the device says
     with pytest.raises(ParityGateFailed):
