@@ -110,7 +110,7 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     if obstacle and asked in ("clean", "attacked"):
         raise WrongDevice(
             f"level '{asked}' runs the engine, and {options.engine.title} engines cannot run here ({obstacle}): "
-            "leave --verify out to build it here, and verify it on its device"
+            "leave --verify and --corruptions out to build it here, and verify it on its device"
         )
     found, known = source_of(name, offline=options.offline)
     check_free(options.folder(known.title), force=options.force)

@@ -11,17 +11,18 @@ from typing import Any
 
 from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, check_fits
+from zoo.evaluation.corruptions import KINDS
 from zoo.evaluation.corruptions import require as require_corruptions
 from zoo.export.bundle.claims import check_claims
 from zoo.export.bundle.conditions import other_arithmetic
-from zoo.export.bundle.folder import SIGNATURE, check_unsigned, files, read_bundle, rewritten
+from zoo.export.bundle.folder import SIGNATURE, SUMS, check_unsigned, files, read_bundle, rewritten
 from zoo.export.bundle.keys import SigningKey, signing_key
-from zoo.export.bundle.manifest import Level, Notify, Report, Rung, level_called
+from zoo.export.bundle.manifest import Level, Manifest, Notify, Report, Rung, level_called
 from zoo.export.bundle.provenance import remove_signature, sign_bundle
 from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
-from zoo.export.engines.options import check_here, reloading
+from zoo.export.engines.options import TRUSTED, check_here, reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
@@ -130,11 +131,18 @@ def verify_bundle(
     key = None if sign is None else signing_key(sign)
     if key and not write:
         raise UsageError("--sign signs the reports that --write (write=True) puts into the bundle: add it")
+    if key and level == "none":
+        raise UsageError("at level 'none' nothing is verified that could be signed: verify 'parity' or more")
+    if write and not set(engine_options or ()) <= set(TRUSTED):
+        raise UsageError(
+            "--write (write=True) stores what was found with the engine's own options: leave -O out, or export it again"
+        )
     manifest = read_bundle(folder, trust=trust)
+    sums = (folder / SUMS).read_bytes()
     if write and key is None:
         check_unsigned(folder)
     if (folder / SIGNATURE).exists() and trust is None:
-        notify(f"'{folder}' is signed, and its signature was not checked: name a public key with --trust (trust=)")
+        notify(f"'{folder}' holds a signature, which was not checked: name a public key with --trust (trust=)")
     kind = backend(manifest.engine)
     opened: Callable[[], Engine]
     if device:
@@ -149,17 +157,12 @@ def verify_bundle(
         opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
     check_claims(folder, manifest)
     check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
-    held = [rung for rung in manifest.gates if not _in_logits(rung)]
-    recorded: dict[str, Any] = {key: value for rung in held for key, value in rung.threshold.items()}
     given = {key: value for key, value in terms.items() if value is not None}
-    recorded["corruptions"] = [kind for rung in held if rung.name == CORRUPTIONS for kind in rung.measured["kinds"]]
-    agreed = Terms.of(manifest.artifact.precision, **recorded | given)
+    agreed = Terms.of(manifest.artifact.precision, **_recorded(folder, manifest) | given)
     usual, classes = Terms.of(manifest.artifact.precision), manifest.spec.classes
     lax = agreed.margin > usual.margin or agreed.tolerance > usual.tolerance
     if lax or agreed.floor(classes) < usual.floor(classes):
         notify(f"the terms are laxer than usual: {agreed.in_words()}; the usual ones are {usual.in_words()}")
-    if agreed.corruptions and level in (None, "clean", "attacked"):
-        require_corruptions(manifest.spec.image_size)
     obstacle = None if device else kind.obstacle(manifest.artifact.built_for)
     if obstacle:
         opened = partial(kind.load_module().in_place, folder / GRAPH, obstacle)
@@ -171,6 +174,8 @@ def verify_bundle(
         )
     if split is None:
         level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
+    if agreed.corruptions and level in (None, "clean", "attacked"):
+        require_corruptions(manifest.spec.image_size)
     if model is None:
         model = load_twin(folder, manifest, offline=offline)
     if not is_twin(model, manifest):
@@ -197,6 +202,9 @@ def verify_bundle(
         notify(sentence)
     if write:
         with rewritten(folder, resigned=key is not None) as scratch:
+            read_bundle(scratch)
+            if (scratch / SUMS).read_bytes() != sums:
+                raise IntegrityError(f"'{folder}' was changed while it was verified: do not use it")
             remove_signature(scratch)
             found = findings(report, manifest.dataset, manifest.spec.classes)
             write_reports(scratch, manifest.model_copy(update=found), report)
@@ -205,6 +213,17 @@ def verify_bundle(
             elif key:
                 notify(f"'{folder}' was not signed, because a rung does not hold")
     return report
+
+
+def _recorded(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The terms that the bundle was signed off with."""
+    held = [rung for rung in manifest.gates if not _in_logits(rung)]
+    recorded: dict[str, Any] = {key: value for rung in held for key, value in rung.threshold.items()}
+    kinds = [rung.measured.get("kinds") for rung in held if rung.name == CORRUPTIONS]
+    named = all(isinstance(one, dict) and set(one) <= set(KINDS) for one in kinds)
+    if not named or not set(recorded) <= set(Terms.__dataclass_fields__):
+        raise IntegrityError(f"the manifest of '{folder}' has gates with terms that are not known: do not use it")
+    return recorded | {"corruptions": [kind for one in kinds for kind in one]}
 
 
 def _in_logits(rung: Rung) -> bool:

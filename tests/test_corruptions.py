@@ -107,6 +107,9 @@ def test_one_corruption_an_image_meets_every_cell_as_often():
     assert {*counts} == {2, 3}
     assert cells != one_each(160, KINDS, seed=1)
     assert {kind for kind, _ in one_each(7, ("fog",), seed=0)} == {"fog"}
+    assert {kind for kind, _ in one_each(15, KINDS, seed=0)} == {*KINDS}
+    with pytest.raises(UsageError, match="15 kinds of corruption need 15 images or more, not 14"):
+        Terms(n=14, corruptions=KINDS)
 
 
 # -- CIFAR-10-C ------------------------------------------------------------------------------------------------
@@ -174,6 +177,8 @@ def test_malformed_files_are_refused_in_one_sentence(files, name, spoil, error, 
 def test_the_files_are_for_cifar10_alone(monkeypatch, tmp_path):
     assert protocol("cifar10-c") == PROTOCOLS["cifar10-c"]
     assert protocol("cifar100-corruptions").dataset == "cifar100"
+    with pytest.raises(UsageError, match="'corruptions' attacks nothing, so it has no threat model"):
+        protocol("corruptions-l2-0.5")
     with pytest.raises(UsageError, match="on cifar100, use 'corruptions'"):
         protocol("cifar10-c").on("cifar100")
     monkeypatch.setenv(cifar10_c.VARIABLE, str(tmp_path / "nowhere"))

@@ -21,7 +21,7 @@ from zoo.export.bundle.folder import write_sums
 from zoo.export.bundle.manifest import Calibration, Report, read_report
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, onnxruntime
-from zoo.export.engines.options import reloading
+from zoo.export.engines.options import options_of, reloading
 from zoo.export.runtimes import onnxruntime as running
 from zoo.export.triton import write_triton
 from zoo.models import Classifier
@@ -344,11 +344,41 @@ def test_int8_of_another_arithmetic_is_verified_anew_and_said(elsewhere, model):
     folder, told = elsewhere("x86-64 without VNNI" if here != "x86-64 without VNNI" else "unknown"), []
     report = verify_bundle(folder, level="parity", model=model, write=True, notify=told.append)
     (line,) = told
-    assert f"int8 is computed otherwise now ({here}) than where this bundle was attacked before (" in line
+    assert f"int8 is computed otherwise now ({here}) than where this bundle was checked before (" in line
     assert report.toolchain["int8"] == here
     assert read_bundle(folder).conditions["int8"] == here
     verify_bundle(folder, level="parity", model=model, notify=told.append)
     assert len(told) == 1
+
+
+def test_arithmetic_that_is_not_known_may_be_another(elsewhere, model):
+    told = []
+    verify_bundle(elsewhere("unknown"), level="parity", model=model, notify=told.append)
+    assert "int8 may be computed otherwise now" in told[0]
+
+
+def test_a_limit_of_the_instruction_set_is_recorded(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert fingerprint.arithmetic()["int8"].endswith("(ONEDNN_MAX_CPU_ISA=AVX2)")
+
+
+def test_other_options_are_for_a_look_and_not_stored(elsewhere, model):
+    with pytest.raises(UsageError, match="with the engine's own options: leave -O out"):
+        verify_bundle(elsewhere(None), model=model, engine_options={"threads": 1}, write=True)
+
+
+def test_a_bundle_that_nothing_was_asked_of_names_no_missing_data_and_no_conditions(elsewhere, model):
+    folder = elsewhere(None)
+    assert verify_bundle(folder, level="none", model=model, write=True).ran is False
+    manifest = read_bundle(folder)
+    assert "only level 'none' was asked for" in manifest.robustness
+    assert manifest.conditions == {}
+
+
+@pytest.mark.parametrize("twice", [{"config": None}, {"config": "x"}, {1: 2}])
+def test_options_of_the_wrong_shape_are_refused(twice):
+    with pytest.raises(UsageError):
+        options_of(backend("onnx"), twice | {"config.session.disable_prepacking": "1"})
 
 
 def test_bundles_of_before_do_not_say_how_int8_was_computed(elsewhere, model):

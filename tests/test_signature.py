@@ -27,7 +27,7 @@ from zoo.cli.app import run
 from zoo.export import read_bundle, verify_bundle
 from zoo.export.bundle.folder import SIGNATURE, SUMS, files, write_sums
 from zoo.export.bundle.keys import PASSPHRASE, signing_key, trusted_keys
-from zoo.export.bundle.provenance import PROVENANCE, sign_bundle
+from zoo.export.bundle.provenance import PROVENANCE, remove_signature, sign_bundle
 from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.signature import check_signature, signature
 from zoo.export.bundle.source import Known, public
@@ -107,7 +107,7 @@ def test_without_a_trusted_key_one_sentence_says_that_the_signature_was_not_chec
     said: list[str] = []
     verify_bundle(bundle, level="none", notify=said.append)
     assert len(said) == 1
-    assert "is signed, and its signature was not checked" in said[0]
+    assert "holds a signature, which was not checked" in said[0]
 
 
 def test_the_statement_binds_artifact_and_manifest_to_twin_engine_and_verdict(signed):
@@ -193,7 +193,7 @@ def of_another_bundle(bundle: Path, keys: Path) -> None:
     other = bundle.parent / "other"
     shutil.copytree(bundle, other)
     (other / "README.md").write_text("another")
-    (other / SIGNATURE).unlink()
+    remove_signature(other)
     write_sums(other)
     sign_bundle(other, signing_key(keys / "mine.pem"))
     shutil.copy(other / SIGNATURE, bundle / SIGNATURE)
@@ -242,8 +242,11 @@ def test_a_signed_bundle_is_written_only_by_those_who_sign_it(bundle, keys, caps
         assert "is signed, and a change would break the signature" in told["error"]["message"]
     assert "add it" in call(capsys, "verify", bundle, "--sign", keys / "other.pem")[1]["error"]["message"]
     assert {name: sha256_file(bundle / name) for name in (*files(bundle), SUMS)} == before
-    assert call(capsys, "verify", bundle, "--write", "--sign", keys / "other.pem", "--verify", "none")[0] == 0
-    assert read_bundle(bundle, trust=keys / "other.pub").verified == "none"
+    code, told = call(capsys, "verify", bundle, "--write", "--sign", keys / "other.pem", "--verify", "none")
+    assert code == 2
+    assert "nothing is verified that could be signed" in told["error"]["message"]
+    assert call(capsys, "verify", bundle, "--write", "--sign", keys / "other.pem", "--verify", "parity")[0] == 0
+    assert read_bundle(bundle, trust=keys / "other.pub").verified == "parity"
     with pytest.raises(IntegrityError, match="by another key"):
         read_bundle(bundle, trust=keys / "mine.pub")
 
@@ -255,6 +258,26 @@ def test_a_bundle_that_fails_when_it_is_verified_again_loses_its_signature(bundl
     assert "was not signed, because a rung does not hold" in said[-1]
     assert not {SIGNATURE, PROVENANCE} & {*files(bundle)}
     assert not read_bundle(bundle).gates[-1].holds
+
+
+def test_a_file_that_no_export_writes_is_not_signed(bundle, keys):
+    (bundle / "run_me.py").write_text("print()")
+    write_sums(bundle)
+    with pytest.raises(IntegrityError, match=r"'run_me\.py', which no export writes"):
+        verify_bundle(bundle, level="parity", write=True, sign=keys / "mine.pem")
+
+
+@pytest.mark.parametrize("sums", ["as they were", "made anew"])
+def test_what_changes_while_a_bundle_is_verified_is_not_signed(bundle, keys, sums):
+    def change(*done: object) -> None:
+        (bundle / "README.md").write_text("anything")
+        if sums == "made anew":
+            write_sums(bundle)
+
+    with pytest.raises(IntegrityError, match=r"changed while it was verified|altered or damaged"):
+        verify_bundle(bundle, level="parity", write=True, sign=keys / "mine.pem", progress=change)
+    with pytest.raises(IntegrityError):
+        read_bundle(bundle, trust=keys / "mine.pub")
 
 
 # -- keys ------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ SETTINGS = ("device", "threads", "providers", "graph_optimization", "config", "p
 
 
 def conditions(report: Report) -> dict[str, Any]:
-    """Under which the engine was attacked: of the device that it ran on, if that was another machine; none if it never
+    """Under which the engine was checked: of the device that it ran on, if that was another machine; none if it never
     ran."""
-    if "not_run" in report.engine:
+    if not report.ran:
         return {}
     there = {**report.engine, **report.engine.get("remote", report.toolchain)}
     return {name: there[name] for name in (*MACHINE, *SETTINGS) if name in there}
@@ -28,16 +28,18 @@ def in_words(facts: dict[str, Any]) -> str:
 
 
 def other_arithmetic(manifest: Manifest, report: Report) -> str | None:
-    """A sentence if int8 is computed otherwise in ``report`` than where the bundle was attacked before; else None.
+    """A sentence if int8 is computed otherwise in ``report`` than where the bundle was checked before; else None.
 
     Bundles of earlier releases do not say how it was.
     """
     before, now = _int8(manifest.conditions), _int8(conditions(report))
-    if manifest.artifact.precision != "int8" or before in (None, now):
+    portable = manifest.int8 is not None and manifest.int8.portable
+    if manifest.artifact.precision != "int8" or portable or before in (None, now):
         return None
+    says = "may be" if UNKNOWN in (before, now) else "is"
     return (
-        f"int8 is computed otherwise now ({now}) than where this bundle was attacked before ({before}): the same image "
-        "may get other logits, and what counts is what was found now"
+        f"int8 {says} computed otherwise now ({now}) than where this bundle was checked before ({before}): the same "
+        "image may get other logits, and what counts is what was found now"
     )
 
 

@@ -49,10 +49,10 @@ def signing_key(key: SigningKey | Path | str, ask: Callable[[str], str] | None =
         return key
     path = Path(key)
     pem = _pem(path)
-    if os.name != "nt" and path.stat().st_mode & 0o077:
-        raise UsageError(f"the key '{path}' can be read by others than its owner: run 'chmod 600 {path}'")
     if b"PUBLIC KEY-----" in pem:
         raise UsageError(f"'{path}' is a public key: sign with the private one")
+    if os.name != "nt" and path.stat().st_mode & 0o077:
+        raise UsageError(f"the key '{path}' can be read by others than its owner: run 'chmod 600 {path}'")
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

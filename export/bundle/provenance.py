@@ -11,22 +11,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.export.bundle.folder import MANIFEST, SIGNATURE, SUMS, read_bundle, write_sums
+from zoo.export.bundle.folder import MANIFEST, SIGNATURE, SUMS, files, read_bundle, write_sums
 from zoo.export.bundle.keys import SigningKey
 from zoo.export.bundle.manifest import Manifest
+from zoo.export.bundle.sbom import SBOM
 from zoo.export.bundle.signature import STATEMENT, signature
+from zoo.export.bundle.source import TWIN
+from zoo.system.errors import IntegrityError
 
 PROVENANCE = "provenance.json"
 PREDICATE = "urn:robust-zoo:provenance:v1"
+WRITTEN = {"model.onnx", "model-uint8.onnx", "README.md", MANIFEST, SBOM, TWIN}  # and the artifact, probe/, reports/
 
 
 def sign_bundle(folder: Path, key: SigningKey) -> None:
     """Add statement and signature to the complete bundle in ``folder``, which is not signed.
 
     Raises:
-        IntegrityError: the bundle was altered.
+        IntegrityError: the bundle was altered, or holds files that no export writes.
     """
     manifest = read_bundle(folder)
+    written = {*WRITTEN, manifest.artifact.file, *manifest.artifact.companions}
+    if others := [
+        name for name in files(folder) if name not in written and not name.startswith(("probe/", "reports/"))
+    ]:
+        raise IntegrityError(f"the bundle holds '{others[0]}', which no export writes: remove it before you sign")
     text = json.dumps(statement(manifest, write_sums(folder)), indent=2, ensure_ascii=False) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8", newline="\n")
     sums, name = write_sums(folder), f"{manifest.name}--{manifest.engine}-{manifest.artifact.precision}"

@@ -130,7 +130,7 @@ ENGINES = (
         aliases=("onnx", "ort"),
         title="ONNX Runtime",
         package="onnxruntime",
-        requires="onnxruntime",
+        requires="robust-zoo",
         file_format="onnx",
         tools=("onnxruntime-gpu",),
         travels=True,
@@ -221,7 +221,7 @@ def _table() -> dict[str, Backend]:
 
 
 def _why_rtx() -> str | None:
-    """Why TensorRT itself cannot build on this machine; None if it can."""
+    """Why "trt" is not TensorRT itself on this machine; None if its package and a GPU are there."""
     if sys.modules.get("tensorrt") is None and find_spec("tensorrt") is None:
         return "the package 'tensorrt' is not installed"
     import torch  # asked last: the table is read without PyTorch

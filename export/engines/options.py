@@ -74,7 +74,9 @@ def _whole(given: Mapping[str, Any]) -> dict[str, Any]:
     """``{"config.a": "1", "config.b": "0"}`` as ``{"config": {"a": "1", "b": "0"}}``; what has no dot as it is."""
     whole: dict[str, Any] = {}
     for key, value in given.items():
-        name, dot, entry = key.partition(".")
+        name, dot, entry = str(key).partition(".")
+        if name in whole and not (dot and isinstance(whole[name], dict)):
+            raise UsageError(f"option '{name}' is given twice, or as a whole and by its entries: give it once")
         whole[name] = {**whole.get(name, {}), entry: value} if dot else value
     return whole
 
@@ -95,7 +97,7 @@ def reloading(engine: Backend, recorded: Mapping[str, Any], given: Mapping[str, 
     if "provider" in fresh:
         kept.pop("provider_options", None)  # of another
     for key, one in fresh.items():
-        kept[key] = {**kept[key], **one} if isinstance(one, dict) and key in kept else one
+        kept[key] = {**kept[key], **one} if isinstance(one, dict) and isinstance(kept.get(key), dict) else one
     chosen = options_of(engine, kept)
     for key in fresh:
         if not loading(engine, {key: None}):

@@ -160,10 +160,12 @@ def _rungs(
     yield "clean", compared("clean", bits, (), terms.margin)
     images, labels, bits = images[: terms.n], labels[: terms.n], (bits[0][: terms.n], bits[1][: terms.n])
     if terms.corruptions:
+        witness = Witness(engine, terms.seed)
         right, by_kind = rungs.corruptions(
-            twin, engine, images, labels, terms.corruptions, terms.seed, tick(CORRUPTIONS)
+            twin, witness, images, labels, terms.corruptions, terms.seed, tick(CORRUPTIONS)
         )
-        facts = compared(CORRUPTIONS, right, (), terms.margin)
+        flags = [UNSTEADY] * _unsteady(witness, engine, trial, agreement["measured"])
+        facts = compared(CORRUPTIONS, right, (), terms.margin, flags=flags)
         facts["measured"] |= by_kind
         yield "clean", facts
     if level == "clean":

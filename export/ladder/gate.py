@@ -180,15 +180,23 @@ def _flagged(rung: Rung) -> str:
 
 
 def _worst(rung: Rung) -> str:
-    """The kind of corruption in which the engine is right least often; nothing on other rungs."""
+    """The kind of corruption in which the engine is right least often, and that in which it loses most; nothing on
+    other rungs."""
     if "worst" not in rung.measured:
         return ""
     kind, found = rung.measured["worst"], rung.measured["kinds"][rung.measured["worst"]]
     low, high = wilson(found["engine"], found["n"])
     return (
         f"; worst is {kind}, with {found['engine']} of {found['n']} images (95 % interval {low:.1%} to {high:.1%}), "
-        f"the twin with {found['twin']}"
+        f"the twin with {found['twin']}{_most_lost(rung)}"
     )
+
+
+def _most_lost(rung: Rung) -> str:
+    kind = rung.measured.get("most_lost", rung.measured["worst"])
+    found = rung.measured["kinds"][kind]
+    lost = found["twin"] - found["engine"]
+    return f"; most is lost in {kind}, {lost} of {found['n']} images" if lost > 0 else ""
 
 
 def _widest(rung: Rung) -> str:

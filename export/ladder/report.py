@@ -66,9 +66,9 @@ def robustness(report: Report, dataset: str | None, classes: int) -> str:
         return f"{found}; {chance}: the engine is as good as its twin, and neither is robust"
     if report.failed is not None:
         return f"robustness was NOT shown on the exported engine; {verdict(report.failed)}"
-    if not report.ran and any(rung.name == "graph" for rung in report.rungs):
+    if "not_run" in report.engine:
         return never_run(backend(report.engine["engine"]))
-    if any(rung.dataset == RANDOM for rung in report.rungs):
+    if report.asked != "none" and any(rung.dataset == RANDOM for rung in report.rungs):
         return unverified(dataset)
     return f"robustness was NOT verified on the exported engine: only level '{report.asked}' was asked for"
 
@@ -123,6 +123,8 @@ def readme(manifest: Manifest) -> str:
     engine = backend(manifest.engine)
     own = "" if artifact.format == "onnx" else RUN.format(engine=engine, file=artifact.file)
     attacked = f"Under these conditions: {in_words(manifest.conditions)}.\n\n" if manifest.conditions else ""
+    if artifact.format == "onnx" and artifact.options:
+        attacked += "The session had options of its own (`artifact.options` in `manifest.json`): set them too.\n\n"
     gates = "\n".join(f"- {verdict(rung)}: {'holds' if rung.holds else 'FAILS'}" for rung in manifest.gates)
     return f"""# {manifest.name}
 

@@ -21,7 +21,7 @@ from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy
 from zoo.attacks.pulse import images_done, listening, portion, pulse
 from zoo.datasets.base import to_float
-from zoo.evaluation.corruptions import corrupted, one_each
+from zoo.evaluation.corruptions import corrupted, one_each, versions
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import Norm
@@ -236,8 +236,8 @@ def corruptions(
     The images stay independent, so that the gate for pairs is valid; other arguments as for :func:`survivors`.
 
     Returns:
-        the bits, and what was found by kind: its images, how many the twin and the engine got right, and the kind in
-        which the engine is right least often.
+        the bits, and what was found by kind: its images, how many the twin and the engine got right; the kind in
+        which the engine is right least often, and that in which it loses most; what computed the images.
     """
     cells = one_each(len(labels), kinds, seed)
     damaged = np.empty_like(images)
@@ -250,7 +250,8 @@ def corruptions(
         own = np.array([cell[0] == kind for cell in cells])
         found[kind] = {"n": int(own.sum()), "twin": int(bits[0][own].sum()), "engine": int(bits[1][own].sum())}
     worst = min(found, key=lambda kind: found[kind]["engine"] / found[kind]["n"])
-    return bits, {"kinds": found, "worst": worst}
+    most_lost = max(found, key=lambda kind: (found[kind]["twin"] - found[kind]["engine"]) / found[kind]["n"])
+    return bits, {"kinds": found, "worst": worst, "most_lost": most_lost, "computed_by": versions()}
 
 
 def survivors(

@@ -52,6 +52,9 @@ class Terms:
             raise UsageError(f"the least robust accuracy is a share from 0 to 1, not {self.min_robust:g}")
         if not self.tolerance >= 0:
             raise UsageError(f"a tolerance is 0 or more, not {self.tolerance:g}")
+        if self.n < len(self.corruptions):
+            kinds = len(self.corruptions)
+            raise UsageError(f"{kinds} kinds of corruption need {kinds} images or more, not {self.n}: name fewer kinds")
         if self.n < 1 or self.queries < 0:
             raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
         check_kinds(self.corruptions)

@@ -233,7 +233,7 @@ def _export_all(
             output.say(bundle.manifest.robustness)
             verified, found = bundle.manifest.verified, accuracy_on_the_engine(bundle.manifest)
             facts.append(fact | {"bundle": str(bundle.folder), "verified": verified, "accuracy": found})
-            unrun += [bundle.folder] if verified == "built" else []
+            unrun += [bundle.folder] if "not_run" in bundle.report.engine else []
             rows.append([name, engine, precision, verified, "-" if found is None else f"{100 * found:.1f}"])
     columns = ["model", "engine", "precision", "verified", "right, %"]
     legend = "right: images that the engine classifies correctly under every attack that was climbed to."

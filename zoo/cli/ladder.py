@@ -37,14 +37,18 @@ def outcome(bundle: Bundle) -> tuple[dict[str, Any], str]:
     manifest, folder = bundle.manifest, bundle.folder
     facts = {"bundle": str(folder), **manifest.model_dump(mode="json", exclude_none=True)}
     text = f"{rungs_table(manifest.gates)}\n\n{headline(manifest.robustness)}\n\nExported to {folder}"
-    return facts, "\n".join([text, *how_to_verify([folder] if manifest.verified == "built" else [])])
+    return facts, "\n".join([text, *how_to_verify([folder] if "not_run" in bundle.report.engine else [])])
 
 
 def how_to_verify(bundles: Sequence[Path]) -> list[str]:
     """The commands that verify these bundles, which have not run yet, on the device that they are for."""
     if not bundles:
         return []
-    return ["", "Not run yet. On the device:", *(f"  zoo verify {one} --device ssh://USER@HOST" for one in bundles)]
+    return [
+        "",
+        "Not run yet. To run it on its device, from here:",
+        *(f"  zoo verify {one} --device ssh://USER@HOST" for one in bundles),
+    ]
 
 
 def _row(rung: Rung) -> list[str]:

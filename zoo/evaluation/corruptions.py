@@ -127,14 +127,17 @@ def _as_before() -> Iterator[None]:
 
 
 def one_each(n: int, kinds: Sequence[str], seed: int) -> list[tuple[str, int]]:
-    """A kind and a severity for each of ``n`` images, at random; every cell is met as often, or once more.
+    """A kind and a severity for each of ``n`` images, at random; every cell is met as often, or once more, and so is
+    every kind.
 
     With one corruption an image, the images stay independent, and what is right of them is a proportion.
     """
     import numpy as np
 
-    cells = [cell for cell in CELLS if cell[0] in kinds]
-    return [cells[i] for i in np.random.default_rng(seed).permutation(np.arange(n) % len(cells))]
+    rng = np.random.default_rng(seed)
+    order = {kind: rng.permutation(SEVERITIES).tolist() for kind in KINDS if kind in kinds}
+    cells = [(kind, severities[turn]) for turn in range(len(SEVERITIES)) for kind, severities in order.items()]
+    return [cells[i] for i in rng.permutation(np.arange(n) % len(cells))]
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
         dataset, base = prefix, base.removeprefix(f"{prefix}-")
     if base not in PROTOCOLS and (suffix := re.fullmatch(r"(.+)-(linf|l2)-(?:([0-9]+)-255|([0-9.]+))", base)):
         base, norm, levels, eps = suffix.groups()
+        if base in PROTOCOLS and PROTOCOLS[base].attack in CORRUPTED:
+            raise UsageError(f"protocol '{base}' attacks nothing, so it has no threat model: leave it out of '{name}'")
         stated = ThreatModel.parse(f"{norm} {levels}/255" if levels else f"{norm} {eps}")
     if base not in PROTOCOLS:
         raise UsageError(

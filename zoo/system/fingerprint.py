@@ -29,6 +29,7 @@ MACOS = {
 # Numbers of IsProcessorFeaturePresent.
 WINDOWS = {38: "sse4_2", 39: "avx", 40: "avx2", 41: "avx512f", 43: "asimddp"}
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
+LIMIT = "ONEDNN_MAX_CPU_ISA"
 UNKNOWN = "unknown"
 
 
@@ -63,7 +64,9 @@ def arithmetic() -> dict[str, str]:
         "unknown".
     """
     machine, flags = platform.machine(), isa()
-    return {"machine": machine, "isa": flags or UNKNOWN, "int8": _int8(machine.lower(), set(flags.split()))}
+    limit = os.environ.get(LIMIT)  # OpenVINO, and PyTorch, use no more than this
+    int8 = _int8(machine.lower(), set(flags.split())) + (f" ({LIMIT}={limit})" if limit else "")
+    return {"machine": machine, "isa": flags or UNKNOWN, "int8": int8}
 
 
 def _int8(machine: str, flags: set[str]) -> str:
