@@ -138,7 +138,7 @@ def verify_bundle(
             "--write (write=True) stores what was found with the engine's own options: leave -O out, or export it again"
         )
     manifest = read_bundle(folder, trust=trust)
-    sums = (folder / SUMS).read_bytes()
+    sums = (folder / SUMS).read_bytes() if write else b""
     if write and key is None:
         check_unsigned(folder)
     if (folder / SIGNATURE).exists() and trust is None:
