@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import put
 
 from zoo import load
 from zoo.datasets import DATASETS
@@ -204,15 +204,8 @@ def cells(results: list[Facts]) -> str:
 
 
 def redraw(n: int) -> None:
-    results, text = take_over(n), PAGE.read_text(encoding="utf-8")
-    for mark, made in (("study", tables(results)), ("kinds", cells(results))):
-        text = re.sub(
-            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)",
-            lambda found, made=made: f"{found[1]}{made}\n{found[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    results = take_over(n)
+    put(PAGE, {"study": tables(results), "kinds": cells(results)})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from results import put
 
 from zoo.evaluation.statistics import Paired
 from zoo.export import export_model, read_bundle
@@ -194,13 +195,7 @@ def draw(cells: list[Cell]) -> None:
 
 def redraw() -> None:
     cells = take_over()
-    text = re.sub(
-        r"(<!-- study -->\n).*?(<!-- /study -->)",
-        lambda found: f"{found[1]}{tables(cells)}\n{found[2]}",
-        PAGE.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    put(PAGE, {"study": tables(cells)})
     draw(cells)
 
 

@@ -9,7 +9,6 @@ docs/engines.md from it.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import put
 
 import zoo
 from zoo.datasets import dataset_called
@@ -178,13 +178,7 @@ def table(cells: dict[str, Cell]) -> str:
 
 
 def redraw() -> None:
-    text = re.sub(
-        r"(<!-- int8 -->\n).*?(<!-- /int8 -->)",
-        lambda found: f"{found[1]}{table(stored())}\n{found[2]}",
-        PAGE.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    put(PAGE, {"int8": table(stored())})
 
 
 if __name__ == "__main__":

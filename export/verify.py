@@ -101,7 +101,7 @@ def verify_bundle(
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
         notify: takes one sentence each about a level's former name, terms that are laxer than usual, int8 that is
-            computed otherwise than where the bundle was attacked before, and a signature that was not checked or was
+            computed otherwise than where the bundle was checked before, and a signature that was not checked or was
             removed.
         terms: margin, min_robust, tolerance, n, seed, queries, corruptions, see
             :class:`zoo.export.ladder.terms.Terms`; margin, min_robust, tolerance and corruptions are by default those

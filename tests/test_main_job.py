@@ -46,9 +46,8 @@ def test_without_a_gpu_trt_leaves_a_plan_that_has_yet_to_run(tmp_path, capsys, m
     """The command that users are promised."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     pick = ["pick", "--flops", "15M", "--export", "trt", "--offline", "--out", str(tmp_path)]
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     assert run(pick) == 0
     out, error = capsys.readouterr()
     (bundle,) = tmp_path.iterdir()

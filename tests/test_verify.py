@@ -166,6 +166,7 @@ def test_weights_that_rely_on_what_is_not_robust_fail_the_robustness_gate(bundle
     assert report.reached == "clean"
     # The twin's gradients find nothing in an engine that looks at other things: its own weights do.
     assert report.failed.measured["gradients"] == ["twin", "artifact"]
+    assert "optimistic" not in verdict(report.failed)
     assert report.rungs[-2].name == "transfer"
     assert report.rungs[-2].holds
 
@@ -191,6 +192,7 @@ def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_th
         "surrogate": True,  # what testing by these alone would have signed off
         "black-box": False,
     }
+    assert "no gradients of the engine itself were found" in verdict(report.rungs[-2])
     assert report.failed.measured["difference"] > 0.05
     with pytest.raises(RobustnessGateFailed, match=r"black-box: .* the engine is worse") as caught:
         sign_off(report)

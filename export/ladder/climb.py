@@ -181,8 +181,8 @@ def _rungs(
     seen = look(twin.model, to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64)), walk)
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square, source = judged(SQUARE, queries=queries), Twin(seen.model, shape=twin.shape)
-    gradients = {"twin": seen.model}
-    if not parity["relative_difference"] <= FAITHFUL:
+    gradients, twins = {"twin": seen.model}, parity["relative_difference"] <= FAITHFUL
+    if not twins:
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
@@ -201,7 +201,7 @@ def _rungs(
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
         if name == "surrogate":
-            facts["measured"]["gradients"] = list(gradients)
+            facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
         yield "attacked" if last else "clean", facts
 
 

@@ -121,7 +121,7 @@ def verdict(rung: Rung) -> str:
     found = (
         f"{rung.name}: on {rung.n} images the float twin is right on {measured['twin']['accuracy']:.1%} and the "
         f"engine on {measured['engine']['accuracy']:.1%}; the upper 95 % bound of what is lost is "
-        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_worst(rung)}{_flagged(rung)}"
+        f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_optimistic(rung)}{_worst(rung)}{_flagged(rung)}"
     )
     if rung.holds:
         return found if upper < allowed else f"{found}: not shown to be worse, the rungs above decide"
@@ -177,6 +177,13 @@ def _fault(rung: Rung) -> str:
 
 def _flagged(rung: Rung) -> str:
     return "".join(f"; flagged as {flag}: {FLAGS[flag]}" for flag in flags_of([rung]))
+
+
+def _optimistic(rung: Rung) -> str:
+    """That only the gradients of the twin were at hand, where the engine computes something else."""
+    if not rung.measured.get("optimistic"):
+        return ""
+    return "; no gradients of the engine itself were found, so this may be optimistic"
 
 
 def _worst(rung: Rung) -> str:
