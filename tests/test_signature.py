@@ -103,6 +103,21 @@ def test_a_signed_bundle_is_verified_by_the_public_key(bundle, keys, capsys):
     assert told["error"]["message"] == f"'{bundle}' is signed by another key than those that are trusted: do not use it"
 
 
+def test_what_zoo_pick_exports_is_signed_and_a_bad_key_is_refused_first(keys, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    pick = ("pick", "--flops", "4M", "--export", "onnx", "--verify", "parity", "--offline", "--out", tmp_path)
+    code, told = call(capsys, *pick, "--sign", keys / "shown.pem")
+    assert (code, [*tmp_path.iterdir()]) == (2, [])
+    assert "shown.pem" in told["error"]["message"]
+    assert call(capsys, *pick[:3], "--sign", keys / "mine.pem")[0] == 2
+    code, told = call(capsys, *pick, "--sign", keys / "mine.pem")
+    assert code == 0
+    assert "mine.pem" not in json.dumps(told)
+    (made,) = tmp_path.iterdir()
+    assert call(capsys, "verify", made, "--trust", keys / "mine.pub", "--verify", "parity")[0] == 0
+    assert call(capsys, "verify", made, "--trust", keys / "other.pub")[0] == 5
+
+
 def test_without_a_trusted_key_one_sentence_says_that_the_signature_was_not_checked(bundle):
     said: list[str] = []
     verify_bundle(bundle, level="none", notify=said.append)

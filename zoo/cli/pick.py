@@ -42,6 +42,7 @@ def command(
     data: given.Data = None,
     force: given.Force = False,
     keep_failed: given.KeepFailed = False,
+    sign: given.Sign = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: given.AsJson = False,
     quiet: given.Quiet = False,
@@ -63,6 +64,7 @@ def command(
       zoo pick --flops 15M --export onnx --out bundles
       zoo pick --flops 15M --export openvino --precision fp16
       zoo pick --latency-ms 0.25 --export onnx
+      zoo pick --flops 15M --export onnx --sign key.pem
 
     \b
     In int8 the model within 15M MACs is refused today: nfgsm-w15-int8 may lose
@@ -82,6 +84,8 @@ def command(
         raise UsageError(f"{several} asks for several models and --export takes one: leave one of them out")
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
+    if sign and not export:
+        raise UsageError("--sign signs what --export makes: add --export, or leave --sign out")
     batches, engine = given.batch_sizes(batch), None
     if export:
         from zoo.export.engines import backend, choice
@@ -90,6 +94,7 @@ def command(
         if which := choice(export):
             out_.say(which)
         kind.require(build=True)
+        key = given.key_of(sign)
         engine = f"{kind.name}-{precision}" if latency_ms is not None and precision in kind.precisions else None
     registry = load_registry()
     limits: Limits = {
@@ -127,7 +132,7 @@ def command(
 
         order: dict[str, Any] = {"format": export, "precision": precision, "batches": batches, "verify": verify}
         order |= {"out": out, "data": data, "offline": offline, "keep_failed": keep_failed, "force": force}
-        options = ExportOptions(**order, command=public("zoo", *sys.argv[1:]))
+        options = ExportOptions(**order, sign=key, command=public("zoo", *sys.argv[1:]))
         job = job_of(picked[0].name, options, notify=out_.say)
         report["export"] = {**order, "out": str(out), "data": str(data) if data else None, "dry_run": dry_run}
         if dry_run:
