@@ -119,7 +119,12 @@ def public(*command: str) -> str:
     """A command line without folders of this machine: an absolute path keeps its last part, ``local-dir:.../run``.
     Where a signing key is stays secret."""
     parts = ["KEY" if before == "--sign" else part for before, part in pairwise(("", *command))]
-    return shlex.join(_FOLDERS.sub(r"\1.../", re.sub("^--sign=.*", "--sign=KEY", part)) for part in parts)
+    return shlex.join(without_folders(re.sub("^--sign=.*", "--sign=KEY", part)) for part in parts)
+
+
+def without_folders(text: str) -> str:
+    """``text`` with the last part alone of an absolute path: ``local-dir:.../run``."""
+    return _FOLDERS.sub(r"\1.../", text)
 
 
 def _as_folder(title: str) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
-from zoo.system.errors import UnknownModel, UsageError, ZooError
+from zoo.system.errors import UsageError, ZooError
 from zoo.system.units import parse_share
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def command(
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "sign": given.key_of(sign),
     }
-    names = _names(name)
+    names = given.matching(name)
     alone = len(names) * len(kinds) == 1
     if triton:
         for engine in engines:
@@ -191,19 +191,6 @@ def command(
     code = _export_all(jobs, run, output)
     if code:
         raise typer.Exit(code)
-
-
-def _names(pattern: str) -> list[str]:
-    """The models that a pattern of the shell's kind stands for; any other name as it is."""
-    from zoo.registry.pick import list_models
-    from zoo.weights.address import has_scheme
-
-    if has_scheme(pattern) or not set(pattern) & set("*?["):
-        return [pattern]
-    names = list_models(pattern)
-    if not names:
-        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' shows them all")
-    return names
 
 
 def _export_all(

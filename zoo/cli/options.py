@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.system.errors import UsageError, ZooError
+from zoo.system.errors import UnknownModel, UsageError, ZooError
 
 if TYPE_CHECKING:
     from zoo.export.bundle.keys import SigningKey
@@ -85,6 +85,23 @@ def check_model(
         say(sentence)
 
 
+def matching(pattern: str) -> list[str]:
+    """The models that a pattern of the shell's kind stands for; any other name as it is.
+
+    Raises:
+        UnknownModel: no model's name matches.
+    """
+    from zoo.registry.pick import list_models
+    from zoo.weights.address import has_scheme
+
+    if has_scheme(pattern) or not set(pattern) & set("*?["):
+        return [pattern]
+    names = list_models(pattern)
+    if not names:
+        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' shows them all")
+    return names
+
+
 def parts(text: str, option: str) -> list[str]:
     """The parts of a list with commas, each once.
 
@@ -140,6 +157,10 @@ def key_of(path: Path | None) -> SigningKey | None:
     return signing_key(path, ask=getpass if sys.stdin.isatty() and sys.stderr.isatty() else None)
 
 
+RegistryFile = Annotated[
+    Path | None,
+    typer.Option("--registry", metavar="FILE", help="Your own registry; else ZOO_REGISTRY, or the released one."),
+]
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-O", metavar="KEY=VALUE", help="Of this engine alone, as threads=4."),

@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.registry.entry import Entry, Registry
+from zoo.registry.entry import Entry, Hub, Registry
 from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.system.files import cache_root, encoded, kind_of, locked, read_utf8, write_atomic
@@ -243,6 +244,35 @@ def write_latency(
                 times = stored.setdefault(device, {}).setdefault(engine, {})
                 times.update(batches)
                 stored[device][engine] = dict(sorted(times.items(), key=lambda item: int(item[0])))
+
+
+def write_hub(name: str, weights_sha256: str, hub: Hub, *, path: Path | str | None = None) -> None:
+    """Write where the weights of the registry entry ``name`` are on the Hub; the rest of the file is kept as it is.
+
+    Raises:
+        UnknownModel: there is no such entry.
+        IntegrityError: the entry has other weights, or the registry would become invalid; it was not changed.
+    """
+    path = registry_path(path).resolve()
+    with _rewriting(path) as data:
+        model = _entry(data, name, path)
+        if model["weights"]["sha256"] != weights_sha256:
+            raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those on the Hub")
+        model["weights"]["hub"] = asdict(hub)
+
+
+@contextmanager
+def chosen(path: Path | None) -> Iterator[None]:
+    """Within the block everything reads the registry ``path``, as if ``ZOO_REGISTRY`` named it; None: no change."""
+    before = os.environ.get("ZOO_REGISTRY")
+    if path is not None:
+        os.environ["ZOO_REGISTRY"] = str(path)
+    try:
+        yield
+    finally:
+        if path is not None:
+            os.environ.pop("ZOO_REGISTRY")
+            os.environ.update({"ZOO_REGISTRY": before} if before is not None else {})
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class HubFiles:
 
         file = f"'{filename}' of '{repo_id}'" + (f" at {revision}" if revision else "")
         try:
-            with _bars(self.progress):
+            with bars(self.progress):
                 return Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=self.cache_dir, **options))
         except errors.HFValidationError:
             raise UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name") from None
@@ -100,7 +100,8 @@ class HubFiles:
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
+def bars(shown: bool) -> Iterator[None]:
+    """Show the client's progress bars within the block, or not."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if shown or are_progress_bars_disabled():
