@@ -72,10 +72,10 @@ def command(
         if parent and len(names) > 1:
             raise UsageError("--parent is a commit of one repository: push that model alone")
         from zoo.hub.push import gather, orders, prepare, push
-        from zoo.system.hub import bars
+        from zoo.system.hub import client_output
 
         ordered = orders(names, repo_id)
-        with output.progress() as advance, bars(not quiet):
+        with output.progress() as advance, client_output(not quiet):
             if dry_run:
                 with TemporaryDirectory() as scratch:
                     made = prepare(ordered, out or Path(scratch), say=output.say, progress=advance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_line
 from zoo.system.files import sha256_file
+from zoo.system.hub import git_hash, without_token
 
 LOGIN = "run `hf auth login`, or set HF_TOKEN, with a token that may write"
 GIT = ".gitattributes"  # the Hub's own, which says what is stored as LFS
@@ -123,8 +123,7 @@ def collect(title: str, namespace: str, repo_ids: Collection[str], *, private: b
 
 
 def _ids(path: Path) -> tuple[str, str]:
-    content = path.read_bytes()
-    return sha256_file(path), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return sha256_file(path), git_hash(path.read_bytes())
 
 
 @contextmanager
@@ -135,7 +134,7 @@ def _asking(what: str) -> Iterator[None]:
     try:
         yield
     except errors.HfHubHTTPError as error:
-        status, said = error.response.status_code, _secret(error.server_message or first_line(error)).rstrip(".")
+        status, said = error.response.status_code, without_token(error.server_message or first_line(error)).rstrip(".")
         if status == 412:
             raise IntegrityError(
                 f"{what} has a commit that was not there before, and nothing was written: look at it, and push again"
@@ -147,14 +146,6 @@ def _asking(what: str) -> Iterator[None]:
         again = "try again: what is there already is not sent twice" if status == 429 or status >= 500 else "see there"
         raise Unreachable(f"the Hub refuses {what} with {status} ({said}): {again}") from None
     except ValueError as error:  # the client's own checks, and the Hub's of the card's metadata
-        raise UsageError(f"the client of the Hub refuses {what}: {_secret(first_line(error))}") from None
+        raise UsageError(f"the client of the Hub refuses {what}: {without_token(first_line(error))}") from None
     except (OSError, errors.HTTPError) as error:
         raise Unreachable(f"the Hub could not be reached for {what} ({type(error).__name__}): try again") from None
-
-
-def _secret(text: str) -> str:
-    """``text`` without the token, if a server sends it back."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "***") if token else text
