@@ -188,7 +188,7 @@ def test_a_model_that_an_attack_breaks_is_not_called_robust_and_a_flag_is_a_caut
     assert "**3.00 %** of 10,000" in text
     assert "**It is not robust**: guessing has 10.00 %" in text
     assert "**Caution.** masked: its gradient vanishes" in text
-    assert "| pgd20 | 52.00 % | A paper, Table 2 |" in text  # apart from what was measured
+    assert "| pgd20 | 52.00 | A paper, Table 2 |" in text  # apart from what was measured
 
 
 def test_no_folder_of_this_machine_is_published(call, registry, tmp_path):
@@ -220,7 +220,7 @@ def test_another_data_set_and_threat_model_are_what_the_card_says(call, registry
     card = ModelCard(cards["frail"]["card"])
     assert card.data.datasets == ["uoft-cs/cifar100"]
     assert "change the image by at most 0.5 in the Euclidean norm" in card.text
-    assert "| cifar100-pgd20-l2-0.5 | pgd, l2 0.5, 20 steps of 0.0625, loss ce | 30.00 % |" in card.text
+    assert "| cifar100-pgd20-l2-0.5 | pgd, l2 0.5, 20 steps of 0.0625, loss ce | 30.00 |" in card.text
     assert "zoo eval hf-hub:org/frail -p cifar100-pgd20-l2-0.5 -n 1000" in card.text
     own = ModelCard(cards["sturdy@2M"]["card"])  # its images are nowhere on the Hub
     assert own.data.datasets is None

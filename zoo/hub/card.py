@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from zoo.datasets import DATASETS
 from zoo.evaluation.flags import explained
 from zoo.evaluation.protocols import CORRUPTED, Protocol
-from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import ThreatModel
 from zoo.hub.plot import accuracy_svg
 from zoo.registry.entry import Entry, Registry, Result
@@ -74,9 +74,11 @@ class Facts:
 
     @property
     def strongest(self) -> str:
-        """The protocol within the model's threat model that leaves the fewest images right."""
-        own = [name for name in self.attacked if self.protocols[name].threat == self.entry.threat]
-        return min(own or self.attacked, key=lambda name: self.entry.results[name].accuracy.value)
+        """The protocol to name first: of those within the model's threat model AutoAttack, else the one that leaves the
+        fewest images right."""
+        own = [name for name in self.attacked if self.protocols[name].threat == self.entry.threat] or self.attacked
+        whole = [name for name in own if self.protocols[name].attack == "autoattack"]
+        return min(whole or own, key=lambda name: self.entry.results[name].accuracy.value)
 
     @property
     def revision(self) -> str | None:
@@ -128,18 +130,17 @@ def model_card(facts: Facts, files: Files) -> ModelCard:
         n_classes=spec.classes,
         classes=known if len(known) == spec.classes <= 20 else (),
         protocol=facts.strongest,
-        results=[_row(facts, name, result) for name, result in entry.results.items()],
+        results=[row for name, result in entry.results.items() for row in _rows(facts, name, result)],
         split=split,
         toolchains=list(_toolchains(entry)),
-        reported=[
-            {"name": name, "value": _percent(one.value), "source": one.source} for name, one in entry.reported.items()
-        ],
+        reported=[(name, f"{100 * one.value:.2f}", one.source) for name, one in entry.reported.items()],
         latency=[
             (device, engine, batch, format_ms(one.p50_ms), format_ms(one.p95_ms))
             for device, engines in entry.latency.items()
             for engine, batches in engines.items()
             for batch, one in batches.items()
         ],
+        paper=re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", entry.paper or ""),
         threat=_threat(entry.threat),
         training=list(_training(entry, facts.title)),
         version=__version__,
@@ -225,38 +226,30 @@ def _headline(facts: Facts) -> str:
     """What the model withstands, with the attack, n and the interval; that it is not robust, if guessing is as good."""
     entry, name = facts.entry, facts.strongest
     attacked, guess = entry.results[name].accuracy, 1 / parse_spec(entry.spec).classes
+    low, high = attacked.ci95
     said = (
         f"Under {name} ({facts.protocols[name].threat}), **{_percent(attacked.value)}** of {attacked.n:,} test images "
-        f"of {facts.title} are classified correctly (95 % interval {_interval(attacked)})"
+        f"of {facts.title} are classified correctly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
     if clean := [result for key, result in entry.results.items() if facts.protocols[key].attack == "none"]:
         said += f", and {_percent(clean[0].accuracy.value)} of {clean[0].accuracy.n:,} without an attack"
-    weak = "" if attacked.ci95[0] > guess else f" **It is not robust**: guessing has {_percent(guess)}."
+    weak = "" if low > guess else f" **It is not robust**: guessing has {_percent(guess)}."
     return f"{said}.{weak}"
 
 
-def _row(facts: Facts, name: str, result: Result) -> dict[str, Any]:
-    row = {
-        "name": name,
-        "words": in_words(facts.protocols[name]),
-        "value": _percent(result.accuracy.value),
-        "interval": _interval(result.accuracy),
-        "n": f"{result.accuracy.n:,}",
-        "date": result.measured_at[:10],
-    }
+def _rows(facts: Facts, name: str, result: Result) -> Iterator[tuple[str, ...]]:
+    """The lines of the table for one protocol; under corruptions a second one for the worst kind."""
+    images = {name: (in_words(facts.protocols[name]), result.accuracy)}
     if found := result.corruptions:
-        worst = {"worst_value": _percent(found.accuracy.value), "worst_interval": _interval(found.accuracy)}
-        row |= {"worst": f"{found.worst}, mean of 5 severities", **worst}
-    return row
+        images[f"{name}, worst kind"] = f"{found.worst}, mean of 5 severities", found.accuracy
+    for title, (words, one) in images.items():
+        low, high = one.ci95
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+        yield title, words, f"{100 * one.value:.2f}", interval, f"{one.n:,}", result.measured_at[:10]
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _interval(accuracy: Accuracy) -> str:
-    low, high = accuracy.ci95
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _source(result: Result) -> str:
@@ -288,10 +281,10 @@ def _threat(threat: ThreatModel) -> str:
 
 def _training(entry: Entry, title: str) -> Iterator[tuple[str, str]]:
     train = entry.train
-    yield "data", f"the training split of {title}"
-    yield "recipe", f"`{train.recipe}` (SHA-256 `{train.recipe_sha256[:16]}…`), seed {train.seed}"
+    yield "Data", f"the training split of {title}"
+    yield "Recipe", f"`{train.recipe}` (SHA-256 `{train.recipe_sha256[:16]}…`), seed {train.seed}"
     if method := ((train.settings or {}).get("method") or {}).get("name"):
-        yield "method", str(method)
+        yield "Method", str(method)
     teacher = train.teacher
     yield (
         "teacher",
@@ -300,13 +293,13 @@ def _training(entry: Entry, title: str) -> Iterator[tuple[str, str]]:
         else f"`{teacher.name}`"
         + "".join(f", {name} {_percent(one.value)} (n = {one.n:,})" for name, one in teacher.accuracy.items()),
     )
-    yield "start", f"`{train.start.name}`" if train.start else "random weights"
+    yield "Start", f"`{train.start.name}`" if train.start else "random weights"
     phases = ", ".join(f"{phase.name} {phase.epochs:g} epochs" for phase in train.phases)
-    yield "length", f"{train.epochs:g} epochs, {train.images_seen:,} images" + (f" ({phases})" if phases else "")
+    yield "Length", f"{train.epochs:g} epochs, {train.images_seen:,} images" + (f" ({phases})" if phases else "")
     precision = f" in {train.precision}" if train.precision else ""
-    yield "machine", f"{train.device}, {train.wall_s / 60:.0f} min{precision}, torch {train.torch}"
+    yield "Machine", f"{train.device}, {train.wall_s / 60:.0f} min{precision}, torch {train.torch}"
     if train.commit:
-        yield "commit", f"`{train.commit}` of Robust Zoo"
+        yield "Commit", f"`{train.commit}` of Robust Zoo"
     if entry.subnet:
         choices = ", ".join(f"{name} {value:g}" for name, value in entry.subnet.values.items())
-        yield "sub-net", f"of `{entry.subnet.of}`: {choices}"
+        yield "Sub-net", f"of `{entry.subnet.of}`: {choices}"

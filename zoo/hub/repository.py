@@ -143,7 +143,7 @@ def _graph(entry: Entry, folder: Path, notify: Callable[[str], None], progress: 
     (parity,) = (gate for gate in manifest.gates if gate.name == "parity")
     batches = ", ".join(map(str, parity.measured["batches"]))
     check = (
-        f"on ONNX Runtime its logits differ from the float model's by at most {parity.threshold['tolerance']:g} of "
+        f"On ONNX Runtime its logits differ from the float model's by at most {parity.threshold['tolerance']:g} of "
         f"their spread, on {parity.n} images at batch sizes {batches}"
     )
     return {"graph": ONNX, "opset": manifest.artifact.opset, "check": check}
