@@ -58,7 +58,8 @@ class Facts:
 
         self.entry, self.repo_id = entry, repo_id
         self.url = f"{constants.ENDPOINT}/{repo_id}"
-        self.protocols = {name: Protocol(**registry.protocols[name]) for name in entry.results}
+        self.protocols = {name: Protocol(**one) for name, one in registry.protocols.items() if name in entry.results}
+        self.results = {name: entry.results[name] for name in self.protocols}
         self.attacked = [name for name, one in self.protocols.items() if one.attacked]
         if not self.attacked:
             what = "only without attack" if entry.results else "under no protocol"
@@ -78,7 +79,7 @@ class Facts:
         fewest images right."""
         own = [name for name in self.attacked if self.protocols[name].threat == self.entry.threat] or self.attacked
         whole = [name for name in own if self.protocols[name].attack == "autoattack"]
-        return min(whole or own, key=lambda name: self.entry.results[name].accuracy.value)
+        return min(whole or own, key=lambda name: self.results[name].accuracy.value)
 
     @property
     def revision(self) -> str | None:
@@ -88,7 +89,7 @@ class Facts:
 
     @property
     def plot(self) -> str:
-        accuracies = {name: result.accuracy for name, result in self.entry.results.items()}
+        accuracies = {name: result.accuracy for name, result in self.results.items()}
         title = f"Accuracy of {self.entry.name} on {self.title} under each protocol, with 95 % intervals"
         guess = 1 / parse_spec(self.entry.spec).classes
         return accuracy_svg(title, accuracies, unattacked=accuracies.keys() - set(self.attacked), guess=guess)
@@ -130,9 +131,9 @@ def model_card(facts: Facts, files: Files) -> ModelCard:
         n_classes=spec.classes,
         classes=known if len(known) == spec.classes <= 20 else (),
         protocol=facts.strongest,
-        results=[row for name, result in entry.results.items() for row in _rows(facts, name, result)],
+        results=[row for name, result in facts.results.items() for row in _rows(facts, name, result)],
         split=split,
-        toolchains=list(_toolchains(entry)),
+        toolchains=list(_toolchains(facts)),
         reported=[(name, f"{100 * one.value:.2f}", one.source) for name, one in entry.reported.items()],
         latency=[
             (device, engine, batch, format_ms(one.p50_ms), format_ms(one.p95_ms))
@@ -157,7 +158,7 @@ def eval_records(facts: Facts) -> dict[str, str]:
     from huggingface_hub.utils import yaml_dump
 
     records = {}
-    for name, result in facts.entry.results.items() if facts.data_id else ():
+    for name, result in facts.results.items() if facts.data_id else ():
         accuracy, protocol = result.accuracy, facts.protocols[name]
         low, high = accuracy.ci95
         record = EvalResultEntry(
@@ -179,7 +180,7 @@ def _index(facts: Facts) -> Iterator[EvalResult]:
     """The results as ``model-index`` holds them: one metric for each protocol."""
     from huggingface_hub import EvalResult
 
-    for name, result in facts.entry.results.items():
+    for name, result in facts.results.items():
         protocol, accuracy = facts.protocols[name], result.accuracy
         asked = {key: value for key, value in protocol.model_dump(mode="json").items() if value is not None}
         measured = {"n": accuracy.n, "ci95": [round(bound, 6) for bound in accuracy.ci95]}
@@ -225,13 +226,13 @@ def _size(protocol: Protocol) -> str:
 def _headline(facts: Facts) -> str:
     """What the model withstands, with the attack, n and the interval; that it is not robust, if guessing is as good."""
     entry, name = facts.entry, facts.strongest
-    attacked, guess = entry.results[name].accuracy, 1 / parse_spec(entry.spec).classes
+    attacked, guess = facts.results[name].accuracy, 1 / parse_spec(entry.spec).classes
     low, high = attacked.ci95
     said = (
-        f"Under {name} ({facts.protocols[name].threat}), **{_percent(attacked.value)}** of {attacked.n:,} test images "
-        f"of {facts.title} are classified correctly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        f"Under {name} ({facts.protocols[name].threat}), **{_percent(attacked.value)}** of {attacked.n:,} "
+        f"{facts.protocols[name].split} images of {facts.title} are classified correctly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
-    if clean := [result for key, result in entry.results.items() if facts.protocols[key].attack == "none"]:
+    if clean := [result for key, result in facts.results.items() if facts.protocols[key].attack == "none"]:
         said += f", and {_percent(clean[0].accuracy.value)} of {clean[0].accuracy.n:,} without an attack"
     weak = "" if low > guess else f" **It is not robust**: guessing has {_percent(guess)}."
     return f"{said}.{weak}"
@@ -256,10 +257,10 @@ def _source(result: Result) -> str:
     return f"zoo eval, robust-zoo {result.toolchain.get('robust-zoo', '')}".rstrip()
 
 
-def _toolchains(entry: Entry) -> Iterator[dict[str, str]]:
+def _toolchains(facts: Facts) -> Iterator[dict[str, str]]:
     """Each toolchain once, with the protocols that were measured with it."""
     grouped: dict[str, list[str]] = {}
-    for name, result in entry.results.items():
+    for name, result in facts.results.items():
         tools = result.toolchain
         words = ", ".join(f"{key} {value}" for key, value in tools.items() if key not in MACHINE)
         machine = ", ".join(f"{key} {tools[key]}" for key in ("cpu", "cores", "os") if tools.get(key))
