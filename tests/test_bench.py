@@ -62,8 +62,6 @@ def place(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("ZOO_REGISTRY", str(home / "registry.json"))
         patch.setenv("ZOO_CACHE", str(home / "cache"))
         patch.setenv("COLUMNS", "80")
-        patch.setattr("zoo.weights.load.BUNDLED", home)
-        patch.setattr("zoo.weights.release.BUNDLED", home)
         yield home
 
 

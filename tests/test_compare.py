@@ -64,7 +64,6 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("zoo.weights.release.BUNDLED", tmp_path)
     return tmp_path
 
 

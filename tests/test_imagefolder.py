@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_registry import registry_data
 from torchvision.transforms import functional
 
 import zoo.datasets.imagefolder
@@ -18,7 +17,7 @@ from zoo.cli.app import run as command_line
 from zoo.datasets.base import check_fits
 from zoo.datasets.imagefolder import IMAGEFOLDER
 from zoo.models import build
-from zoo.registry.file import load_registry, pretty
+from zoo.registry.file import load_registry
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 from zoo.train.data.crop import crop_box, random_crop
@@ -300,9 +299,7 @@ def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeyp
     assert command_line(["train", name, "--preset=smoke", f"--data={hundred}", f"--out={out}", "-q", *arguments]) == 0
     check_phases(space, out)
     assert find(f"local-dir:{out}/trades/model").classes == tuple(f"n{label:03}" for label in range(100))
-    (tmp_path / "registry.json").write_text(pretty(registry_data({})))
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
-    monkeypatch.setattr("zoo.weights.release.BUNDLED", tmp_path / "bundled")
     ask = ["eval", f"local-dir:{out}/trades/model", f"--data={hundred}", "-p", "clean", "--write", "-q"]
     assert command_line(ask) == 0
     (entry,) = load_registry().models.values()

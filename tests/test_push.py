@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -58,8 +59,7 @@ def registry(shelf, tmp_path, monkeypatch) -> Path:
     path = tmp_path / "registry.json"
     path.write_bytes((shelf / "registry.json").read_bytes())
     monkeypatch.setenv("ZOO_REGISTRY", str(path))
-    for module in ("load", "release"):
-        monkeypatch.setattr(f"zoo.weights.{module}.BUNDLED", shelf)
+    monkeypatch.setattr("zoo.weights.load.BUNDLED", shelf)
     return path
 
 
@@ -243,6 +243,7 @@ def test_another_data_set_and_threat_model_are_what_the_card_says(call, registry
         (["sturd", "--repo-id", "org/x"], 3, "no model is called 'sturd'; did you mean 'sturdy'"),
         (["none*", "--repo-id", "org/{name}"], 3, "no model's name matches 'none*'"),
         (["sturdy", "--repo-id", "org/x", "--out", "x"], 2, "--out is where --dry-run leaves the files"),
+        (["sturdy", "--repo-id", "org/x", "--offline"], 4, "a push needs the Hub"),
         (["sturd*", "--repo-id", "org/{name}", "--parent", "0" * 40], 2, "--parent is a commit of one repository"),
     ],
 )
@@ -447,3 +448,29 @@ def test_a_sub_net_is_loaded_from_its_repository_alone_and_by_the_registry(call,
     (tmp_path / "bundled" / released.weights.file).symlink_to(bundled(released.weights))
     monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "bundled")
     assert same_function(load("proard-tiny@4M"), expected)
+
+
+@pytest.mark.slow
+def test_every_released_model_goes_to_the_hub_and_comes_back_with_its_hash(call, server, tmp_path, monkeypatch):
+    path = tmp_path / "registry.json"
+    path.write_bytes(PACKAGED.read_bytes())
+    released = load_registry().models
+    expected = {name: load(name) for name in released}
+    everything = ("push", "*", "--repo-id", "org/{name}", "--collection", "Robust Zoo", "--registry", path)
+    code, told, _ = call(*everything)
+    assert (code, [one["name"] for one in told["pushed"]]) == (0, [*released])
+    monkeypatch.setenv("ZOO_REGISTRY", str(path))
+    monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "empty")
+    for one in told["pushed"]:
+        weights, files = info(one["name"]).weights, held(server, one["repo_id"], one["revision"])
+        assert (
+            hashlib.sha256(files[weights.hub.filename]).hexdigest()
+            == weights.sha256
+            == released[one["name"]].weights.sha256
+        )
+        again, alone = load(one["name"]), load(f"hf-hub:{one['repo_id']}@{one['revision']}")
+        assert same_function(again, expected[one["name"]])
+        assert same_function(alone, expected[one["name"]])
+        print(f"{one['repo_id']}@{one['revision'][:12]} {weights.hub.filename} sha256 {weights.sha256[:16]}")
+    (shown,) = server.hub.collections.values()
+    assert len(shown["items"]) == len(released)

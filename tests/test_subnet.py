@@ -62,8 +62,8 @@ def registry(tmp_path, monkeypatch) -> Path:
     path.write_text(pretty(registry_data({}) | {"datasets": {}}))
     monkeypatch.setenv("ZOO_REGISTRY", str(path))
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    for module in (zoo.weights.load, zoo.weights.release):
-        monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("zoo.registry.file.PACKAGED", path)
+    monkeypatch.setattr(zoo.weights.load, "BUNDLED", tmp_path / "bundled")
     return path
 
 

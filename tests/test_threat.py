@@ -13,10 +13,7 @@ import torch
 from safetensors.torch import save_file
 from sturdy import SPEC
 from test_registry import model as entry_of
-from test_registry import registry_data
 
-import zoo.weights.load
-import zoo.weights.release
 from zoo.attacks.ball import norm_of
 from zoo.cli.app import run
 from zoo.datasets.base import to_float
@@ -33,7 +30,7 @@ from zoo.export.onnx.calibration import Sampling
 from zoo.export.onnx.graph import metadata_of, save_onnx
 from zoo.export.triton import write_triton
 from zoo.models import Classifier, build
-from zoo.registry.file import info, pretty
+from zoo.registry.file import info
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, RobustnessGateFailed, UsageError
 from zoo.system.files import sha256_file
@@ -41,7 +38,7 @@ from zoo.train.proard import measuring
 from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run.loop import fit
 from zoo.train.teachers.teacher import held_out_accuracy
-from zoo.weights.load import find, task_of
+from zoo.weights.load import find, load, task_of
 
 L2 = ThreatModel(norm="l2", eps=2.0)  # the faint texture of the pictures has an l2 norm of 1.5, the loud colours of 13
 
@@ -289,16 +286,16 @@ def hundred(world, found, tmp_path) -> str:
 def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_name(
     hundred, world, tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / "registry.json").write_text(pretty(registry_data({})))
-    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "registry.json"))
-    for module in (zoo.weights.load, zoo.weights.release):
-        monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))  # made, with the weights beside it
     assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--threat", "l2 0.5", "--write", "-q"]) == 0
     entry = info("model")
     assert (entry.dataset, entry.threat) == ("cifar100", LINF_8)
     assert entry.results.keys() == {"cifar100-clean", "cifar100-fgsm-l2-0.5"}
     assert entry.results["cifar100-clean"].dataset_sha256 == world.split("test").fingerprint
     assert task_of("model") == ("cifar100", LINF_8)
+    kept = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert kept == {"registry.json", "model.safetensors", "model.bits.npz"}
+    assert load("model")(torch.rand(1, 3, 32, 32)).shape == (1, 100)
     capsys.readouterr()
     assert run(["list", "--by", "cifar100-fgsm-l2-0.5"]) == 0
     assert "fgsm, l2 0.5" in " ".join(capsys.readouterr().out.split())

@@ -38,9 +38,9 @@ def folder(net, tmp_path) -> Path:
 
 @pytest.fixture
 def bundled(folder, tmp_path, monkeypatch) -> Path:
-    """The model 'tiny' in a registry of its own, with its bundled weights file, which is returned."""
-    for module in ("load", "release"):
-        monkeypatch.setattr(f"zoo.weights.{module}.BUNDLED", tmp_path / "bundled")
+    """The model 'tiny' in a registry that stands for the released one, with its bundled weights, which are returned."""
+    monkeypatch.setattr("zoo.registry.file.PACKAGED", tmp_path / "registry.json")
+    monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     file = tmp_path / "bundled" / "tiny.safetensors"
     file.write_bytes((folder / "model.safetensors").read_bytes())

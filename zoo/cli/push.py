@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
-from zoo.system.errors import UsageError
+from zoo.system.errors import Unreachable, UsageError
 
 if TYPE_CHECKING:
     from zoo.hub.push import Pushed
@@ -41,6 +41,7 @@ def command(
     registry: given.RegistryFile = None,
     as_json: given.AsJson = False,
     quiet: given.Quiet = False,
+    offline: given.Offline = False,
 ) -> None:
     """Publish a model on the Hugging Face Hub, and write its commit into the registry.
 
@@ -65,6 +66,8 @@ def command(
     output = Output(as_json=as_json, quiet=quiet)
     if out and not dry_run:
         raise UsageError("--out is where --dry-run leaves the files: add --dry-run, or leave --out out")
+    if offline and not dry_run:
+        raise Unreachable("a push needs the Hub: leave --offline out, or add --dry-run")
     if dry_run and collection:
         raise UsageError("--dry-run makes no collection: leave --collection out")
     with chosen(registry):

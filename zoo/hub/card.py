@@ -228,9 +228,10 @@ def _headline(facts: Facts) -> str:
     entry, name = facts.entry, facts.strongest
     attacked, guess = facts.results[name].accuracy, 1 / parse_spec(entry.spec).classes
     low, high = attacked.ci95
+    protocol = facts.protocols[name]
     said = (
-        f"Under {name} ({facts.protocols[name].threat}), **{_percent(attacked.value)}** of {attacked.n:,} "
-        f"{facts.protocols[name].split} images of {facts.title} are classified correctly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        f"Under {name} ({protocol.threat}), **{_percent(attacked.value)}** of {attacked.n:,} {protocol.split} images "
+        f"of {facts.title} are classified correctly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
     if clean := [result for key, result in facts.results.items() if facts.protocols[key].attack == "none"]:
         said += f", and {_percent(clean[0].accuracy.value)} of {clean[0].accuracy.n:,} without an attack"

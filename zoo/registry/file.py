@@ -54,6 +54,17 @@ def _parsed(path: Path, *state: int) -> Registry:
     return Registry(protocols=data["protocols"], datasets=data["datasets"], models=models)
 
 
+def make_registry(path: Path | str | None = None) -> None:
+    """Write a registry without models where there is none."""
+    from zoo.evaluation.protocols import PROTOCOLS, RELEASED
+
+    path = registry_path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        protocols = {name: PROTOCOLS[name].model_dump(mode="json") for name in RELEASED}
+        write_atomic(path, pretty({"schema_version": 1, "protocols": protocols, "datasets": {}, "models": {}}) + "\n")
+
+
 def info(name: str, *, registry: Registry | None = None) -> Entry:
     """The registry entry of a name or alias; ``SUPERNET@BUDGET`` is the best released sub-net within BUDGET MACs.
 

@@ -288,9 +288,24 @@ def _tensors(found: Found) -> dict[str, Tensor]:
     return {**parts, **tensors}
 
 
+def home() -> Path:
+    """The folder of the weights and per-image bits of the registry in force: the package's, and for a registry of the
+    user's own the folder that it is in."""
+    from zoo.registry.file import PACKAGED, registry_path
+
+    path = registry_path().resolve()
+    return BUNDLED if path == PACKAGED.resolve() else path.parent
+
+
 def bundled(weights: Weights) -> Path:
-    """The path of these weights in the package; it may not exist."""
-    return BUNDLED / weights.file
+    """The path of these weights beside the registry, else in the package; it may not exist."""
+    return beside(weights.file)
+
+
+def beside(file: str) -> Path:
+    """The path of ``file`` beside the registry, else in the package; it may not exist."""
+    own = home() / file
+    return own if own.exists() else BUNDLED / file
 
 
 def check_file(path: Path, *, size: int, sha256: str) -> None:

@@ -1,4 +1,7 @@
-"""Release a model: write its results, per-image bits and weights to the registry and the package."""
+"""Release a model: write its results into the registry, and its weights and per-image bits beside it.
+
+Those of the released registry are in the package; a registry of one's own has them in its folder.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ import numpy as np
 from zoo.evaluation.flags import disagree
 from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import Entry
-from zoo.registry.file import info, load_registry, rename_model, write_model
+from zoo.registry.file import info, load_registry, make_registry, rename_model, write_model
 from zoo.registry.schema import check_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import copy_atomic, locked, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
-from zoo.weights.load import BUNDLED, Found
+from zoo.weights.load import Found, beside, bundled, home
 
 if TYPE_CHECKING:
     from zoo.evaluation.measure import Measurement
@@ -56,9 +59,9 @@ def candidate(found: Found) -> Candidate:
     facts, path, sha256 = found.facts, found.path, found.sha256
     assert path is not None
     if isinstance(facts, Entry):
-        if path != BUNDLED / facts.weights.file:
+        if path != bundled(facts.weights):
             raise UsageError(
-                f"the weights of '{facts.name}' are not in this checkout: --write needs them in '{BUNDLED.name}/'"
+                f"the weights of '{facts.name}' are not beside its registry: --write needs them in '{home().name}/'"
             )
         return _checked(Candidate(facts.name, path, sha256, facts.to_dict()))
     if found.address.scheme != LOCAL:
@@ -73,6 +76,7 @@ def candidate(found: Found) -> Candidate:
         train["recipe_sha256"] = hashlib.sha256(settings.encode()).hexdigest()
     if missing or facts.name is None:
         raise UsageError(f"'{path.parent}' was not written by zoo train: {CONFIG} has no '{missing[0]}'")
+    make_registry()
     named = load_registry().named.get(facts.name)
     if named is not None and named.name != facts.name:
         raise UsageError(f"'{facts.name}' is an alias of '{named.name}': give the model in '{where}' another name")
@@ -103,12 +107,12 @@ def candidate(found: Found) -> Candidate:
 
 
 def _checked(model: Candidate) -> Candidate:
-    _read_bits(_bits_file(model.name))  # refused now, not after the evaluation
+    _kept_bits(model.name)  # refused now, not after the evaluation
     return model
 
 
 def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
-    """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied into the package.
+    """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied beside it.
 
     The registry is written last, so that it never refers to missing files. Only one process releases at a time; results
     that another process added meanwhile are kept.
@@ -116,13 +120,13 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     Raises:
         IntegrityError: the registry would become invalid, and was not changed; or the stored bits are damaged.
     """
-    BUNDLED.mkdir(exist_ok=True)
-    with locked(BUNDLED):
+    home().mkdir(exist_ok=True)
+    with locked(home()):
         _release(model, list(measurements))
 
 
 def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
-    target = BUNDLED / model.entry["weights"]["file"]
+    target = home() / model.entry["weights"]["file"]
     if target.resolve() != model.weights.resolve():
         copy_atomic(model.weights, target)
         predictor = model.weights.with_name(PREDICTOR)
@@ -146,18 +150,18 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     }
     write_model(model.name, model.entry, datasets=datasets, protocols=[item.protocol for item in measured])
     for removed in before.keys() - load_registry().models.keys():  # sub-nets of replaced weights
-        for file in (BUNDLED / before[removed].weights.file, _bits_file(removed)):
+        for file in (home() / before[removed].weights.file, _bits_file(removed)):
             file.unlink(missing_ok=True)
 
 
 def rename(old: str, new: str, **identity: str) -> None:
-    """Rename a released model and its files in the package; see :func:`rename_model`.
+    """Rename a released model and its files; see :func:`rename_model`.
 
     Raises:
         UnknownModel: the registry does not have the old name.
         IntegrityError: the new name is malformed or taken; nothing was changed.
     """
-    files = {BUNDLED / f"{old}.{suffix}": BUNDLED / f"{new}.{suffix}" for suffix in SUFFIXES}
+    files = {home() / f"{old}.{suffix}": home() / f"{new}.{suffix}" for suffix in SUFFIXES}
     files = {before: after for before, after in files.items() if before.exists()}
     if taken := [after for after in files.values() if after.exists()]:
         raise IntegrityError(f"'{taken[0]}' exists already: choose another name, or remove it")
@@ -183,7 +187,11 @@ def flags_of(
 
 
 def _bits_file(name: str) -> Path:
-    return BUNDLED / f"{name}.bits.npz"
+    return home() / f"{name}.bits.npz"
+
+
+def _kept_bits(name: str) -> dict[str, Any]:
+    return _read_bits(beside(f"{name}.bits.npz"))
 
 
 def _store_bits(path: Path, weights_sha256: str, measured: Iterable[Measurement]) -> dict[str, np.ndarray]:
@@ -191,7 +199,7 @@ def _store_bits(path: Path, weights_sha256: str, measured: Iterable[Measurement]
 
     Stored bits of other weights are removed.
     """
-    arrays = _read_bits(path)
+    arrays = _read_bits(beside(path.name))
     if arrays.get("weights_sha256") != weights_sha256:
         arrays = {"weights_sha256": np.array(weights_sha256)}
     for item in measured:
@@ -235,7 +243,7 @@ def stored_bits(name: str) -> dict[str, np.ndarray]:
         IntegrityError: the stored bits are damaged.
     """
     entry = info(name)
-    stored = _read_bits(_bits_file(entry.name))
+    stored = _kept_bits(entry.name)
     if stored.get("weights_sha256") == entry.weights.sha256:
         return {name: bits for name, bits in _unpacked(stored).items() if name in entry.results}
     raise UsageError(f"no per-image bits are stored for '{entry.name}': run `zoo eval {entry.name} --write`")
