@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hub_repos import User
 from hub_server import HubServer
+from test_datasets import written
 from tiny import SPEC, register, same_function
 
 from zoo.cli.app import run
 from zoo.models import build
-from zoo.system.errors import IntegrityError, Unreachable
+from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
 from zoo.weights.load import load, save_weights
 
 TOKEN = "hf_reader_0123456789"
@@ -116,9 +119,12 @@ def test_a_branch_of_a_repository_that_is_not_there(server, student, capsys):
         ("local-dir:/tmp", "is on this machine already"),
         ("no-such-*", "no model's name matches"),
     ):
-        assert says in pulled(capsys, name, code=2 if "//" in name or "local" in name else 3 if "*" in name else 4)[
-            "error"
-        ]["message"]
+        assert (
+            says
+            in pulled(capsys, name, code=2 if "//" in name or "local" in name else 3 if "*" in name else 4)["error"][
+                "message"
+            ]
+        )
     server.hub.add("org/bare", {"config.json": b'{"spec": {"arch": "resnet"}}'})
     assert "no such file" in pulled(capsys, "hf-hub:org/bare", code=4)["error"]["message"]
 
@@ -157,7 +163,8 @@ def test_a_damaged_config_is_noticed_by_gits_hash(server, student, capsys):
 
 
 @pytest.mark.parametrize("fault", [{"cut": True}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "0"}}])
-def test_short_faults_are_got_over(server, registered, net, fault, capsys):
+def test_short_faults_are_got_over(server, registered, net, fault, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     server.fault(LARGE, **fault)
     pulled(capsys, "tiny")
     assert same_function(load("tiny", local_files_only=True), net)
@@ -279,8 +286,8 @@ def test_mirrors_proxies_and_what_is_no_hub(server, student, tmp_path, monkeypat
     server.requests.clear()
     proxied = {**environment, "HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": server.url, "NO_PROXY": ""}
     proxied |= {"HF_HOME": str(tmp_path / "other")}
-    done = subprocess.run(ask, env=proxied, capture_output=True, text=True)
-    assert server.asked("HEAD ")  # the proxy is asked for the Hub that it stands before
+    done = subprocess.run(ask, env=proxied, capture_output=True, text=True, check=True)  # no other way to hub.invalid
+    assert sources(json.loads(done.stdout)) == ["hub", "hub"]
     with HubServer() as other:
         other.fault("", times=99, status=200)  # a portal that answers everything
         other.attach(monkeypatch, tmp_path / "third")
@@ -304,51 +311,56 @@ def test_offline_nothing_is_asked(server, registered, how, monkeypatch, capsys):
     assert not server.requests
 
 
-def test_a_cache_that_cannot_be_written_is_used_and_else_named(server, registered, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_made_is_named(server, registered, tmp_path, capsys):
     (tmp_path / "hf").write_text("a file, where the cache would be")
     message = pulled(capsys, "tiny", code=4)["error"]["message"]
     assert "cannot be written" in message
     assert "HF_HUB_CACHE" in message
-    (tmp_path / "hf").unlink()
+
+
+def test_a_read_only_cache_is_used_and_named_for_what_it_lacks(server, registered, tmp_path, capsys):
+    drop = []
+    if os.geteuid() == 0:  # modes do not bind root unless it drops this right
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, or a user other than root")
+        rights = "-dac_override,-dac_read_search"
+        drop = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
     pulled(capsys, "tiny")
-    modes = {path: path.stat().st_mode for path in (tmp_path / "hf").rglob("*") if path.is_dir()}
-    true = os.open
-
-    def refuse(path, flags, *more, **options):  # root may write anywhere, so the modes alone do not show it
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(tmp_path / "hf")):
-            raise PermissionError(13, "Permission denied", str(path))
-        return true(path, flags, *more, **options)
-
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    modes = [path.stat().st_mode for path in folders]
+    environment = {**server.environment(tmp_path), "ZOO_REGISTRY": os.environ["ZOO_REGISTRY"]}
+    code = (
+        "import sys\nfrom zoo.cli.app import run\nimport zoo.weights.load\nfrom pathlib import Path\n"
+        f"zoo.weights.load.BUNDLED = Path({str(tmp_path / 'bundled')!r})\n"
+        "print([run(['pull', name, '--json']) for name in ('tiny', 'hf-hub:org/tiny')])"
+    )
     try:
-        for path in modes:
+        for path in folders:
             path.chmod(0o555)
-        monkeypatch.setattr(os, "open", refuse)
-        assert sources(pulled(capsys, "tiny")) == ["cache"]
+        done = subprocess.run([*drop, sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     finally:
-        for path, mode in modes.items():
+        for path, mode in zip(folders, modes, strict=True):
             path.chmod(stat.S_IMODE(mode))
+    assert done.stdout.endswith("[0, 4]\n"), done.stderr
+    assert '"source": "cache"' in done.stdout
+    assert "which cannot be written (Permission denied)" in done.stderr
 
 
 def test_data_sets_are_checked_like_weights(server, tmp_path, monkeypatch):
-    from test_datasets import written
-
-    from zoo.system.errors import DataNotFound
-
     monkeypatch.delenv("ZOO_DATA", raising=False)
     dataset = written("cifar10", tmp_path / "data")
     folder = tmp_path / "data" / dataset.folder
     parts = {split: next(folder.glob(f"{split}-00000*")).read_bytes() for split in ("train", "test")}
     files = {f"{dataset.folder}/{split}-00000-of-00001.parquet": content for split, content in parts.items()}
-    from dataclasses import replace
-
     revision = server.hub.add(dataset.repo_id, files, kind="dataset")
     dataset = replace(dataset, revision=revision, sizes={"train": 10, "validation": 10, "test": 10})
     server.fault(LARGE, flip=True)
     loaded = dataset.load()
     assert len(loaded.split("test").labels) == 10
     assert len(server.asked(LARGE)) == 3
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DataNotFound, match="no such revision"):
-        replace(dataset, revision="f" * 40).load(offline=False)._from_hub(False)
+        replace(dataset, revision="f" * 40).load()
 
 
 # -- machines without a network ------------------------------------------------------------------------------------

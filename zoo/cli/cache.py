@@ -88,19 +88,17 @@ def _remove(given: list[str], everything: bool, out: Output) -> None:
 
     if bool(given) == everything:
         raise UsageError("zoo cache rm takes names, or --all: `zoo cache ls` shows them")
-    removed, kept = [], []
+    removed, kept, freed = [], [], 0
     for item in chosen(given, everything=everything):
-        why = item.remove()
-        if why is None:
-            removed.append(item)
-        else:
+        try:
+            freed += item.remove()
+            removed.append(item.facts())
+        except (UsageError, OSError) as error:
+            why = str(error) if isinstance(error, UsageError) else f"it cannot be removed ({error.strerror})"
             kept.append({**item.facts(), "why": why})
             out.say(f"'{item.name}' stays: {why}")
-    freed = sum(item.size for item in removed)
-    out.result(
-        {"removed": [item.facts() for item in removed], "kept": kept, "freed": freed},
-        f"{len(removed)} items removed, {format_size(freed)} freed.",
-    )
+    data = {"removed": removed, "kept": kept, "freed": freed}
+    out.result(data, f"{len(removed)} items removed, {format_size(freed)} freed.")
 
 
 def _import(given: list[str], out: Output) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry.file import load_registry
-from zoo.system.errors import IntegrityError, NothingMatches, ZooError
+from zoo.system.errors import IntegrityError, NothingMatches, UsageError, ZooError
 from zoo.system.files import MARK, cache_root, check_sha256, intact, stored_json
 from zoo.system.hub import Download
 
@@ -41,7 +41,7 @@ class Item:
         size: bytes of its files.
         hashed: whether hashes of its files are stored.
         damaged: called for the paths of its files that do not have their hash.
-        remove: called to remove it; returns why it stays, or None.
+        remove: called to remove it; returns the bytes freed, and raises UsageError if it must stay.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Item:
     size: int
     hashed: bool
     damaged: Callable[[], list[Path]] = field(repr=False)
-    remove: Callable[[], str | None] = field(repr=False)
+    remove: Callable[[], int] = field(repr=False)
     aliases: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -143,8 +143,9 @@ def _changed(paths: dict[Path, str]) -> list[Path]:
     return wrong
 
 
-def _removed(files: Sequence[Download], cache: Path) -> str | None:
-    """Remove the revision of the repository that ``files`` are from, as the Hub's client does."""
+def _removed(files: Sequence[Download], cache: Path) -> int:
+    """Remove the revision of the repository that ``files`` are from, as the Hub's client does; returns the bytes freed,
+    which are fewer than theirs if another revision has the same files."""
     from huggingface_hub import scan_cache_dir
 
     ours, revision = {Path(file.path).absolute() for file in files}, files[0].revision
@@ -155,11 +156,13 @@ def _removed(files: Sequence[Download], cache: Path) -> str | None:
         for one in repo.revisions:
             held = {file.file_path.absolute() for file in one.files}
             if one.commit_hash == revision and (others := held - ours):
-                return f"another program keeps {len(others)} files in the same revision: use `hf cache` to remove it"
-    scanned.delete_revisions(revision).execute()
+                first = min(file.name for file in others)
+                raise UsageError(f"another program has put '{first}' into the same revision: `hf cache` can remove it")
+    strategy = scanned.delete_revisions(revision)
+    strategy.execute()
     for file in files:
         file.note.unlink(missing_ok=True)
-    return None
+    return strategy.expected_freed_size
 
 
 # -- the package's own cache -----------------------------------------------------------------------------------------
@@ -223,17 +226,19 @@ def _loose() -> Iterator[Item]:
             )
 
 
-def _tidied(folder: Path, files: Sequence[Path]) -> str | None:
-    """Remove ``files`` and what becomes empty of ``folder``; files that others put there stay."""
-    try:
-        for path in files:
-            path.unlink(missing_ok=True)
-        for empty in sorted({folder, *(path.parent for path in files)}, reverse=True):
-            with suppress(OSError):
-                empty.rmdir()
-    except OSError as error:
-        return f"it cannot be removed ({error.strerror})"
-    return f"it holds other files: look into '{folder}'" if folder.exists() else None
+def _tidied(folder: Path, files: Sequence[Path]) -> int:
+    """Remove ``files`` and what becomes empty of ``folder``; returns the bytes freed. Files that others put there stay.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    freed = _size(files)
+    for path in files:
+        path.unlink(missing_ok=True)
+    for empty in sorted({folder, *(path.parent for path in files)}, reverse=True):
+        with suppress(OSError):
+            empty.rmdir()
+    return freed
 
 
 def _size(paths: Iterable[Path]) -> int:
