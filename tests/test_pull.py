@@ -281,6 +281,8 @@ def test_a_token_that_a_server_repeats_is_not_shown(server, student, monkeypatch
 def test_mirrors_proxies_and_what_is_no_hub(server, student, tmp_path, monkeypatch, capsys):
     environment = server.environment(tmp_path)  # HF_ENDPOINT names the server: it is the mirror
     ask = [sys.executable, "-m", "zoo", "pull", "hf-hub:org/tiny", "--json"]
+    missed = subprocess.run([*ask, "--offline"], env=environment, capture_output=True, text=True)
+    assert (missed.returncode, server.requests) == (4, [])
     done = subprocess.run(ask, env=environment, capture_output=True, text=True, check=True)
     assert sources(json.loads(done.stdout)) == ["hub", "hub"]
     server.requests.clear()

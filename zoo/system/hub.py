@@ -145,14 +145,21 @@ class HubFiles:
 
     def _cached(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Path | None:
         """The path in the cache; None if the file is not there, and may be downloaded."""
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
-        try:
-            return Path(self._get(repo_id, filename, revision, local_files_only=True, **options))
-        except Unreachable as error:
-            if self._offline or not isinstance(error.__cause__, LocalEntryNotFoundError):
-                raise
-            return None
+        try:  # hf_hub_download asks the Hub for a list of programs first, even with local_files_only
+            found = try_to_load_from_cache(
+                repo_id, filename, cache_dir=self.cache_dir, revision=revision, repo_type=options["repo_type"]
+            )
+        except HFValidationError:
+            raise _not_a_repository(repo_id) from None
+        if isinstance(found, str):
+            return Path(found)
+        if self._offline:
+            what = _named(repo_id, filename, revision)
+            raise Unreachable(f"{what} is not in the Hub's cache, and the network must not be used")
+        return None
 
     def _record(self, repo_id: str, filename: str, path: Path, repo_type: RepoType) -> None:
         size, sha256 = path.stat().st_size, promised_sha256(path) or sha256_file(path)
@@ -163,12 +170,12 @@ class HubFiles:
     def _get(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Any:
         from huggingface_hub import errors, hf_hub_download
 
-        what = f"'{filename}' of '{repo_id}'" + (f" at {revision}" if revision else "")
+        what = _named(repo_id, filename, revision)
         try:
-            with _output(self.progress):
+            with client_output(self.progress):
                 return hf_hub_download(repo_id, filename, revision=revision, cache_dir=self.cache_dir, **options)
         except errors.HFValidationError:
-            raise UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name") from None
+            raise _not_a_repository(repo_id) from None
         except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of the HTTP client in use
             raise self._sentence(error, what, repo_id) from error
 
@@ -176,8 +183,6 @@ class HubFiles:
         """What to raise for an error of the client."""
         from huggingface_hub import constants, errors
 
-        if isinstance(error, errors.LocalEntryNotFoundError) and self._offline:
-            return Unreachable(f"{what} is not in the Hub's cache, and the network must not be used")
         if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError | errors.HTTPError):
             if error.filename is not None:
                 place = self.cache_dir or constants.HF_HUB_CACHE
@@ -189,6 +194,14 @@ class HubFiles:
                 return error  # such as a full disk
         told_by = error if isinstance(error, errors.HTTPError) else error.__cause__ or error
         return _refusal(told_by, what, repo_id)
+
+
+def _named(repo_id: str, filename: str, revision: str | None) -> str:
+    return f"'{filename}' of '{repo_id}'" + (f" at {revision}" if revision else "")
+
+
+def _not_a_repository(repo_id: str) -> UsageError:
+    return UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name")
 
 
 def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
@@ -255,7 +268,7 @@ def remove_partial(cache: Path, repo: str) -> int:
 
 
 @contextmanager
-def _output(shown: bool) -> Iterator[None]:
+def client_output(shown: bool) -> Iterator[None]:
     """Without ``shown`` the client draws no bars and prints no warnings."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
