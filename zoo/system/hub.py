@@ -114,11 +114,11 @@ class HubFiles:
         pinned = COMMIT.fullmatch(revision or "")
         newest = self.newest and not self._offline and not pinned
         path = None if newest else self._cached(repo_id, filename, revision, **what)
-        new = path is None
+        made = downloaded = path is None
         if path is None:
             if newest or limit is not None:
                 stated = self._get(repo_id, filename, revision, dry_run=True, **what)
-                new = stated.will_download
+                made, downloaded = not Path(stated.local_path).exists(), stated.will_download
                 check_size(stated.file_size, limit, f"'{filename}' of '{repo_id}'")
             path = Path(self._get(repo_id, filename, revision, **what))
         check_size(path.stat().st_size, limit, f"'{path}'")
@@ -127,12 +127,14 @@ class HubFiles:
         except IntegrityError:
             if self._offline:
                 raise
-            new = True
+            downloaded = True
             same = revision if pinned else commit_of(path, filename)
             path = Path(self._get(repo_id, filename, same, force_download=True, **what))
             check(path)
-        if new:
-            self._arrived(repo_id, filename, path, repo_type)
+        if made:
+            self._record(repo_id, filename, path, repo_type)
+        if downloaded:
+            self.seen(path)
         return path
 
     @property
@@ -159,12 +161,11 @@ class HubFiles:
             raise Unreachable(f"{what} is not in the Hub's cache, and the network must not be used")
         return None
 
-    def _arrived(self, repo_id: str, filename: str, path: Path, repo_type: RepoType) -> None:
+    def _record(self, repo_id: str, filename: str, path: Path, repo_type: RepoType) -> None:
         size, sha256 = path.stat().st_size, promised_sha256(path) or sha256_file(path)
         found = Download(repo_type, repo_id, commit_of(path, filename), filename, str(path.absolute()), size, sha256)
         found.write()
         remove_partial(found.cache, path.parents[2 + filename.count("/")].name)
-        self.seen(path)
 
     def _get(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Any:
         from huggingface_hub import errors, hf_hub_download

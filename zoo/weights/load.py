@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
-HEADER_LIMIT = 4_000_000  # bytes of a safetensors header; that of a net of 100 layers has some 50,000
+HEADER_LIMIT = 1_000_000  # bytes of a safetensors header; that of a net of 100 layers has some 50,000
 CUT_FROM = "cut_from"  # metadata of a sub-net's file: the hash of the dynamic net's file
 _ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save
