@@ -425,7 +425,9 @@ def test_the_snippets_of_a_card_run(call, registry, server, found, toy, tmp_path
             program, *arguments = shlex.split(line.removeprefix("$ "))
             assert program == "zoo"
             limit = {"eval": ["-n", "20"], "export": ["--verify", "parity"]}.get(arguments[0], [])
-            assert run([*arguments, *limit, "-q"]) == 0, capsys.readouterr().err
+            code = run([*arguments, *limit, "-q"])
+            assert code == 0, capsys.readouterr().err
+        capsys.readouterr()
     assert [*(tmp_path / "bundles").iterdir()]
 
 
