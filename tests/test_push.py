@@ -22,10 +22,13 @@ from zoo import load
 from zoo.cli.app import run
 from zoo.hub import repository
 from zoo.models import build
-from zoo.registry.file import PACKAGED, info, load_registry, pretty
+from zoo.registry.entry import Hub
+from zoo.registry.file import PACKAGED, info, load_registry, pretty, write_hub
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
+from zoo.train.proard.dynamic import dynamic
+from zoo.weights.folder import PREDICTOR
 from zoo.weights.load import bundled, save_weights
 
 TOKEN = "hf_" + "s" * 30
@@ -301,6 +304,10 @@ def test_what_was_pushed_is_loaded_from_the_pinned_commit_with_the_same_hash(
     somebody_commits(server, "org/sturdy")
     expected = load("sturdy")
     monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "empty")
+    code, told, _ = call("pull", "sturdy")
+    (file,) = told["files"]
+    assert (code, file["source"], file["revision"]) == (0, "hub", done[0]["revision"])
+    assert file["sha256"] == sha256_file(Path(file["path"])) == info("sturdy").weights.sha256
     assert same_function(load("sturdy"), expected)
     assert same_function(load("hf-hub:org/sturdy"), expected)
     server.hub.objects[info("sturdy").weights.sha256] = b"\0" * info("sturdy").weights.size
@@ -450,6 +457,22 @@ def test_a_sub_net_is_loaded_from_its_repository_alone_and_by_the_registry(call,
     (tmp_path / "bundled" / released.weights.file).symlink_to(bundled(released.weights))
     monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "bundled")
     assert same_function(load("proard-tiny@4M"), expected)
+
+
+def test_the_predictor_of_a_dynamic_net_is_fetched_from_the_commit_of_its_weights(server, tmp_path, monkeypatch):
+    released = info("proard-tiny").weights
+    stored = bundled(released), bundled(released).with_name(f"proard-tiny.{PREDICTOR}")
+    revision = server.hub.add(
+        "org/net", dict(zip(("model.safetensors", PREDICTOR), map(Path.read_bytes, stored), strict=True))
+    )
+    server.hub.add("org/net", {"README.md": b"the head has neither"})
+    path = tmp_path / "registry.json"
+    path.write_bytes(PACKAGED.read_bytes())
+    hub = Hub(repo_id="org/net", revision=revision, filename="model.safetensors")
+    write_hub("proard-tiny", released.sha256, hub, path=path)
+    monkeypatch.setenv("ZOO_REGISTRY", str(path))
+    monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "empty")
+    assert dynamic("proard-tiny").predictor().weights_sha256 == released.sha256
 
 
 @pytest.mark.slow
