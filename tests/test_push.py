@@ -284,10 +284,14 @@ def test_a_repository_of_something_else_is_refused_before_any_upload(call, regis
 
 def test_an_organisation_that_the_token_may_not_write_to_is_one_sentence(call, registry, server):
     server.hub.add("closed/sturdy", {".gitattributes": b""}, private=True)
-    for place in ("theirs/sturdy", "closed/sturdy"):
+    server.hub.add("gated/sturdy", {".gitattributes": b""}, gated=True)
+    for place in ("theirs/sturdy", "closed/sturdy", "gated/sturdy"):
         code, error, _ = push(call, "sturdy", place)
         assert (code, "does not let this token write to" in error["message"]) == (4, True)
     assert not info("sturdy").weights.hub
+    assert not server.asked("PUT")
+    server.hub.add("org/gated", {".gitattributes": b""}, gated=True, private=True)
+    assert push(call, "sturdy", "org/gated", "--private")[0] == 0
 
 
 # -- round trips -----------------------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 
 from zoo.export.ladder.climb import Progress, silent
 from zoo.hub.card import Facts
-from zoo.hub.remote import Held, check_token, collect, commit, create, look
-from zoo.hub.repository import NAME, Content, repository_id, write_repository
+from zoo.hub.remote import GIT, Held, check_may_write, check_token, collect, commit, create, look
+from zoo.hub.repository import CARD, NAME, Content, repository_id, write_repository
 from zoo.registry.entry import Hub
 from zoo.registry.file import info, load_registry, write_hub
 from zoo.system.errors import IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder
 from zoo.system.hub import HubFiles
-from zoo.weights.folder import CONFIG, read_config
+from zoo.weights.folder import CONFIG, CONFIG_LIMIT, read_config
 from zoo.weights.load import Found, find
 
 Say = Callable[[str], None]
@@ -113,7 +113,9 @@ def push(
     check_token()
     held = {order.repo_id: look(order.repo_id) for order in orders}
     for order in orders:
-        _check_ours(order, held[order.repo_id], private=private)
+        if there := held[order.repo_id]:
+            _check_ours(order, there, private=private)
+            check_may_write(order.repo_id)
     with TemporaryDirectory() as scratch:
         return [
             _publish(content, held[content.repo_id], private=private, parent=parent, say=say)
@@ -126,19 +128,17 @@ def gather(title: str, pushed: Sequence[Pushed], *, private: bool) -> str:
     return collect(title, pushed[0].repo_id.partition("/")[0], [one.repo_id for one in pushed], private=private)
 
 
-def _check_ours(order: Order, held: Held | None, *, private: bool) -> None:
-    """Raise UsageError unless the repository is missing, new, or of this model."""
-    if held is None:
-        return
+def _check_ours(order: Order, held: Held, *, private: bool) -> None:
+    """Raise UsageError unless the repository is new, or of this model."""
     if private and not held.private:
         raise UsageError(f"'{order.repo_id}' is public already: make it private on the Hub, or leave --private out")
-    if not held.files.keys() - {".gitattributes", "README.md"}:
+    if held.files.keys() <= {GIT, CARD}:
         return
     entry, stated = order.facts.entry, None
     if CONFIG in held.files:
-        with_name = HubFiles(progress=False).fetch(order.repo_id, CONFIG, held.revision)
+        file = HubFiles(progress=False).fetch(order.repo_id, CONFIG, held.revision, limit=CONFIG_LIMIT)
         try:
-            stated = read_config(with_name).name
+            stated = read_config(file).name
         except IntegrityError:  # of another library
             stated = None
     if stated not in (entry.name, *entry.aliases):
@@ -172,7 +172,7 @@ def _publish(content: Content, held: Held | None, *, private: bool, parent: str 
 def _check_parent(content: Content, held: Held, parent: str | None) -> None:
     """Raise IntegrityError where the head of the repository is neither new nor the commit that the registry, or
     ``parent``, says."""
-    if parent == held.revision or held.files.keys() <= {".gitattributes"}:
+    if parent == held.revision or held.files.keys() <= {GIT}:
         return
     hub = content.entry.weights.hub
     ours = hub.revision if hub and hub.repo_id == content.repo_id else None

@@ -68,6 +68,14 @@ def look(repo_id: str, revision: str | None = None) -> Held | None:
     return Held(found.sha, bool(found.private), files)
 
 
+def check_may_write(repo_id: str) -> None:
+    """Raise Unreachable unless the token may write to the repository ``repo_id``, which exists."""
+    from huggingface_hub import HfApi
+
+    with _asking(f"'{repo_id}'"):
+        HfApi().auth_check(repo_id, write=True)
+
+
 def create(repo_id: str, *, private: bool) -> Held:
     """Make the repository; without ``private`` it is what the organisation makes of new ones.
 
