@@ -389,6 +389,19 @@ def test_an_answer_that_was_lost_is_found_by_the_next_push(call, registry, serve
     assert info("sturdy").weights.hub.revision == server.hub.repos["model", "org/sturdy"].at("main").sha
 
 
+def test_a_hub_that_loses_a_file_is_found_out_before_the_registry_refers_to_it(call, registry, server, monkeypatch):
+    true = server.hub.apply
+
+    def lossy(repo, branch, header, operations, author):
+        return true(repo, branch, header, [one for one in operations if one["value"]["path"] != "accuracy.svg"], author)
+
+    monkeypatch.setattr(server.hub, "apply", lossy)
+    before = registry.read_bytes()
+    code, error, _ = push(call, "sturdy")
+    assert (code, registry.read_bytes()) == (5, before)
+    assert "what was sent: the registry was not changed" in error["message"]
+
+
 def test_a_token_that_a_server_sends_back_is_not_shown(call, registry, server):
     server.fault("POST .*/commit/", status=400, headers={"X-Error-Message": f"bad token {TOKEN}"})
     _, error, _ = push(call, "sturdy")
