@@ -256,6 +256,13 @@ def test_what_can_be_refused_is_refused_before_the_hub_is_asked(arguments, code,
     assert told in answer["error"]["message"]
 
 
+def test_a_registry_that_cannot_be_written_is_found_first(call, registry, server, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != registry.parent)  # root may write everywhere
+    code, error, _ = push(call, "sturdy")
+    assert (code, server.asked()) == (2, [])
+    assert f"the registry '{registry}', which gets the commits, cannot be written" in error["message"]
+
+
 def test_without_a_token_that_may_write_one_sentence_says_how_to_log_in(call, registry, server, monkeypatch):
     server.users["hf_reader"] = User("me", orgs=("org",), may_write=False)
     known = {"": "without a token", "hf_reader": "for reading alone", "hf_old": "does not take the token"}

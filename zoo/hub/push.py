@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from zoo.hub.card import Facts
 from zoo.hub.remote import GIT, Held, check_may_write, check_token, collect, commit, create, look
 from zoo.hub.repository import CARD, NAME, Content, repository_id, write_repository
 from zoo.registry.entry import Hub
-from zoo.registry.file import info, load_registry, write_hub
+from zoo.registry.file import info, load_registry, registry_path, write_hub
 from zoo.system.errors import IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder
 from zoo.system.hub import HubFiles
@@ -106,10 +107,14 @@ def push(
         parent: the commit to replace, where the registry does not refer to the head of the repository.
 
     Raises:
-        UsageError: a repository holds something else, or is public although ``private`` is asked for.
+        UsageError: the registry cannot be written; a repository holds something else, or is public although ``private``
+            is asked for.
         Unreachable: there is no token, or the Hub cannot be reached; nothing was uploaded.
         ParityGateFailed, ExportFailed: as :func:`prepare`; nothing was uploaded.
     """
+    registry = registry_path().resolve()
+    if not all(os.access(path, os.W_OK) for path in (registry, registry.parent)):
+        raise UsageError(f"the registry '{registry}', which gets the commits, cannot be written: use one of your own")
     check_token()
     held = {order.repo_id: look(order.repo_id) for order in orders}
     for order in orders:
