@@ -301,6 +301,17 @@ def test_a_token_that_a_server_repeats_is_not_shown(server, student, monkeypatch
     assert TOKEN not in said.out + said.err
 
 
+def test_secrets_in_addresses_are_not_shown(server, student, monkeypatch, capsys):
+    told = {"X-Error-Message": "Forbidden for https://storage.example/a/b?Signature=s3cret&Expires=9 today"}
+    server.fault("HEAD .*/resolve/", times=9, status=403, headers=told)
+    assert "https://storage.example/a/b today" in pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+    server.stop()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url.replace("//", "//me:s3cret@"))
+    message = pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+    assert server.url in message
+    assert "s3cret" not in message
+
+
 # -- networks and disks --------------------------------------------------------------------------------------------
 
 
@@ -415,7 +426,7 @@ def test_models_are_carried_to_a_machine_without_a_network(
 
 def test_weights_of_the_package_are_not_carried(bundled, tmp_path, capsys):
     assert run(["pull", "tiny", "--to", str(tmp_path / "usb")]) == 0
-    assert "the package has these weights" in capsys.readouterr().err
+    assert "these weights are in the package" in capsys.readouterr().err
     assert not (tmp_path / "usb").exists()
 
 

@@ -28,8 +28,8 @@ def promised_sha256(path: Path) -> str | None:
 
 
 def check_blob(path: Path) -> None:
-    """Raise IntegrityError if ``path`` is a cached file without the hash that the cache has of the Hub: the SHA-256 of a
-    large file, git's hash of a small one (from some mirrors its SHA-1)."""
+    """Raise IntegrityError if ``path`` is a cached file without the hash that the cache has of the Hub: the SHA-256 of
+    a large file, git's hash of a small one (from some mirrors its SHA-1)."""
     _check_hash(path, _promised(path) or "")
 
 
@@ -262,8 +262,8 @@ class HubFiles:
                 )
             if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
                 return error  # such as a full disk
-        told_by = error if isinstance(error, errors.HTTPError) else error.__cause__ or error
-        return _refusal(told_by, what, repo_id)
+        cause = error if isinstance(error, errors.HTTPError) else error.__cause__ or error
+        return _refusal(cause, what, repo_id)
 
 
 def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
@@ -271,6 +271,7 @@ def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
     from huggingface_hub import constants, errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    endpoint = without_token(constants.ENDPOINT)
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         return Unreachable(f"{what} is gated: ask for access on the page of '{repo_id}' at the Hub, and {login}")
@@ -289,21 +290,22 @@ def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
     if isinstance(error, errors.HfHubHTTPError):
         return Unreachable(f"the Hub refuses {what}: {without_token(error.server_message or first_line(error))}")
     if isinstance(error, errors.FileMetadataError):
-        return Unreachable(f"{what}: '{constants.ENDPOINT}' does not answer as a Hub: check HF_ENDPOINT and the proxy")
+        return Unreachable(f"{what}: '{endpoint}' does not answer as a Hub: check HF_ENDPOINT and the proxy")
     if isinstance(error, errors.HTTPError | errors.LocalEntryNotFoundError):
         return Unreachable(
-            f"{what} is not in the Hub's cache, and the Hub at '{constants.ENDPOINT}' cannot be reached "
+            f"{what} is not in the Hub's cache, and the Hub at '{endpoint}' cannot be reached "
             f"({type(error).__name__}): check the network, HF_ENDPOINT and the proxy"
         )
     return Unreachable(f"{what} could not be fetched ({type(error).__name__}): try again")
 
 
 def without_token(text: str) -> str:
-    """``text`` without the user's token, in case that a server repeats it."""
+    """``text`` without secrets: the user's token, which a server may repeat, and passwords and signatures in URLs."""
     from huggingface_hub import get_token
 
     token = get_token()
-    return text.replace(token, "***") if token else text
+    text = text.replace(token, "***") if token else text
+    return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
 
 
 def check_size(size: int | None, limit: int | None, what: str) -> None:
