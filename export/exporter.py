@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.attacks.pulse import images_done, listening
+from zoo.attacks.pulse import Meter, listening
 from zoo.datasets import dataset_called
 from zoo.datasets.base import Dataset, Split, check_fits
 from zoo.evaluation.corruptions import require as require_corruptions
@@ -82,7 +82,7 @@ class Job:
         sampling, calibrated, held_out = self.options.sampling, None, None
         if sampling and self.calibrating:
             progress("calibration", 0, sampling.n)
-            with listening(images_done(partial(progress, "calibration"), 0, sampling.n, sampling.n)):
+            with listening(Meter(partial(progress, "calibration"), 0, sampling.n).part(sampling.n)):
                 calibrated = calibration_images(model, self.calibrating, sampling, self.known.threat)
             progress("calibration", sampling.n, sampling.n)
             held_out = self.calibrating.split("validation") if self.options.keep_robust is not None else None

@@ -193,6 +193,13 @@ def test_a_provider_gets_the_whole_graph_and_tf32_only_if_asked_for(bundle, gpu,
     assert facts["provider_options"] == {"use_tf32": tf32 or "0"}
 
 
+@pytest.mark.parametrize(("override", "tf32"), [("0", False), ("1", True)])
+def test_tf32_is_recorded_as_off_where_a_variable_switches_it_off(bundle, gpu, sessions, monkeypatch, override, tf32):
+    monkeypatch.setenv(running.TF32, override)
+    with onnxruntime.load(bundle / "model.onnx", provider="cuda", provider_options={"use_tf32": "1"}) as engine:
+        assert engine.describe()["tf32"] == tf32
+
+
 def test_the_graph_of_int8_is_symmetric_where_tensorrt_runs_it(model, tmp_path, monkeypatch):
     load = onnxruntime.load
     monkeypatch.setattr(onnxruntime, "load", lambda path, **options: load(path))

@@ -14,7 +14,7 @@ import torch
 
 from zoo.attacks import autoattack, square
 from zoo.attacks import pulse as pulses
-from zoo.attacks.pulse import images_done, listening, portion, pulse
+from zoo.attacks.pulse import Meter, Stopped, listening, portion, pulse
 from zoo.cli import output
 from zoo.cli.output import Output
 from zoo.datasets.base import to_float
@@ -58,15 +58,30 @@ def test_parts_within_parts_count_from_start_to_end():
     assert len(shares) == 5
 
 
-def test_images_are_counted_once_and_at_most_every_second(monkeypatch):
+@pytest.mark.parametrize(("scale", "expected"), [(1, [11, 12, 14, 16]), (2, [13, 14, 18, 20])])
+def test_images_are_counted_once_and_within_a_batch_at_most_every_second(scale, expected, monkeypatch):
     assert pulses.EVERY == 1
-    clock = iter((0.0, 2.0, 2.0, 2.5, 4.0, 4.0))
-    monkeypatch.setattr(pulses, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    told: list[tuple[int, int]] = []
-    listen = images_done(lambda done, total: told.append((done, total)), before=10, n=4, total=20)
-    for share in (0.0, 0.1, 0.3, 0.3, 0.2, 0.6, 1.0):
-        listen(share)
-    assert told == [(11, 20), (14, 20)]
+    clock = [0.0]
+    monkeypatch.setattr(pulses, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    told: list[int] = []
+    meter = Meter(lambda done, total: told.append(done), 10, 20, scale=scale)
+    first, second = meter.part(4), meter.part(2)
+    for now, share in ((2.0, 0.0), (2.0, 0.4), (2.5, 0.6), (3.5, 0.2), (3.6, 1.0)):
+        clock[0] = now
+        first(share)
+    second(0.0)
+    first.finish()
+    second.finish()
+    assert told == expected
+
+
+def test_attacks_stop_at_their_next_step():
+    meter = Meter(lambda done, total: None, 0, 8)
+    part = meter.part(8)
+    part(0.5)
+    meter.stop()
+    with pytest.raises(Stopped):
+        part(0.6)
 
 
 def test_an_evaluation_of_one_batch_is_heard_of_within_it(robust, split, monkeypatch):

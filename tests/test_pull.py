@@ -19,6 +19,7 @@ import torch
 from hub_repos import User
 from hub_server import HubServer
 from test_datasets import written
+from test_weights import flip_a_bit
 from tiny import SPEC, register, same_function
 
 from zoo.cli.app import run
@@ -162,6 +163,31 @@ def test_a_damaged_config_is_noticed_by_gits_hash(server, student, capsys):
     assert "the Hub's hash" in pulled(capsys, "hf-hub:org/other", code=5)["error"]["message"]
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_damage_is_noticed_where_the_cache_has_no_links(server, student, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_SYMLINKS", True)
+    route = LARGE if file == "model.safetensors" else "GET /api/resolve-cache/.*config.json"
+    server.fault(route, flip=True)
+    pulled(capsys, "hf-hub:org/tiny")
+    assert len(server.asked(route)) == 2
+    path = next(tmp_path.glob(f"hf/hub/models--org--tiny/snapshots/*/{file}"))
+    assert not path.is_symlink()
+    flip_a_bit(path)
+    with pytest.raises(IntegrityError):
+        load("hf-hub:org/tiny", local_files_only=True)
+    load("hf-hub:org/tiny")
+    assert len(server.asked(route)) == 3
+
+
+def test_damage_that_cannot_be_mended_is_named_and_not_the_network_alone(server, registered, tmp_path, capsys):
+    pulled(capsys, "tiny")
+    flip_a_bit(next(tmp_path.glob("hf/hub/*/snapshots/*/model.safetensors")).resolve())
+    server.stop()
+    message = pulled(capsys, "tiny", code=5)["error"]["message"]
+    assert "SHA-256" in message
+    assert "another download failed" in message
+
+
 @pytest.mark.parametrize("fault", [{"cut": True}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "0"}}])
 def test_short_faults_are_got_over(server, registered, net, fault, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
@@ -275,6 +301,17 @@ def test_a_token_that_a_server_repeats_is_not_shown(server, student, monkeypatch
     assert TOKEN not in said.out + said.err
 
 
+def test_secrets_in_addresses_are_not_shown(server, student, monkeypatch, capsys):
+    told = {"X-Error-Message": "Forbidden for https://storage.example/a/b?Signature=s3cret&Expires=9 today"}
+    server.fault("HEAD .*/resolve/", times=9, status=403, headers=told)
+    assert "https://storage.example/a/b today" in pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+    server.stop()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url.replace("//", "//me:s3cret@"))
+    message = pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+    assert server.url in message
+    assert "s3cret" not in message
+
+
 # -- networks and disks --------------------------------------------------------------------------------------------
 
 
@@ -385,6 +422,12 @@ def test_models_are_carried_to_a_machine_without_a_network(
         assert same_function(load(name), net)
         assert run(["cache", "verify", "org/tiny"]) == 0
         assert not other.requests
+
+
+def test_weights_of_the_package_are_not_carried(bundled, tmp_path, capsys):
+    assert run(["pull", "tiny", "--to", str(tmp_path / "usb")]) == 0
+    assert "these weights are in the package" in capsys.readouterr().err
+    assert not (tmp_path / "usb").exists()
 
 
 def test_carried_files_that_were_altered_are_not_taken_in(server, registered, tmp_path, monkeypatch, capsys):

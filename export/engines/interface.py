@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -62,8 +64,8 @@ class Built:
 class Engine:
     """A loaded artifact: float32 images [N, C, H, W] in [0, 1] to float32 logits [N, classes], always in new memory.
 
-    Casting to what the artifact computes in is the engine's own business, so that a caller need not know it. Close it
-    when it is no longer needed, or use it in a ``with`` block.
+    Casting to what the artifact computes in is the engine's own business, so that a caller need not know it. Threads
+    may share it: it runs one batch at a time. Close it when it is no longer needed, or use it in a ``with`` block.
 
     Args:
         run: checked images to logits, both arrays.
@@ -82,6 +84,7 @@ class Engine:
         self.shape, self.facts = shape, facts
         self._run: Callable[[np.ndarray], np.ndarray] | None = run
         self._gradients = gradients
+        self._turn: AbstractContextManager[Any] = Lock()
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
         """Images [N, C, H, W] to logits [N, classes].
@@ -90,7 +93,9 @@ class Engine:
             UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
         """
         # Copies, because an engine may write into its images, and an attack into the logits.
-        logits = self.running()(checked(images, self.shape).numpy().copy())
+        x = checked(images, self.shape).numpy().copy()
+        with self._turn:
+            logits = self.running()(x)
         return torch.from_numpy(np.array(logits, dtype=np.float32))
 
     def differentiable(self, model: Classifier) -> nn.Module | None:

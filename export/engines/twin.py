@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ class Twin(Engine):
         facts = {"engine": "pytorch", "version": torch.__version__, "device": "cpu"}
         self.model = model
         super().__init__(self._forward, shape, facts, lambda _: model)
+        self._turn = nullcontext()  # PyTorch's nets answer several threads at once
 
     @torch.no_grad()
     def _forward(self, images: np.ndarray) -> np.ndarray:

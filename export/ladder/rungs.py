@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from zoo.attacks import broken, margin
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy
-from zoo.attacks.pulse import images_done, listening, portion, pulse
+from zoo.attacks.pulse import Meter, portion, pulse
 from zoo.datasets.base import to_float
 from zoo.evaluation.corruptions import corrupted, one_each, versions
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import Norm
+from zoo.evaluation.workers import Crew, batches_done, limited
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.system.errors import UsageError
@@ -216,14 +217,14 @@ def black_box(twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
     return attack
 
 
-def clean(twin: Engine, engine: Engine, images: np.ndarray, labels: np.ndarray, tick: Tick) -> Bits:
+def clean(twin: Twin, engine: Engine, images: np.ndarray, labels: np.ndarray, tick: Tick) -> Bits:
     """Who classifies which image correctly, unperturbed; arguments as for :func:`survivors`."""
     everything = np.ones(len(labels), bool)
     return survivors(lambda x, y, seed: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
 
 
 def corruptions(
-    twin: Engine,
+    twin: Twin,
     engine: Engine,
     images: np.ndarray,
     labels: np.ndarray,
@@ -256,7 +257,7 @@ def corruptions(
 
 def survivors(
     attack: Attack,
-    twin: Engine,
+    twin: Twin,
     engine: Engine,
     images: np.ndarray,
     labels: np.ndarray,
@@ -274,12 +275,17 @@ def survivors(
     """
     twin_right, engine_right = bits[0].copy(), bits[1].copy()
     standing = np.flatnonzero(bits[0] | bits[1])
-    for start in range(0, len(standing), BATCH):
-        index = standing[start : start + BATCH]
+    batches = {start: standing[start : start + BATCH] for start in range(0, len(standing), BATCH)}
+    meter = Meter(tick, len(labels) - len(standing), len(labels))
+
+    def attacked(start: int, index: np.ndarray) -> Bits:
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        with listening(images_done(tick, len(labels) - len(standing) + start, len(index), len(labels))):
-            for_twin, for_engine = attack(x, y, seed + start)
-        twin_right[index] &= right(twin, for_twin, y)
-        engine_right[index] &= right(engine, for_engine, y)
-        tick(len(labels) - len(standing) + min(start + BATCH, len(standing)), len(labels))
+        for_twin, for_engine = attack(x, y, seed + start)
+        return right(twin, for_twin, y), right(engine, for_engine, y)
+
+    crew = Crew.of(twin.model, to_float(images[:8]), len(batches), BATCH)
+    with limited(crew.threads):
+        for start, (twin_holds, engine_holds) in batches_done(attacked, batches, meter, crew):
+            twin_right[batches[start]] &= twin_holds
+            engine_right[batches[start]] &= engine_holds
     return twin_right, engine_right

@@ -10,6 +10,8 @@ state that outlives it, as in a file or on a device, nor an engine that has lear
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,15 +33,17 @@ class Witness(Engine):
         super().__init__(lambda images: engine(images).numpy(), engine.shape, engine.facts)
         self.engine, self.rng, self.seen = engine, np.random.default_rng(seed), 0
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by place: image [C, H, W], logits [classes]
+        self.noting = Lock()
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
         """See :class:`zoo.export.engines.interface.Engine`."""
         logits = self.engine(images)
-        order = self.seen + np.arange(len(logits))
-        places = np.where(order < KEPT, order, self.rng.integers(order + 1))
-        for row in np.flatnonzero(places < KEPT):
-            self.kept[int(places[row])] = torch.as_tensor(images[row]).clone(), logits[row].clone()
-        self.seen += len(logits)
+        with self.noting:
+            order = self.seen + np.arange(len(logits))
+            places = np.where(order < KEPT, order, self.rng.integers(order + 1))
+            for row in np.flatnonzero(places < KEPT):
+                self.kept[int(places[row])] = torch.as_tensor(images[row]).clone(), logits[row].clone()
+            self.seen += len(logits)
         return logits
 
     def changed(self, fresh: Engine, allowed: float) -> float:

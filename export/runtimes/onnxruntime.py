@@ -82,7 +82,7 @@ def open(
     facts |= {"threads": threads or "all", "graph_optimization": level, **({"config": entries} if entries else {})}
     if provider != "cpu":
         facts["provider_options"] = given = {**given, **session.get_provider_options().get(name, {})}
-        facts["tf32"] = given.get("use_tf32", os.environ.get(TF32)) != "0"
+        facts["tf32"] = "0" not in (os.environ.get(TF32), given.get("use_tf32"))  # either switches it off
     port, logits = inputs[0].name, [outputs[0].name]
     return lambda x: session.run(logits, {port: x})[0], tuple(inputs[0].shape[1:]), facts
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 EVERY = 1.0  # seconds between two reports on a batch
 Listener = Callable[[float], None]  # the share that is done, from 0 to 1
@@ -42,15 +43,57 @@ def portion(start: float, end: float) -> Iterator[None]:
     pulse(end)
 
 
-def images_done(progress: Callable[[int, int], None], before: int, n: int, total: int) -> Listener:
-    """A listener that tells ``progress`` of an attack on ``n`` of ``total`` images, ``before`` of them done already, at
-    most once a second."""
-    reported, at = 0, time.monotonic()
+class Stopped(Exception):
+    """The attack is not needed any more: another one failed, or the program was interrupted."""
 
-    def listen(share: float) -> None:
-        nonlocal reported, at
-        if int(share * n) > reported and time.monotonic() - at >= EVERY:
-            reported, at = int(share * n), time.monotonic()
-            progress(before + reported, total)
 
-    return listen
+class Meter:
+    """Counts the images that attacks have done, and tells ``progress``; within a batch at most once a second.
+
+    Several threads may attack at the same time: ``progress`` is called by one of them at a time.
+
+    Args:
+        done: images that are done already, of ``total``.
+        scale: how many processes do as much as this one.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None], done: int, total: int, *, scale: int = 1) -> None:
+        self.progress, self.total, self.scale = progress, total, scale
+        self.done, self.reported, self.at = float(done), done, time.monotonic()
+        self.stopped, self.lock = False, Lock()
+
+    def part(self, n: int) -> Part:
+        """The listener for an attack on a batch of ``n`` images."""
+        return Part(self, n)
+
+    def stop(self) -> None:
+        """Let all attacks stop at their next step, with :class:`Stopped`."""
+        self.stopped = True
+
+    def add(self, images: float, every: float) -> None:
+        """Count ``images`` more, and report if the last report was ``every`` seconds ago."""
+        with self.lock:
+            self.done += self.scale * images
+            whole = min(int(self.done + 1e-6), self.total)
+            if whole > self.reported and time.monotonic() - self.at >= every:
+                self.reported, self.at = whole, time.monotonic()
+                self.progress(whole, self.total)
+
+
+class Part:
+    """A batch of ``n`` images, of which ``counted`` are done."""
+
+    def __init__(self, meter: Meter, n: int) -> None:
+        self.meter, self.n, self.counted = meter, n, 0.0
+
+    def __call__(self, share: float) -> None:
+        if self.meter.stopped:
+            raise Stopped
+        more = max(share * self.n - self.counted, 0.0)
+        self.counted += more
+        self.meter.add(more, EVERY)
+
+    def finish(self) -> None:
+        """Count the whole batch, and report it."""
+        self.meter.add(self.n - self.counted, 0.0)
+        self.counted = self.n

@@ -51,7 +51,9 @@ def command(
     files = list({file.path: file for address in wanted(name) for file in pull(address, hub)}.values())
     written = [] if to is None else write(files, to)
     if to is not None and not written:
-        out.say(f"nothing was written to '{to}': the package has these weights, on the other machine too")
+        out.say(
+            f"nothing was written to '{to}': these weights are in the package or beside the registry, not at the Hub"
+        )
     data = {"files": [_json(file) for file in files], "to": None if to is None else str(to)}
     out.result({**data, "written": [str(path) for path in written]}, lambda: _table(files))
 
@@ -63,6 +65,6 @@ def _json(file: Pulled) -> dict[str, Any]:
 def _table(files: list[Pulled]) -> str:
     from zoo.system.units import format_size
 
-    said = {"package": "in the package", "cache": "in the cache", "hub": "downloaded"}
+    said = {"package": "here", "cache": "in the cache", "hub": "downloaded"}
     rows = [[file.name, file.path.name, format_size(file.size), said[file.source], file.sha256[:16]] for file in files]
     return table(["model", "file", "size", "source", "sha256"], rows, right=(2,))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attacks import broken
-from zoo.attacks.pulse import images_done, listening
+from zoo.attacks.pulse import Meter
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
@@ -24,10 +24,11 @@ from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_g
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.together import gathered, place
+from zoo.evaluation.workers import Crew, batches_done, limited
 from zoo.models.fold import fold_batchnorm
 from zoo.system.errors import UsageError
 
-Progress = Callable[[int, int], None]  # images done, images in all
+Progress = Callable[[int, int], None]  # images done, images in all; called by several threads, one at a time
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
 WRONG, LOOKED_AT = "_wrong_gradients", "_looked_at"  # counts of the ledger: wrong or zero gradients, of so many
@@ -101,26 +102,28 @@ def evaluate(
     if low < 0 or high >= classes:
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
-    seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
-    attacked = seen.model
-    right = np.zeros(n, bool)
-    at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
-    at_once = 1 if batch_size == 1 else at_once
-    with torch.no_grad():
-        for index in np.array_split(np.arange(n), -(-n // at_once)):
-            x, y = batch(index)
-            right[index] = (~broken(attacked(x), y)).cpu().numpy()
-    if together:
-        right = gathered(right)[0]
-    ledger = Ledger(None)
-    if protocol.attack == "none":
-        progress(n, n)
-    else:
-        if resume is not None:
-            key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
-            ledger = Ledger(resume / f"{key}.json")
-        right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts, together)
-    seen.again()
+    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], -(-n // batch_size), batch_size)
+    with limited(crew.threads):
+        seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
+        attacked = seen.model
+        right = np.zeros(n, bool)
+        at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
+        at_once = 1 if batch_size == 1 else at_once
+        with torch.no_grad():
+            for index in np.array_split(np.arange(n), -(-n // at_once)):
+                x, y = batch(index)
+                right[index] = (~broken(attacked(x), y)).cpu().numpy()
+        if together:
+            right = gathered(right)[0]
+        ledger = Ledger(None)
+        if protocol.attack == "none":
+            progress(n, n)
+        else:
+            if resume is not None:
+                key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
+                ledger = Ledger(resume / f"{key}.json")
+            right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts, together, crew)
+        seen.again()
     if together:
         seen.flags.update(*gathered(seen.flags))
     if flags is not None:
@@ -141,6 +144,7 @@ def _attack(
     progress: Progress,
     counts: Counts | None,
     together: bool,
+    crew: Crew,
 ) -> np.ndarray:
     """Which images are right after the attack, of those that are ``right`` before: bool [n]."""
     n, bits = len(right), right.copy()
@@ -149,25 +153,29 @@ def _attack(
     def attack(one: Protocol) -> None:
         standing = np.flatnonzero(bits)
         batches = {start: standing[start : start + batch_size] for start in range(0, len(standing), batch_size)}
-        for start, index in list(batches.items())[rank::processes]:
-            done = n - len(standing) + start
-            if ledger.known(one.attack, index) is None:
-                parts: Counts = {}
-                x, y = batch(index)
-                # Each batch has its own seed; otherwise all batches would start from the same noise.
-                seeded = one.model_copy(update={"seed": one.seed + start})
-                with listening(images_done(progress, done, len(index), n)):
-                    x_adv = perturb(seeded, seen.model, x, y, counts=parts)
-                with torch.no_grad():
-                    robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
-                if one is not protocol:
-                    parts[one.attack] = float(len(index) - robust.sum())
-                elif one.attack not in BLIND and robust.any():
-                    left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
-                    parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
-                    parts[LOOKED_AT] = float(len(left))
-                ledger.record(one.attack, index, robust, parts)
-            progress(done + len(index), n)
+        meter = Meter(progress, n - len(standing), n, scale=processes)
+
+        def attacked(start: int, index: np.ndarray) -> tuple[np.ndarray, Counts] | None:
+            if ledger.known(one.attack, index) is not None:
+                return None
+            parts: Counts = {}
+            x, y = batch(index)
+            # Each batch has its own seed; otherwise all batches would start from the same noise.
+            x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), seen.model, x, y, counts=parts)
+            with torch.no_grad():
+                robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
+            if one is not protocol:
+                parts[one.attack] = float(len(index) - robust.sum())
+            elif one.attack not in BLIND and robust.any():
+                left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
+                parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
+                parts[LOOKED_AT] = float(len(left))
+            return robust, parts
+
+        own = dict(list(batches.items())[rank::processes])
+        for start, found in batches_done(attacked, own, meter, crew):
+            if found:
+                ledger.record(one.attack, own[start], *found)
         if together:
             ledger.add(*gathered(ledger.batches))
             seen.flags.update(*gathered(seen.flags))  # these decide what follows

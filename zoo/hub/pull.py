@@ -24,7 +24,7 @@ class Pulled:
 
     Attributes:
         name: the model, as it is loaded.
-        source: where it was: in the package, in the client's cache, or only at the Hub.
+        source: where it was: in the package or beside the registry, in the client's cache, or only at the Hub.
         repo_id, revision, filename: its place at the Hub, None for a file of the package that is not there; ``branch``
             is what was asked for, if that is not a commit.
     """

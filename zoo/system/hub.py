@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_line
-from zoo.system.files import cache_root, check_sha256, sha256_file, write_atomic
+from zoo.system.files import cache_root, check_sha256, sha256_file, stored_json, write_atomic
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 RepoType = Literal["model", "dataset"]
 
 
 def promised_sha256(path: Path) -> str | None:
-    """The Hub's SHA-256 of a cached file: the cache names large files by it. None for small files."""
-    name = path.resolve().name
-    return name if re.fullmatch("[0-9a-f]{64}", name) else None
+    """The SHA-256 of a cached file as the cache states it, which names large files by it; where it cannot link to these
+    names, as the record of the download states it. None if neither does."""
+    promised = _promised(path) or ""
+    return promised if len(promised) == 64 else None
 
 
 def check_blob(path: Path) -> None:
-    """Raise IntegrityError if ``path`` is a cached file that does not have the Hub's hash: the SHA-256 of a large file,
-    git's hash of a small one (from some mirrors its SHA-1)."""
-    if promised := promised_sha256(path):
+    """Raise IntegrityError if ``path`` is a cached file without the hash that the cache has of the Hub: the SHA-256 of
+    a large file, git's hash of a small one (from some mirrors its SHA-1)."""
+    _check_hash(path, _promised(path) or "")
+
+
+def _promised(path: Path) -> str | None:
+    if _HASH.fullmatch(name := path.resolve().name):
+        return name
+    with suppress(OSError, IntegrityError, LookupError, TypeError):
+        return str(stored_json(_note(path))["sha256"])
+    return None
+
+
+def _check_hash(path: Path, promised: str) -> None:
+    if len(promised) == 64:
         check_sha256(path, promised)
-    elif COMMIT.fullmatch(path.resolve().name):
+    elif COMMIT.fullmatch(promised):
         content = path.read_bytes()
-        if path.resolve().name not in (git_hash(content), hashlib.sha1(content).hexdigest()):
+        if promised not in (git_hash(content), hashlib.sha1(content).hexdigest()):
             raise IntegrityError(f"'{path}' was altered or damaged: it does not have the Hub's hash")
 
 
@@ -65,13 +80,38 @@ class Download:
     @property
     def note(self) -> Path:
         """The file of this record."""
-        return cache_root() / "downloads" / f"{hashlib.sha256(self.path.encode()).hexdigest()}.json"
+        return _note(Path(self.path))
 
     def write(self) -> None:
         """Store the record; where the cache cannot be written, the file is used all the same."""
         with suppress(OSError):
             self.note.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.note, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _note(path: Path) -> Path:
+    return cache_root() / "downloads" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()}.json"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a repository, and how it is called in messages."""
+
+    repo_id: str
+    filename: str
+    revision: str | None
+    repo_type: RepoType
+
+    @property
+    def pinned(self) -> bool:
+        return COMMIT.fullmatch(self.revision or "") is not None
+
+    @property
+    def title(self) -> str:
+        return f"'{self.filename}' of '{self.repo_id}'" + (f" at {self.revision}" if self.revision else "")
+
+    def malformed(self) -> UsageError:
+        return UsageError(f"'{self.repo_id}' is not a Hub repository: write it as organisation/name")
 
 
 @dataclass(frozen=True)
@@ -110,29 +150,35 @@ class HubFiles:
             IntegrityError: ``check`` fails, also after a new download; or the file is larger than ``limit``.
             UsageError: the repository's name is malformed.
         """
-        what: dict[str, Any] = {"repo_type": repo_type}
-        pinned = COMMIT.fullmatch(revision or "")
-        newest = self.newest and not self._offline and not pinned
-        path = None if newest else self._cached(repo_id, filename, revision, **what)
+        file = _File(repo_id, filename, revision, repo_type)
+        path = None if self.newest and not self._offline and not file.pinned else self._cached(file)
         made = downloaded = path is None
         if path is None:
-            if newest or limit is not None:
-                stated = self._get(repo_id, filename, revision, dry_run=True, **what)
+            if self.newest or limit is not None:
+                stated = self._get(file, dry_run=True)
                 made, downloaded = not Path(stated.local_path).exists(), stated.will_download
-                check_size(stated.file_size, limit, f"'{filename}' of '{repo_id}'")
-            path = Path(self._get(repo_id, filename, revision, **what))
+                check_size(stated.file_size, limit, file.title)
+            path = Path(self._get(file))
         check_size(path.stat().st_size, limit, f"'{path}'")
+        file = replace(file, revision=revision if file.pinned else commit_of(path, filename))
         try:
             check(path)
-        except IntegrityError:
+            self._compare(path, file, known=not downloaded or check is not check_blob)
+        except IntegrityError as damaged:
             if self._offline:
                 raise
             downloaded = True
-            same = revision if pinned else commit_of(path, filename)
-            path = Path(self._get(repo_id, filename, same, force_download=True, **what))
+            if not path.is_symlink():  # the client replaces the target of a link only
+                with suppress(OSError):
+                    path.unlink()
+            try:
+                path = Path(self._get(file, force_download=True))
+            except Unreachable as error:
+                raise IntegrityError(f"{damaged}; another download failed: {error}") from None
             check(path)
+            self._compare(path, file, known=check is not check_blob)
         if made:
-            self._record(repo_id, filename, path, repo_type)
+            self._record(file, path)
         if downloaded:
             self.seen(path)
         return path
@@ -143,41 +189,65 @@ class HubFiles:
 
         return self.offline or constants.HF_HUB_OFFLINE
 
-    def _cached(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Path | None:
+    def _cached(self, file: _File) -> Path | None:
         """The path in the cache; None if the file is not there, and may be downloaded."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         try:  # hf_hub_download asks the Hub for a list of programs first, even with local_files_only
             found = try_to_load_from_cache(
-                repo_id, filename, cache_dir=self.cache_dir, revision=revision, repo_type=options["repo_type"]
+                file.repo_id, file.filename, self.cache_dir, revision=file.revision, repo_type=file.repo_type
             )
         except HFValidationError:
-            raise _not_a_repository(repo_id) from None
+            raise file.malformed() from None
         if isinstance(found, str):
             return Path(found)
         if self._offline:
-            what = _named(repo_id, filename, revision)
-            raise Unreachable(f"{what} is not in the Hub's cache, and the network must not be used")
+            raise Unreachable(f"{file.title} is not in the Hub's cache, and the network must not be used")
         return None
 
-    def _record(self, repo_id: str, filename: str, path: Path, repo_type: RepoType) -> None:
+    def _compare(self, path: Path, file: _File, *, known: bool) -> None:
+        """Compare a new file with the hash that the Hub states now, where the cache cannot link to files that are named
+        by it; not if its hash is ``known``."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        if not known and not _promised(path):
+            url = hf_hub_url(file.repo_id, file.filename, revision=file.revision, repo_type=file.repo_type)
+            with self._asking(file):
+                _check_hash(path, get_hf_file_metadata(url, retry_on_errors=True).etag or "")
+
+    def _record(self, file: _File, path: Path) -> None:
         size, sha256 = path.stat().st_size, promised_sha256(path) or sha256_file(path)
-        found = Download(repo_type, repo_id, commit_of(path, filename), filename, str(path.absolute()), size, sha256)
+        commit, place = commit_of(path, file.filename), str(path.absolute())
+        found = Download(file.repo_type, file.repo_id, commit, file.filename, place, size, sha256)
         found.write()
-        remove_partial(found.cache, path.parents[2 + filename.count("/")].name)
+        remove_partial(found.cache, path.parents[2 + file.filename.count("/")].name)
 
-    def _get(self, repo_id: str, filename: str, revision: str | None, **options: Any) -> Any:
-        from huggingface_hub import errors, hf_hub_download
+    def _get(self, file: _File, **options: Any) -> Any:
+        from huggingface_hub import hf_hub_download
 
-        what = _named(repo_id, filename, revision)
+        with self._asking(file):
+            return hf_hub_download(
+                file.repo_id,
+                file.filename,
+                revision=file.revision,
+                repo_type=file.repo_type,
+                cache_dir=self.cache_dir,
+                **options,
+            )
+
+    @contextmanager
+    def _asking(self, file: _File) -> Iterator[None]:
+        """Turn the client's errors into ours."""
+        from huggingface_hub import errors
+
         try:
             with client_output(self.progress):
-                return hf_hub_download(repo_id, filename, revision=revision, cache_dir=self.cache_dir, **options)
+                yield
         except errors.HFValidationError:
-            raise _not_a_repository(repo_id) from None
+            raise file.malformed() from None
         except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of the HTTP client in use
-            raise self._sentence(error, what, repo_id) from error
+            raise self._sentence(error, file.title, file.repo_id) from error
 
     def _sentence(self, error: Exception, what: str, repo_id: str) -> Exception:
         """What to raise for an error of the client."""
@@ -192,16 +262,8 @@ class HubFiles:
                 )
             if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
                 return error  # such as a full disk
-        told_by = error if isinstance(error, errors.HTTPError) else error.__cause__ or error
-        return _refusal(told_by, what, repo_id)
-
-
-def _named(repo_id: str, filename: str, revision: str | None) -> str:
-    return f"'{filename}' of '{repo_id}'" + (f" at {revision}" if revision else "")
-
-
-def _not_a_repository(repo_id: str) -> UsageError:
-    return UsageError(f"'{repo_id}' is not a Hub repository: write it as organisation/name")
+        cause = error if isinstance(error, errors.HTTPError) else error.__cause__ or error
+        return _refusal(cause, what, repo_id)
 
 
 def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
@@ -209,6 +271,7 @@ def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
     from huggingface_hub import constants, errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    endpoint = without_token(constants.ENDPOINT)
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         return Unreachable(f"{what} is gated: ask for access on the page of '{repo_id}' at the Hub, and {login}")
@@ -227,21 +290,22 @@ def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
     if isinstance(error, errors.HfHubHTTPError):
         return Unreachable(f"the Hub refuses {what}: {without_token(error.server_message or first_line(error))}")
     if isinstance(error, errors.FileMetadataError):
-        return Unreachable(f"{what}: '{constants.ENDPOINT}' does not answer as a Hub: check HF_ENDPOINT and the proxy")
+        return Unreachable(f"{what}: '{endpoint}' does not answer as a Hub: check HF_ENDPOINT and the proxy")
     if isinstance(error, errors.HTTPError | errors.LocalEntryNotFoundError):
         return Unreachable(
-            f"{what} is not in the Hub's cache, and the Hub at '{constants.ENDPOINT}' cannot be reached "
+            f"{what} is not in the Hub's cache, and the Hub at '{endpoint}' cannot be reached "
             f"({type(error).__name__}): check the network, HF_ENDPOINT and the proxy"
         )
     return Unreachable(f"{what} could not be fetched ({type(error).__name__}): try again")
 
 
 def without_token(text: str) -> str:
-    """``text`` without the user's token, in case that a server repeats it."""
+    """``text`` without secrets: the user's token, which a server may repeat, and passwords and signatures in URLs."""
     from huggingface_hub import get_token
 
     token = get_token()
-    return text.replace(token, "***") if token else text
+    text = text.replace(token, "***") if token else text
+    return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
 
 
 def check_size(size: int | None, limit: int | None, what: str) -> None:

@@ -183,13 +183,13 @@ class Found:
         from zoo.models import build
 
         where = _device(device)
-        tensors = _tensors(self) if self.path is not None else None
-        if tensors is not None and self.path is not None:
-            check_count(tensors, spec, self.path)
+        if self.path is None:
+            return build(spec).eval().to(where)
+        tensors = _tensors(self)
+        check_count(tensors, spec, self.path)
         model = build(spec)
-        if tensors is not None and self.path is not None:
-            fill(model, tensors, self.path)
-            vars(model)[_ORIGIN] = self.sha256
+        fill(model, tensors, self.path)
+        vars(model)[_ORIGIN] = self.sha256
         return model.eval().to(where)
 
     def reference(self) -> dict[str, str]:

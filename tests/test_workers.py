@@ -1,0 +1,130 @@
+"""Several batches are attacked at the same time, and nothing else changes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zoo.attacks.pulse import Meter, Stopped, pulse
+from zoo.evaluation import workers
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.protocols import protocol
+from zoo.evaluation.workers import Crew, batches_done, limited
+
+N = 60
+BATCHES = {start: np.arange(start, start + 10) for start in range(0, N, 10)}
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    with limited(2):
+        yield
+
+
+@pytest.fixture
+def pixels(split):
+    return split.images[:N], split.labels[:N]
+
+
+WEAK = {  # each breaks some of the images
+    "pgd20": {"steps": 3, "eps": 2 / 255, "step": 1 / 255},
+    "autoattack": {"steps": 3, "queries": 5, "eps": 2 / 255},
+    "square": {"attack": "square", "steps": None, "step": None, "loss": None, "queries": 30, "eps": 32 / 255},
+}
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_two_workers_find_the_bits_and_counts_of_one(name, fragile, pixels):
+    weak = protocol("pgd20" if name == "square" else name).model_copy(update={"n": N, **WEAK[name]})
+    found, counts = [], [{}, {}]
+    for threads, count in zip((1, 2), counts, strict=True):
+        with limited(threads):
+            found.append(evaluate(fragile, *pixels, weak, batch_size=10, counts=count))
+    assert 0 < found[0].sum() < N
+    assert np.array_equal(*found)
+    assert counts[0] == counts[1]
+
+
+def test_workers_are_threads_of_one_thread_and_the_caller_gets_its_own_back():
+    seen: set[tuple[int, int]] = set()
+    both = threading.Barrier(2, timeout=30)
+
+    def work(number: int, index: np.ndarray) -> int:
+        both.wait()  # fails unless two are at work at once
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return number
+
+    done = list(batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1)))
+    assert sorted(done) == [(number, number) for number in BATCHES]
+    assert {threads for _, threads in seen} == {1}
+    assert threading.get_ident() not in {ident for ident, _ in seen}
+
+
+def test_the_number_of_threads_is_given_back(fragile, pixels):
+    weak = protocol("pgd20").model_copy(update={"n": N, "steps": 1})
+    evaluate(fragile, *pixels, weak, batch_size=10)
+    assert torch.get_num_threads() == 2
+
+
+def test_progress_counts_every_image_once(fragile, pixels):
+    told: list[int] = []
+    weak = protocol("pgd20").model_copy(update={"n": N, "steps": 1})
+    evaluate(fragile, *pixels, weak, batch_size=10, progress=lambda done, total: told.append(done))
+    assert told == sorted(set(told))
+    assert told[-1] == N
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_if_one_fails_the_others_stop_at_their_next_step(error):
+    stopped, failing = threading.Event(), threading.Event()
+
+    def work(number: int, index: np.ndarray) -> None:
+        if number == 10:
+            failing.wait(30)
+            raise error
+        failing.set()
+        try:
+            while True:
+                pulse(0.5)
+        except Stopped:
+            stopped.set()
+            raise
+
+    with pytest.raises(error):
+        list(batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1)))
+    assert stopped.is_set()
+
+
+class Foreign(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_a_net_with_layers_of_others_has_one_worker(fragile):
+    x = torch.rand(8, 3, 32, 32)
+    assert Crew.of(fragile, x, 6, 10) == Crew(2, 1)
+    assert Crew.of(Foreign(fragile), x, 6, 10) == Crew(1, 1)
+    hooked = fragile.head.register_forward_hook(lambda *given: None)
+    assert Crew.of(fragile, x, 6, 10).workers == 1
+    hooked.remove()
+
+
+def test_slow_operators_are_shared_by_threads_that_would_be_idle(fragile, monkeypatch):
+    monkeypatch.setattr(workers, "SLOW", 0.0)
+    x = torch.rand(8, 3, 32, 32)
+    assert Crew.of(fragile, x, 6, 10) == Crew(2, 1)
+    assert Crew.of(fragile, x, 1, 10) == Crew(1, 2)
+    with limited(1):
+        assert Crew.of(fragile, x, 6, 10) == Crew(1, 1)
