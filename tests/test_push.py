@@ -427,6 +427,14 @@ def test_a_family_and_its_collection_are_one_command(call, registry, server):
     assert len(shown["items"]) == 2
 
 
+def test_models_are_published_though_their_collection_is_refused(call, registry, server):
+    server.fault("POST /api/collections", status=403)
+    code, told, err = call("push", "sturdy", "--repo-id", "org/{name}", "--collection", "Sturdy ones")
+    assert (code, told["collection"]) == (4, None)
+    assert told["pushed"][0]["revision"] == info("sturdy").weights.hub.revision
+    assert "does not let this token write to the collection 'Sturdy ones'" in err
+
+
 def test_one_conflict_does_not_stop_the_others(call, registry, server):
     push(call, "sturdy")
     somebody_commits(server, "org/sturdy")

@@ -10,7 +10,7 @@ import typer
 
 from zoo.cli import options as given
 from zoo.cli.output import Output
-from zoo.system.errors import Unreachable, UsageError
+from zoo.system.errors import Unreachable, UsageError, ZooError
 
 if TYPE_CHECKING:
     from zoo.hub.push import Pushed
@@ -89,13 +89,18 @@ def command(
             failed = [one.error for one in done if one.error]
             if len(done) == 1 and failed:
                 raise failed[0]
+            where = None
+            if collection and failed:
+                output.say("no collection was made, because not every model was published: push again")
+            elif collection:
+                try:
+                    where = gather(collection, done, private=private)
+                except ZooError as error:  # what became of the models is still shown
+                    failed.append(error)
             for error in failed:
                 output.say(f"zoo: error: {error}")
-            where = gather(collection, done, private=private) if collection and not failed else None
     output.result({"pushed": [_facts(one) for one in done], "collection": where}, _outcome(done, where))
     if failed:
-        if collection:
-            output.say("no collection was made, because not every model was published: push again")
         raise typer.Exit(max(error.exit_code for error in failed))
 
 

@@ -136,7 +136,7 @@ def model_card(facts: Facts, files: Files) -> ModelCard:
         toolchains=list(_toolchains(facts)),
         reported=[(name, f"{100 * one.value:.2f}", one.source) for name, one in entry.reported.items()],
         latency=[
-            (device, engine, batch, format_ms(one.p50_ms), format_ms(one.p95_ms))
+            (device + " (busy)" * one.busy, engine, batch, format_ms(one.p50_ms), format_ms(one.p95_ms))
             for device, engines in entry.latency.items()
             for engine, batches in engines.items()
             for batch, one in batches.items()
@@ -287,14 +287,11 @@ def _training(entry: Entry, title: str) -> Iterator[tuple[str, str]]:
     yield "Recipe", f"`{train.recipe}` (SHA-256 `{train.recipe_sha256[:16]}…`), seed {train.seed}"
     if method := ((train.settings or {}).get("method") or {}).get("name"):
         yield "Method", str(method)
-    teacher = train.teacher
-    yield (
-        "teacher",
-        "none"
-        if teacher is None
-        else f"`{teacher.name}`"
-        + "".join(f", {name} {_percent(one.value)} (n = {one.n:,})" for name, one in teacher.accuracy.items()),
+    taught = train.teacher
+    known = (
+        (f", {name} {_percent(one.value)} (n = {one.n:,})" for name, one in taught.accuracy.items()) if taught else ()
     )
+    yield "Teacher", f"`{taught.name}`{''.join(known)}" if taught else "none"
     yield "Start", f"`{train.start.name}`" if train.start else "random weights"
     phases = ", ".join(f"{phase.name} {phase.epochs:g} epochs" for phase in train.phases)
     yield "Length", f"{train.epochs:g} epochs, {train.images_seen:,} images" + (f" ({phases})" if phases else "")
