@@ -77,7 +77,7 @@ def command(
         from zoo.hub.push import gather, orders, prepare, push
         from zoo.system.hub import client_output
 
-        ordered = orders(names, repo_id)
+        ordered = orders(names, repo_id, offline=dry_run)
         with output.progress() as advance, client_output(not quiet):
             if dry_run:
                 with TemporaryDirectory() as scratch:
@@ -86,10 +86,10 @@ def command(
                 output.result({"dry_run": True, "repositories": planned}, _plan(planned))
                 return
             done = push(ordered, private=private, parent=parent, say=output.say, progress=advance)
-            failed = [one.error for one in done if one.error]
+            failed: list[ZooError] = [one.error for one in done if one.error]
             if len(done) == 1 and failed:
                 raise failed[0]
-            where = None
+            where: str | None = None
             if collection and failed:
                 output.say("no collection was made, because not every model was published: push again")
             elif collection:
@@ -97,8 +97,8 @@ def command(
                     where = gather(collection, done, private=private)
                 except ZooError as error:  # what became of the models is still shown
                     failed.append(error)
-            for error in failed:
-                output.say(f"zoo: error: {error}")
+            for each in failed:
+                output.say(f"zoo: error: {each}")
     output.result({"pushed": [_facts(one) for one in done], "collection": where}, _outcome(done, where))
     if failed:
         raise typer.Exit(max(error.exit_code for error in failed))

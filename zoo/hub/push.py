@@ -48,8 +48,12 @@ class Pushed:
     error: ZooError | None = None
 
 
-def orders(names: Sequence[str], pattern: str) -> list[Order]:
-    """The models called ``names`` in repositories after ``pattern``, checked without the network.
+def orders(names: Sequence[str], pattern: str, *, offline: bool = False) -> list[Order]:
+    """The models called ``names``, found and checked, each with its repository.
+
+    Args:
+        pattern: ``ORG/NAME``, where ``{name}`` stands for the model's name.
+        offline: never use the network.
 
     Raises:
         UsageError: a repository's name is malformed or not each model's own, or a model was not measured under attack.
@@ -65,7 +69,8 @@ def orders(names: Sequence[str], pattern: str) -> list[Order]:
         if owners.setdefault(one.repo_id.lower(), one.entry.name) != one.entry.name:
             other = owners[one.repo_id.lower()]
             raise UsageError(f"'{other}' and '{one.entry.name}' would both go to '{one.repo_id}': push them one by one")
-    return [Order(find(one.entry.name, HubFiles(progress=False)), one) for one in facts]
+    hub = HubFiles(offline=offline, progress=False)
+    return [Order(find(one.entry.name, hub), one) for one in facts]
 
 
 def prepare(
