@@ -6,6 +6,7 @@ Only safetensors files are opened. Files are located before torch is imported, s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -217,7 +218,8 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
             config, weights = folder.read(), folder.file(TENSORS) if pretrained else folder.weights
         path = weights if pretrained else None
         if path:
-            check_size(path.stat().st_size, _room(config), f"'{path}'")
+            with suppress(UsageError):  # a malformed architecture is refused where it is used
+                check_size(path.stat().st_size, _room(config), f"'{path}'")
         state = _state(path)
         return Found(address, config, path, sha256_file(path) if path else "", hub, state)
     if address.scheme == HUB:
