@@ -18,6 +18,7 @@ import pytest
 import torch
 from hub_repos import User
 from hub_server import HubServer
+from huggingface_hub import hf_hub_download
 from test_datasets import written
 from test_weights import flip_a_bit
 from tiny import SPEC, register, same_function
@@ -110,6 +111,12 @@ def test_a_repository_is_pulled_at_its_newest_commit_and_both_files_are_of_one_c
     assert sources(moved) == ["cache", "hub"]  # the config is the same: its etag hits
     assert same_function(load("hf-hub:org/tiny"), load("hf-hub:org/tiny", revision=third))
     assert pulled(capsys, f"hf-hub:org/tiny@{second}", code=5)["error"]["type"] == "IntegrityError"
+
+
+def test_weights_are_of_the_commit_of_the_config_also_if_the_branch_moves_on(server, student, net):
+    hf_hub_download("org/tiny", "config.json")
+    server.hub.add("org/tiny", {"config.json": b"{}", "model.safetensors": b"of another architecture"})
+    assert same_function(load("hf-hub:org/tiny"), net)
 
 
 def test_a_branch_of_a_repository_that_is_not_there(server, student, capsys):

@@ -218,7 +218,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
             config, weights = folder.read(), folder.file(TENSORS) if pretrained else folder.weights
         path = weights if pretrained else None
         if path:
-            with suppress(UsageError):  # a malformed architecture is refused by what needs it
+            with suppress(UsageError):  # a malformed architecture is refused where it is used
                 check_size(path.stat().st_size, _room(config), f"'{path}'")
         state = _state(path)
         return Found(address, config, path, sha256_file(path) if path else "", hub, state)
