@@ -53,7 +53,7 @@ def test_the_wheel_holds_every_room_and_everything_that_they_read(wheel):
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names
     for path in (ROOT / "train" / "recipes").glob("*.toml"):
         assert f"zoo/train/recipes/{path.name}" in names
-    assert "zoo/py.typed" in names
+    assert {"zoo/py.typed", "zoo/hub/card.md"} <= names
 
 
 def test_the_wheel_holds_the_weights_that_the_registry_says_are_bundled(wheel):
