@@ -29,7 +29,7 @@ from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
 from zoo.train.proard.dynamic import dynamic
 from zoo.weights.folder import PREDICTOR
-from zoo.weights.load import bundled, save_weights
+from zoo.weights.load import bundled, find, save_weights
 
 TOKEN = "hf_" + "s" * 30
 NAMES = ("sturdy", "sturdy@2M", "frail")
@@ -505,6 +505,8 @@ def test_the_predictor_of_a_dynamic_net_is_fetched_from_the_commit_of_its_weight
     monkeypatch.setenv("ZOO_REGISTRY", str(path))
     monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "empty")
     assert dynamic("proard-tiny").predictor().weights_sha256 == released.sha256
+    found = find("proard-tiny")
+    assert sha256_file(found.companion(PREDICTOR)) == sha256_file(stored[1])  # what a push from here would send
 
 
 @pytest.mark.slow
@@ -531,3 +533,4 @@ def test_every_released_model_goes_to_the_hub_and_comes_back_with_its_hash(call,
         print(f"{one['repo_id']}@{one['revision'][:12]} {weights.hub.filename} sha256 {weights.sha256[:16]}")
     (shown,) = server.hub.collections.values()
     assert len(shown["items"]) == len(released)
+    assert PREDICTOR in held(server, "org/proard-tiny")

@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.datasets.base import Dataset, check_fits
 from zoo.models import Classifier
 from zoo.models.subnet import STATISTICS
-from zoo.registry.entry import Entry, Subnet, Train
+from zoo.registry.entry import Subnet, Train
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.system.hub import HubFiles
@@ -74,12 +74,8 @@ class Dynamic:
             UsageError: it was fitted to another net or another space.
             Unreachable: there is none, here or beside the weights on the Hub.
         """
-        released = self.path.with_name(f"{self.path.stem}.{PREDICTOR}")
-        path = released if released.is_file() else self.path.with_name(PREDICTOR)
-        hub = self.found.facts.weights.hub if isinstance(self.found.facts, Entry) else None
-        if hub and not path.is_file():
-            path = self.found.hub.fetch(hub.repo_id, PREDICTOR, hub.revision)
-        if not path.is_file():
+        path = self.found.companion(PREDICTOR)
+        if path is None:
             raise Unreachable(f"'{self.name}' has no predictor: its training leaves one, as '{PREDICTOR}'")
         predictor = Predictor.load(path, self.space)
         if predictor.weights_sha256 != self.sha256:

@@ -16,7 +16,7 @@ from zoo.export.onnx.graph import GRAPH
 from zoo.hub.card import PLOT, Facts, Files, eval_records, model_card
 from zoo.registry.entry import Entry
 from zoo.specs import parse_spec
-from zoo.system.errors import UsageError
+from zoo.system.errors import Unreachable, UsageError
 from zoo.system.files import copy_atomic, sha256_file
 from zoo.weights.folder import PREDICTOR, TENSORS, ModelConfig, ModelFolder
 from zoo.weights.load import Found, check_file, save_weights
@@ -98,9 +98,14 @@ def write_repository(
     check_file(folder / name, size=entry.weights.size, sha256=entry.weights.sha256)
     if entry.subnet:
         save_weights(found.load().state_dict(), place.weights)
-    predictor = found.path.with_name(f"{found.path.stem}.{PREDICTOR}")
-    if predictor.is_file():
-        copy_atomic(predictor, place.predictor)
+    if entry.supernet:
+        try:
+            predictor = found.companion(PREDICTOR)
+        except Unreachable as error:  # not every dynamic net has one
+            predictor = None
+            notify(f"{facts.repo_id} gets no predictor: {error}")
+        if predictor:
+            copy_atomic(predictor, place.predictor)
     graph = _graph(entry, folder, notify, progress)
     weights = {"file": TENSORS, "size": place.weights.stat().st_size, "sha256": sha256_file(place.weights)}
     card = str(model_card(facts, Files(weights=weights, cut=SUBNET if entry.subnet else None, **graph)))

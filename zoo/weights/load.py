@@ -193,6 +193,20 @@ class Found:
         vars(model)[_ORIGIN] = self.sha256
         return model.eval().to(where)
 
+    def companion(self, name: str) -> Path | None:
+        """The file ``name`` that belongs to the weights, such as a predictor: beside them, else where the registry says
+        that they are on the Hub; None if it is not here and they are on no Hub.
+
+        Raises:
+            Unreachable, IntegrityError: the Hub does not have it, cannot be reached, or it is damaged.
+        """
+        assert self.path is not None
+        for path in (self.path.with_name(f"{self.path.stem}.{name}"), self.path.with_name(name)):
+            if path.is_file():
+                return path
+        hub = self.facts.weights.hub if isinstance(self.facts, Entry) else None
+        return self.hub.fetch(hub.repo_id, name, hub.revision) if hub else None
+
     def reference(self) -> dict[str, str]:
         """Its name and the hash of its weights file, as stored with a model trained from it."""
         return {"name": self.title, "weights_sha256": self.sha256}
