@@ -40,7 +40,9 @@ def check_claims(folder: Path, manifest: Manifest, registry: Registry | None = N
         IntegrityError: they contradict each other; the message names the field and both values.
     """
     report = read_report(folder / "reports" / "verify.json", Report)
-    refuse(folder, chain(_of_the_spec(manifest), _of_the_registry(manifest, registry), _of_the_reports(manifest, report)))
+    refuse(
+        folder, chain(_of_the_spec(manifest), _of_the_registry(manifest, registry), _of_the_reports(manifest, report))
+    )
 
 
 def refuse(folder: Path, claims: Iterable[Claim]) -> None:

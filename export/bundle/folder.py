@@ -40,19 +40,19 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is written to a folder: its ``noun``, and whether a folder that is there ``is_one`` and may be replaced."""
+    """What is written to a folder: its ``noun``, whether a folder that is there ``is_one`` and may be replaced, and
+    what it is ``otherwise``."""
 
     noun: str
     is_one: Callable[[Path], bool]
+    otherwise: str
 
 
-BUNDLE = Kind("bundle", lambda folder: (folder / MANIFEST).is_file())
+BUNDLE = Kind("bundle", lambda folder: (folder / MANIFEST).is_file(), "not a bundle")
 
 
 @contextmanager
-def staged(
-    final: Path, *, force: bool = False, keep_failed: bool = False, kind: Kind = BUNDLE
-) -> Iterator[Path]:
+def staged(final: Path, *, force: bool = False, keep_failed: bool = False, kind: Kind = BUNDLE) -> Iterator[Path]:
     """A scratch folder beside ``final`` that becomes ``final`` when the block ends without an error.
 
     Everything in it is flushed to disk before it is renamed, so a kill, a crash or a full disk leaves nothing
@@ -123,15 +123,15 @@ def check_unsigned(folder: Path) -> None:
 
 
 def check_free(final: Path, *, force: bool, kind: Kind = BUNDLE) -> None:
-    """Raise UsageError if ``final`` exists, except for one of its ``kind`` that ``force`` may replace, if it lies in a file, or if
-    another export writes it."""
+    """Raise UsageError if ``final`` exists, except for one of its ``kind`` that ``force`` may replace, if it lies in a
+    file, or if another export writes it."""
     check_folder(final.parent)
     if os.name != "nt" and any(_written(scratch) for scratch in _scratches(final)):
         raise UsageError(f"another export writes '{final}' at this moment: wait for it, or choose another folder")
     if final.exists() and not force:
         raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
     if final.exists() and not kind.is_one(final):
-        raise UsageError(f"'{final}' is not a {kind.noun}, and will not be replaced by one: move it away first")
+        raise UsageError(f"'{final}' is {kind.otherwise}, and will not be replaced by one: move it away first")
 
 
 def _recover(final: Path, old: Path) -> None:

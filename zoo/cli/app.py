@@ -29,7 +29,7 @@ from zoo.version import __version__
 
 VERBS = (
     *("list", "show", "pick", "export", "verify", "bench", "compare"),
-    *("eval", "sweep", "train", "search", "convert", "doctor"),
+    *("eval", "sweep", "train", "search", "convert", "doctor", "report"),
 )
 
 

@@ -17,12 +17,17 @@ def points(accuracy: Accuracy) -> str:
 
 def described(protocol: Mapping[str, Any]) -> str:
     """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
+    return f"{attack_of(protocol)}, n = {protocol['n']:,} {protocol['split']} images"
+
+
+def attack_of(protocol: Mapping[str, Any]) -> str:
+    """The attack of a protocol in a few words: ``pgd, linf 8/255, 20 steps``."""
     words = [{"none": "no attack"}.get(protocol["attack"], protocol["attack"])]
     if protocol["eps"]:
         words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
     if protocol.get("steps"):
         words.append(f"{protocol['steps']} steps")
-    return f"{', '.join(words)}, n = {protocol['n']:,} {protocol['split']} images"
+    return ", ".join(words)
 
 
 def in_words(spec: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ AXIS = {
     "titleFontSize": 12,
 }
 CONFIG = {
+    "mark": {"aria": False},  # the element around the chart has its description
     "font": "system-ui, sans-serif",
     "background": "transparent",
     "view": {"stroke": None},
@@ -71,7 +72,7 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
     return _chart(
         f"{first.title} accuracy over the multiply-accumulates of {len(first.entries)} models, with the Pareto front. "
         "The table of models holds the same numbers.",
-        height=360,
+        height=420,
         params=[
             {"name": "measure", "value": first.protocol},
             {"name": "budget", "value": first.stops[-1].budget},
@@ -83,7 +84,7 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
         layer=[
             {
                 "transform": [{"filter": "datum.kind == 'published'"}],
-                "mark": {"type": "point", "shape": "diamond", "filled": True, "color": MUTED, "opacity": 0.6},
+                "mark": {"type": "point", "shape": "diamond", "filled": True, "color": MUTED, "size": 55},
                 "encoding": point,
             },
             {
@@ -103,7 +104,14 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
             },
             {
                 "transform": [of_models],
-                "mark": {"type": "point", "filled": True, "stroke": ACCENT, "size": 55, "opacity": 1, "cursor": "pointer"},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "stroke": ACCENT,
+                    "size": 55,
+                    "opacity": 1,
+                    "cursor": "pointer",
+                },
                 "encoding": {
                     **point,
                     "fill": {"condition": {"test": "datum.front", "value": ACCENT}, "value": PAPER},
@@ -114,11 +122,14 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
                 "mark": {"type": "point", "size": 260, "filled": False, "stroke": WARM, "strokeWidth": 2, "opacity": 1},
                 "encoding": {"x": x, "y": y},
             },
-            {
-                "transform": [chosen],
-                "mark": {"type": "text", "dy": -20, "fontWeight": 600, "fontSize": 12, "color": INK},
-                "encoding": {"x": x, "y": y, "text": {"field": "name"}},
-            },
+            *(
+                {
+                    "transform": [chosen],
+                    "mark": {"type": "text", "dy": -20, "fontWeight": 600, "fontSize": 12, "color": INK, **halo},
+                    "encoding": {"x": x, "y": y, "text": {"field": "name"}},
+                }
+                for halo in ({"stroke": PAPER, "strokeWidth": 5}, {})
+            ),
         ],
     )
 
@@ -184,6 +195,7 @@ def tutor_map(rows: Iterable[Mapping[str, Any]], layers: Sequence[str]) -> dict[
     ]
     axis = {"labelFontSize": 9, "ticks": False, "domain": False, "labelLimit": 140}
     layer = {"type": "nominal", "sort": None}
+    opacity = {"field": "probability", "type": "quantitative", "scale": {"range": [0.05, 1]}, "legend": None}
     place = {
         "x": {**layer, "field": "teacher", "axis": {**axis, "title": "teacher", "labelAngle": -90}},
         "y": {**layer, "field": "student", "axis": {**axis, "title": "student"}},
@@ -197,7 +209,7 @@ def tutor_map(rows: Iterable[Mapping[str, Any]], layers: Sequence[str]) -> dict[
         layer=[
             {
                 "mark": {"type": "rect", "color": ACCENT},
-                "encoding": {**place, "opacity": {"field": "probability", "type": "quantitative", "legend": None}},
+                "encoding": {**place, "opacity": opacity},
             },
             {
                 "transform": [{"filter": "datum.chosen"}],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, floor, log10
 
 from zoo.datasets import DATASETS
@@ -35,6 +36,7 @@ class Task:
         """``CIFAR-10, linf 8/255``"""
         return f"{dataset_title(self.dataset)}, {self.threat}"
 
+    @cache  # noqa: B019  # tasks are few
     def protocol(self, measure: str) -> str | None:
         """The name of the protocol for ``measure``, a key of :data:`TITLES`; None where there is none."""
         try:
@@ -45,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Stop:
-    """A budget, as :func:`zoo.system.units.parse_count` reads it, and the name of the model that is picked within it."""
+    """A budget, its ``text`` on the command line, and the name of the model that is picked within it."""
 
     budget: int
     text: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from zoo.registry.entry import Entry
 from zoo.report.bundles import Shown
@@ -18,8 +19,11 @@ def of_model(entry: Entry) -> Iterator[tuple[str, str]]:
     yield "measure it yourself", f"zoo eval {entry.name} --protocol {protocol}"
     if entry.supernet:
         yield "cut a student for any budget out of it", f"zoo search {entry.name} --flops {entry.macs // 2}"
-    if entry.train.recipe in published_recipes():
+    if entry.train.recipe in _recipes():
         yield "train it anew", f"zoo train {entry.train.recipe}"
+
+
+_recipes = cache(published_recipes)
 
 
 def of_bundle(shown: Shown) -> Iterator[tuple[str, str]]:

@@ -38,9 +38,10 @@ def _datatables() -> str:
 
     itables has it as a module, and browsers load no module from a file: its exports become a property of ``window``.
     """
-    import itables
-
-    module = (Path(itables.__file__).parent / "html" / "dt_bundle.js").read_text(encoding="utf-8")
+    package = find_spec("itables")  # to import it takes seconds, as it imports pandas
+    assert package is not None
+    assert package.origin is not None
+    module = (Path(package.origin).parent / "html" / "dt_bundle.js").read_text(encoding="utf-8")
     (*_, exports), body = EXPORTS.findall(module) or [""], EXPORTS.sub("", module)
     names = dict(pair.split(" as ")[::-1] for pair in exports.split(",") if " as " in pair)
     if "default" not in names:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from zoo.export.bundle.folder import Kind, check_free, files, staged
 from zoo.export.ladder.gate import verdict
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import load_registry, registry_path
-from zoo.registry.words import described, in_words, points
+from zoo.registry.words import attack_of, described, in_words, points
 from zoo.report import charts, commands, stories
 from zoo.report.bundles import Shown, read_bundles
-from zoo.report.choice import Measure, Task, dataset_title, measures
+from zoo.report.choice import TITLES, Measure, Task, dataset_title, measures
 from zoo.report.libraries import libraries, require
 from zoo.report.table import columns
 from zoo.system.errors import UsageError
@@ -73,8 +74,9 @@ def write_site(
         raise UsageError(f"the registry '{registry_path(registry)}' holds no model yet: there is nothing to report")
     shown = read_bundles(bundles, known)
     with staged(out, force=force, kind=REPORT) as scratch:
-        for name, text in (_pages(known, shown) | _scripts()).items():
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        for folder in ("assets", "models", "bundles"):
+            (scratch / folder).mkdir()
+        for name, text in chain(_scripts(), _pages(known, shown)):
             (scratch / name).write_text(text, encoding="utf-8", newline="\n")
         copytree(HERE / "assets", scratch / "assets", dirs_exist_ok=True)
         listed = {"made_by": MADE_BY, "version": __version__, "created": _now(), "files": files(scratch)}
@@ -92,15 +94,15 @@ def _is_report(folder: Path) -> bool:
         return False
 
 
-REPORT = Kind("report", _is_report)
+REPORT = Kind("report", _is_report, "not a report, or holds other files too")
 
 
-def _scripts() -> dict[str, str]:
-    return {f"assets/{name}": script for name, script in libraries().items()}
+def _scripts() -> Iterator[tuple[str, str]]:
+    return ((f"assets/{name}", script) for name, script in libraries().items())
 
 
-def _pages(registry: Registry, bundles: Sequence[Shown]) -> dict[str, str]:
-    """The pages by the name of their file."""
+def _pages(registry: Registry, bundles: Sequence[Shown]) -> Iterator[tuple[str, str]]:
+    """Each page with the name of its file."""
     models = dict(zip(registry.models, _places("models", registry.models), strict=True))
     of_bundles = list(zip(bundles, _places("bundles", [one.title for one in bundles]), strict=True))
     by_model: dict[str, list[tuple[Shown, str]]] = {}
@@ -116,13 +118,12 @@ def _pages(registry: Registry, bundles: Sequence[Shown]) -> dict[str, str]:
         if entry.subnet:
             subnets.setdefault(entry.subnet.of, []).append(entry)
     first = {**_index(registry, bundles, choices, models), "bundles": of_bundles}
-    pages = {"index.html": template["index"].render(shared, **first)}
+    yield "index.html", template["index"].render(shared, **first)
     for entry in registry.models.values():
         own = {"bundles": by_model.get(entry.name, []), "subnets": subnets.get(entry.name, [])}
-        pages[models[entry.name]] = template["model"].render(shared, **_model(entry), **own)
+        yield models[entry.name], template["model"].render(shared, **_model(entry), **own)
     for one, place in of_bundles:
-        pages[place] = template["bundle"].render(shared, shown=one, commands=list(commands.of_bundle(one)))
-    return pages
+        yield place, template["bundle"].render(shared, shown=one, commands=list(commands.of_bundle(one)))
 
 
 def _index(
@@ -135,7 +136,7 @@ def _index(
         name: {
             "href": models[name],
             "facts": [
-                [one.title, f"{cell.text} {cell.note}".strip()]
+                [one.title + (", %" if one.key in TITLES else ""), f"{cell.text} {cell.note}".strip()]
                 for one in shown
                 if one.number and (cell := one.cell(registry.models[name]))
             ],
@@ -174,12 +175,29 @@ def _model(entry: Entry) -> dict[str, Any]:
         "entry": entry,
         "task": Task(entry.dataset, entry.threat),
         "commands": list(commands.of_model(entry)),
+        "toolchains": _toolchains(entry),
+        "batches": {
+            device: sorted({batch for times in engines.values() for batch in times}, key=int)
+            for device, engines in entry.latency.items()
+        },
         "curve": curve,
         "curve_chart": charts.learning_curve(curve) if curve else None,
         "search": search,
         "tutors": tutors,
         "tutor_chart": charts.tutor_map(tutors, search["teacher_layers"]) if search else None,
     }
+
+
+def _toolchains(entry: Entry) -> list[tuple[Mapping[str, str], list[str]]]:
+    """Each toolchain that the entry was measured with, and the protocols."""
+    found: list[tuple[Mapping[str, str], list[str]]] = []
+    for name, result in entry.results.items():
+        names = next((names for toolchain, names in found if toolchain == result.toolchain), None)
+        if names is None:
+            found.append((result.toolchain, [name]))
+        else:
+            names.append(name)
+    return found
 
 
 def _places(folder: str, names: Iterable[str]) -> list[str]:
@@ -202,7 +220,8 @@ def _environment() -> Environment:
 
     def breakable(text: str) -> Markup:
         """With places for line breaks in long names."""
-        return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[-_@./])", text))
+        parts = re.split(r"(?<=[-_@./])|(?<=[a-z])(?=[A-Z])", text)
+        return Markup("<wbr>").join(escape(part) for part in parts)
 
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
@@ -225,7 +244,8 @@ def _environment() -> Environment:
         "conditions": conditions_in_words,
         "dataset": dataset_title,
         "explained": explained,
-        "verdict": verdict,
+        "attack": attack_of,
+        "verdict": lambda rung: verdict(rung).removeprefix(f"{rung.name}: ") + ".",
     }
     return environment
 

@@ -20,7 +20,7 @@ const table = new DataTable("#table", {
   layout: { topStart: "info", topEnd: null, bottomStart: rows > 100 ? "pageLength" : null, bottomEnd: rows > 100 ? "paging" : null },
   language: { info: "_TOTAL_ of _MAX_ models", infoEmpty: "no model", infoFiltered: "", zeroRecords: "No model is within these limits." },
 });
-const names = table.rows().nodes().toArray().map((row) => row.dataset.name);
+const named = (index) => table.row(index).node().dataset.name;
 const ordered = (index, key) => Number(table.cell(index, column(key)).node().dataset.order);
 
 const onFront = () => new Set(state.measure?.stops.map(([, , pick]) => pick));
@@ -29,7 +29,7 @@ table.search.fixed("limits", (text, row, index) => {
   const least = Number($("least").value) / 100;
   if (least > 0 && column("pgd20") > 0 && ordered(index, "pgd20") < least) return false;
   if ($("within").checked && state.measure && ordered(index, "macs") > state.measure.stops[state.stop][0]) return false;
-  if ($("front").checked && !onFront().has(names[index])) return false;
+  if ($("front").checked && !onFront().has(named(index))) return false;
   return true;
 });
 $("search").addEventListener("input", (event) => table.search(event.target.value).draw());

@@ -27,7 +27,7 @@ function tooltip(handler, event, item, value) {
 // Draws the chart of an element; its specification is the JSON of the same name. No expression is evaluated as code.
 function draw(element) {
   const specification = JSON.parse(document.getElementById(element.dataset.chart).textContent);
-  const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip };
+  const options = { ast: true, actions: false, renderer: "svg", logLevel: 1, defaultStyle: false, tooltip };
   return vegaEmbed(element, specification, options).then(({ view }) => view);
 }
 
