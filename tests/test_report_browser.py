@@ -61,11 +61,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser, site) -> Iterator[Any]:
-    """Opens a page of the site; at the end nothing may have been said on its console, nor asked of a network."""
+    """Opens a page of a site; at the end nothing may have been said on its console, nor asked of a network."""
     said: list[str] = []
     contexts = []
 
-    def opened(name: str = "index.html", *, width: int = 1280, scheme: str = "light") -> Any:
+    def opened(name: str = "index.html", *, site: Path = site, width: int = 1280, scheme: str = "light") -> Any:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.on("console", lambda message: said.append(message.text))
@@ -88,16 +88,19 @@ def shown(page: Any) -> list[str]:
 def test_the_heads_of_the_table_sort_it_by_mouse_and_keyboard(open_page, known):
     page, models = open_page(), known.models
     assert [models[name].macs for name in shown(page)] == sorted(entry.macs for entry in models.values())
-    for order in ("ascending", "descending"):
+    for order in ("descending", "ascending"):
         page.click("#table th[data-key=pgd20]")
         page.wait_for_selector(f"#table th[data-key=pgd20][aria-sort={order}]")
         robust = [models[name].accuracy("pgd20") for name in shown(page)]
         assert robust == sorted(robust, reverse=order == "descending")
     page.focus("#table th[data-key=clean] [role=button]")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#table th[data-key=clean][aria-sort=ascending]")
+    page.wait_for_selector("#table th[data-key=clean][aria-sort=descending]")
     clean = [models[name].accuracy("clean") for name in shown(page)]
-    assert clean == sorted(clean)
+    assert clean == sorted(clean, reverse=True)
+    page.click("#table th[data-key=autoattack]")
+    page.wait_for_selector("#table th[data-key=autoattack][aria-sort=descending]")
+    assert models[shown(page)[-1]].accuracy("autoattack") is None  # not measured: last
 
 
 def test_filters_leave_the_models_within_the_limits(open_page, known):
@@ -190,3 +193,18 @@ def test_pages_are_accessible_and_fit_the_screen(open_page, width, scheme):
         found = page.evaluate("axe.run({exclude: '.chart svg'}, {preload: false, resultTypes: ['violations']})")
         faults = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
         assert [f"{one['id']}: {one['nodes'][0]['html']}" for one in faults] == [], name
+
+
+def test_markup_in_a_registry_is_shown_and_never_run(open_page, registry, tmp_path):
+    markup = "<img src=x onerror='document.title = 1'></script><script>document.title = 1</script>"
+    data = json.loads(registry.read_bytes())
+    data["models"]["ard-p4-w15"] |= {"description": markup, "family": markup}
+    (tmp_path / "registry.json").write_text(json.dumps(data), encoding="utf-8", newline="\n")
+    site = tmp_path / "site"
+    write_site(site, registry=tmp_path / "registry.json")
+    index, own = open_page(site=site), open_page("models/ard-p4-w15.html", site=site)
+    index.select_option("#family", markup)
+    assert shown(index) == ["ard-p4-w15"]
+    assert markup in index.inner_text("#table tbody")
+    assert markup in own.inner_text("main")
+    assert (index.title(), own.title()) == ("Models · Robust Zoo", "ard-p4-w15 · Robust Zoo")

@@ -54,21 +54,6 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
     first = measures[0]
     values = [point for measure in measures for point in _points(measure)]
     costs = [max(1, point["macs"]) for point in values]
-    of_models, chosen = {"filter": "datum.kind == 'model'"}, {"filter": "datum.name == pick && datum.kind == 'model'"}
-    x = {
-        "field": "macs",
-        "type": "quantitative",
-        "scale": {"type": "log", "nice": False, "domain": [0.8 * min(costs), 1.25 * max(costs)]},
-        "axis": {"title": "MACs of one image (log scale)", "format": "~s", "grid": False, "tickCount": 6},
-    }
-    y = {
-        "field": "value",
-        "type": "quantitative",
-        "scale": {"zero": False, "nice": True},
-        "axis": {"title": "Accuracy, %", "tickCount": 6},
-    }
-    tooltip = [{"field": name, "title": title} for name, title in TOOLTIP.items()]
-    point = {"x": x, "y": y, "tooltip": tooltip}
     return _chart(
         f"{first.title} accuracy over the multiply-accumulates of {len(first.entries)} models, with the Pareto front. "
         "The table of models holds the same numbers.",
@@ -81,57 +66,52 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
         ],
         data={"values": values},
         transform=[{"filter": "datum.measure == measure && (published || datum.kind == 'model')"}],
-        layer=[
-            {
-                "transform": [{"filter": "datum.kind == 'published'"}],
-                "mark": {"type": "point", "shape": "diamond", "filled": True, "color": MUTED, "size": 55},
-                "encoding": point,
-            },
-            {
-                "transform": [{"filter": "datum.front"}],
-                "mark": {"type": "line", "interpolate": "step-after", "color": ACCENT, "strokeWidth": 1.5},
-                "encoding": {"x": x, "y": y},
-            },
-            {
-                "mark": {"type": "rule", "color": WARM, "strokeDash": [4, 3], "strokeWidth": 1.5},
-                "encoding": {"x": {"datum": {"expr": "budget"}, "type": "quantitative"}},
-                "data": {"values": [{}]},
-            },
-            {
-                "transform": [of_models],
-                "mark": {"type": "rule", "color": ACCENT, "opacity": 0.5},
-                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-            },
-            {
-                "transform": [of_models],
-                "mark": {
-                    "type": "point",
-                    "filled": True,
-                    "stroke": ACCENT,
-                    "size": 55,
-                    "opacity": 1,
-                    "cursor": "pointer",
-                },
-                "encoding": {
-                    **point,
-                    "fill": {"condition": {"test": "datum.front", "value": ACCENT}, "value": PAPER},
-                },
-            },
-            {
-                "transform": [chosen],
-                "mark": {"type": "point", "size": 260, "filled": False, "stroke": WARM, "strokeWidth": 2, "opacity": 1},
-                "encoding": {"x": x, "y": y},
-            },
-            *(
-                {
-                    "transform": [chosen],
-                    "mark": {"type": "text", "dy": -20, "fontWeight": 600, "fontSize": 12, "color": INK, **halo},
-                    "encoding": {"x": x, "y": y, "text": {"field": "name"}},
-                }
-                for halo in ({"stroke": PAPER, "strokeWidth": 5}, {})
-            ),
-        ],
+        layer=list(_layers(min(costs), max(costs))),
     )
+
+
+def _layers(least: int, most: int) -> Iterator[dict[str, Any]]:
+    """From the back to the front; ``least`` and ``most`` MACs are within the axis."""
+    scale = {"type": "log", "nice": False, "domain": [0.8 * least, 1.25 * most]}
+    axis = {"title": "MACs of one image (log scale)", "format": "~s", "grid": False, "tickCount": 6}
+    x = {"field": "macs", "type": "quantitative", "scale": scale, "axis": axis}
+    y = {"field": "value", "type": "quantitative", "scale": {"zero": False}, "axis": {"title": "Accuracy, %"}}
+    tooltip = [{"field": name, "title": title} for name, title in TOOLTIP.items()]
+    point = {"type": "point", "filled": True, "opacity": 1}
+    fill = {"condition": {"test": "datum.front", "value": ACCENT}, "value": PAPER}
+    yield {
+        "transform": [{"filter": "datum.kind == 'published'"}],
+        "mark": {**point, "shape": "diamond", "color": MUTED, "opacity": 0.7, "size": 55},
+        "encoding": {"x": x, "y": y, "tooltip": tooltip},
+    }
+    yield {
+        "transform": [{"filter": "datum.front"}],
+        "mark": {"type": "line", "interpolate": "step-after", "color": ACCENT, "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": y},
+    }
+    yield {
+        "mark": {"type": "rule", "color": WARM, "strokeDash": [4, 3], "strokeWidth": 1.5},
+        "encoding": {"x": {"datum": {"expr": "budget"}, "type": "quantitative"}},
+        "data": {"values": [{}]},
+    }
+    yield {
+        "transform": [{"filter": "datum.kind == 'model'"}],
+        "mark": {"type": "rule", "color": ACCENT, "opacity": 0.5},
+        "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
+    }
+    yield {
+        "transform": [{"filter": "datum.kind == 'model'"}],
+        "mark": {**point, "stroke": ACCENT, "size": 55, "cursor": "pointer"},
+        "encoding": {"x": x, "y": y, "fill": fill, "tooltip": tooltip},
+    }
+    name = {"type": "text", "dy": -20, "fontWeight": 600, "fontSize": 12, "color": INK}
+    ring = {**point, "filled": False, "size": 260, "stroke": WARM, "strokeWidth": 2}
+    for mark in (ring, {**name, "stroke": PAPER, "strokeWidth": 5}, name):
+        yield {
+            "transform": [{"filter": "datum.name == pick && datum.kind == 'model'"}],
+            "mark": mark,
+            "encoding": {"x": x, "y": y, "text": {"field": "name"}} if mark["type"] == "text" else {"x": x, "y": y},
+        }
 
 
 TOOLTIP = {"name": "model", "cost": "MACs", "accuracy": "accuracy", "interval": "95 % interval", "source": "source"}

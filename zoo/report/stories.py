@@ -47,7 +47,7 @@ def tutors(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @cache
-def _curves() -> dict[str, list[dict[str, float]]]:
+def _curves() -> dict[str, list[Mapping[str, float]]]:
     return json.loads(CURVES.read_bytes())
 
 

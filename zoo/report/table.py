@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from zoo.evaluation.statistics import Accuracy
 from zoo.registry.constraints import fastest
@@ -32,6 +33,12 @@ class Column:
     cell: Callable[[Entry], Cell | None]
     number: bool = True
     essential: bool = False
+    best: Literal["least", "most", ""] = ""  # what comes first when it is sorted; rows without a cell come last
+
+    @property
+    def absent(self) -> float:
+        """What a row without a cell is sorted by."""
+        return -1.0 if self.best == "most" else 1e18
 
 
 def columns(registry: Registry, bundles: Sequence[Shown]) -> list[Column]:
@@ -51,10 +58,10 @@ def _columns(registry: Registry, bundles: Sequence[Shown]) -> Iterator[Column]:
     for key in ("clean", "pgd20", "autoattack", "corruptions", "cifar10-c"):
         meaning = "accuracy in %, with half of its 95 % interval"
         essential = key in ("clean", "pgd20", "autoattack")
-        yield Column(key, TITLES[key], meaning, _accuracy(key), essential=essential)
+        yield Column(key, TITLES[key], meaning, _accuracy(key), essential=essential, best="most")
     kept = _least_kept(bundles)
     meaning = "accuracy under attack that its int8 engine keeps, of its float model's on the same images; the least"
-    yield Column("int8", "int8 keeps", meaning, lambda e: kept.get(e.name))
+    yield Column("int8", "int8 keeps", meaning, lambda e: kept.get(e.name), best="most")
     for device in sorted({device for entry in registry.models.values() for device in entry.latency}):
         meaning = f"median milliseconds of one image on {device}, with the fastest engine"
         yield Column(f"ms-{device}", f"ms, {device}", meaning, _latency(device))

@@ -14,6 +14,10 @@ const table = new DataTable("#table", {
   autoWidth: false,
   order: [[column("macs"), "asc"]],
   orderMulti: false,
+  columnDefs: [
+    { targets: ".most", orderSequence: ["desc", "asc"] },
+    { targets: "_all", orderSequence: ["asc", "desc"] },
+  ],
   paging: rows > 100,
   pageLength: 50,
   lengthMenu: [50, 100, 500],
