@@ -12,23 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import bundle_of
-from test_export import SMALL
 from test_registry import MODELS, REPORTED, TEST_SPLIT, model, registry_data, result, taught, timed
 
 from zoo.cli.app import run
 from zoo.evaluation.protocols import protocol
 from zoo.export.bundle.folder import MANIFEST, write_sums
-from zoo.export.bundle.manifest import Manifest, Report, Rung, read_manifest, read_report, to_json
-from zoo.export.bundle.source import Known
+from zoo.export.bundle.manifest import Artifact, Compute, Manifest, Report, Rung, Source, io_of, to_json
 from zoo.export.ladder.gate import compared
 from zoo.registry.file import PACKAGED, load_registry
 from zoo.registry.pick import choose
 from zoo.report import site as report
 from zoo.report.choice import measures
 from zoo.report.site import write_site
-from zoo.specs import cost
+from zoo.specs import StagedSpec, cost
 from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
+from zoo.system.files import sha256_file
 from zoo.system.units import parse_count
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'</script>"
@@ -171,38 +169,61 @@ def test_names_that_differ_by_case_alone_have_pages_of_their_own(tmp_path):
 # -- bundles -----------------------------------------------------------------------------------------------------
 
 
-def rung_of(manifest: Manifest, name: str, *, twin: int, engine: int, **more: Any) -> Rung:
+SMALL = StagedSpec(widths=((8,), (16,)), resolutions=(16, 8), stem=6)
+SHA256 = "c" * 64
+
+
+def rung_of(artifact: str, name: str, *protocols: str, twin: int, engine: int) -> Rung:
     """A rung on which twin and engine are right on so many of 400 images."""
     bits = tuple(np.arange(400) < right for right in (twin, engine))
-    found = compared(name, bits, [protocol("pgd20")] if more else [], 0.99)
-    bound = {"artifact_sha256": manifest.artifact.sha256, "seed": 0, "dataset": "test", "dataset_sha256": "d" * 64}
+    found = compared(name, bits, [protocol(one) for one in protocols], 0.99)
+    bound = {"artifact_sha256": artifact, "seed": 0, "dataset": "test", "dataset_sha256": SHA256}
     return Rung(**found, **bound, seconds=1.0)
 
 
-@pytest.fixture(scope="module")
-def attacked(small, tmp_path_factory) -> tuple[Path, Path]:
-    """An int8 bundle that was attacked, as its reports say, and the registry that has its model."""
-    place = tmp_path_factory.mktemp("bundles")
-    folder = bundle_of(small, Known("small", "small"), out=place, verify="none")
-    manifest, verify = read_manifest(folder / MANIFEST), folder / "reports" / "verify.json"
+def bundle_in(place: Path) -> tuple[Path, dict[str, Any]]:
+    """An int8 bundle that was attacked, by what its files say, and the registry entry of its model."""
+    folder = place / "small--onnxruntime-int8"
+    (folder / "reports").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"a graph")
+    artifact, (macs, params) = sha256_file(folder / "model.onnx"), cost(SMALL)
     rungs = (
-        rung_of(manifest, "clean", twin=300, engine=298),
-        rung_of(manifest, "surrogate", twin=200, engine=190, attacked=True),
+        rung_of(artifact, "clean", twin=300, engine=298),
+        rung_of(artifact, "surrogate", "pgd20", twin=200, engine=190),
     )
-    source = manifest.source.model_copy(update={"twin": None, "file_sha256": None})  # the registry has the weights
-    told = {
-        "dataset": "cifar10",
-        "gates": rungs,
-        "verified": "attacked",
-        "artifact": manifest.artifact.model_copy(update={"precision": "int8"}),
-    }
-    old = read_report(verify, Report)
-    verify.write_text(to_json(old.model_copy(update={"rungs": rungs, "reached": "attacked"})))
-    (folder / MANIFEST).write_text(to_json(manifest.model_copy(update={**told, "conditions": {}, "source": source})))
+    shared: dict[str, Any] = {"toolchain": {"torch": "2.11.0"}, "created": "2026-01-01T00:00:00+00:00"}
+    manifest = Manifest(
+        name="small",
+        spec=SMALL,
+        source=Source(name="small", tensors_sha256=SHA256),
+        cost=Compute(macs=macs, params=params),
+        io=io_of(SMALL),
+        labels=(),
+        dataset="cifar10",
+        artifact=Artifact(
+            file="model.onnx", format="onnx", precision="int8", opset=20, batches=(1,), size=7, sha256=artifact
+        ),
+        engine="onnxruntime",
+        device="cpu",
+        verified="attacked",
+        robustness="attacked with pgd20",
+        gates=rungs,
+        command="zoo export small --precision int8",
+        **shared,
+    )
+    report = Report(artifact_sha256=artifact, asked="attacked", reached="attacked", rungs=rungs, engine={}, **shared)
+    for name, record in ((MANIFEST, manifest), ("reports/verify.json", report)):
+        (folder / name).write_text(to_json(record), encoding="utf-8", newline="\n")
     write_sums(folder)
-    macs, params = cost(SMALL)
-    entry = {**model(8, clean=7000, pgd20=5000), "spec": SMALL.to_dict(), "macs": macs, "params": params}
-    return folder, stored(place, {"small": entry})
+    entry = model(8, clean=7000, pgd20=5000) | {"spec": SMALL.to_dict(), "macs": macs, "params": params}
+    return folder, entry
+
+
+@pytest.fixture
+def attacked(tmp_path) -> tuple[Path, Path]:
+    """A bundle, and a registry that has its model."""
+    folder, entry = bundle_in(tmp_path / "bundles")
+    return folder, stored(tmp_path, {"small": entry})
 
 
 def test_a_bundle_has_a_page_with_its_ladder_and_its_model_what_int8_keeps(attacked, tmp_path):
@@ -220,16 +241,11 @@ def test_a_bundle_has_a_page_with_its_ladder_and_its_model_what_int8_keeps(attac
 
 def test_a_bundle_that_was_altered_or_contradicts_the_registry_is_refused(attacked, tmp_path):
     folder, registry = attacked
-    data = json.loads(registry.read_bytes())
-    data["models"]["small"]["spec"]["stem"] = 8
-    data["models"]["small"]["macs"], data["models"]["small"]["params"] = cost(
-        SMALL.__class__(**{**vars(SMALL), "stem": 8})
-    )
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(data), encoding="utf-8", newline="\n")
-    with pytest.raises(IntegrityError, match=r"spec\.stem"):
+    (tmp_path / "other").mkdir()
+    other = stored(tmp_path / "other", {"small": model(8)})
+    with pytest.raises(IntegrityError, match=r"says spec\.widths .*, but the registry's 'small' has"):
         write_site(tmp_path / "site", registry=other, bundles=[folder])
-    (folder / "README.md").write_text("changed", encoding="utf-8", newline="\n")
+    (folder / "model.onnx").write_bytes(b"another")
     with pytest.raises(IntegrityError, match="altered"):
         write_site(tmp_path / "site", registry=registry, bundles=[folder])
     assert not (tmp_path / "site").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report import bundle_in
 
 from zoo.registry.entry import Registry
 from zoo.registry.file import PACKAGED, load_registry
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-ge
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 MODEL, SUBNET = "rnascl-s7-wrt34-2-trades", "proard-tiny@15M"
-PAGES = ("index.html", f"models/{MODEL}.html", f"models/{SUBNET}.html")
+PAGES = ("index.html", f"models/{MODEL}.html", f"models/{SUBNET}.html", "bundles/small--onnxruntime-int8.html")
 TRADES = ("trades-s3", "trades-s5", "trades-s7")
 MODELS = (MODEL, SUBNET, *TRADES, "ard-p4-w15", "nfgsm-w15", "nfgsm-w15-int8", "proard-tiny")
 
@@ -46,9 +47,10 @@ def known(registry) -> Registry:
 
 @pytest.fixture(scope="module")
 def site(registry, tmp_path_factory) -> Path:
-    place: Path = tmp_path_factory.mktemp("report") / "site"
-    write_site(place, registry=registry)
-    return place
+    place: Path = tmp_path_factory.mktemp("report")
+    bundle_in(place / "bundles")
+    write_site(place / "site", registry=registry, bundles=[place / "bundles"])
+    return place / "site"
 
 
 @pytest.fixture(scope="module")

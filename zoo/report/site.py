@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.evaluation.flags import explained
 from zoo.export.bundle.conditions import in_words as conditions_in_words
 from zoo.export.bundle.folder import Kind, check_free, files, staged
+from zoo.export.bundle.manifest import Rung
 from zoo.export.ladder.gate import verdict
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import load_registry, registry_path
@@ -245,9 +246,15 @@ def _environment() -> Environment:
         "dataset": dataset_title,
         "explained": explained,
         "attack": attack_of,
-        "verdict": lambda rung: verdict(rung).removeprefix(f"{rung.name}: ") + ".",
+        "verdict": _sentence,
     }
     return environment
+
+
+def _sentence(rung: Rung) -> str:
+    """What a rung found, without its name, which stands above."""
+    said = verdict(rung).removeprefix(f"{rung.name}: ")
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def _now() -> str:
