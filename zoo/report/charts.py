@@ -75,7 +75,12 @@ def _layers(least: int, most: int) -> Iterator[dict[str, Any]]:
     scale = {"type": "log", "nice": False, "domain": [0.8 * least, 1.25 * most]}
     axis = {"title": "MACs of one image (log scale)", "format": "~s", "grid": False, "tickCount": 6}
     x = {"field": "macs", "type": "quantitative", "scale": scale, "axis": axis}
-    y = {"field": "value", "type": "quantitative", "scale": {"zero": False}, "axis": {"title": "Accuracy, %"}}
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "scale": {"zero": False},
+        "axis": {"title": "Accuracy, %", "tickCount": 6},
+    }
     tooltip = [{"field": name, "title": title} for name, title in TOOLTIP.items()]
     point = {"type": "point", "filled": True, "opacity": 1}
     fill = {"condition": {"test": "datum.front", "value": ACCENT}, "value": PAPER}

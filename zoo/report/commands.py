@@ -8,6 +8,7 @@ from functools import cache
 from zoo.registry.entry import Entry
 from zoo.report.bundles import Shown
 from zoo.report.choice import Measure, Task
+from zoo.system.units import format_count
 from zoo.train.recipes.published import published_recipes
 
 
@@ -18,7 +19,10 @@ def of_model(entry: Entry) -> Iterator[tuple[str, str]]:
     protocol = Task(entry.dataset, entry.threat).protocol("pgd20")
     yield "measure it yourself", f"zoo eval {entry.name} --protocol {protocol}"
     if entry.supernet:
-        yield "cut a student for any budget out of it", f"zoo search {entry.name} --flops {entry.macs // 2}"
+        yield (
+            "cut a student for any budget out of it",
+            f"zoo search {entry.name} --flops {format_count(entry.macs / 2)}",
+        )
     if entry.train.recipe in _recipes():
         yield "train it anew", f"zoo train {entry.train.recipe}"
 
