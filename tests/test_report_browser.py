@@ -153,6 +153,11 @@ def test_the_chart_shows_every_model_and_published_results_apart(open_page):
     page.wait_for_function(drawn, arg=len(MODELS) + 1)
     page.hover("svg.marks .mark-symbol path >> nth=0")
     assert "95 % interval" in page.inner_text("#tip")
+    costs = "[...document.querySelectorAll('svg.marks .role-axis-label text')].map(one => one.textContent).join()"
+    before = page.evaluate(costs)
+    page.keyboard.down("Shift")
+    page.mouse.wheel(0, -300)  # zooms
+    page.wait_for_function(f"before => {costs} != before", arg=before)
 
 
 def test_a_command_is_copied(open_page):

@@ -24,7 +24,7 @@ AXIS = {
     "labelFontSize": 11,
     "titleFontSize": 12,
 }
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "mark": {"aria": False},  # the element around the chart has its description
     "font": "system-ui, sans-serif",
     "background": "transparent",
@@ -67,6 +67,7 @@ def accuracy_over_macs(measures: Sequence[Measure]) -> dict[str, Any]:
         data={"values": values},
         transform=[{"filter": "datum.measure == measure && (published || datum.kind == 'model')"}],
         layer=list(_layers(min(costs), max(costs))),
+        config=CONFIG | {"mark": CONFIG["mark"] | {"clip": True}},
     )
 
 
@@ -78,7 +79,7 @@ def _layers(least: int, most: int) -> Iterator[dict[str, Any]]:
     y = {
         "field": "value",
         "type": "quantitative",
-        "scale": {"zero": False},
+        "scale": {"zero": False, "nice": False, "padding": 9},
         "axis": {"title": "Accuracy, %", "tickCount": 6},
     }
     tooltip = [{"field": name, "title": title} for name, title in TOOLTIP.items()]
@@ -107,6 +108,7 @@ def _layers(least: int, most: int) -> Iterator[dict[str, Any]]:
     yield {
         "transform": [{"filter": "datum.kind == 'model'"}],
         "mark": {**point, "stroke": ACCENT, "size": 55, "cursor": "pointer"},
+        "params": [{"name": "zoom", "bind": "scales", "select": ZOOM}],
         "encoding": {"x": x, "y": y, "fill": fill, "tooltip": tooltip},
     }
     name = {"type": "text", "dy": -20, "fontWeight": 600, "fontSize": 12, "color": INK}
@@ -119,6 +121,7 @@ def _layers(least: int, most: int) -> Iterator[dict[str, Any]]:
         }
 
 
+ZOOM = {"type": "interval", "zoom": "wheel![event.shiftKey]"}  # a plain wheel scrolls the page
 TOOLTIP = {"name": "model", "cost": "MACs", "accuracy": "accuracy", "interval": "95 % interval", "source": "source"}
 
 
@@ -206,5 +209,5 @@ def tutor_map(rows: Iterable[Mapping[str, Any]], layers: Sequence[str]) -> dict[
 
 
 def _chart(description: str, *, height: int, **parts: Any) -> dict[str, Any]:
-    fixed = {"$schema": SCHEMA, "description": description, "width": "container", "height": height}
-    return {**fixed, "config": CONFIG, **parts}
+    fixed = {"$schema": SCHEMA, "description": description, "width": "container", "height": height, "config": CONFIG}
+    return fixed | parts
