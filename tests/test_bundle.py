@@ -7,17 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from exported import bundle_of
+from fuzzed import altered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo.export.bundle.folder import MANIFEST, SUMS, files, read_bundle, rewritten, staged, write_sums
-from zoo.export.bundle.manifest import to_json
+from zoo.export.bundle.manifest import read_manifest, to_json
 from zoo.export.bundle.source import Known
 from zoo.models import build
 from zoo.specs import StagedSpec
@@ -216,6 +218,15 @@ def test_no_byte_of_a_bundle_can_be_altered_unnoticed(pristine, data):
     finally:
         path.write_bytes(content)
     read_bundle(pristine)
+
+
+@given(st.data())
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_a_manifest_or_refused_in_a_sentence(pristine, tmp_path, data):
+    path = tmp_path / MANIFEST
+    path.write_bytes(data.draw(altered((pristine / MANIFEST).read_bytes())))
+    with suppress(IntegrityError):
+        read_manifest(path)
 
 
 def test_the_altered_file_is_named(bundle):

@@ -23,6 +23,7 @@ from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.specs import ArchSpec, Spec
 from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.files import read_utf8
 from zoo.system.records import Line, Name
 
 LEVELS = ("none", "parity", "clean", "attacked")
@@ -285,7 +286,7 @@ def read_manifest(path: Path) -> Manifest:
         IntegrityError: it is unreadable, truncated, or a field is missing, unknown or wrong; the message names it.
     """
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_utf8(path))
     except OSError as error:
         raise IntegrityError(f"'{path}' cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -307,7 +308,7 @@ def read_report(path: Path, kind: type[Record]) -> Record:
         IntegrityError: it is unreadable, truncated, or a field is missing, unknown or wrong.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_utf8(path))
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
         raise IntegrityError(f"'{path}' cannot be read: {reason}") from None

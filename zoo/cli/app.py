@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from zoo.version import __version__
 
 VERBS = (
     *("list", "show", "pick", "export", "verify", "bench", "compare"),
-    *("eval", "sweep", "train", "search", "convert", "doctor", "report"),
+    *("eval", "sweep", "train", "search", "convert", "pull", "cache", "doctor", "report"),
 )
 
 
@@ -164,6 +165,9 @@ def _report(error: BaseException, *, as_json: bool) -> int:
         message = f"internal: {type(error).__name__}: {said}; set ZOO_DEBUG=1 and run again for the traceback"
         code = 1
     message = " ".join(message.split())
+    message = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", message)  # a name in a file from elsewhere may command a terminal
+    if len(message) > 2000:
+        message = f"{message[:2000]} ..."
     _say(f"zoo: error: {message}")
     if as_json:
         show(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}, indent=2))

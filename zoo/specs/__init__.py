@@ -7,15 +7,14 @@ both files and add its spec to ``ArchSpec``. Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from zoo.specs.alexnet import AlexNetSpec
-from zoo.specs.base import Cost, Spec
+from zoo.specs.base import Cost, Spec, bounded
 from zoo.specs.bottleneck import BottleneckSpec
 from zoo.specs.mobilenetv2 import MobileNetV2Spec
 from zoo.specs.mobilenetv3 import MobileNetV3Spec
@@ -53,6 +52,7 @@ ArchSpec = Annotated[
     | VGGSpec
     | AlexNetSpec,
     Field(discriminator="arch"),
+    AfterValidator(bounded),
 ]
 
 
@@ -72,13 +72,13 @@ def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
     """
     typed(data=(data, Mapping | str))
     try:
-        return _adapter().validate_python(json.loads(data) if isinstance(data, str) else data)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"the architecture spec is not JSON: {error}") from None
+        return _adapter().validate_json(data) if isinstance(data, str) else _adapter().validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
-        raise UsageError(f"the architecture spec is wrong at '{where}': {first['msg']}") from None
+    if first["type"] == "json_invalid":
+        raise UsageError(f"the architecture spec is not JSON: {first['msg']}")
+    where = ".".join(str(part) for part in first["loc"]) or "spec"
+    raise UsageError(f"the architecture spec is wrong at '{where}': {first['msg'].removeprefix('Value error, ')}")
 
 
 def cost(spec: Spec) -> Cost:

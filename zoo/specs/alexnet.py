@@ -17,7 +17,7 @@ class AlexNetSpec(Spec):
     """AlexNet (Krizhevsky 2014; torchvision's), without dropout and BatchNorm: RRM's teacher on Restricted-ImageNet."""
 
     arch: Literal["alexnet"] = "alexnet"
-    image_size: int = Field(224, ge=63)
+    image_size: int = Field(224, ge=63, le=4096)
 
     def convs(self) -> Iterator[Conv]:
         def plain(c_in: int, c_out: int, kernel: int) -> Conv:

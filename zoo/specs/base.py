@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+MAX_LAYERS, MAX_PARAMS = 10_000, 1_000_000_000
 Channels = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -51,8 +52,8 @@ class Part(BaseModel):
 
 
 class Spec(Part):
-    classes: int = Field(10, ge=2)
-    image_size: int = Field(32, ge=8)
+    classes: int = Field(10, ge=2, le=1_000_000)
+    image_size: int = Field(32, ge=8, le=4096)
     mean: tuple[float, float, float] = CIFAR10_MEAN
     std: tuple[Positive, Positive, Positive] = CIFAR10_STD
 
@@ -68,6 +69,20 @@ class Spec(Part):
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON data. Defaults are written out, so that a change of defaults does not change old specs."""
         return self.model_dump(mode="json")
+
+
+def bounded(spec: Spec) -> Spec:
+    """``spec``, if its net can be built: a spec may come from anybody.
+
+    Raises:
+        ValueError: it has more than :data:`MAX_LAYERS` layers or :data:`MAX_PARAMS` parameters.
+    """
+    params = 0
+    for layer, conv in enumerate(spec.convs()):
+        params += conv.params
+        if layer >= MAX_LAYERS or params > MAX_PARAMS:
+            raise ValueError(f"a net of more than {MAX_LAYERS:,} layers or {MAX_PARAMS:,} parameters is not built")
+    return spec
 
 
 def linear(c_in: int, c_out: int) -> Conv:

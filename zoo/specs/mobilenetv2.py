@@ -14,7 +14,7 @@ class MobileNetV2Spec(Spec):
     """MobileNetV2 as ARD uses it on CIFAR: torchvision's, with stride 1 in the stem and the first two stages."""
 
     arch: Literal["mobilenetv2"] = "mobilenetv2"
-    width_mult: float = Field(1.0, gt=0)
+    width_mult: float = Field(1.0, gt=0, le=1000)
 
     # expansion, channels, blocks, stride (Sandler et al. 2018, Table 2, with ARD's strides)
     def settings(self) -> tuple[tuple[int, int, int, int], ...]:

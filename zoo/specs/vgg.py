@@ -22,7 +22,7 @@ class VGGSpec(Spec):
 
     arch: Literal["vgg"] = "vgg"
     depth: Literal[11, 13, 16, 19] = 16
-    image_size: int = Field(32, ge=32)  # five poolings
+    image_size: int = Field(32, ge=32, le=4096)  # five poolings
 
     def layers(self) -> list[int | str]:
         """The channels of the convolutions in forward order, and "M" for max-pooling: torchvision's notation."""

@@ -65,9 +65,18 @@ def copy_atomic(source: Path, target: Path) -> None:
 # -- text ------------------------------------------------------------------------------------------------------
 
 
-def read_utf8(path: Path) -> bytes:
-    """The content of a text file, without the byte order mark that some editors of Windows write."""
-    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+def read_utf8(path: Path, *, limit: int = 64_000_000) -> bytes:
+    """The content of a text file, without the byte order mark that some editors of Windows write.
+
+    Raises:
+        IntegrityError: it has more than ``limit`` bytes, which no file of ours has.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise IntegrityError(f"'{path}' has more than {limit:,} bytes: it is not read")
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def encoded(text: str) -> bytes:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.specs import Spec, WideResNetSpec, cost
+from zoo.specs import Spec, WideResNetSpec
 from zoo.system.errors import IntegrityError, UsageError, nearest
 from zoo.system.files import kind_of
 from zoo.weights.folder import SUFFIX
-from zoo.weights.load import checked, fill, read_tensors
+from zoo.weights.load import check_count, checked, fill, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +58,7 @@ def convert(path: Path, spec: Spec) -> dict[str, Tensor]:
             f"'{path}' holds names with and without a prefix, or in two layouts: keep those of one net"
         )
     tensors = {ours: theirs[name] for ours, name in names.items()}
-    held, wanted = sum(tensor.numel() for tensor in tensors.values()), cost(spec)[1]
-    if wanted > 100 * held:  # a slip in a key, such as classes: its net may not fit into memory
-        raise IntegrityError(f"'{path}' holds {held:,} values, and this architecture has {wanted:,} weights")
+    check_count(tensors, spec, path)
     model = build(spec)
     for name, tensor in model.state_dict().items():
         if name.endswith(COUNTER):

@@ -22,6 +22,7 @@ SUFFIX = ".safetensors"
 PREDICTOR = "predictor.safetensors"  # beside the weights of a dynamic net; in the package with their name as a prefix
 LABELS = "labels.json"  # the training data of the predictor
 HELD_OUT = "held_out.json"  # the model's accuracy on held-out training images
+CONFIG_LIMIT = 4_000_000  # bytes of a config.json that is read; training writes some thousand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,13 @@ def read_config(path: Path) -> ModelConfig:
     """Read and validate the ``config.json`` at ``path``.
 
     Raises:
-        IntegrityError: it is not JSON, has no architecture, or a field is malformed; the message names the field.
+        IntegrityError: it is not JSON, is too large, has no architecture, or a field is malformed, which the message
+            names.
     """
     from pydantic import ValidationError
 
     try:
-        return _adapter().validate_json(read_utf8(path))
+        return _adapter().validate_json(read_utf8(path, limit=CONFIG_LIMIT))
     except ValidationError as error:
         first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

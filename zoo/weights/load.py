@@ -6,6 +6,7 @@ Only safetensors files are opened. Files are located before torch is imported, s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,9 +18,9 @@ from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import check_sha256, sha256_file, write_atomic
-from zoo.system.hub import HubFiles, promised_sha256
+from zoo.system.hub import HubFiles, check_size, commit_of, promised_sha256
 from zoo.weights.address import HUB, LOCAL, NAME, Address
-from zoo.weights.folder import CONFIG, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
+from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
+HEADER_LIMIT = 1_000_000  # bytes of a safetensors header; that of a net of 100 layers has some 50,000
 CUT_FROM = "cut_from"  # metadata of a sub-net's file: the hash of the dynamic net's file
 _ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
 _PICKLE = (b"\x80", b"PK\x03\x04")  # a bare pickle of protocol 2 or later; the zip of torch.save
@@ -182,10 +184,13 @@ class Found:
         from zoo.models import build
 
         where = _device(device)
+        if self.path is None:
+            return build(spec).eval().to(where)
+        tensors = _tensors(self)
+        check_count(tensors, spec, self.path)
         model = build(spec)
-        if self.path is not None:
-            fill(model, _tensors(self), self.path)
-            vars(model)[_ORIGIN] = self.sha256
+        fill(model, tensors, self.path)
+        vars(model)[_ORIGIN] = self.sha256
         return model.eval().to(where)
 
     def reference(self) -> dict[str, str]:
@@ -212,11 +217,16 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
             folder = ModelFolder(place)
             config, weights = folder.read(), folder.file(TENSORS) if pretrained else folder.weights
         path = weights if pretrained else None
+        if path:
+            with suppress(UsageError):  # a malformed architecture is refused where it is used
+                check_size(path.stat().st_size, _room(config), f"'{path}'")
         state = _state(path)
         return Found(address, config, path, sha256_file(path) if path else "", hub, state)
     if address.scheme == HUB:
-        config = read_config(hub.fetch(address.place, CONFIG, address.revision))
-        path = hub.fetch(address.place, TENSORS, address.revision) if pretrained else None
+        file = hub.fetch(address.place, CONFIG, address.revision, limit=CONFIG_LIMIT)
+        config, path = read_config(file), None
+        if pretrained:  # from the same commit, also if the branch has moved on
+            path = hub.fetch(address.place, TENSORS, commit_of(file, CONFIG), limit=_room(config))
         state = _state(path)
         return Found(address, config, path, (promised_sha256(path) or sha256_file(path)) if path else "", hub, state)
     entry = _registered(address.place)
@@ -294,6 +304,36 @@ def check_file(path: Path, *, size: int, sha256: str) -> None:
     check_sha256(path, sha256)
 
 
+def check_header(path: Path) -> None:
+    """Raise IntegrityError if ``path`` is a pickle, or claims a header of a length that no file of ours has.
+
+    The safetensors library checks the rest of a header, and takes memory in proportion to it.
+    """
+    _refuse_pickle(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(HEADER_LIMIT, path.stat().st_size):
+        raise IntegrityError(f"'{path}' is not a complete safetensors file: it claims a header of {length:,} bytes")
+
+
+def _room(config: ModelConfig) -> int:
+    """The bytes that the weights of ``config`` may take: twice its parameters, for BatchNorm and the transforms of a
+    dynamic net, in float64; UsageError if its architecture is malformed."""
+    from zoo.specs import cost, parse_spec
+
+    return 16 * cost(parse_spec(config.spec)).params + HEADER_LIMIT
+
+
+def check_count(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
+    """Raise IntegrityError if the net of ``spec`` is much larger than the file ``path``, whose ``tensors`` these are: a
+    slip in the spec, such as in its classes, whose net may not fit into memory."""
+    from zoo.specs import cost
+
+    held, wanted = sum(tensor.numel() for tensor in tensors.values()), cost(spec).params
+    if wanted > 100 * held:
+        raise IntegrityError(f"'{path}' holds {held:,} values, and this architecture has {wanted:,} weights")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; half precision becomes float32.
 
@@ -303,7 +343,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    _refuse_pickle(path)
+    check_header(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -417,7 +457,8 @@ def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
     def check(path: Path) -> None:
         check_file(path, size=weights.size, sha256=weights.sha256)
 
-    return hub.fetch(weights.hub.repo_id, weights.hub.filename, weights.hub.revision, check=check)
+    file = weights.hub
+    return hub.fetch(file.repo_id, file.filename, file.revision, check=check, limit=weights.size)
 
 
 def _refuse_pickle(path: Path) -> None:

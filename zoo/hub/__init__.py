@@ -1,0 +1,1 @@
+"""Models on the Hugging Face Hub: pull, the cache, cards and push."""
