@@ -1,6 +1,6 @@
 """Redraw the plots and refresh the README's table: ``python docs/figures.py [RUN ...] [--sweep FILE ...]``.
 
-First the learning curves of the run folders named are taken over into docs/learning-curves.json, and what
+First the learning curves of the run folders named are taken over into zoo/report/released/, and what
 ``zoo sweep NAME --out FILE`` left into docs/sweeps.json.
 """
 
@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 
 from zoo import info, list_models
 from zoo.registry.file import pretty
+from zoo.report.stories import CURVES
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -80,7 +81,7 @@ def accuracy() -> None:
 
 def learning_curves() -> None:
     """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over time."""
-    curves = json.loads((DOCS / "learning-curves.json").read_bytes())
+    curves = json.loads(CURVES.read_bytes())
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
     for i, (name, history) in enumerate(sorted(curves.items())):
         minutes, look = [epoch["seconds"] / 60 for epoch in history], look_of(i)
@@ -134,14 +135,13 @@ def refresh_readme() -> None:
 
 def take_over(runs: list[str]) -> None:
     """Epoch by epoch metrics of finished runs, as training left them."""
-    path = DOCS / "learning-curves.json"
-    curves = json.loads(path.read_bytes()) if path.exists() else {}
+    curves = json.loads(CURVES.read_bytes()) if CURVES.exists() else {}
     for run in runs:
         config = json.loads((Path(run) / "model" / "config.json").read_bytes())
         keep = ("epoch", "clean", "pgd", "seconds")
         curves[config["name"]] = [{key: round(epoch[key], 4) for key in keep} for epoch in config["train"]["history"]]
     lines = [f"{json.dumps(name)}: {json.dumps(history)}" for name, history in sorted(curves.items())]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
+    CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8", newline="\n")
 
 
 def take_over_sweeps(files: list[Path]) -> None:

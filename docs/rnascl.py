@@ -10,6 +10,7 @@ from pathlib import Path
 from results import COLUMNS, cells, put
 
 from zoo import info, list_models
+from zoo.report.stories import RELEASED
 from zoo.train.rnascl.plot import draw
 
 DOCS = Path(__file__).parent
@@ -20,7 +21,8 @@ SPACES = ("s7", "s5", "s3")
 def take_over(runs: list[str]) -> None:
     for run in runs:
         found = json.loads((Path(run) / "search" / "search.json").read_bytes())
-        (DOCS / f"search-{found['space']}.json").write_text(json.dumps(found) + "\n", encoding="utf-8", newline="\n")
+        path = RELEASED / f"search-{found['space']}.json"
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8", newline="\n")
 
 
 def table() -> str:
@@ -46,6 +48,6 @@ def table() -> str:
 
 if __name__ == "__main__":
     take_over(sys.argv[1:])
-    for stored in DOCS.glob("search-*.json"):
-        draw(json.loads(stored.read_bytes()), stored.with_suffix(".png"))
+    for stored in RELEASED.glob("search-*.json"):
+        draw(json.loads(stored.read_bytes()), DOCS / f"{stored.stem}.png")
     put(PAGE, {"results": table()})

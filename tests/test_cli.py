@@ -420,7 +420,7 @@ def test_a_reader_that_goes_away_is_no_error():
     assert (done.stdout, done.stderr) == ("{", "")
 
 
-LOCAL = ("list", "show", "compare", "convert", "cache", "doctor")  # verbs that never use the network
+LOCAL = ("list", "show", "compare", "convert", "cache", "doctor", "report")  # verbs that never use the network
 
 
 @pytest.mark.parametrize("verb", VERBS)

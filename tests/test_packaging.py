@@ -53,6 +53,8 @@ def test_the_wheel_holds_every_room_and_everything_that_they_read(wheel):
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names
     for path in (ROOT / "train" / "recipes").glob("*.toml"):
         assert f"zoo/train/recipes/{path.name}" in names
+    for path in (ROOT / "zoo" / "report").rglob("*.*"):
+        assert path.suffix == ".pyc" or f"zoo/{path.relative_to(ROOT / 'zoo')}" in names
     assert {"zoo/py.typed", "zoo/hub/card.md"} <= names
 
 

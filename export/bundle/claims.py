@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zoo.datasets import DATASETS
 from zoo.export.bundle.conditions import conditions
 from zoo.export.bundle.manifest import Manifest, Report, io_of, read_report
-from zoo.registry.entry import Entry, Result
+from zoo.registry.entry import Entry, Registry, Result
 from zoo.registry.file import entry_called
 from zoo.specs import cost, parse_spec
 from zoo.system.errors import IntegrityError
@@ -30,14 +30,19 @@ class Claim(NamedTuple):
     known: Any
 
 
-def check_claims(folder: Path, manifest: Manifest) -> None:
+def check_claims(folder: Path, manifest: Manifest, registry: Registry | None = None) -> None:
     """Compare the ``manifest`` of the bundle in ``folder`` with the registry, its own spec and its own reports.
+
+    Args:
+        registry: None: the default one, see :func:`zoo.registry.file.load_registry`.
 
     Raises:
         IntegrityError: they contradict each other; the message names the field and both values.
     """
     report = read_report(folder / "reports" / "verify.json", Report)
-    refuse(folder, chain(_of_the_spec(manifest), _of_the_registry(manifest), _of_the_reports(manifest, report)))
+    refuse(
+        folder, chain(_of_the_spec(manifest), _of_the_registry(manifest, registry), _of_the_reports(manifest, report))
+    )
 
 
 def refuse(folder: Path, claims: Iterable[Claim]) -> None:
@@ -79,15 +84,15 @@ def _of_the_spec(manifest: Manifest) -> Iterator[Claim]:
         yield Claim("number of labels", len(labels), "its architecture has", spec.classes)
 
 
-def _of_the_registry(manifest: Manifest) -> Iterator[Claim]:
+def _of_the_registry(manifest: Manifest, registry: Registry | None = None) -> Iterator[Claim]:
     """A released model has what its entry has; any other has neither the name nor the figures of a released one."""
     name, source = manifest.name, manifest.source
     own = source.twin is not None or has_scheme(source.name)
-    entry = None if own else entry_called(source.name)
+    entry = None if own else entry_called(source.name, registry=registry)
     if entry:
         yield from _of_the_entry(manifest, entry)
         return
-    taken = entry_called(name)
+    taken = entry_called(name, registry=registry)
     if taken and not source.name.startswith(f"{LOCAL}:"):  # earlier releases gave a retrained model its recipe's name
         yield Claim("name", name, "its weights are not those of that model, which have SHA-256", taken.weights.sha256)
     for field, figures in (("measured", accuracies(manifest.measured)), ("reported", manifest.reported)):

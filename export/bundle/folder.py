@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -38,8 +38,21 @@ class Bundle:
         return str(self.folder)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is written to a folder: its ``noun``, whether a folder that is there ``is_one`` and may be replaced, and
+    what it is ``otherwise``."""
+
+    noun: str
+    is_one: Callable[[Path], bool]
+    otherwise: str
+
+
+BUNDLE = Kind("bundle", lambda folder: (folder / MANIFEST).is_file(), "not a bundle")
+
+
 @contextmanager
-def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> Iterator[Path]:
+def staged(final: Path, *, force: bool = False, keep_failed: bool = False, kind: Kind = BUNDLE) -> Iterator[Path]:
     """A scratch folder beside ``final`` that becomes ``final`` when the block ends without an error.
 
     Everything in it is flushed to disk before it is renamed, so a kill, a crash or a full disk leaves nothing
@@ -59,7 +72,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _recover(final, old)
-        check_free(final, force=force)
+        check_free(final, force=force, kind=kind)
         scratch = final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
         scratch.mkdir()
         lock = lock_of(scratch)  # released by the system however this process ends
@@ -80,7 +93,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False) -> It
                 os.rename(scratch, failed)
         if isinstance(error, OSError) and not isinstance(error, ZooError):
             reason = error.strerror or type(error).__name__
-            raise ExportFailed(f"the bundle '{final}' could not be written: {reason}") from error
+            raise ExportFailed(f"the {kind.noun} '{final}' could not be written: {reason}") from error
         raise
     finally:
         if scratch is not None:
@@ -109,16 +122,16 @@ def check_unsigned(folder: Path) -> None:
         )
 
 
-def check_free(final: Path, *, force: bool) -> None:
-    """Raise UsageError if ``final`` exists, except for a bundle that ``force`` may replace, if it lies in a file, or if
-    another export writes it."""
+def check_free(final: Path, *, force: bool, kind: Kind = BUNDLE) -> None:
+    """Raise UsageError if ``final`` exists, except for one of its ``kind`` that ``force`` may replace, if it lies in a
+    file, or if another export writes it."""
     check_folder(final.parent)
     if os.name != "nt" and any(_written(scratch) for scratch in _scratches(final)):
         raise UsageError(f"another export writes '{final}' at this moment: wait for it, or choose another folder")
     if final.exists() and not force:
         raise UsageError(f"'{final}' exists already: pass --force (force=True) to replace it, or another folder")
-    if final.exists() and not (final / MANIFEST).is_file():
-        raise UsageError(f"'{final}' is not a bundle, and will not be replaced by one: move it away first")
+    if final.exists() and not kind.is_one(final):
+        raise UsageError(f"'{final}' is {kind.otherwise}, and will not be replaced by one: move it away first")
 
 
 def _recover(final: Path, old: Path) -> None:

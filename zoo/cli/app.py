@@ -30,7 +30,7 @@ from zoo.version import __version__
 
 VERBS = (
     *("list", "show", "pick", "export", "verify", "bench", "compare"),
-    *("eval", "sweep", "train", "search", "convert", "pull", "push", "cache", "doctor"),
+    *("eval", "sweep", "train", "search", "convert", "pull", "push", "cache", "doctor", "report"),
 )
 
 

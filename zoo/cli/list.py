@@ -20,6 +20,7 @@ def command(
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     by: By = "pgd20",
+    plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy over MACs instead.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,12 +33,16 @@ def command(
       zoo list
       zoo list 'trades-*' --max-flops 15M
       zoo list --min-robust 40% --by autoattack --json
+      zoo list --plot --by clean
     """
+    from zoo.cli.scatter import scatter
     from zoo.cli.tables import entries_table
     from zoo.registry.file import load_registry
     from zoo.registry.pick import list_models
-    from zoo.system.errors import NothingMatches
+    from zoo.system.errors import NothingMatches, UsageError
 
+    if plot and as_json:
+        raise UsageError("--plot draws for people and --json prints data: leave one of them out")
     registry = load_registry()
     names = list_models(
         pattern,
@@ -59,6 +64,6 @@ def command(
         out.say("no model is within these limits: zoo pick names the nearest")
     if entries or as_json:
         listed = {"models": [{"name": entry.name, **entry.to_dict()} for entry in entries]}
-        out.result(listed, lambda: entries_table(registry, entries, by=by))
+        out.result(listed, lambda: scatter(entries, by=by) if plot else entries_table(registry, entries, by=by))
     if registry.models and not entries:
         raise typer.Exit(NothingMatches.exit_code)

@@ -51,8 +51,9 @@ def _folder(name: str) -> dict[str, Any]:
 
 
 def _folder_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    from zoo.cli.tables import in_words, wrapped
+    from zoo.cli.tables import wrapped
     from zoo.evaluation.threat import ThreatModel
+    from zoo.registry.words import in_words
     from zoo.system.units import format_count, format_size
 
     yield facts["name"]
@@ -83,8 +84,9 @@ def _terms(facts: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
-    from zoo.cli.tables import corruptions_table, described, in_words, wrapped
+    from zoo.cli.tables import corruptions_table, wrapped
     from zoo.evaluation.flags import explained
+    from zoo.registry.words import described, in_words
     from zoo.system.units import format_count, format_size
 
     yield entry.name
@@ -177,7 +179,7 @@ def _subnet(subnet: Subnet) -> str:
 
 def _teacher(teacher: Teacher) -> str:
     """Its name, and its accuracy where it was measured: ``nfgsm-wrn34-2, clean 79.4 ±0.8, pgd20 48.1 ±1.0``."""
-    from zoo.cli.tables import points
+    from zoo.registry.words import points
 
     known = [f"{name} {points(teacher.accuracy[name])}" for name in ("clean", "pgd20") if name in teacher.accuracy]
     return ", ".join([teacher.name, *known])

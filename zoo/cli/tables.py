@@ -5,22 +5,14 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from zoo.cli.output import table
 from zoo.evaluation.flags import explained
-from zoo.evaluation.statistics import Accuracy
-from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Entry, Registry, Result
+from zoo.registry.words import described, points
 from zoo.system.units import format_count
 
 SHOWN = ("clean", "pgd20", "autoattack")
-
-
-def points(accuracy: Accuracy) -> str:
-    """``65.6 ±0.9``: accuracy and half the width of its interval, in points."""
-    low, high = accuracy.ci95
-    return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
 
 
 def percent(result: Result | None) -> str:
@@ -58,25 +50,6 @@ def corruptions_table(cells: Mapping[str, Sequence[int]], n: int) -> str:
         for kind, counts in cells.items()
     ]
     return table(["corruption", "severity 1", "2", "3", "4", "5", "mean"], rows)
-
-
-def described(protocol: Mapping[str, Any]) -> str:
-    """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
-    words = [{"none": "no attack"}.get(protocol["attack"], protocol["attack"])]
-    if protocol["eps"]:
-        words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
-    if protocol.get("steps"):
-        words.append(f"{protocol['steps']} steps")
-    return f"{', '.join(words)}, n = {protocol['n']:,} {protocol['split']} images"
-
-
-def in_words(spec: Mapping[str, Any]) -> str:
-    """An architecture spec on a line: ``staged, widths 16-16 / 32-32, resolutions 32 / 16, ...``."""
-    lists = {"widths": " / ".join("-".join(map(str, stage)) for stage in spec.get("widths", []))}
-    lists["resolutions"] = " / ".join(map(str, spec.get("resolutions", [])))
-    rest = {key: value for key, value in spec.items() if key not in (*lists, "arch", "mean", "std")}
-    words = [f"{key} {value}" for key, value in (lists | rest).items() if value not in ("", None)]
-    return ", ".join([str(spec["arch"]), *words])
 
 
 def wrapped(text: str, *, indent: str = "") -> list[str]:

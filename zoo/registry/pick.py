@@ -53,14 +53,15 @@ def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = 
     if not measured:
         raise NothingMatches(_why_nothing(entries, constraints, by))
     trusted = [entry for entry in measured if flagged or not entry.flags]
-    passed_over = sorted(entry.name for entry in measured if entry not in trusted)
+    passed_over = sorted(entry.name for entry in measured if entry.flags and not flagged)
     if not trusted:
         raise NothingMatches(
             f"all models within these limits are flagged, because their accuracy may be too high: "
             f"{', '.join(passed_over)}; --flagged takes them too"
         )
     ranked = sorted(trusted, key=lambda entry: (-(entry.accuracy(by) or 0.0), entry.macs, entry.name))
-    return Choice(ranked, left_out=sorted(e.name for e in able if e not in measured), flagged=passed_over)
+    left_out = {entry.name for entry in able} - {entry.name for entry in measured}
+    return Choice(ranked, left_out=sorted(left_out), flagged=passed_over)
 
 
 def _why_nothing(entries: list[Entry], constraints: list[Constraint], by: str) -> str:

@@ -1,0 +1,39 @@
+"""Entries of the registry in words: accuracies, protocols, architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.evaluation.statistics import Accuracy
+from zoo.evaluation.threat import ThreatModel
+
+
+def points(accuracy: Accuracy) -> str:
+    """``65.6 ±0.9``: accuracy and half the width of its interval, in points."""
+    low, high = accuracy.ci95
+    return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
+
+
+def described(protocol: Mapping[str, Any]) -> str:
+    """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
+    return f"{attack_of(protocol)}, n = {protocol['n']:,} {protocol['split']} images"
+
+
+def attack_of(protocol: Mapping[str, Any]) -> str:
+    """The attack of a protocol in a few words: ``pgd, linf 8/255, 20 steps``."""
+    words = [{"none": "no attack"}.get(protocol["attack"], protocol["attack"])]
+    if protocol["eps"]:
+        words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
+    if protocol.get("steps"):
+        words.append(f"{protocol['steps']} steps")
+    return ", ".join(words)
+
+
+def in_words(spec: Mapping[str, Any]) -> str:
+    """An architecture spec on a line: ``staged, widths 16-16 / 32-32, resolutions 32 / 16, ...``."""
+    lists = {"widths": " / ".join("-".join(map(str, stage)) for stage in spec.get("widths", []))}
+    lists["resolutions"] = " / ".join(map(str, spec.get("resolutions", [])))
+    rest = {key: value for key, value in spec.items() if key not in (*lists, "arch", "mean", "std")}
+    words = [f"{key} {value}" for key, value in (lists | rest).items() if value not in ("", None)]
+    return ", ".join([str(spec["arch"]), *words])

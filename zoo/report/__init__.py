@@ -1,0 +1,1 @@
+"""The page to choose from: a static site made from a registry and bundles."""
