@@ -35,5 +35,13 @@ bench: .venv/dev  ## speed as ratios against peers, in one run
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'torchattacks>=3.5.1'  # its pins are years old
 	$(BIN)/python -m benchmarks
 
+# Each writes the tables and figures of its page from the results that are stored beside it; nothing is measured.
+REDRAWN := architecture figures engines int8 corruptions methods rnascl ablations proard
+
+docs: .venv/dev  ## redraw tables and figures from the stored results, then the site: build/site/index.html
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
+	for page in $(REDRAWN); do $(BIN)/python docs/$$page.py || exit 1; done
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+
 clean:
 	rm -rf .venv build dist *.egg-info
