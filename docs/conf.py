@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Any
 
 from docutils import nodes
+from merman import Merman
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -35,7 +36,7 @@ CONTENTS = {
 EXAMPLES = re.compile("\b\n(.+):\n((?:  .+\n)+)")  # in a help text, lines after a \\b are kept as they are
 
 project = "Robust Zoo"
-copyright = "the authors of Robust Zoo, Apache-2.0"
+project_copyright = "the authors of Robust Zoo, Apache-2.0"
 version = release = zoo.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "README"
@@ -70,7 +71,8 @@ class CommandLine(SphinxDirective):
         group, pages = get_command(app), []
         with group.make_context("zoo", ["--help"], resilient_parsing=True) as context:
             for verb in VERBS:
-                page = get_docs_for_click(obj=group.get_command(context, verb), ctx=context, name=verb, call_prefix="zoo")
+                command = group.get_command(context, verb)
+                page = get_docs_for_click(obj=command, ctx=context, name=verb, call_prefix="zoo")
                 page = EXAMPLES.sub(lambda found: f"**{found[1]}**:\n\n```console\n{dedent(found[2])}```\n", page)
                 pages.append(re.sub("^#+ .*", f"## zoo {verb}", page.replace("\b\n", ""), count=1))
         return self.parse_text_to_nodes("\n".join(pages), allow_section_headings=True)
@@ -86,11 +88,10 @@ def contents(app: Sphinx, page: str, source: list[str]) -> None:
 
 def diagrams(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Draw every block of Mermaid."""
-    for block in list(tree.findall(lambda node: isinstance(node, nodes.literal_block) and node["language"] == "mermaid")):
-        import merman
-
-        drawn = merman.Merman().render_svg(block.astext(), None)
-        block.replace_self(nodes.raw("", f'<div class="diagram" tabindex="0">{drawn}</div>', format="html"))
+    for block in list(tree.findall(nodes.literal_block)):
+        if block["language"] == "mermaid":
+            drawn = Merman().render_svg(block.astext(), None)
+            block.replace_self(nodes.raw("", f'<div class="diagram" tabindex="0">{drawn}</div>', format="html"))
 
 
 def first_page(app: Sphinx, error: Exception | None) -> None:

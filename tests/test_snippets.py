@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ WORK = {  # what the other verbs do their work with
     "convert": "zoo.weights.convert.convert",
     "eval": "zoo.evaluation.measure.measure",
     "export": "zoo.export.exporter.Job.run",  # of zoo pick --export too
-    "search": "zoo.train.proard.dynamic.DynamicNet.predictor",
+    "search": "zoo.train.proard.dynamic.Dynamic.predictor",
     "sweep": "zoo.evaluation.sweep.sweep",
     "train": "zoo.train.pipeline.run",
     "verify": "zoo.export.verify.verify_bundle",
@@ -207,3 +208,12 @@ def test_the_examples_in_the_help_have_options_that_exist(verb):
     command = _verb(verb)
     for line in re.findall(rf"^ +zoo {verb}\b(.*)$", command.help, re.MULTILINE):
         command.make_context(verb, shlex.split(line))
+
+
+@pytest.mark.slow
+def test_the_site_has_no_broken_link(tmp_path):
+    pytest.importorskip("furo", reason="needs the extra docs")
+    build = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", "docs", ".", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "docs" / "cli.html").exists()
