@@ -12,11 +12,15 @@ from textwrap import dedent
 from typing import Any
 
 from docutils import nodes
-from merman import Merman
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import zoo
+
+try:
+    from merman import Merman
+except ModuleNotFoundError:  # it does not exist for Linux on Arm: there diagrams stay text
+    Merman = None
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = {
@@ -89,7 +93,7 @@ def contents(app: Sphinx, page: str, source: list[str]) -> None:
 def diagrams(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Draw every block of Mermaid."""
     for block in list(tree.findall(nodes.literal_block)):
-        if block["language"] == "mermaid":
+        if Merman and block["language"] == "mermaid":
             drawn = Merman().render_svg(block.astext(), None)
             block.replace_self(nodes.raw("", f'<div class="diagram" tabindex="0">{drawn}</div>', format="html"))
 

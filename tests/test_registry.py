@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zoo.evaluation.protocols import PROTOCOLS, RELEASED, protocol
 from zoo.evaluation.statistics import wilson
 from zoo.registry.entry import Entry, Registry
-from zoo.registry.file import info, load_registry, pretty, write_model
+from zoo.registry.file import info, linked, load_registry, pretty, write_model
 from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
 from zoo.specs import StagedSpec, cost
@@ -387,6 +387,14 @@ def test_writing_through_a_link_keeps_the_link(path, tmp_path):
     assert "new" in load_registry(path).models
 
 
+def test_a_link_that_git_wrote_as_text_is_followed(path, tmp_path):
+    stub = tmp_path / "zoo" / path.name
+    stub.parent.mkdir()
+    stub.write_text(f"../{path.name}")
+    assert load_registry(linked(stub)).models == load_registry(path).models
+    assert linked(path) == path
+
+
 def test_writing_brings_the_datasets_and_protocols_that_results_refer_to(tmp_path):
     path = tmp_path / "registry.json"
     path.write_text(json.dumps({"schema_version": 1, "protocols": {}, "datasets": {}, "models": {}}))
@@ -426,7 +434,7 @@ def test_a_write_that_would_be_invalid_or_is_cut_short_leaves_the_file_as_it_was
 def test_writers_at_the_same_time_lose_nothing(path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_registry import model; "
-        "from zoo.registry.file import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
+        "from zoo.registry.file import linked, write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
         " for i in range(8)]"
     )
     writers = [
