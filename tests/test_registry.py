@@ -434,7 +434,7 @@ def test_a_write_that_would_be_invalid_or_is_cut_short_leaves_the_file_as_it_was
 def test_writers_at_the_same_time_lose_nothing(path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_registry import model; "
-        "from zoo.registry.file import linked, write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
+        "from zoo.registry.file import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
         " for i in range(8)]"
     )
     writers = [
