@@ -13,7 +13,6 @@ BIN := .venv/bin
 
 .venv/dev: .venv/quickstart
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'litert-torch>=0.10' 'litert-converter>=0.5'  # they ask for torch < 2.15
 	touch $@
 
 quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and export it to ONNX

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -60,6 +62,10 @@ def test_the_wheel_holds_the_weights_that_the_registry_says_are_bundled(wheel):
     assert registry["models"]
     for model in registry["models"].values():
         assert f"zoo/bundled/{model['weights']['file']}" in wheel.namelist()
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {zoo.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 TRIED = """
