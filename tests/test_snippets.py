@@ -31,12 +31,14 @@ from zoo.export.bundle.source import Known
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```(\S*)[ \t]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUICK = {"list", "show", "pick", "compare", "doctor"}
+QUICK = {"list", "show", "pick", "compare", "doctor", "pull", "cache"}
 WORK = {  # what the other verbs do their work with
     "bench": "zoo.export.bench.bench.bench",
     "convert": "zoo.weights.convert.convert",
     "eval": "zoo.evaluation.measure.measure",
     "export": "zoo.export.exporter.Job.run",  # of zoo pick --export too
+    "push": "zoo.hub.push.gather",
+    "report": "zoo.report.site.write_site",
     "search": "zoo.train.proard.dynamic.Dynamic.predictor",
     "sweep": "zoo.evaluation.sweep.sweep",
     "train": "zoo.train.pipeline.run",
@@ -90,8 +92,8 @@ def here(tmp_path, monkeypatch, lent, toy, found) -> Path:
     def reached(*_: object, **__: object) -> None:
         raise Reached
 
-    for work in WORK.values():
-        monkeypatch.setattr(work, reached)
+    for verb in WORK.keys() & VERBS:
+        monkeypatch.setattr(WORK[verb], reached)
     return tmp_path
 
 
