@@ -31,12 +31,13 @@ from zoo.export.bundle.source import Known
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```(\S*)[ \t]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUICK = {"list", "show", "pick", "compare", "doctor", "pull", "cache"}
+QUICK = {"list", "show", "pick", "compare", "doctor", "cache"}
 WORK = {  # what the other verbs do their work with
     "bench": "zoo.export.bench.bench.bench",
     "convert": "zoo.weights.convert.convert",
     "eval": "zoo.evaluation.measure.measure",
     "export": "zoo.export.exporter.Job.run",  # of zoo pick --export too
+    "pull": "zoo.hub.pull.pull",
     "push": "zoo.hub.push.gather",
     "report": "zoo.report.site.write_site",
     "search": "zoo.train.proard.dynamic.Dynamic.predictor",
