@@ -51,6 +51,8 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
 smartquotes = False
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: name for name in ("ArchSpec", "Level")}  # else spelled out, validators and all
+napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 copybutton_prompt_text = "$ "
@@ -98,6 +100,13 @@ def diagrams(app: Sphinx, tree: nodes.document, page: str) -> None:
             block.replace_self(nodes.raw("", f'<div class="diagram" tabindex="0">{drawn}</div>', format="html"))
 
 
+def signatures(
+    app: Sphinx, what: str, name: str, given: Any, options: Any, signature: str | None, returned: Any
+) -> Any:
+    """Aliases of types by their names: Sphinx 9.0 leaves its own wrapper around them."""
+    return signature and (re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), returned)
+
+
 def first_page(app: Sphinx, error: Exception | None) -> None:
     """index.html leads to README.html."""
     if error is None:
@@ -109,6 +118,7 @@ def first_page(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("command-line", CommandLine)
     app.connect("source-read", contents)
+    app.connect("autodoc-process-signature", signatures)
     app.connect("doctree-resolved", diagrams)
     app.connect("build-finished", first_page)
     return {"parallel_read_safe": True}
