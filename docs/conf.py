@@ -49,7 +49,8 @@ exclude_patterns = [".*", "build", "bundles", "runs", "shared", "tests", "zoo", 
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
-smartquotes = False
+smartquotes = False  # they would make dashes of the options of the command line
+suppress_warnings = [] if Merman else ["misc.highlighting_failure"]
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {name: name for name in ("ArchSpec", "Level")}  # else spelled out, validators and all
 napoleon_use_rtype = False
