@@ -64,6 +64,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # it fetches, which a page from a file cannot
 
 
 class CommandLine(SphinxDirective):
@@ -108,6 +109,16 @@ def signatures(
     return signature and (re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), returned)
 
 
+def accessible(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.document | None) -> None:
+    """What scrolls can be reached by keyboard, and headings of the navigation have a level."""
+    body, navigation = context.get("body", ""), context.get("furo_navigation_tree", "")
+    body = body.replace("<pre>", '<pre tabindex="0">').replace(
+        '<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'
+    )
+    context["body"] = body
+    context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def first_page(app: Sphinx, error: Exception | None) -> None:
     """index.html leads to README.html."""
     if error is None:
@@ -121,5 +132,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", contents)
     app.connect("autodoc-process-signature", signatures)
     app.connect("doctree-resolved", diagrams)
+    app.connect("html-page-context", accessible, priority=900)  # after the theme's own
     app.connect("build-finished", first_page)
     return {"parallel_read_safe": True}
