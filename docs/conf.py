@@ -24,7 +24,7 @@ except ModuleNotFoundError:  # it does not exist for Linux on Arm: there diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = {
-    "Guide": ("quickstart", "choosing", "data", "exporting", "device", "training"),
+    "Guide": ("quickstart", "choosing", "data", "exporting", "device", "training", "page", "hub"),
     "Robustness": ("robustness", "numbers"),
     "Studies": ("engines", "int8", "nvidia", "corruptions", "methods", "rnascl", "proard"),
     "Reference": ("cli", "api", "../examples/README"),
