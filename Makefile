@@ -13,7 +13,6 @@ BIN := .venv/bin
 
 .venv/dev: .venv/quickstart
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'litert-torch>=0.10' 'litert-converter>=0.5'  # they ask for torch < 2.15
 	touch $@
 
 quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and export it to ONNX
@@ -34,6 +33,15 @@ bench: .venv/dev  ## speed as ratios against peers, in one run
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'torchattacks>=3.5.1'  # its pins are years old
 	$(BIN)/python -m benchmarks
+
+# Each writes the tables and figures of its page from the results that are stored beside it; nothing is measured.
+# (docs/boundaries.py trains the nets of its toy problem anew: it is run by hand.)
+REDRAWN := architecture figures engines int8 corruptions methods rnascl ablations proard
+
+docs: .venv/dev  ## redraw tables and figures from the stored results, then the site: build/site/index.html
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
+	for page in $(REDRAWN); do $(BIN)/python docs/$$page.py || exit 1; done
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -14,8 +14,10 @@ NAMES = ("startup", "engines", "evaluation", "training", "distillation", "rnascl
 RESULTS = Path(__file__).parent / "results"
 
 
-def table(report: dict) -> str:
+def page(report: dict, names: list[str]) -> str:
     lines = [
+        f"# Speed: {', '.join(names) or 'all benchmarks'}",
+        "",
         f"Measured {report['measured_at']} on {report['toolchain']['cpu']}, {report['toolchain']['cores']} cores, "
         f"torch {report['toolchain']['torch']}. Medians; a ratio above 1 means that ours is faster.",
         "",
@@ -49,8 +51,8 @@ def main(names: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     suffix = "-".join(names) or "latest"
     (RESULTS / f"{suffix}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8", newline="\n")
-    (RESULTS / f"{suffix}.md").write_text(table(report), encoding="utf-8", newline="\n")
-    print(table(report))
+    (RESULTS / f"{suffix}.md").write_text(page(report, names), encoding="utf-8", newline="\n")
+    print(page(report, names))
 
 
 main(sys.argv[1:])

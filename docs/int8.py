@@ -3,7 +3,7 @@
 Each model is made into three graphs: int8 as usual, with layers in float that a search chose, and with weights in 7
 bits. They are timed side by side and attacked on the first 1,000 test images, as the ladder does it: all models by
 walks first, then by Square. docs/int8.json keeps what was found; ``python docs/int8.py`` alone redraws the table of
-docs/engines.md from it.
+docs/int8.md from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from zoo.system.device import cpu_id
 from zoo.system.files import locked
 
 DOCS = Path(__file__).parent
-STORE, PAGE = DOCS / "int8.json", DOCS / "engines.md"
+STORE, PAGE = DOCS / "int8.json", DOCS / "int8.md"
 VARIANTS = {"int8": "all layers", "searched": "searched", "portable": "portable"}
 N, ALLOWED, MARGIN = 1000, 0.005, 0.01
 ROUNDS, SECONDS = 20, 0.1

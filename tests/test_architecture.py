@@ -43,6 +43,11 @@ def test_every_file_that_a_page_names_is_there(page):
     assert missing + [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
+def test_the_light_tests_are_there():
+    named = (ROOT / ".ci" / "light").read_text(encoding="utf-8").split()
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_every_name_that_a_docstring_refers_to_exists():
     missing = []
     for path in sorted(path for room in ("zoo", "train", "export") for path in (ROOT / room).rglob("*.py")):

@@ -55,6 +55,7 @@ def int8_bundle(model: Classifier, out: Path, **options) -> Path:
 def gpu(monkeypatch) -> None:
     """A machine whose driver offers a GPU, so that a provider is asked for in earnest."""
     monkeypatch.setattr(running, "gpus", lambda: 1)
+    monkeypatch.delenv(running.TF32, raising=False)  # which the TensorRT providers set for the process
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zoo.evaluation.protocols import PROTOCOLS, RELEASED, protocol
 from zoo.evaluation.statistics import wilson
 from zoo.registry.entry import Entry, Registry
-from zoo.registry.file import info, load_registry, pretty, write_model
+from zoo.registry.file import info, linked, load_registry, pretty, write_model
 from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
 from zoo.specs import StagedSpec, cost
@@ -385,6 +385,14 @@ def test_writing_through_a_link_keeps_the_link(path, tmp_path):
     write_model("new", model(20), path=link)
     assert link.is_symlink()
     assert "new" in load_registry(path).models
+
+
+def test_a_link_that_git_wrote_as_text_is_followed(path, tmp_path):
+    stub = tmp_path / "zoo" / path.name
+    stub.parent.mkdir()
+    stub.write_text(f"../{path.name}")
+    assert load_registry(linked(stub)).models == load_registry(path).models
+    assert linked(path) == path
 
 
 def test_writing_brings_the_datasets_and_protocols_that_results_refer_to(tmp_path):

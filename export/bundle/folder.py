@@ -221,7 +221,8 @@ def as_bundle(subject: Path | str) -> Path | None:
     """
     folder = Path(subject)
     holds = (folder / MANIFEST).is_file() or (folder / SUMS).is_file()
-    meant = isinstance(subject, Path) or holds or (os.sep in subject and not has_scheme(subject))
+    path = any(one in str(subject) for one in (os.sep, os.altsep) if one)  # Windows has two separators
+    meant = isinstance(subject, Path) or holds or (path and not has_scheme(str(subject)))
     return folder if meant else None
 
 

@@ -1,6 +1,6 @@
 """TensorRT 10 and 11 on an NVIDIA GPU: a plan, built from the ONNX graph, for the GPU and version that it is built on.
 
-docs/engines.md says what of this the authors have run.
+docs/nvidia.md says what of this the authors have run.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from zoo.system.errors import UsageError
 
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
-USUAL: Method = "percentile"  # of all of them the least robustness was lost with it, see docs/engines.md
+USUAL: Method = "percentile"  # of all of them the least robustness was lost with it, see docs/int8.md
 
 
 @dataclass(frozen=True, kw_only=True)

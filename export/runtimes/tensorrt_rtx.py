@@ -1,6 +1,6 @@
 """TensorRT for RTX on the NVIDIA GPU in use, and TensorRT, whose bindings have the same names.
 
-PyTorch holds the images and the logits on the GPU. docs/engines.md says what of this the authors have run.
+PyTorch holds the images and the logits on the GPU. docs/nvidia.md says what of this the authors have run.
 """
 
 from __future__ import annotations

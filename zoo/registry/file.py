@@ -22,7 +22,14 @@ from zoo.version import __version__
 if TYPE_CHECKING:
     from zoo.evaluation.protocols import Protocol
 
-PACKAGED = Path(__file__).parents[1] / "registry.json"
+
+def linked(path: Path) -> Path:
+    """``path``, or what it names where git has written a symbolic link as a text file (on Windows)."""
+    link = path.read_text(encoding="utf-8") if path.exists() and path.stat().st_size < 100 else ""
+    return path.parent / link if link.endswith(f"/{path.name}") else path
+
+
+PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
 
 def registry_path(path: Path | str | None = None) -> Path:

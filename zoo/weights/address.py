@@ -46,7 +46,7 @@ class Address:
             raise UsageError(f"a model's address must not be empty: it is {KINDS}")
         scheme, colon, place = text.partition(":")
         if not colon:
-            local = folders and ("/" in text or text.endswith(".safetensors") or Path(text).is_dir())
+            local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
             return cls(LOCAL if local else NAME, text)
         if scheme not in (LOCAL, HUB):
             raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")
