@@ -156,6 +156,16 @@ def test_a_dry_run_leaves_every_file_and_the_card_and_asks_nobody(call, registry
     assert (code, "exists already" in told["error"]["message"]) == (2, True)
 
 
+def test_the_licence_of_a_model_can_be_stated(call, registry, server):
+    code, told, _ = call("push", "sturdy", "--repo-id", "org/sturdy", "--license", "not a licence")
+    assert (code, "is not the name of a licence" in told["error"]["message"], server.asked()) == (2, True, [])
+    code, _, _ = call("push", "sturdy", "--repo-id", "org/sturdy", "--license", "mit")
+    assert (code, info("sturdy").license) == (0, "mit")
+    card = server.hub.repos["model", "org/sturdy"].at("main").files["README.md"].content.decode()
+    assert ModelCard(card).data.license == "mit"
+    assert "**Licence:** mit" in card
+
+
 def test_card_and_records_hold_every_measurement_with_protocol_n_interval_and_threat_model(call, registry):
     _, told, _ = call("push", "sturdy", "--repo-id", "org/sturdy", "--dry-run")
     card = ModelCard(told["repositories"][0]["card"])

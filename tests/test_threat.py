@@ -290,6 +290,7 @@ def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_
     assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--threat", "l2 0.5", "--write", "-q"]) == 0
     entry = info("model")
     assert (entry.dataset, entry.threat) == ("cifar100", LINF_8)
+    assert entry.license == "unknown"  # only its owner knows
     assert entry.results.keys() == {"cifar100-clean", "cifar100-fgsm-l2-0.5"}
     assert entry.results["cifar100-clean"].dataset_sha256 == world.split("test").fingerprint
     assert task_of("model") == ("cifar100", LINF_8)

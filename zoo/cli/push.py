@@ -31,6 +31,9 @@ def command(
     collection: Annotated[
         str | None, typer.Option(metavar="TITLE", help="Put the repositories into this collection too.")
     ] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="Of the card and the registry, as apache-2.0 or mit.")
+    ] = None,
     parent: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Replace this commit, which the registry does not refer to.")
     ] = None,
@@ -51,7 +54,8 @@ def command(
     already is not sent again; a repository that somebody else has changed since
     is left as it is (exit code 5).
 
-    In a repository's name '@' becomes '-'. The token is that of `hf auth login`
+    A model of your own is published with the licence "unknown" unless --license
+    states one. In a repository's name '@' becomes '-'. The token is that of `hf auth login`
     or HF_TOKEN. --dry-run uses no network.
 
     \b
@@ -59,7 +63,7 @@ def command(
       zoo push trades-s3 --repo-id me/trades-s3 --dry-run
       zoo push trades-s3 --repo-id me/trades-s3 --private
       zoo push "rnascl-*" --repo-id "me/{name}" --collection "RNAS-CL students"
-      zoo push mine --repo-id me/mine --registry mine/registry.json
+      zoo push mine --repo-id me/mine --registry mine/registry.json --license mit
     """
     from zoo.registry.file import chosen
 
@@ -77,7 +81,7 @@ def command(
         from zoo.hub.push import gather, orders, prepare, push
         from zoo.system.hub import client_output
 
-        ordered = orders(names, repo_id, offline=dry_run)
+        ordered = orders(names, repo_id, license=license, offline=dry_run)
         with output.progress() as advance, client_output(not quiet):
             if dry_run:
                 with TemporaryDirectory() as scratch:

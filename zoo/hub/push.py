@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,21 +49,27 @@ class Pushed:
     error: ZooError | None = None
 
 
-def orders(names: Sequence[str], pattern: str, *, offline: bool = False) -> list[Order]:
+def orders(names: Sequence[str], pattern: str, *, license: str | None = None, offline: bool = False) -> list[Order]:
     """The models called ``names``, found and checked, each with its repository.
 
     Args:
         pattern: ``ORG/NAME``, where ``{name}`` stands for the model's name.
+        license: publish them under this one, as "mit"; None: under that of their entries.
         offline: never use the network.
 
     Raises:
-        UsageError: a repository's name is malformed or not each model's own, or a model was not measured under attack.
+        UsageError: the name of a repository or of the licence is malformed, two models share a repository, or a model
+            was not measured under attack.
         UnknownModel, Unreachable, IntegrityError: a model or its weights are not here, or damaged.
     """
     registry = load_registry()
     entries = list({entry.name: entry for entry in (info(name, registry=registry) for name in names)}.values())
     if len(entries) > 1 and NAME not in pattern:
         raise UsageError(f"{len(entries)} models need a repository each: write {NAME} into --repo-id, as org/{NAME}")
+    if license:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+            raise UsageError(f"'{license}' is not the name of a licence: write it as mit, apache-2.0 or cc-by-4.0")
+        entries = [replace(entry, license=license) for entry in entries]
     facts = [Facts(entry, registry, repository_id(pattern, entry)) for entry in entries]
     owners: dict[str, str] = {}
     for one in facts:
@@ -172,8 +179,8 @@ def _publish(content: Content, held: Held | None, *, private: bool, parent: str 
             say(f"{repo_id}: uploading {len(changed)} files ({size:,} bytes), deleting {len(gone)} ...")
             revision = commit(repo_id, held, wanted, f"{entry.name}, by robust-zoo")
         hub = Hub(repo_id=repo_id, revision=revision, filename=content.weights)
-        if hub != entry.weights.hub:
-            write_hub(entry.name, entry.weights.sha256, hub)
+        if hub != entry.weights.hub or entry.license != info(entry.name).license:
+            write_hub(entry.name, entry.weights.sha256, hub, license=entry.license)
     except ZooError as error:
         return replace(done, error=error)
     return replace(done, revision=revision, changed=tuple(changed), deleted=tuple(gone))

@@ -148,6 +148,9 @@ class Subnet(Record):
     size: Annotated[int, Bounds(ge=1)]
 
 
+UNKNOWN = "unknown"  # the licence of a model whose owner has not stated one; the Hub has the same word
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model(Record):
     """A registry entry as stored in the file; ``parse_spec`` reads ``spec``, and ``macs`` are per image.

@@ -264,8 +264,11 @@ def write_latency(
                 stored[device][engine] = dict(sorted(times.items(), key=lambda item: int(item[0])))
 
 
-def write_hub(name: str, weights_sha256: str, hub: Hub, *, path: Path | str | None = None) -> None:
-    """Write where the weights of the registry entry ``name`` are on the Hub; the rest of the file is kept as it is.
+def write_hub(
+    name: str, weights_sha256: str, hub: Hub, *, license: str | None = None, path: Path | str | None = None
+) -> None:
+    """Write where the weights of the registry entry ``name`` are on the Hub, and its ``license`` if that is given; the
+    rest of the file is kept as it is.
 
     Raises:
         UnknownModel: there is no such entry.
@@ -277,6 +280,7 @@ def write_hub(name: str, weights_sha256: str, hub: Hub, *, path: Path | str | No
         if model["weights"]["sha256"] != weights_sha256:
             raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those on the Hub")
         model["weights"]["hub"] = asdict(hub)
+        model["license"] = license or model["license"]
 
 
 @contextmanager

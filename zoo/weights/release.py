@@ -19,7 +19,7 @@ import numpy as np
 
 from zoo.evaluation.flags import disagree
 from zoo.evaluation.protocols import Protocol
-from zoo.registry.entry import Entry
+from zoo.registry.entry import UNKNOWN, Entry
 from zoo.registry.file import info, load_registry, make_registry, rename_model, write_model
 from zoo.registry.schema import check_model
 from zoo.specs import cost
@@ -27,12 +27,12 @@ from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import copy_atomic, locked, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
-from zoo.weights.load import Found, beside, bundled, home
+from zoo.weights.load import BUNDLED, Found, beside, bundled, home
 
 if TYPE_CHECKING:
     from zoo.evaluation.measure import Measurement
 
-LICENSE = "Apache-2.0"
+LICENSE = "Apache-2.0"  # of the released models; under what others stand is for their owners to say
 SUFFIXES = ("safetensors", "bits.npz", PREDICTOR)  # of a model's files in the package
 
 
@@ -89,7 +89,7 @@ def candidate(found: Found) -> Candidate:
         **({"dataset": found.task.dataset} if found.task.dataset else {}),
         "threat": asdict(found.task.threat),
         "weights": {"file": f"{facts.name}.safetensors", "size": path.stat().st_size, "sha256": sha256},
-        "license": LICENSE,
+        "license": LICENSE if home() == BUNDLED else UNKNOWN,
         "train": train,
         "results": {},
         **({"supernet": facts.supernet} if facts.supernet else {}),
