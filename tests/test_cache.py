@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiny import register
 
 from zoo.cli.app import run
 from zoo.system.files import cache_root, cached
-from zoo.system.hub import HubFiles
+from zoo.system.hub import Download, HubFiles
 from zoo.weights.load import load
 
 
@@ -131,3 +132,32 @@ def test_a_record_of_downloads_that_is_damaged_or_forged_is_not_followed(full, t
     (place / "list.json").write_text("[]")
     assert said(capsys, "rm", "--all")["kept"] == []
     assert valuable.exists()
+
+
+def test_only_the_named_repository_is_removed_also_if_another_has_the_same_commit(full, tmp_path, capsys):
+    cache = tmp_path / "hf" / "hub"
+    for n in range(4):  # the client keeps repositories in a set
+        shutil.copytree(cache / "models--org--tiny", cache / f"models--other--fork{n}", symlinks=True)
+    assert names(said(capsys, "rm", "tiny"), "removed") == ["tiny"]
+    assert not (cache / "models--org--tiny").exists()
+    assert len(list(cache.glob("models--other--fork*/snapshots/*/model.safetensors"))) == 4
+
+
+def test_weights_are_removed_also_if_the_branch_moved_to_a_commit_that_did_not_arrive(full, tmp_path, capsys):
+    refs = tmp_path / "hf" / "hub" / "models--org--tiny" / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_text("0" * 40)
+    removed = said(capsys, "rm", "tiny")
+    assert names(removed, "removed") == ["tiny"]
+    assert removed["freed"] == removed["removed"][0]["size"]
+    assert not refs.parent.exists()
+
+
+def test_a_forged_record_cannot_name_a_folder_outside_of_a_repository(full, tmp_path, capsys):
+    place = tmp_path / "a" / "b" / "c" / "file"
+    place.parent.mkdir(parents=True)
+    place.write_text("valuable")
+    commit = "c" * 40
+    Download("model", "org/tiny", commit, "file", str(place), 8, "0" * 64).write()
+    assert f"org/tiny@{commit[:12]}" not in names(said(capsys, "rm", "--all"), "removed")
+    assert place.exists()

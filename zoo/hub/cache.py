@@ -7,7 +7,9 @@ The Hub's cache is shared with other programs. Only files that are in the record
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -107,7 +109,7 @@ def _from_hub() -> Iterator[Item]:
             size=sum(file.size for file in files),
             hashed=True,
             damaged=partial(_changed, paths),
-            remove=partial(_removed, files, cache),
+            remove=partial(_removed, files),
             aliases=(*names, *models),
         )
 
@@ -123,9 +125,9 @@ def _entries() -> list[tuple[str, tuple[str, str]]]:
 def _downloads() -> Iterator[Download]:
     """The record of downloads; notes on files that are gone are removed."""
     for note in sorted((cache_root() / "downloads").glob("*.json")):
-        with suppress(TypeError, IntegrityError, OSError):
+        with suppress(TypeError, AttributeError, IntegrityError, OSError):
             one = Download(**stored_json(note))
-            if one.note != note:
+            if one.note != note or not one.placed:
                 continue
             if Path(one.path).exists():
                 yield one
@@ -143,26 +145,43 @@ def _changed(paths: dict[Path, str]) -> list[Path]:
     return wrong
 
 
-def _removed(files: Sequence[Download], cache: Path) -> int:
-    """Remove the revision of the repository that ``files`` are from, as the Hub's client does; returns the bytes freed,
-    which are fewer than theirs if another revision has the same files."""
-    from huggingface_hub import scan_cache_dir
+def _removed(files: Sequence[Download]) -> int:
+    """Remove the revision of the repository that ``files`` are from, and the repository with its last revision; returns
+    the bytes freed, which are fewer than theirs if another revision has the same files.
 
-    ours, revision = {Path(file.path).absolute() for file in files}, files[0].revision
-    scanned = scan_cache_dir(cache)
-    for repo in scanned.repos:
-        if (repo.repo_type, repo.repo_id) != (files[0].repo_type, files[0].repo_id):
-            continue
-        for one in repo.revisions:
-            held = {file.file_path.absolute() for file in one.files}
-            if one.commit_hash == revision and (others := held - ours):
-                first = min(file.name for file in others)
-                raise UsageError(f"another program has put '{first}' into the same revision: `hf cache` can remove it")
-    strategy = scanned.delete_revisions(revision)
-    strategy.execute()
+    The client itself removes nothing from a repository that an interrupted download has left incomplete, and takes
+    equal commits of two repositories for one.
+    """
+    one = files[0]
+    snapshot = Path(one.path).parents[one.filename.count("/")]
+    snapshots, repository = snapshot.parent, snapshot.parents[1]
+    held = _files(snapshot)
+    if others := held - {Path(file.path) for file in files}:
+        raise UsageError(
+            f"another program has put '{min(others).name}' into the same revision: `hf cache` can remove it"
+        )
+    blobs = set(map(_target, held)) - {_target(path) for path in _files(snapshots) - held}
+    freed = _size(blobs)
+    for path in held | {blob for blob in blobs if blob.parent == repository / "blobs"}:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(snapshot)
+    for ref in _files(repository / "refs"):
+        if ref.read_text(encoding="utf-8", errors="replace") == one.revision:
+            ref.unlink(missing_ok=True)
+    if not any(snapshots.iterdir()):
+        shutil.rmtree(repository)
     for file in files:
         file.note.unlink(missing_ok=True)
-    return strategy.expected_freed_size
+    return freed
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+def _target(path: Path) -> Path:
+    """The blob that ``path`` links to, or the file itself where the cache has no links."""
+    return Path(os.path.abspath(path.parent / os.readlink(path))) if path.is_symlink() else path
 
 
 # -- the package's own cache -----------------------------------------------------------------------------------------

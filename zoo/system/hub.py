@@ -78,6 +78,13 @@ class Download:
         return Path(self.path).parents[3 + self.filename.count("/")]
 
     @property
+    def placed(self) -> bool:
+        """Whether its path is where the client puts the file."""
+        repository = f"{self.repo_type}s--{self.repo_id.replace('/', '--')}"
+        place = Path(repository, "snapshots", self.revision, self.filename)
+        return COMMIT.fullmatch(self.revision) is not None and Path(self.path).parts[-len(place.parts) :] == place.parts
+
+    @property
     def note(self) -> Path:
         """The file of this record."""
         return _note(Path(self.path))
