@@ -143,10 +143,11 @@ def test_only_the_named_repository_is_removed_also_if_another_has_the_same_commi
     assert len(list(cache.glob("models--other--fork*/snapshots/*/model.safetensors"))) == 4
 
 
-def test_weights_are_removed_also_if_the_branch_moved_to_a_commit_that_did_not_arrive(full, tmp_path, capsys):
+def test_weights_are_removed_also_from_a_repository_that_is_not_whole(full, tmp_path, capsys):
     refs = tmp_path / "hf" / "hub" / "models--org--tiny" / "refs"
     refs.mkdir(exist_ok=True)
-    (refs / "main").write_text("0" * 40)
+    (refs / "main").write_text("0" * 40)  # a commit that did not arrive
+    (refs.parent / "snapshots" / full.pinned / "config.json").symlink_to("../../blobs/gone")
     removed = said(capsys, "rm", "tiny")
     assert names(removed, "removed") == ["tiny"]
     assert removed["freed"] == removed["removed"][0]["size"]

@@ -431,6 +431,46 @@ def test_models_are_carried_to_a_machine_without_a_network(
         assert not other.requests
 
 
+def test_branches_with_slashes_and_names_with_underscores_are_carried(
+    server, folder, net, tmp_path, monkeypatch, capsys
+):
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    name = "hf-hub:_org/_tiny@refs/pr/1"
+    server.hub.add("_org/_tiny", files, branch="refs/pr/1")
+    pulled(capsys, name, "--to", str(tmp_path / "usb"))
+    server.attach(monkeypatch, tmp_path / "there")
+    assert run(["cache", "import", str(tmp_path / "usb")]) == 0
+    assert same_function(load(name, local_files_only=True), net)
+
+
+def test_a_folder_with_another_file_of_a_cached_commit_is_refused_and_a_damaged_copy_replaced(
+    server, registered, net, tmp_path, monkeypatch, capsys
+):
+    carried = tmp_path / "usb"
+    pulled(capsys, "tiny", "--to", str(carried))
+    contents, weights = carried / "contents.json", next(carried.rglob("model.safetensors"))
+    whole, content = contents.read_text(), weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    sha256 = [hashlib.sha256(one).hexdigest() for one in (content, weights.read_bytes())]
+    contents.write_text(whole.replace(*sha256))
+    assert run(["cache", "import", str(carried)]) == 5
+    assert "of the same commit" in capsys.readouterr().err
+    assert run(["cache", "verify", "tiny"]) == 0
+
+    contents.write_text(whole)
+    weights.write_bytes(content)
+    server.attach(monkeypatch, tmp_path / "there")
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert run(["cache", "import", str(carried)]) == 0
+    flip_a_bit(next((tmp_path / "there").rglob("snapshots/*/model.safetensors")))
+    assert run(["cache", "import", str(carried)]) == 0
+    assert same_function(load("tiny", local_files_only=True), net)
+
+
+def refuse(*args: object) -> None:
+    raise OSError("no links here")
+
+
 def test_weights_of_the_package_are_not_carried(bundled, tmp_path, capsys):
     assert run(["pull", "tiny", "--to", str(tmp_path / "usb")]) == 0
     assert "these weights are in the package" in capsys.readouterr().err

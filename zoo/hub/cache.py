@@ -156,7 +156,7 @@ def _removed(files: Sequence[Download]) -> int:
     snapshot = Path(one.path).parents[one.filename.count("/")]
     snapshots, repository = snapshot.parent, snapshot.parents[1]
     held = _files(snapshot)
-    if others := held - {Path(file.path) for file in files}:
+    if others := {path for path in held if path.exists()} - {Path(file.path) for file in files}:
         raise UsageError(
             f"another program has put '{min(others).name}' into the same revision: `hf cache` can remove it"
         )

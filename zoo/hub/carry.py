@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from zoo.hub.pull import Pulled
 from zoo.registry.entry import Commit
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.system.files import check_folder, check_sha256, copy_atomic, kind_of, locked, read_utf8, write_atomic
+from zoo.system.files import (
+    check_folder,
+    check_sha256,
+    copy_atomic,
+    kind_of,
+    locked,
+    read_utf8,
+    sha256_file,
+    write_atomic,
+)
 from zoo.system.hub import Download, check_blob, check_size, git_hash
 from zoo.system.records import Bounds, Record, Sha256
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT
@@ -30,9 +39,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 CONTENTS = "contents.json"
-Repo = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+Repo = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$")]
 File = Annotated[str, Bounds(pattern=r"^(config\.json|[A-Za-z0-9][A-Za-z0-9@._-]{0,95}\.safetensors)$")]
-Branch = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+Branch = Annotated[str, Bounds(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}){0,9}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,7 @@ def write(files: Iterable[Pulled], folder: Path) -> list[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             copy_atomic(path, target)
             check_sha256(target, parcel.sha256)
-        contents = Contents(schema_version=1, files=tuple(dict.fromkeys((*before, *parcels))))
+        contents = Contents(schema_version=1, files=(*(one for one in before if one not in parcels), *parcels))
         write_atomic(folder / CONTENTS, json.dumps(asdict(contents), indent=2) + "\n")
     return [folder / parcel.place for parcel in parcels]
 
@@ -137,11 +146,12 @@ def take_in(folder: Path, cache_dir: Path | str | None = None) -> list[Download]
 
     Raises:
         Unreachable: ``folder`` is not there, was not written by :func:`write`, or the cache cannot be written.
-        IntegrityError: its manifest is malformed, or a file is missing, damaged or not a plain file.
+        IntegrityError: its manifest is malformed, a file is missing, damaged or not a plain file, or the cache has
+            another one of the same commit.
     """
     from huggingface_hub import constants
 
-    parcels = read_contents(folder / CONTENTS).files
+    parcels = tuple(dict.fromkeys(read_contents(folder / CONTENTS).files))
     for parcel in parcels:
         path = folder / parcel.place
         if not path.is_file() or kind_of(path, follow=False):
@@ -172,17 +182,24 @@ def _placed(parcel: Parcel, source: Path, root: Path) -> Download:
     if not _whole(blob):
         copy_atomic(source, blob)
         check_blob(blob)
+    if pointer.exists() and not pointer.samefile(blob) and sha256_file(pointer) != parcel.sha256:
+        if _whole(pointer):
+            raise IntegrityError(
+                f"'{source}' is not the file that the Hub's cache has of the same commit: if that is the wrong one, "
+                f"remove it with `zoo cache rm {parcel.repo_id}`, else do not use the folder"
+            )
+        pointer.unlink()
     if not pointer.exists():
         try:
             os.symlink(os.path.relpath(blob, pointer.parent), pointer)
         except OSError:  # Windows, or a file system without links
             copy_atomic(source, pointer)
     if parcel.branch:
-        (storage / "refs").mkdir(exist_ok=True)
-        write_atomic(storage / "refs" / parcel.branch, parcel.revision)
-    found = Download(
-        "model", parcel.repo_id, parcel.revision, parcel.filename, str(pointer.absolute()), parcel.size, parcel.sha256
-    )
+        ref = storage / "refs" / parcel.branch
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(ref, parcel.revision)
+    place, size = str(pointer.absolute()), source.stat().st_size
+    found = Download("model", parcel.repo_id, parcel.revision, parcel.filename, place, size, parcel.sha256)
     found.write()
     return found
 
