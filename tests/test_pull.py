@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -313,10 +315,19 @@ def test_secrets_in_addresses_are_not_shown(server, student, monkeypatch, capsys
     server.fault("HEAD .*/resolve/", times=9, status=403, headers=told)
     assert "https://storage.example/a/b today" in pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
     server.stop()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url.replace("//", "//me:s3cret@"))
+    secret, warned = server.url.replace("//", "//me:s3cret@"), []
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", secret)
+    template = secret + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(handler)
     message = pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+    logger.removeHandler(handler)
     assert server.url in message
-    assert "s3cret" not in message
+    assert any(server.url in line for line in warned)  # of the client, which tries again
+    assert "s3cret" not in " ".join([message, *warned])
 
 
 # -- networks and disks --------------------------------------------------------------------------------------------
@@ -338,6 +349,18 @@ def test_mirrors_proxies_and_what_is_no_hub(server, student, tmp_path, monkeypat
         other.fault("", times=99, status=200)  # a portal that answers everything
         other.attach(monkeypatch, tmp_path / "third")
         assert "does not answer as a Hub" in pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("HTTP_PROXY", "socks5://localhost:1", "SOCKS"), ("HF_TOKEN", "hf_\u00fc", "the token has")],
+)
+def test_what_the_http_client_cannot_use_is_named(server, student, name, value, says, monkeypatch, capsys):
+    if find_spec("socksio") and name == "HTTP_PROXY":
+        pytest.skip("SOCKS can be used here")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "")
+    assert says in pulled(capsys, "hf-hub:org/tiny", code=4)["error"]["message"]
 
 
 def test_a_hub_that_is_not_there_is_named(server, tmp_path, capsys):

@@ -198,8 +198,8 @@ def _placed(parcel: Parcel, source: Path, root: Path) -> Download:
         ref = storage / "refs" / parcel.branch
         ref.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(ref, parcel.revision)
-    place, size = str(pointer.absolute()), source.stat().st_size
-    found = Download("model", parcel.repo_id, parcel.revision, parcel.filename, place, size, parcel.sha256)
+    at, size = str(pointer.absolute()), source.stat().st_size
+    found = Download("model", parcel.repo_id, parcel.revision, parcel.filename, at, size, parcel.sha256)
     found.write()
     return found
 

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_line
 from zoo.system.files import cache_root, check_sha256, sha256_file, stored_json, write_atomic
+
+if TYPE_CHECKING:
+    from logging import LogRecord
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -253,7 +256,7 @@ class HubFiles:
                 yield
         except errors.HFValidationError:
             raise file.malformed() from None
-        except (OSError, ValueError, errors.HTTPError) as error:  # HTTPError: of the HTTP client in use
+        except (OSError, ValueError, ImportError, errors.HTTPError) as error:  # HTTPError: of the HTTP client in use
             raise self._sentence(error, file.title, file.repo_id) from error
 
     def _sentence(self, error: Exception, what: str, repo_id: str) -> Exception:
@@ -303,6 +306,10 @@ def _refusal(error: BaseException, what: str, repo_id: str) -> Unreachable:
             f"{what} is not in the Hub's cache, and the Hub at '{endpoint}' cannot be reached "
             f"({type(error).__name__}): check the network, HF_ENDPOINT and the proxy"
         )
+    if isinstance(error, ImportError):
+        return Unreachable(f"{what} could not be fetched: a SOCKS proxy needs `pip install 'httpx[socks]'`")
+    if isinstance(error, UnicodeEncodeError):
+        return Unreachable(f"{what} could not be fetched: the token has letters that no token has: {login}")
     return Unreachable(f"{what} could not be fetched ({type(error).__name__}): try again")
 
 
@@ -313,6 +320,11 @@ def without_token(text: str) -> str:
     token = get_token()
     text = text.replace(token, "***") if token else text
     return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
+
+
+def _without_secrets(record: LogRecord) -> bool:
+    record.msg, record.args = without_token(record.getMessage()), ()
+    return True
 
 
 def check_size(size: int | None, limit: int | None, what: str) -> None:
@@ -340,7 +352,7 @@ def remove_partial(cache: Path, repo: str) -> int:
 
 @contextmanager
 def client_output(shown: bool) -> Iterator[None]:
-    """Without ``shown`` the client draws no bars and prints no warnings."""
+    """Without ``shown`` the client draws no bars and prints no warnings; addresses in its warnings have no secrets."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -349,7 +361,14 @@ def client_output(shown: bool) -> Iterator[None]:
     )
 
     if shown:
-        yield
+        handlers = logging.get_logger().handlers
+        for handler in handlers:
+            handler.addFilter(_without_secrets)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(_without_secrets)
         return
     bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
