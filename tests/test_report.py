@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -251,6 +253,40 @@ def test_a_bundle_that_was_altered_or_contradicts_the_registry_is_refused(attack
     assert not (tmp_path / "site").exists()
 
 
+def test_a_bundle_that_is_given_twice_is_shown_once_and_no_site_is_put_into_it(attacked, tmp_path):
+    folder, registry = attacked
+    assert write_site(tmp_path / "site", registry=registry, bundles=[folder, folder.parent]).bundles == 1
+    with pytest.raises(UsageError, match="is in the bundle"):
+        write_site(folder / "site", registry=registry, bundles=[folder])
+    assert not (folder / "site").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
+def test_commands_of_a_hostile_bundle_do_nothing_else(attacked, tmp_path):
+    folder, registry = attacked
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    evil = folder.with_name("x; touch evil\n" + "y" * 240)
+    folder.rename(evil)
+    for command, shown in (
+        ("zoo export small", True),
+        ("zoo export 'a b' --verify surrogate", True),
+        ("zoo export small; touch evil", False),
+        ("zoo export small\ntouch evil", False),
+        ("zoo export $(touch evil)", False),
+        ("zoo export 'small", False),
+        ("touch evil", False),
+    ):
+        (evil / MANIFEST).write_text(json.dumps({**manifest, "command": command}), encoding="utf-8", newline="\n")
+        write_sums(evil)
+        site = write_site(tmp_path / "site", registry=registry, bundles=[evil], force=True).folder
+        page = Page(next((site / "bundles").iterdir()))
+        given = [data for data, tag in page.data if tag == "code" and data.startswith(("zoo", "touch"))]
+        assert (command in given) == shown
+        assert [shlex.split(one) for one in given if "verify x" in one or "bench" in one] == [
+            ["zoo", "bench", evil.name]
+        ]
+
+
 def test_a_place_without_bundles_is_refused(tmp_path):
     with pytest.raises(UsageError, match="neither a bundle nor a folder of bundles"):
         write_site(tmp_path / "site", bundles=[tmp_path])
@@ -315,6 +351,16 @@ def test_only_a_site_is_replaced_and_only_if_it_is_asked_for(tmp_path):
     (foreign / "report.json").write_text("{}", encoding="utf-8", newline="\n")
     with pytest.raises(UsageError, match="not a report"):
         write_site(foreign, registry=registry, force=True)
+
+
+def test_of_a_link_the_target_is_replaced(tmp_path):
+    registry, link = stored(tmp_path, MODELS), tmp_path / "link"
+    link.symlink_to("site")
+    for force in (False, True, True):
+        write_site(link, registry=registry, force=force)
+    assert link.is_symlink()
+    assert (tmp_path / "site" / "index.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "registry.json", "site"]
 
 
 def test_a_failure_leaves_the_old_site_as_it_was(tmp_path, monkeypatch):

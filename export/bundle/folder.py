@@ -66,7 +66,7 @@ def staged(final: Path, *, force: bool = False, keep_failed: bool = False, kind:
         UsageError: ``final`` exists and ``force`` is not set, or another export writes it.
         ExportFailed: the operating system refused a write.
     """
-    final = Path(os.path.abspath(final))
+    final = Path(os.path.realpath(final))  # of a link, the target is replaced
     old = final.with_name(f".{final.name}.old")
     scratch = lock = None
     try:

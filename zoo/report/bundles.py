@@ -50,13 +50,14 @@ class Shown:
 
 
 def read_bundles(places: Iterable[Path | str], registry: Registry) -> list[Shown]:
-    """The bundles at ``places``, each a bundle or a folder of bundles, by name.
+    """The bundles at ``places``, each a bundle or a folder of bundles, by name; each once.
 
     Raises:
         UsageError: there is none at a place.
         IntegrityError: one was altered or damaged, or contradicts itself or the registry.
     """
-    return sorted((_read(folder, registry) for place in places for folder in _found(Path(place))), key=_order)
+    folders = {folder.resolve(): folder for place in places for folder in _found(Path(place))}
+    return sorted((_read(folder, registry) for folder in folders.values()), key=_order)
 
 
 def _found(place: Path) -> list[Path]:

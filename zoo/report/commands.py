@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from shlex import join, quote, split
 
 from zoo.registry.entry import Entry
 from zoo.report.bundles import Shown
@@ -32,11 +33,21 @@ _recipes = cache(published_recipes)
 
 def of_bundle(shown: Shown) -> Iterator[tuple[str, str]]:
     """What each command does, and the command, in the folder above the bundle's."""
-    yield "check it and attack it again", f"zoo verify {shown.title}"
+    folder = quote(shown.title)
+    yield "check it and attack it again", f"zoo verify {folder}"
     if shown.signed:
-        yield "and check who signed it", f"zoo verify {shown.title} --trust key.pub"
-    yield "time it", f"zoo bench {shown.title}"
-    yield "as it was exported", shown.manifest.command
+        yield "and check who signed it", f"zoo verify {folder} --trust key.pub"
+    yield "time it", f"zoo bench {folder}"
+    if _is_export(shown.manifest.command):
+        yield "as it was exported", shown.manifest.command
+
+
+def _is_export(command: str) -> bool:
+    """Whether a shell takes ``command``, which others may have written, for one ``zoo export`` and nothing else."""
+    try:
+        return command.startswith("zoo export ") and join(split(command)) == command
+    except ValueError:
+        return False
 
 
 def of_pick(measure: Measure) -> str:

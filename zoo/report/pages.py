@@ -136,10 +136,11 @@ def _places(folder: str, names: Iterable[str]) -> list[str]:
     places: list[str] = []
     taken: set[str] = set()
     for number, name in enumerate(names):
-        safe = re.sub(r"[^A-Za-z0-9@._-]", "-", name)
+        safe = re.sub(r"[^A-Za-z0-9@._-]", "-", name)[:200]
         place = f"{folder}/{safe}.html"
-        if place.lower() in taken:
-            place = f"{folder}/{safe}-{number}.html"
+        while place.lower() in taken:
+            safe = f"{safe}-{number}"
+            place = f"{folder}/{safe}.html"
         taken.add(place.lower())
         places.append(place)
     return places

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
+from os.path import realpath
 from pathlib import Path
 from shutil import copytree
 
-from zoo.export.bundle.folder import Kind, check_free, files, staged
+from zoo.export.bundle.folder import MANIFEST, SUMS, Kind, check_free, files, staged
 from zoo.registry.file import load_registry, registry_path
 from zoo.report.bundles import read_bundles
 from zoo.report.libraries import libraries, require
@@ -49,13 +50,19 @@ def write_site(
 
     Raises:
         MissingDependency: the extra ``report`` is not installed.
-        UsageError: ``out`` exists and may not be replaced, a place holds no bundle, or the registry holds no model.
+        UsageError: ``out`` exists and may not be replaced, or is in a bundle; a place holds no bundle; or the registry
+            holds no model.
         IntegrityError: the registry or a bundle is damaged.
         ExportFailed: the operating system refused a write.
     """
     require()
     out = Path(out)
     check_free(out, force=force, kind=REPORT)
+    for above in Path(realpath(out)).parents:
+        if (above / MANIFEST).is_file() and (above / SUMS).is_file():
+            raise UsageError(
+                f"'{out}' is in the bundle '{above}', which must hold no other files: choose another folder"
+            )
     known = load_registry(registry)
     if not known.models:
         raise UsageError(f"the registry '{registry_path(registry)}' holds no model yet: there is nothing to report")
