@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from zoo.evaluation.protocols import protocol
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Artifact, Compute, Manifest, Report, Rung, Source, io_of, to_json
 from zoo.export.ladder.gate import compared
+from zoo.hub.cache import items
 from zoo.registry.file import PACKAGED, load_registry
 from zoo.registry.pick import choose
 from zoo.report import site as report
 from zoo.report.choice import measures
+from zoo.report.libraries import libraries
 from zoo.report.site import write_site
 from zoo.specs import StagedSpec, cost
 from zoo.system.errors import ExportFailed, IntegrityError, MissingDependency, UsageError
@@ -384,6 +387,18 @@ def test_a_missing_extra_is_named_before_anything_is_read(tmp_path, monkeypatch,
         write_site(tmp_path / "site", registry=tmp_path / "none.json")
     assert run(["report", "--out", str(tmp_path / "site")]) == MissingDependency.exit_code
     assert "itables" in capsys.readouterr().err
+
+
+def test_a_damaged_library_in_the_cache_is_made_again_and_the_cache_lists_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    made = Mock(return_value="a library")
+    monkeypatch.setattr(pytest.importorskip("vl_convert"), "javascript_bundle", made)
+    scripts = libraries()
+    assert "a library" in scripts["vega.js"]
+    next((tmp_path / "cache").rglob("vega.js")).write_text("a lib")
+    assert libraries() == scripts == libraries()
+    assert made.call_count == 2
+    assert [item.kind for item in items() if item.hashed] == ["scripts of zoo report"]
 
 
 def test_an_empty_registry_is_refused(tmp_path):

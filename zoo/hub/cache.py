@@ -29,7 +29,12 @@ LOOSE = (
     ("tensorrt", r"[^/]+\.timings", "build timings"),
     ("valid-registries", r"[0-9a-f]{64}", "notes on valid registries"),
 )
-RECORDED = (("lessons-", "a teacher's answers"), ("robust-data-", "robust data"), ("", "decoded data set"))
+RECORDED = (
+    ("lessons-", "a teacher's answers"),
+    ("robust-data-", "robust data"),
+    ("page-", "scripts of zoo report"),
+    ("", "decoded data set"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from zoo.system.errors import IntegrityError, MissingDependency
-from zoo.system.files import cached
+from zoo.system.files import cached, intact
 
 PACKAGES = {"jinja2": "jinja2", "itables": "itables", "vl_convert": "vl-convert-python"}
 EXPORTS = re.compile(r"export\s*\{([^{}]*)\};?")
@@ -59,7 +61,12 @@ def _vega() -> str:
         script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
         (folder / "vega.js").write_text(f"/*! {VEGA} */\n{_alone(script)}", encoding="utf-8", newline="\n")
 
-    place = cached(f"report/vega-1-of-vl-convert-{version('vl-convert-python')}", bundle)
+    maker = f"vega 1 of vl-convert {version('vl-convert-python')}"
+    key = f"page-{sha256(maker.encode()).hexdigest()[:16]}"
+    place = cached(key, bundle)
+    if not intact(place / "vega.js"):
+        shutil.rmtree(place)
+        cached(key, bundle)
     return (place / "vega.js").read_text(encoding="utf-8")
 
 
