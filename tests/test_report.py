@@ -256,6 +256,31 @@ def test_a_bundle_that_was_altered_or_contradicts_the_registry_is_refused(attack
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        (("threat_model", "norm"), [[]]),
+        (("gates", 1, "protocols", 0, "attack"), []),
+        (("gates", 1, "protocols", 0, "n"), None),
+        (("gates", 1, "protocols", 0), {}),
+        (("robustness",), ""),
+    ],
+)
+def test_a_bundle_with_a_value_of_the_wrong_kind_is_refused_in_a_sentence(attacked, tmp_path, fields, value):
+    folder, registry = attacked
+    for name in (MANIFEST, "reports/verify.json"):
+        data = json.loads((folder / name).read_text(encoding="utf-8"))
+        if fields[0] in data:
+            inner = data
+            for field in fields[:-1]:
+                inner = inner[field]
+            inner[fields[-1]] = value
+            (folder / name).write_text(json.dumps(data), encoding="utf-8", newline="\n")
+    write_sums(folder)
+    with pytest.raises(IntegrityError):
+        write_site(tmp_path / "site", registry=registry, bundles=[folder])
+
+
 def test_a_bundle_that_is_given_twice_is_shown_once_and_no_site_is_put_into_it(attacked, tmp_path):
     folder, registry = attacked
     assert write_site(tmp_path / "site", registry=registry, bundles=[folder, folder.parent]).bundles == 1

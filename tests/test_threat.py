@@ -53,6 +53,10 @@ def folder_of(folder: Path, model: Classifier, **config) -> str:
 # -- the value ---------------------------------------------------------------------------------------------------
 
 
+def test_an_absurd_size_of_another_program_is_shown_too():
+    assert str(ThreatModel(norm="linf", eps=1e308)) == "linf 1e+308"
+
+
 @pytest.mark.parametrize("text", ["linf 8/255", "linf 4/255", "linf 0.1", "l2 0.5", "l2 1"])
 def test_the_short_form_is_read_back(text):
     assert str(ThreatModel.parse(text)) == text

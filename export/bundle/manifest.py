@@ -162,7 +162,7 @@ ACCESS = {"access": "white-box, untargeted"}  # which every threat model grants,
 
 
 def _plain(threat: Any) -> Any:
-    return dict(threat.items() - ACCESS.items()) if isinstance(threat, dict) else threat
+    return dict(one for one in threat.items() if one not in ACCESS.items()) if isinstance(threat, dict) else threat
 
 
 Threat = Annotated[ThreatModel, BeforeValidator(_plain), PlainSerializer(lambda threat: asdict(threat) | ACCESS)]

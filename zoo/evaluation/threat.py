@@ -23,7 +23,7 @@ class ThreatModel(Record):
     def size(self) -> str:
         """``8/255`` for an l-infinity eps of 0.03137...; the number itself in l2, or if it is no multiple of 1/255."""
         levels = self.eps * 255
-        integral = self.norm == "linf" and abs(levels - round(levels)) < 1e-6
+        integral = self.norm == "linf" and self.eps <= 1 and abs(levels - round(levels)) < 1e-6
         return f"{round(levels)}/255" if integral else f"{self.eps:g}"
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ from zoo.report import charts, commands, stories
 from zoo.report.bundles import Shown
 from zoo.report.choice import TITLES, Measure, Task, dataset_title, measures
 from zoo.report.table import columns
+from zoo.system.errors import IntegrityError, first_line
 from zoo.system.units import format_count, format_ms, format_share, format_size
 from zoo.version import __version__
 
@@ -28,7 +29,13 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def pages(registry: Registry, bundles: Sequence[Shown]) -> Iterator[tuple[str, str]]:
-    """Each page with the name of its file."""
+    """Each page with the name of its file.
+
+    Raises:
+        IntegrityError: a bundle holds a value that cannot be shown.
+    """
+    from jinja2 import TemplateError
+
     models = dict(zip(registry.models, _places("models", registry.models), strict=True))
     of_bundles = list(zip(bundles, _places("bundles", [one.title for one in bundles]), strict=True))
     by_model: dict[str, list[tuple[Shown, str]]] = {}
@@ -54,7 +61,13 @@ def pages(registry: Registry, bundles: Sequence[Shown]) -> Iterator[tuple[str, s
         own = {"bundles": by_model.get(entry.name, []), "subnets": subnets.get(entry.name, [])}
         yield models[entry.name], template["model"].render(shared, **_model(entry), **own)
     for one, place in of_bundles:
-        yield place, template["bundle"].render(shared, shown=one, commands=list(commands.of_bundle(one)))
+        try:
+            page = template["bundle"].render(shared, shown=one, commands=list(commands.of_bundle(one)))
+        except (TemplateError, LookupError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"the manifest of the bundle '{one.title}' has a malformed value ({first_line(error)}): do not use it"
+            ) from error
+        yield place, page
 
 
 def _index(
