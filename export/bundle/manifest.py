@@ -251,7 +251,11 @@ class Manifest(_Record):
     @classmethod
     def _of_before(cls, data: Any) -> Any:
         """Older manifests do not name the data set: those with labels are of CIFAR-10."""
-        if isinstance(data, dict) and "dataset" not in data and tuple(data.get("labels", ())) == CIFAR10.classes:
+        if (
+            isinstance(data, dict)
+            and "dataset" not in data
+            and data.get("labels") in (CIFAR10.classes, list(CIFAR10.classes))
+        ):
             return data | {"dataset": CIFAR10.name}
         return data
 
