@@ -13,6 +13,7 @@ BIN := .venv/bin
 
 .venv/dev: .venv/quickstart
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'litert-torch>=0.10' 'litert-converter>=0.5' xdsl==0.28.0
 	touch $@
 
 quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and export it to ONNX

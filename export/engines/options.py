@@ -50,6 +50,7 @@ def options_of(engine: Backend, given: Mapping[str, Any]) -> Any:
         if key not in known:
             has = f"it has: {', '.join(known)}" if known else "it has none"
             raise UsageError(f"{engine.name} has no option '{key}'{nearest(key, known)} ({has})")
+    assert kind is not None  # without one no key is known
     try:
         return TypeAdapter(kind).validate_python(whole)
     except ValidationError as error:
