@@ -35,6 +35,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from zoo.report.stories import RELEASED
+
 DOCS = Path(__file__).parent
 STORE = DOCS / "methods.json"
 RECIPE, PASSES, SEEDS = "methods-s3", 105, 3
@@ -104,7 +106,7 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
 
 def rnascl(space: str) -> Iterator[Cell]:
     """The pairs of RNAS-CL on the architecture that a search found: its students under TRADES, and TRADES alone."""
-    result = json.loads((DOCS / f"search-{space}.json").read_bytes())
+    result = json.loads((RELEASED / f"search-{space}.json").read_bytes())
     arch = (f"arch.widths={result['spec']['widths']}", f"arch.resolutions={result['spec']['resolutions']}")
     searched = "method.tutors={" + ", ".join(f'"{one}" = "{other}"' for one, other in result["tutors"].items()) + "}"
     for beta in (6.0, 10.0):

@@ -13,6 +13,7 @@ import torch
 from exported import bundle_of
 from sturdy import SPEC, TEST
 from test_registry import FINGERPRINT, TOOLCHAIN
+from torch import nn
 
 from zoo.cli.app import run
 from zoo.datasets import cifar10_c
@@ -391,10 +392,16 @@ def test_a_bundle_keeps_its_kinds_and_is_verified_by_them_again(robust, split, t
 def test_an_image_of_the_rung_keeps_its_label_and_its_own_corruption(split):
     seen: list[torch.Tensor] = []
 
-    def recording(x: torch.Tensor) -> torch.Tensor:
-        seen.append(x)
-        return torch.zeros(len(x), 10)
+    class Blind(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 10)
 
+    class Recording(Twin):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return super().__call__(images)
+
+    recording = Recording(Blind())
     images, labels = split.images[:30], np.arange(30) % 10
     rungs.corruptions(recording, recording, images, labels, KINDS, 3, lambda done, total: None)
     for i, cell in enumerate(one_each(30, KINDS, 3)):

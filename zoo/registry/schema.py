@@ -61,11 +61,16 @@ def _adapter() -> TypeAdapter[RegistryFile]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a registry file; architecture specs are spelled out."""
+    """The JSON Schema (2020-12) of a registry file; architecture specs are spelled out.
+
+    It has no docstrings: which of them pydantic takes over differs between its versions.
+    """
     schema = _adapter().json_schema()
     spec = TypeAdapter(ArchSpec).json_schema()
     schema["$defs"] |= spec.pop("$defs")
     schema["$defs"]["Model"]["properties"]["spec"] = {"title": "Spec"} | spec
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("description", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
