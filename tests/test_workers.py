@@ -116,9 +116,10 @@ def test_a_net_with_layers_of_others_has_one_worker(fragile):
     x = torch.rand(8, 3, 32, 32)
     assert Crew.of(fragile, x, 6, 10) == Crew(2, 1)
     assert Crew.of(Foreign(fragile), x, 6, 10) == Crew(1, 1)
-    hooked = fragile.head.register_forward_hook(lambda *given: None)
-    assert Crew.of(fragile, x, 6, 10).workers == 1
-    hooked.remove()
+    for hook in (fragile.head.register_forward_hook, fragile.head.register_forward_pre_hook):
+        hooked = hook(lambda *given: None)
+        assert Crew.of(fragile, x, 6, 10).workers == 1
+        hooked.remove()
 
 
 def test_slow_operators_are_shared_by_threads_that_would_be_idle(fragile, monkeypatch):

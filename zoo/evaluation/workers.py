@@ -85,7 +85,8 @@ class Crew:
         if available == 1 or x.device.type != "cpu":
             return cls(1, available)
         modules = list(model.modules())
-        ours = all(type(one).__module__.startswith(OURS) and not one._forward_hooks for one in modules)
+        hooked = any(one._forward_hooks or one._forward_pre_hooks for one in modules)
+        ours = not hooked and all(type(one).__module__.startswith(OURS) for one in modules)
         workers = min(available, max(batches, 1)) if ours else 1
         with limited(1), torch.no_grad():
             model(x.clone())

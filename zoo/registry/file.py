@@ -229,6 +229,14 @@ def _entry(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     return data["models"][name]
 
 
+def _entry_of(data: Mapping[str, Any], name: str, path: Path, *, weights_sha256: str, which: str) -> dict[str, Any]:
+    """The entry of these weights; IntegrityError if it has others than those ``which`` are meant."""
+    model = _entry(data, name, path)
+    if model["weights"]["sha256"] != weights_sha256:
+        raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those {which}")
+    return model
+
+
 def _cut_from(model: Mapping[str, Any], supernet: str) -> str | None:
     """The hash of the weights of ``supernet`` that ``model`` was cut from, else None."""
     subnet = model.get("subnet") or {}
@@ -253,9 +261,7 @@ def write_latency(
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
-        model = _entry(data, name, path)
-        if model["weights"]["sha256"] != weights_sha256:
-            raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those that were timed")
+        model = _entry_of(data, name, path, weights_sha256=weights_sha256, which="that were timed")
         stored = model.setdefault("latency", {})
         for device, engines in latency.items():
             for engine, batches in engines.items():
@@ -276,9 +282,7 @@ def write_hub(
     """
     path = registry_path(path).resolve()
     with _rewriting(path) as data:
-        model = _entry(data, name, path)
-        if model["weights"]["sha256"] != weights_sha256:
-            raise IntegrityError(f"'{name}' has other weights in the registry '{path}' than those on the Hub")
+        model = _entry_of(data, name, path, weights_sha256=weights_sha256, which="on the Hub")
         model["weights"]["hub"] = asdict(hub)
         model["license"] = license or model["license"]
 
