@@ -48,6 +48,11 @@ def test_malformed_options_of_an_export(verb, options, told, capsys):
     refused(capsys, [*verb, *options], 2, told)
 
 
+def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(capsys, ["eval", "trades-s3", "--gpu"], 2, "PyTorch finds no CUDA GPU here")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -54,6 +54,11 @@ class Train(Section):
         "auto", description="auto: bf16 where the device has instructions for it, else fp32"
     )
     compile: bool = True
+    graph: bool = Field(
+        False,
+        description="on one CUDA GPU: attack, loss and gradients of a step as one CUDA graph, for methods with one "
+        "update from a batch, without int8 and cached answers",
+    )
     weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the weights file that is left")
     seed: int = Field(0, ge=0, lt=2**32)
     int8: bool = Field(

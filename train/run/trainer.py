@@ -18,10 +18,11 @@ from zoo.models import build
 from zoo.system.errors import UsageError
 from zoo.train.data.images import InMemory, source_of
 from zoo.train.methods import adversary
-from zoo.train.methods.method import Batch, Step
+from zoo.train.methods.method import Batch, Method, Step
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run import schedule
 from zoo.train.run.ema import Average, recalibrate
+from zoo.train.run.graph import Graphed
 from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
@@ -74,6 +75,8 @@ class Trainer:
                 f"train.batch_size={recipe.train.batch_size} cannot be divided among {processes} processes: "
                 f"choose a multiple of {processes}"
             )
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # batches keep their shape
         set_seed(recipe.train.seed)
 
         train, held_out = dataset.split("train"), dataset.split("validation")
@@ -122,6 +125,7 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.position = Position()
+        self.graph = Graphed(self._gradients) if self.graphs else None
 
     def network(self) -> nn.Module:
         """The network to train, freshly initialised."""
@@ -251,27 +255,53 @@ class Trainer:
             answer = teacher(batch.x, batch.rows) if teacher and needs and needs.clean else None
         return Step(self.net, self.forward, batch, self.recipe.attack, self.parts, teacher, answer)
 
+    @property
+    def on_one_gpu(self) -> bool:
+        return self.accelerator.num_processes == 1 and self.device.type == "cuda"
+
+    @property
+    def graphs(self) -> bool:
+        """Whether a step's attack, loss and gradients are one CUDA graph: they must be the same work in every step."""
+        one_update = type(self.recipe.method).updates is Method.updates
+        same = one_update and self.versions is None and not self.recipe.train.int8
+        return self.recipe.train.graph and same and self.on_one_gpu
+
     def train_step(self) -> Tensor:
         """Update the weights and their average from one batch. The last loss is returned without a synchronisation."""
-        updates = self.recipe.method.updates(self.step(self.batch(self.position.step)))
-        last = torch.zeros((), device=self.device)
-        while True:
-            with self.autocast():
-                loss = next(updates, None)
-            if loss is None:
-                break
-            self.accelerator.backward(loss)
-            if self.parts:
-                self.reduce_gradients(self.parts)
+        batch = self.batch(self.position.step)
+        if self.graph:
+            last = self.graph(batch.x, batch.y, batch.noise)
             self.update()
-            last = loss.detach()
+        else:
+            updates, last = self.recipe.method.updates(self.step(batch)), torch.zeros((), device=self.device)
+            while (loss := self._backward(updates)) is not None:
+                self.update()
+                last = loss
         self.position.step += 1
         return last
+
+    def _gradients(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        """The loss of a batch, whose gradients are then in the parameters."""
+        loss = self._backward(self.recipe.method.updates(self.step(Batch(x, y, noise, None))))
+        assert loss is not None
+        return loss
+
+    def _backward(self, updates: Iterator[Tensor]) -> Tensor | None:
+        """The next loss of a step, if there is one, after its backward pass."""
+        with self.autocast():
+            loss = next(updates, None)
+        if loss is None:
+            return None
+        self.accelerator.backward(loss)
+        if self.parts:
+            self.reduce_gradients(self.parts)
+        return loss.detach()
 
     def update(self) -> None:
         """Update the weights by their gradients, and their average."""
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.graph is None or not self.graph.recorded:
+            self.optimizer.zero_grad()
         self.ema.update_parameters(self.net)
 
     def reduce_gradients(self, module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ def command(
         str | None,
         typer.Option(metavar="MODEL", help="As 'l2 0.5' or 'linf 4/255'; else the model's own.", show_default=False),
     ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Attack on a CUDA GPU, in float32.")] = False,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -57,6 +59,7 @@ def command(
       zoo eval trades-s7 -p released --threat "linf 4/255"
       zoo eval trades-s7 -p corruptions -n 1000
       zoo eval local-dir:runs/trades-s7/model -p released --write
+      zoo eval trades-s7 -p autoattack --gpu --batch-size 1000
       torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
     from zoo.evaluation.protocols import CORRUPTED, DATASET, RELEASED, protocol
@@ -70,6 +73,7 @@ def command(
         raise UsageError("--write stores whole protocols only: leave -n out")
     asked_threat = None if threat is None else ThreatModel.parse(threat)
     check_model(name, offline=offline, say=output.say)
+    device = _cuda() if gpu else "cpu"
 
     from zoo.cli.tables import corruptions_table
     from zoo.datasets import dataset_for
@@ -110,6 +114,7 @@ def command(
             dataset,
             chosen,
             batch_size=batch_size,
+            device=device,
             progress=lambda one, images, total: advance(one.name, images, total),
             resume=cache_root() / "evaluations",
             together=together,
@@ -145,6 +150,15 @@ def command(
         {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},
         lambda: "\n".join([table(columns, rows), *tables]),
     )
+
+
+def _cuda() -> str:
+    """The GPU of this process, the first one unless torchrun started it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no CUDA GPU here: leave --gpu out")
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def _row(name: str, accuracy: dict[str, Any]) -> list[str]:

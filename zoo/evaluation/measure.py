@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from zoo.datasets.base import Dataset
@@ -71,6 +72,8 @@ def measure(
             "together": together,
         }
         used, table = toolchain(), {}
+        if torch.device(device).type == "cuda":
+            used["gpu"] = torch.cuda.get_device_name(device)
         if protocol.attack in CORRUPTED:
             source = source_of(protocol, split)
             cells = evaluate_cells(model, split, protocol, source, **options)
