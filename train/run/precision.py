@@ -10,15 +10,13 @@ from typing import Literal
 
 import torch
 
+from zoo.attacks.guide import fast_bf16
+
 Precision = Literal["fp32", "bf16"]
-BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86-64 and ARM, as torch.cpu.get_capabilities() names them
 
 
 def precision_on(device: torch.device, wanted: Literal["auto"] | Precision) -> Precision:
     """``wanted``; for "auto", bf16 where ``device`` has instructions for it, else fp32."""
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if device.type == "cpu" and any(capabilities.get(name) for name in BF16) else "fp32"
+    return "bf16" if fast_bf16(device) else "fp32"

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack
-from zoo.attacks.losses import ascend, broken, difference, runners_up
+from zoo.attacks.losses import broken, difference, runners_up, slope
 from zoo.attacks.pulse import pulse
 
 EXTRA = 1e-4  # added to every step in the authors' code, so that rounding cannot end it on the boundary
@@ -56,7 +56,7 @@ def deepfool(
         nearest = x.new_full((len(x), 1, 1, 1), FAR)
         step = torch.zeros_like(x)
         for t in classes.unbind(1):
-            _, f, w = ascend(model, x, difference, y, t)
+            f, w = slope(model, x, difference, y, t)
             towards = steepest(w, norm)
             distance = f.abs()[:, None, None, None] / (w * towards).sum(DIMS, keepdim=True)  # over the dual norm of w
             step = torch.where(distance < nearest, (distance + EXTRA) * towards, step)

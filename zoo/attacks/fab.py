@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.attacks.ball import DIMS, Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
-from zoo.attacks.losses import ascend, broken, difference, runners_up
+from zoo.attacks.losses import broken, difference, runners_up, slope
 from zoo.attacks.pulse import portion, pulse
 
 ALPHA_MAX = 0.1  # the largest weight of the projection of the original image
@@ -73,7 +73,7 @@ def _search(
     for k in range(steps):
         pulse(k / steps)
         # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
-        _, f, w = ascend(model, x, difference, y, t)
+        f, w = slope(model, x, difference, y, t)
         offset = f[:, None, None, None]  # [n, 1, 1, 1]
         to_plane = project(x, w, offset, norm)
         offset_orig = offset + _dot(w, x_orig - x)

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 import torch
 from torch import Tensor, nn
 
+from zoo.attacks.guide import Guided
 from zoo.system.errors import UsageError
 
 Model = Callable[[Tensor], Tensor]  # float images [N, C, H, W] in [0, 1] to logits [N, K]
@@ -57,7 +58,7 @@ def attack(
             if not len(x) or not options.get("eps", 1.0):
                 return x.clone(memory_format=torch.contiguous_format)
             with without_gradients(model), torch.no_grad():
-                x_adv = craft(guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
+                x_adv = craft(Guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
             return x_adv.contiguous()
 
         ATTACKS[name] = checked
@@ -66,23 +67,30 @@ def attack(
     return decorate
 
 
-def guarded(model: Model, *, classes: int) -> Model:
+class Guarded:
     """``model`` with its logits checked to be [N, >= ``classes``] and cast to the type of the images.
 
     It is handed copies, so that it cannot move the point that an attack has reached.
+
+    Attributes:
+        rough: the same of the model's guide (:mod:`zoo.attacks.guide`); itself without one.
+        slack: the guide's.
     """
 
-    def logits(x: Tensor) -> Tensor:
-        z = model(x.clone())
+    def __init__(self, model: Model, *, classes: int) -> None:
+        self.model, self.classes = model, classes
+        self.rough: Model = Guarded(model.rough, classes=classes) if isinstance(model, Guided) else self
+        self.slack = model.slack if isinstance(model, Guided) else 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        z = self.model(x.clone())
         if z.ndim != 2 or len(z) != len(x) or z.shape[1] < 2:
             raise UsageError(
                 f"the model must map {len(x)} images to logits of shape [{len(x)}, classes], not {list(z.shape)}"
             )
-        if z.shape[1] < classes:
-            raise UsageError(f"a label is {classes - 1}, but the model has only {z.shape[1]} classes")
+        if z.shape[1] < self.classes:
+            raise UsageError(f"a label is {self.classes - 1}, but the model has only {z.shape[1]} classes")
         return z.to(x.dtype)
-
-    return logits
 
 
 def generator(seed: int, stream: str, device: torch.device) -> torch.Generator:

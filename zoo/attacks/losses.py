@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoo.attacks.inputs import Model
+from zoo.attacks.batch import BUCKET
+from zoo.attacks.guide import Guided
+from zoo.attacks.inputs import Guarded, Model
 from zoo.system.errors import UsageError
 
 Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
@@ -85,9 +87,24 @@ def loss_called(name: str) -> Loss:
 def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A forward and a backward pass: logits [N, K], losses [N], their gradient in x [N, C, H, W] with NaN set to 0.
 
+    The guide of the model computes them, if it has one; logits that leave the decision open are then the model's.
+
+    Args:
+        labels: y [N], and what else the loss takes.
+
     Raises:
         UsageError: the model's output has no gradient, as with an exported engine.
     """
+    z, losses, gradient = _differentiated(rough(model), x, loss, *labels)
+    return _decided(model, x, z, labels[0]), losses, gradient
+
+
+def slope(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [N] and their gradient [N, C, H, W] of the model itself, for attacks that measure a distance by them."""
+    return _differentiated(model, x, loss, *labels)[1:]
+
+
+def _differentiated(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         z = model(x)
@@ -97,6 +114,28 @@ def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor
     (gradient,) = torch.autograd.grad(losses, x, torch.ones_like(losses))
     # Use the images' strides: those of a channels_last model's gradient would slow down every later sum.
     return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)
+
+
+def estimate(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    """Logits [N, K] from the guide of the model, if it has one; those that leave the decision open are the model's."""
+    return _decided(model, x, rough(model)(x), y)
+
+
+def rough(model: Model) -> Model:
+    """The guide of a model (:mod:`zoo.attacks.guide`), or the model itself if it has none."""
+    return model.rough if isinstance(model, Guarded | Guided) else model
+
+
+def _decided(model: Model, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """Logits ``z`` [N, K] of a guide, with those of the model in place of what is not right by more than the slack."""
+    if not isinstance(model, Guarded | Guided) or model.rough is model:
+        return z
+    unclear = (~(margin(z, y) > model.slack)).nonzero().squeeze(1)
+    if len(unclear):
+        filled = torch.cat([unclear, unclear[:1].expand(-len(unclear) % BUCKET)])
+        with torch.no_grad():
+            z[filled] = model(x[filled])
+    return z
 
 
 def runners_up(z: Tensor, y: Tensor, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.attacks.ball import Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
-from zoo.attacks.losses import margin
+from zoo.attacks.losses import estimate, margin
 from zoo.attacks.pulse import pulse
 
 # Queries, of 10,000, after which the area of the squares is halved.
@@ -65,7 +65,7 @@ def square(
             candidate = (_stripes if norm == "linf" else _tiles)(ball, shape, index, source)
         else:
             candidate = propose(ball, best, shape, index, side_at(p_init, query, queries, x), source)
-        score = _score(model(candidate), y)
+        score = _score(estimate(model, candidate, y), y)
         # The start replaces the image at any margin, because the search is defined to begin there. The paper requires
         # a smaller margin; here an equal one is enough, because the search must cross plateaus of quantised logits.
         better = (score <= least) | ((least > 0) & (query == 1))

@@ -33,6 +33,9 @@ def command(
         typer.Option(metavar="MODEL", help="As 'l2 0.5' or 'linf 4/255'; else the model's own.", show_default=False),
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Attack on a CUDA GPU, in float32.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Take directions in float32 too, where bfloat16 would be faster.")
+    ] = False,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,6 +121,7 @@ def command(
             progress=lambda one, images, total: advance(one.name, images, total),
             resume=cache_root() / "evaluations",
             together=together,
+            directions="fp32" if exact else "auto",
         ):
             done.append(measurement)
             if releasing and speaks():

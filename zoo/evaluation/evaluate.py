@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoo.attacks import broken
 from zoo.attacks.pulse import Meter
 from zoo.datasets.base import Split, to_float
+from zoo.evaluation.directions import guided
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
 from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
@@ -58,6 +59,8 @@ def evaluate(
     counts: Counts | None = None,
     flags: set[str] | None = None,
     together: bool = False,
+    directions: Literal["auto", "fp32"] = "auto",
+    notes: dict[str, str] | None = None,
 ) -> np.ndarray:
     """Attack ``model`` as ``protocol`` says: for each image, whether the model classifies it correctly.
 
@@ -75,6 +78,10 @@ def evaluate(
         flags: filled with names in :data:`zoo.evaluation.flags.FLAGS`; without it, a flag is a warning.
         together: all processes of torch.distributed call this with the same arguments. Each attacks its share of the
             batches, and all return the bits that one process alone would find.
+        directions: "auto" lets attacks take their directions from a copy of the model in bfloat16, where the device has
+            instructions for it and the copy agrees with the model (:mod:`zoo.evaluation.directions`). Whether an image
+            is broken is always decided by the model itself, in float32.
+        notes: filled with what was chosen: ``{"directions": "bf16"}`` if there was such a copy.
 
     Returns:
         bool [min(N, protocol.n)]; a tie between the correct class and another counts as wrong.
@@ -106,6 +113,10 @@ def evaluate(
     with limited(crew.threads):
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
+        if directions == "auto" and attacked is prepared and not seen.flags and protocol.attack != "none":
+            attacked = guided(attacked, *batch(np.arange(min(n, IMAGES))))
+            if notes is not None and attacked is not prepared:
+                notes["directions"] = "bf16"
         right = np.zeros(n, bool)
         at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
         at_once = 1 if batch_size == 1 else at_once
@@ -122,7 +133,9 @@ def evaluate(
             if resume is not None:
                 key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
                 ledger = Ledger(resume / f"{key}.json")
-            right = _attack(seen, batch, right, protocol, batch_size, ledger, progress, counts, together, crew)
+            right = _attack(
+                seen, attacked, batch, right, protocol, batch_size, ledger, progress, counts, together, crew
+            )
         seen.again()
     if together:
         seen.flags.update(*gathered(seen.flags))
@@ -136,6 +149,7 @@ def evaluate(
 
 def _attack(
     seen: Look,
+    attacked: nn.Module,
     batch: Callable[[np.ndarray], tuple[Tensor, Tensor]],
     right: np.ndarray,
     protocol: Protocol,
@@ -155,13 +169,13 @@ def _attack(
         batches = {start: standing[start : start + batch_size] for start in range(0, len(standing), batch_size)}
         meter = Meter(progress, n - len(standing), n, scale=processes)
 
-        def attacked(start: int, index: np.ndarray) -> tuple[np.ndarray, Counts] | None:
+        def done(start: int, index: np.ndarray) -> tuple[np.ndarray, Counts] | None:
             if ledger.known(one.attack, index) is not None:
                 return None
             parts: Counts = {}
             x, y = batch(index)
             # Each batch has its own seed; otherwise all batches would start from the same noise.
-            x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), seen.model, x, y, counts=parts)
+            x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), attacked, x, y, counts=parts)
             with torch.no_grad():
                 robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
             if one is not protocol:
@@ -173,7 +187,7 @@ def _attack(
             return robust, parts
 
         own = dict(list(batches.items())[rank::processes])
-        for start, found in batches_done(attacked, own, meter, crew):
+        for start, found in batches_done(done, own, meter, crew):
             if found:
                 ledger.record(one.attack, own[start], *found)
         if together:

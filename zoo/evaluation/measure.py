@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,13 +50,14 @@ def measure(
     progress: Callable[[Protocol, int, int], None] = lambda protocol, done, total: None,
     resume: Path | None = None,
     together: bool = False,
+    directions: Literal["auto", "fp32"] = "auto",
 ) -> Iterable[Measurement]:
     """Evaluate ``model`` under each protocol in turn and yield a :class:`Measurement` as each is done.
 
     Args:
         weights_sha256: of the file that ``model`` was loaded from; stored in every result.
         resume: a folder for unfinished evaluations.
-        together: all processes of torch.distributed do this together; see :func:`zoo.evaluation.evaluate.evaluate`.
+        together, directions: as for :func:`zoo.evaluation.evaluate.evaluate`.
     """
     for protocol in protocols:
         split = dataset.split(protocol.split)
@@ -80,7 +81,7 @@ def measure(
             accuracy, bits = Accuracy.over(cells), cells.ravel()
             used, table = used | source.facts(), {"corruptions": summary(cells)}
         else:
-            bits = evaluate_split(model, split, protocol, counts=counts, **options)
+            bits = evaluate_split(model, split, protocol, counts=counts, directions=directions, notes=used, **options)
             accuracy = Accuracy.of(bits)
         if counts.get("square", 0.0) > SQUARE_GAIN * len(bits):  # after white-box attacks, or gradient attacks
             flags.add("unreliable")

@@ -1,0 +1,152 @@
+"""A copy in bfloat16 says where an attack goes next; the model itself says what is broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sturdy import pictures, trained
+from torch import nn
+
+from zoo.attacks import apgd, autoattack, broken, fab_targeted, mifgsm, pgd, square
+from zoo.attacks.guide import Guided, Rough, fast_bf16
+from zoo.attacks.losses import ascend, cross_entropy, estimate
+from zoo.evaluation import directions
+from zoo.evaluation.evaluate import evaluate, prepare
+from zoo.evaluation.measure import measure
+from zoo.evaluation.protocols import protocol
+from zoo.train.run.precision import precision_on
+
+EPS = 30 / 255  # breaks about half of the images
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return trained(robustly=True)
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return pictures(200, seed=2)
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """A device with instructions for bfloat16, on which nets of any size gain from them."""
+    monkeypatch.setattr(directions, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(directions, "WORTH", 0)
+
+
+class Plus(nn.Module):
+    """Logits of images of one pixel: its value, 0, and what ``off`` adds to the first."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def forward(self, x):
+        z = x.flatten(1)[:, :1] - 0.5
+        return torch.cat([z + self.off * torch.sin(1000 * z), torch.zeros_like(z)], 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9), st.floats(0, 0.2))
+def test_what_is_broken_is_what_the_model_gets_wrong_however_far_off_the_guide_is_within_its_slack(values, off):
+    x, y = torch.tensor(values)[:, None, None, None], torch.zeros(len(values), dtype=torch.long)
+    model = Guided(Plus(0), Plus(off), slack=off)
+    expected = broken(model.exact(x), y)
+    assert torch.equal(broken(ascend(model, x, cross_entropy, y)[0], y), expected)
+    assert torch.equal(broken(estimate(model, x, y), y), expected)
+
+
+@pytest.mark.parametrize("attack", [pgd, mifgsm, apgd, fab_targeted, square, autoattack])
+def test_an_attack_with_a_guide_breaks_about_as_many_images(attack, net, shown, here):
+    images, labels = shown
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    y = torch.from_numpy(labels)
+    model = prepare(net).eval()
+    guided = directions.guided(model, x[:64], y[:64])
+    assert isinstance(guided, Guided)
+    options = {"steps": 10, "targets": 2, "queries": 300}
+    taken = {key: value for key, value in options.items() if key in attack.__wrapped__.__kwdefaults__}
+    with torch.no_grad():
+        alone, led = (broken(model(attack(one, x, y, eps=EPS, **taken)), y) for one in (model, guided))
+    assert alone.any()
+    assert abs(int(alone.sum()) - int(led.sum())) <= 5
+
+
+def test_the_gradient_is_the_guides():
+    seen = []
+
+    class Counted(Plus):
+        def forward(self, x):
+            seen.append(x.requires_grad)
+            return super().forward(x)
+
+    x, y = torch.full((3, 1, 1, 1), 0.9), torch.zeros(3, dtype=torch.long)
+    guide = Plus(0.0)
+    ascend(Guided(Counted(0), guide, 0.1), x, cross_entropy, y)
+    assert seen == []  # all is clear
+    ascend(Guided(Counted(0), guide, 0.5), x, cross_entropy, y)
+    assert seen == [False]  # asked for its decision alone
+
+
+def test_evaluation_says_that_it_used_a_guide_and_can_do_without(net, shown, here):
+    images, labels = shown
+    few, notes = protocol("pgd20").model_copy(update={"n": 200, "eps": EPS, "step": EPS / 4}), {}
+    led = evaluate(net, images, labels, few, notes=notes)
+    assert notes == {"directions": "bf16"}
+    alone = evaluate(net, images, labels, few, notes=(none := {}), directions="fp32")
+    assert none == {}
+    assert np.sum(led != alone) <= 2
+    assert 0 < led.sum() < 200
+
+
+def test_a_result_names_its_directions(net, toy, here, monkeypatch):
+    few = protocol("pgd20").model_copy(update={"n": 64, "steps": 2})
+    (with_guide,) = measure(net, "0" * 64, toy, [few])
+    (without,) = measure(net, "0" * 64, toy, [few], directions="fp32")
+    assert with_guide.result["toolchain"]["directions"] == "bf16"
+    assert "directions" not in without.result["toolchain"]
+
+
+@pytest.mark.parametrize("spoiled", ["weights of float64", "a guide that differs", "gradients that differ", "NaN"])
+def test_a_guide_that_is_not_close_is_not_used(spoiled, net, shown, here, monkeypatch):
+    images, labels = shown
+    x, y = torch.from_numpy(images[:64]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels[:64])
+    model = prepare(net).eval()
+
+    class Spoiled(Rough):
+        def forward(self, x):
+            z = super().forward(x)
+            if spoiled == "NaN":
+                return z * torch.nan
+            if spoiled == "gradients that differ":
+                return z + (x - x.detach()).sum((1, 2, 3))[:, None] * torch.arange(z.shape[1])
+            return z + torch.arange(z.shape[1])
+
+    if spoiled == "weights of float64":
+        model, x = model.double(), x.double()
+    else:
+        monkeypatch.setattr(directions, "Rough", Spoiled)
+    assert directions.guided(model, x, y) is model
+
+
+def test_a_small_net_or_a_processor_without_instructions_has_no_guide(net, shown, monkeypatch):
+    images, labels = shown
+    x, y = torch.from_numpy(images[:8]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels[:8])
+    model = prepare(net).eval()
+    monkeypatch.setattr(directions, "fast_bf16", lambda device: True)
+    assert directions.guided(model, x, y) is model
+    monkeypatch.setattr(directions, "WORTH", 0)
+    monkeypatch.setattr(directions, "fast_bf16", lambda device: False)
+    assert directions.guided(model, x, y) is model
+
+
+@pytest.mark.parametrize(("capability", "fast"), [("avx512_bf16", True), ("avx2", False)])
+def test_processors_with_instructions_for_bfloat16(capability, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert fast_bf16(torch.device("cpu")) == fast
+    assert precision_on(torch.device("cpu"), "auto") == ("bf16" if fast else "fp32")
