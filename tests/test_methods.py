@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import torchrun
 from test_training import recipe as old_recipe
 from torch import nn
 
@@ -396,7 +397,7 @@ report(accelerator, list(whole.shape))
 
 
 def test_each_process_goes_on_with_the_perturbation_of_its_own_images(toy, on_processes):
-    assert on_processes(REPLAYED, 2, toy.root) == [100, 3, 32, 32]
+    assert on_processes(REPLAYED, 2, toy.root, start=torchrun) == [100, 3, 32, 32]
 
 
 def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, monkeypatch, tmp_path):
