@@ -20,6 +20,7 @@ from tiny import bundled, folder, hashed, hub_cache, net  # noqa: F401
 
 from zoo.datasets.base import Dataset, Split
 from zoo.datasets.cifar10 import CIFAR10
+from zoo.export.runtimes import onnxruntime, openvino
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound
@@ -28,6 +29,20 @@ from zoo.weights.load import save_weights
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+def on_one_thread(open_: Callable[..., Any]) -> Callable[..., Any]:
+    """An engine's ``open``, with one thread where no number is asked for: more would wait for those of other tests."""
+
+    @functools.wraps(open_)
+    def opened(parts: Any, threads: int | None, **options: Any) -> Any:
+        return open_(parts, threads or 1, **options)
+
+    return opened
+
+
+for runtime in (onnxruntime, openvino):
+    runtime.open = on_one_thread(runtime.open)
 
 
 def pytest_runtest_setup() -> None:
