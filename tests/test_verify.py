@@ -217,7 +217,7 @@ def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_ro
     attack = {
         "transfer": lambda: transfer(twin, pgd),
         "surrogate": lambda: surrogate(twin.model, twin, sabotaged, pgd),
-        "black-box": lambda: black_box(twin, sabotaged, SQUARE.model_copy(update={"n": len(split), "queries": 300})),
+        "black-box": lambda: black_box(twin, sabotaged, SQUARE.model_copy(update={"n": len(split), "queries": 150})),
     }[rung]()
     bits = clean(twin, sabotaged, split.images, split.labels, lambda done, total: None)
     assert compared("clean", bits, (), 0.01)["holds"]
