@@ -233,7 +233,7 @@ def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name, changes, toy, teacher_folder):
-    settings = recipe(name, teacher_folder, changes)
+    settings = recipe(name, teacher_folder, changes, train={"batch_size": 20})
     trainer, count = Trainer(settings, toy), 0
     trainer.net.train()
 
