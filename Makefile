@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Tests start many processes: without byte code, which containers often switch off, each compiles all that it imports.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: quickstart test test-slow lint bench docs clean
 
 .venv/quickstart: pyproject.toml

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import forked
 from sturdy import TEST, pictures, trained
 from tiny import bundled, folder, hashed, hub_cache, net  # noqa: F401
 
 from zoo.datasets.base import Dataset, Split
 from zoo.datasets.cifar10 import CIFAR10
+from zoo.export.runtimes import onnxruntime, openvino
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound
@@ -26,6 +28,29 @@ from zoo.weights.load import save_weights
 
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+def on_one_thread(open_: Callable[..., Any]) -> Callable[..., Any]:
+    """An engine's ``open``, with one thread where no number is asked for: more would wait for those of other tests."""
+
+    @functools.wraps(open_)
+    def opened(parts: Any, threads: int | None, **options: Any) -> Any:
+        return open_(parts, threads or 1, **options)
+
+    return opened
+
+
+for runtime in (onnxruntime, openvino):
+    runtime.open = on_one_thread(runtime.open)
+
+
+def pytest_runtest_setup() -> None:
+    """PyTorch reads its table of ONNX's operators anew for every export, which takes half of its time: read it once."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        once = functools.cache(exporter.ONNXRegistry.from_torchlib)
+        exporter.ONNXRegistry.from_torchlib = staticmethod(once)
 
 
 @pytest.fixture(scope="session")
@@ -146,20 +171,13 @@ def on_processes(tmp_path: Path) -> Callable[..., Any]:
     The script is a format string. It can use the names of ``PRELUDE``, such as the ``dataset`` at ``root``.
     """
 
-    def run(script: str, processes: int, root: Path, **places: str) -> Any:
+    def run(
+        script: str, processes: int, root: Path, *, start: Callable[[Path, int], None] = forked, **places: str
+    ) -> Any:
         out, path = tmp_path / f"{processes}.json", tmp_path / f"{processes}.py"
         tests = str(Path(__file__).parent)
         path.write_text((PRELUDE + script).format(out=str(out), tests=tests, root=str(root), **places))
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-        launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        done = subprocess.run(
-            [sys.executable, *launch, str(path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        start(path, processes)
         count, result = json.loads(out.read_text())
         assert count == processes
         return result

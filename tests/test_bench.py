@@ -61,6 +61,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_REGISTRY", str(home / "registry.json"))
         patch.setenv("ZOO_CACHE", str(home / "cache"))
+        patch.delenv("ZOO_DATA", raising=False)  # it would be decoded for this cache
         patch.setenv("COLUMNS", "80")
         yield home
 

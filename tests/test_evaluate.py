@@ -23,7 +23,7 @@ def net(toy, tmp_path_factory):
     from zoo.weights.load import load
 
     folder = tmp_path_factory.mktemp("net")
-    return load(f"local-dir:{fit(recipe(train={'epochs': 8}), toy, folder / 'run')}")
+    return load(f"local-dir:{fit(recipe(train={'epochs': 8}, guard={'every': 8}), toy, folder / 'run')}")
 
 
 @pytest.fixture

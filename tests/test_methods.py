@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import torchrun
 from test_training import recipe as old_recipe
 from torch import nn
 
@@ -232,7 +233,7 @@ def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name, changes, toy, teacher_folder):
-    settings = recipe(name, teacher_folder, changes)
+    settings = recipe(name, teacher_folder, changes, train={"batch_size": 20})
     trainer, count = Trainer(settings, toy), 0
     trainer.net.train()
 
@@ -396,7 +397,7 @@ report(accelerator, list(whole.shape))
 
 
 def test_each_process_goes_on_with_the_perturbation_of_its_own_images(toy, on_processes):
-    assert on_processes(REPLAYED, 2, toy.root) == [100, 3, 32, 32]
+    assert on_processes(REPLAYED, 2, toy.root, start=torchrun) == [100, 3, 32, 32]
 
 
 def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import os
 import signal
 import tomllib
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,27 +321,22 @@ def test_two_processes_descend_the_mean_of_their_gradients(toy, on_processes):
 # -- runs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_largest_sub_net_and_a_predictor(written, toy, tmp_path):
-    left = run(load_phases(written()), toy, tmp_path / "run")
-    folder = left["train"]
+def test_a_run_leaves_its_largest_sub_net_and_a_predictor_that_is_searched(written, toy, tmp_path, found, capsys):
+    found(toy)
+    assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
+    model = json.loads(capsys.readouterr().out)["model"]
+    folder = Path(model.removeprefix("local-dir:"))
     config = json.loads((folder / "config.json").read_text())
     assert config["supernet"] == "micro"
     assert load(f"local-dir:{folder}").spec == micro().spec(micro().largest[0])
     assert {one.name for one in folder.iterdir()} >= {"labels.json", "predictor.json", "predictor.safetensors"}
-    history = config["train"]["history"]
-    assert len(history) == 2
-    assert {f"{who}_{what}" for who in ("smallest", "middle", "largest") for what in ("clean", "pgd")} <= {*history[0]}
+    (history,) = config["train"]["history"]
+    assert {f"{who}_{what}" for who in ("smallest", "middle", "largest") for what in ("clean", "pgd")} <= {*history}
     tensors = read_tensors(folder / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     net = dynamic(str(folder))
     with pytest.raises(UsageError, match="another measurement"):
         measuring.label(net, net.space.smallest, toy, folder / "labels.json", images=50, steps=3, calibration=100)
-
-
-def test_from_the_command_line_to_a_search(written, toy, tmp_path, found, capsys):
-    found(toy)
-    assert cli(["train", str(written()), "--preset", "phases", "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
-    model = json.loads(capsys.readouterr().out)["model"]
     assert cli(["search", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["space"] == "micro"
 

@@ -71,6 +71,7 @@ def server(tmp_path, monkeypatch):
     with HubServer() as server:
         server.users[TOKEN] = User("me", orgs=("org",))
         server.attach(monkeypatch, tmp_path, token=TOKEN)
+        monkeypatch.delenv("ZOO_DATA", raising=False)  # it would be decoded for each test's own cache
         yield server
 
 

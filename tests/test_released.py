@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from zoo import info, list_models, load, pick
+from zoo.datasets.base import to_float
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import EPS, PROTOCOLS, RELEASED, protocol
 from zoo.train.recipes.phases import load_recipe
@@ -50,10 +52,13 @@ def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
 
 @pytest.mark.parametrize("name", list_models())
 def test_bits_are_reproduced_but_for_rounding(name, pixels):
-    images, labels = (array[:100] for array in pixels)
-    for key in {"clean", "fgsm"} & info(name).results.keys():
-        measured = evaluate(load(name), images, labels, protocol(key))
-        assert (measured != stored_bits(name)[key][:100]).sum() <= 1
+    model, (images, labels) = load(name), (array[:100] for array in pixels)
+    with torch.no_grad():
+        measured = {"clean": model(to_float(images)).argmax(1).numpy() == labels}
+    if "fgsm" in info(name).results:
+        measured["fgsm"] = evaluate(model, images, labels, protocol("fgsm"))
+    for key, bits in measured.items():
+        assert (bits != stored_bits(name)[key][:100]).sum() <= 1
 
 
 @pytest.mark.parametrize("space", ["s7", "s5", "s3"])
@@ -66,9 +71,9 @@ def test_the_short_name_of_a_paper_finds_the_best_student_that_keeps_its_promise
     assert entry.name == f"rnascl-{space}-wrt34-2-trades"
     assert entry.train.teacher.name == "nfgsm-wrn34-2"
     model = load(f"rnascl-{space}-wrt34")
-    images, labels = (array[:200] for array in pixels)
+    images, labels = (array[:100] for array in pixels)
     robust = evaluate(model, images, labels, protocol("pgd20"))
-    assert (robust != stored_bits(entry.name)["pgd20"][:200]).sum() <= 2
+    assert (robust != stored_bits(entry.name)["pgd20"][:100]).sum() <= 1
 
 
 @pytest.mark.parametrize("name", ["nfgsm-p4", "nfgsm-p12"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,14 +68,24 @@ def registry(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """Where what is measured once is kept for all tests."""
+    return tmp_path_factory.mktemp("released") / "measured"
+
+
 @pytest.fixture
-def released(folder, registry, toy, tmp_path):
+def released(folder, registry, toy, measured, tmp_path):
     """A dynamic net and three of its sub-nets in a registry of their own."""
+    if measured.exists():
+        shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+        return dynamic("proard-micro")
     put(f"local-dir:{folder}", toy)
     net, space = dynamic("proard-micro"), micro()
     for place, genes in (("small", space.smallest[0]), ("middle", space.choices // 2), ("large", space.largest[0])):
         macs = int(space.macs(genes[None])[0])
         put(f"local-dir:{net.save(genes, toy, tmp_path / place, name=f'proard-micro@{macs}')}", toy)
+    shutil.copytree(tmp_path, measured)
     return net
 
 

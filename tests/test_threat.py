@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,9 +164,17 @@ def in_l2(robust, world, found, tmp_path) -> str:
     return folder_of(tmp_path / "l2", robust, dataset="cifar10", threat={"norm": L2.norm, "eps": L2.eps})
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """Where the one bundle is kept that the tests of l2 have copies of."""
+    return tmp_path_factory.mktemp("exported") / "bundle"
+
+
 @pytest.fixture
-def bundle(in_l2, tmp_path) -> Path:
-    return export_model(in_l2, out=tmp_path / "out", n=150, margin=0.02).folder
+def bundle(in_l2, exported, tmp_path) -> Path:
+    if not exported.exists():
+        export_model(in_l2, out=tmp_path / "out", n=150, margin=0.02).folder.rename(exported)
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
 
 
 def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):

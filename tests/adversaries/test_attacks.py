@@ -20,7 +20,7 @@ from zoo.system.errors import UsageError
 
 from .tricks import TRICKS, Sparse, Trick, noisy
 
-N = 100
+N = 50
 FAST = {"apgd50": {"steps": 20}, "deepfool": {"steps": 10}, "autoattack": {"steps": 5, "queries": 100}}
 FEW = {"square": {"queries": 50}, "autoattack": {"steps": 5, "queries": 50}, "fab-t": {"steps": 10}}  # of an attack
 EASY = ("clean", "noise", "fgsm")  # protocols that a net without tricks withstands too
