@@ -23,6 +23,8 @@ from zoo.models import Classifier
 from zoo.system.errors import IntegrityError, MissingDependency, UsageError, WrongDevice, ZooError, first_line
 from zoo.system.toolchain import clash
 
+FLOAT32, UINT32 = np.dtype(np.float32), np.dtype(np.uint32)
+ONE = int(np.float32(1).view(np.uint32))
 REFUSALS: dict[str, type[ZooError]] = {"missing": MissingDependency, "device": WrongDevice, "usage": UsageError}
 
 
@@ -93,7 +95,7 @@ class Engine:
             UsageError: not a batch of float32 images in [0, 1], or the engine is closed.
         """
         # Copies, because an engine may write into its images, and an attack into the logits.
-        x = checked(images, self.shape).numpy().copy()
+        x = checked(images, self.shape)
         with self._turn:
             logits = self.running()(x)
         return torch.from_numpy(np.array(logits, dtype=np.float32))
@@ -166,23 +168,36 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"an engine runs on 1 thread or more, not on {threads}")
 
 
-def checked(images: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:
-    """``images`` as a detached, contiguous tensor [N, C, H, W] on the CPU; not copied where it already is one.
+def checked(images: Tensor | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A copy of ``images`` as an array [N, C, H, W].
 
     Raises:
         UsageError: not a batch of float32 images of ``shape`` (C, H, W) with all values in [0, 1].
     """
+    if not isinstance(images, np.ndarray) and isinstance(images, Tensor) and images.dtype is torch.float32:
+        images = images.detach().cpu().numpy()
+    if isinstance(images, np.ndarray) and images.dtype is FLOAT32 and images.shape[1:] == shape and len(images):
+        x = images.copy()
+        # Read as integers, the floats in [0, 1] are those up to 1.0. argmax is the fastest pass: 2 us, aminmax takes 9.
+        bits = x.view(UINT32)
+        if bits.item(bits.argmax()) <= ONE:
+            return x
+    if found := _fault(images, shape):
+        raise UsageError(f"an image batch {found}")
+    return np.array(images, FLOAT32, order="C")  # there is a -0.0
+
+
+def _fault(images: Any, shape: tuple[int, int, int]) -> str | None:
+    """Why these are no image batch; None if they are."""
     if not isinstance(images, Tensor | np.ndarray):
-        raise UsageError(f"an image batch is a tensor or an array, not {type(images).__name__}")
-    x = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.detach().cpu()
-    wanted = f"[N, {', '.join(map(str, shape))}]"
-    if x.ndim != 4 or tuple(x.shape[1:]) != shape or not len(x):
-        raise UsageError(f"an image batch has shape {wanted} with N >= 1, not {list(x.shape)}")
-    if x.dtype != torch.float32:
-        hint = "; divide by 255 first" if x.dtype == torch.uint8 else ""
-        raise UsageError(f"an image batch is float32, not {str(x.dtype).removeprefix('torch.')}{hint}")
-    low, high = (float(value) for value in torch.aminmax(x))
-    if not (low >= 0 and high <= 1):  # also if either is NaN, which aminmax passes on
-        found = "holds NaN" if low != low else f"spans [{low:.6g}, {high:.6g}]"
-        raise UsageError(f"an image batch lies in [0, 1] (normalisation is inside the model), this one {found}")
-    return x.contiguous()
+        return f"is a tensor or an array, not {type(images).__name__}"
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+        return f"has shape [N, {', '.join(map(str, shape))}] with N >= 1, not {list(images.shape)}"
+    kind = str(images.dtype).removeprefix("torch.")
+    if kind != "float32":
+        return f"is float32, not {kind}{'; divide by 255 first' if kind == 'uint8' else ''}"
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and high <= 1:  # neither is NaN
+        return None
+    found = "holds NaN" if low != low else f"spans [{low:.6g}, {high:.6g}]"
+    return f"lies in [0, 1] (normalisation is inside the model), this one {found}"

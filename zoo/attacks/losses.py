@@ -109,9 +109,10 @@ def _differentiated(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tup
     with torch.enable_grad():
         z = model(x)
         losses = loss(z, *labels)
+        total = losses.sum()  # with grad_outputs in its place, PyTorch imports SymPy first: a second
     if not losses.requires_grad:
         raise UsageError("the model's logits have no gradient in its input: attack it with Square (zoo.attacks.square)")
-    (gradient,) = torch.autograd.grad(losses, x, torch.ones_like(losses))
+    (gradient,) = torch.autograd.grad(total, x)
     # Use the images' strides: those of a channels_last model's gradient would slow down every later sum.
     return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)
 

@@ -35,7 +35,7 @@ VERBS = (
 
 
 class _TrustingDefaults:
-    """A command that takes the defaults of options that are not given as they are: they have their types already.
+    """A command that takes defaults and given text as they are where they have their types already.
 
     Recent typers convert even these by pydantic, which takes longer to import than all the rest of ``zoo list``. The
     options with callbacks (--help, completion) do nothing unless they are given.
@@ -54,9 +54,16 @@ def _converting_what_is_given(parameter: Any) -> Callable[[Any, Any], Any]:
     def process_value(ctx: Any, value: Any) -> Any:
         source = ctx.get_parameter_source(parameter.name)
         given = source is None or source.name != "DEFAULT" or parameter.required or parameter.multiple
-        return convert(ctx, value) if given else value
+        text = isinstance(value, str) and _is_text(parameter)
+        return convert(ctx, value) if given and not text else value
 
     return process_value
+
+
+def _is_text(parameter: Any) -> bool:
+    """Whether the parameter takes any string, and nothing happens when it is given."""
+    kind = getattr(parameter, "type_descriptor", None)  # older typers have none, and convert without pydantic
+    return kind is not None and kind.annotation is str and parameter.callback is None
 
 
 class _Failed(Exception):

@@ -95,13 +95,14 @@ def evaluate(
     """
     _check(images, labels)
     n = min(protocol.n, len(images))
-    prepared = prepare(model, to_float(images[:2])).to(device)
+    with limited(1):  # a few images: threads would only wait for each other
+        prepared = prepare(model, to_float(images[:2])).to(device)
 
     def batch(index: np.ndarray) -> tuple[Tensor, Tensor]:
         x = to_float(images[index]).to(device)
         return x, torch.from_numpy(labels[index].astype(np.int64)).to(device)
 
-    with torch.no_grad():
+    with limited(1), torch.no_grad():
         logits = prepared(batch(np.arange(1))[0])
     if logits.ndim != 2 or len(logits) != 1:
         raise UsageError(f"the model must map [1, C, H, W] to logits [1, classes], not {list(logits.shape)}")
@@ -109,7 +110,7 @@ def evaluate(
     if low < 0 or high >= classes:
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
-    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], -(-n // batch_size), batch_size)
+    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], -(-n // batch_size), min(n, batch_size))
     with limited(crew.threads):
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
