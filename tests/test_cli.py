@@ -62,8 +62,24 @@ def test_browsing_imports_neither_torch_nor_numpy(arguments):
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stderr.splitlines()[-1]
     assert "numpy" not in done.stderr.splitlines()[-1]
-    if arguments == ["list"]:
+    if "--help" not in arguments:
         assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_an_attack_imports_only_what_torch_has_imported():
+    """SymPy and the compiler take longer to import than all of PyTorch."""
+    code = """if True:
+        import sys, torch, zoo
+        from zoo.attacks import pgd
+        from zoo.evaluation import evaluate
+        before = {*sys.modules}
+        spec = {"arch": "staged", "widths": [[4], [8]], "resolutions": [8, 4], "stem": 4, "stem_resolution": 16}
+        net = zoo.build(zoo.parse_spec(spec)).eval()
+        pgd(evaluate.prepare(net), torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), eps=0.1, step=0.1, steps=2)
+        print({name.partition(".")[0] for name in {*sys.modules} - before} & {"sympy", "mpmath", "triton"})
+    """
+    done = process(code=code)
+    assert done.stdout == "set()\n", done.stderr
 
 
 UNKNOWN = """

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zoo.registry.file
+from zoo.cli.app import run
 from zoo.evaluation.protocols import PROTOCOLS, RELEASED, protocol
 from zoo.evaluation.statistics import wilson
 from zoo.registry.entry import Entry, Registry
@@ -20,6 +22,7 @@ from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
 from zoo.specs import StagedSpec, cost
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.system.files import cache_root
 from zoo.weights.load import find
 from zoo.weights.release import candidate
 
@@ -346,6 +349,45 @@ def test_a_cache_that_cannot_be_written_does_no_harm(path, monkeypatch):
     (path.parent / "file").touch()
     monkeypatch.setenv("ZOO_CACHE", str(path.parent / "file" / "cache"))
     assert set(load_registry().models) == set(MODELS)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_what_lists_and_picks_ask_is_answered_without_reading_the_entries(path, monkeypatch, capsys):
+    for name, facts in {
+        "small": {"description": 'gefährlich, \\"{}[] ⟂', "aliases": ["wee"], "flags": ["coarse"], "paper": "p"},
+        "middle": {"threat": {"norm": "l2", "eps": 0.5}, "supernet": "tiny"},
+    }.items():
+        write_model(name, {**json.loads(path.read_text())["models"][name], **facts}, path=path)
+    models = json.loads(path.read_text())["models"]
+    whole = {name: Entry.from_dict(name, model) for name, model in models.items()}
+    assert run(["list"]) == 0  # which has it validated
+    shown = capsys.readouterr().out
+    monkeypatch.setattr("zoo.registry.schema.check", lambda *given: pytest.fail("it was validated again"))
+    zoo.registry.file._parsed.cache_clear()  # as in another process
+    with monkeypatch.context() as patched:
+        patched.setattr(Entry, "from_dict", lambda *data: pytest.fail("an entry was read"))
+        assert run(["list"]) == 0
+        assert capsys.readouterr().out == shown
+        assert pick("1G", flagged=True).name == "wide"
+        for name, entry in load_registry().models.items():
+            for field in ("aliases", "dataset", "flags", "macs", "paper", "size", "subnet", "supernet", "threat"):
+                assert getattr(entry, field) == getattr(whole[name], field)
+    for name, entry in load_registry().models.items():
+        assert entry.description == whole[name].description
+        assert entry == whole[name]
+        with pytest.raises(AttributeError, match="has no 'colour'"):
+            entry.colour  # noqa: B018
+
+
+@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'{"protocols": {}, "datasets": {}, "models": {"small": [1]}}'])
+def test_a_damaged_index_is_made_again(path, damage):
+    models = load_registry().models
+    (note,) = (cache_root() / "valid-registries").iterdir()
+    true = note.read_bytes()
+    note.write_bytes(damage)
+    zoo.registry.file._parsed.cache_clear()
+    assert load_registry().models == models
+    assert note.read_bytes() == true
 
 
 def test_the_published_json_schema_is_current_and_agrees_with_the_checks(path):

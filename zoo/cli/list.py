@@ -63,7 +63,9 @@ def command(
     elif not entries:
         out.say("no model is within these limits: zoo pick names the nearest")
     if entries or as_json:
-        listed = {"models": [{"name": entry.name, **entry.to_dict()} for entry in entries]}
-        out.result(listed, lambda: scatter(entries, by=by) if plot else entries_table(registry, entries, by=by))
+        out.result(
+            lambda: {"models": [{"name": entry.name, **entry.to_dict()} for entry in entries]},
+            lambda: scatter(entries, by=by) if plot else entries_table(registry, entries, by=by),
+        )
     if registry.models and not entries:
         raise typer.Exit(NothingMatches.exit_code)

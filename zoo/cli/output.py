@@ -46,8 +46,10 @@ class Output:
                 print(message, file=sys.stderr, flush=True)
 
     def result(self, data: Any, text: str | Callable[[], str]) -> None:
-        """The outcome, on stdout: ``data`` as JSON, or ``text``."""
-        show(json.dumps(data, indent=2) if self.as_json else text() if callable(text) else text)
+        """The outcome, on stdout: ``data`` as JSON, or ``text``; either may be a function that makes it."""
+        shown = data if self.as_json else text
+        found = shown() if callable(shown) else shown
+        show(json.dumps(found, indent=2) if self.as_json else found)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

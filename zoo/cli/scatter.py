@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+from zoo.cli.tables import percent
 from zoo.registry.entry import Entry
 from zoo.registry.pick import pareto
-from zoo.registry.words import points
 from zoo.system.units import format_count
 
 HEIGHT = 18  # lines between the axes
@@ -40,9 +40,7 @@ def scatter(entries: Sequence[Entry], *, by: str) -> str:
         cells[line(value)][column(entry.macs)] = letters.get(entry.name, "o")
     marks = {line(value): f"{value:g}" for value in _ticks(low, high)}
     drawn = [f"{marks.get(i, ''):>{MARGIN - 1}} |{''.join(row)}".rstrip() for i, row in enumerate(cells)]
-    listed = [
-        f"{letters[e.name]}  {e.name}: {format_count(e.macs)} MACs, {points(e.results[by].accuracy)} %" for e in front
-    ]
+    listed = [f"{letters[e.name]}  {e.name}: {format_count(e.macs)} MACs, {percent(e.measured(by))} %" for e in front]
     return "\n".join(
         [
             f"accuracy under {by}, %",

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 
 from zoo.cli.output import table
 from zoo.evaluation.flags import explained
-from zoo.registry.entry import Entry, Registry, Result
+from zoo.evaluation.statistics import Accuracy
+from zoo.registry.entry import Entry, Registry
 from zoo.registry.words import described, points
 from zoo.system.units import format_count
 
 SHOWN = ("clean", "pgd20", "autoattack")
 
 
-def percent(result: Result | None) -> str:
-    """The :func:`points` of a result, ``-`` where there is none."""
-    return points(result.accuracy) if result else "-"
+def percent(accuracy: Accuracy | None) -> str:
+    """The :func:`points` of an accuracy, ``-`` where there is none."""
+    return points(accuracy) if accuracy else "-"
 
 
 def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pgd20") -> str:
@@ -28,7 +29,7 @@ def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pg
             f"{e.name} !" if e.flags else e.name,
             format_count(e.macs),
             format_count(e.params),
-            *(percent(e.results.get(name)) for name in shown),
+            *(percent(e.measured(name)) for name in shown),
         ]
         for e in entries
     ]

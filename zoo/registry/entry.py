@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -185,11 +185,41 @@ class Entry(Model):
 
     name: str
 
+    @classmethod
+    def listed(cls, name: str, facts: Mapping[str, Any], read: Callable[[], Entry]) -> Entry:
+        """An entry that is not read as a whole: ``read`` is called when more than ``facts`` is asked for.
+
+        Args:
+            facts: JSON data: of the fields :data:`LISTED` those that differ from the default, ``size``, and
+                ``accuracies`` by protocol: value, n, interval.
+        """
+        known = {key: _MADE[key](value) if key in _MADE else value for key, value in facts.items()}
+        entry = cls.__new__(cls)
+        vars(entry).update(known, name=name, _read=read)
+        return entry
+
+    def __getattr__(self, field: str) -> Any:
+        if "_read" not in vars(self) or field not in self.__dataclass_fields__:
+            raise AttributeError(f"an entry of the registry has no '{field}'")
+        vars(self).update(vars(self._read()))
+        return vars(self)[field]
+
+    def measured(self, protocol: str) -> Accuracy | None:
+        """The accuracy under ``protocol``, or None if it was not measured."""
+        value, n, ci95 = self.accuracies.get(protocol, (None, 0, ()))
+        return None if value is None else Accuracy(value=value, n=n, ci95=tuple(ci95))
+
     def accuracy(self, protocol: str) -> float | None:
         """The share of images classified correctly under ``protocol``, or None if it was not measured."""
-        return self.results[protocol].accuracy.value if protocol in self.results else None
+        return self.accuracies.get(protocol, (None,))[0]
 
-    @property
+    @cached_property
+    def accuracies(self) -> Mapping[str, Sequence[Any]]:
+        """Value, n and interval under each protocol of ``results``."""
+        found = {protocol: result.accuracy for protocol, result in self.results.items()}
+        return {protocol: (one.value, one.n, one.ci95) for protocol, one in found.items()}
+
+    @cached_property
     def size(self) -> int:
         """Bytes of its weights: of its file, or of a sub-net's share of the dynamic net."""
         return self.weights.size if self.subnet is None else self.subnet.size
@@ -206,9 +236,8 @@ class Entry(Model):
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
         """The entry of validated JSON ``data``."""
-        hub, subnet = data["weights"].get("hub"), data.get("subnet")
+        hub = data["weights"].get("hub")
         nested = {
-            "threat": ThreatModel(**data.get("threat", {})),
             "weights": Weights(**{**data["weights"], "hub": Hub(**hub) if hub else None}),
             "train": _train(data["train"]),
             "results": {protocol: _result(result) for protocol, result in data["results"].items()},
@@ -220,11 +249,22 @@ class Entry(Model):
                 }
                 for device, engines in data.get("latency", {}).items()
             },
-            "aliases": tuple(data.get("aliases", ())),
-            "flags": tuple(data.get("flags", ())),
-            "subnet": Subnet(**subnet) if subnet else None,
         }
+        nested |= {key: made(data[key]) for key, made in _MADE.items() if data.get(key) is not None}
         return cls(name=name, **{**data, **nested})
+
+
+# The fields of an entry that lists and picks need, with their defaults. All with a default are among these, or an entry
+# that was not read would answer with the default.
+LISTED = {"family": None, "macs": None, "params": None} | {
+    one.name: one.default for one in fields(Entry) if one.default is not MISSING
+}
+_MADE: dict[str, Callable[[Any], Any]] = {
+    "aliases": tuple,
+    "flags": tuple,
+    "threat": lambda data: ThreatModel(**data),
+    "subnet": lambda data: Subnet(**data),
+}
 
 
 def _result(data: Mapping[str, Any]) -> Result:

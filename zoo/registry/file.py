@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.registry.entry import Entry, Hub, Registry
+from zoo.registry.index import LAYOUT, index_of, registry_of
 from zoo.system.arguments import typed
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
 from zoo.system.files import cache_root, encoded, kind_of, locked, read_utf8, write_atomic
@@ -29,6 +30,7 @@ def linked(path: Path) -> Path:
     return path.parent / link if link.endswith(f"/{path.name}") else path
 
 
+LIMIT = 512_000_000  # bytes; 10,000 entries have 100 million
 PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
 
@@ -53,12 +55,24 @@ def load_registry(path: Path | str | None = None) -> Registry:
 
 @lru_cache(maxsize=4)
 def _parsed(path: Path, *state: int) -> Registry:
-    """The registry at ``path``; ``state`` (time, size, inode) is part of the cache key."""
-    text = _read(path)
-    _check_once(text, path)
-    data = json.loads(text)
-    models = {name: Entry.from_dict(name, model) for name, model in data["models"].items()}
-    return Registry(protocols=data["protocols"], datasets=data["datasets"], models=models)
+    """The registry at ``path``; ``state`` (time, size, inode) is part of the cache key.
+
+    The index of a valid registry is stored, because to validate takes longer than the rest of ``zoo list``. Where it
+    cannot be stored, every call validates.
+    """
+    content = _read(path)
+    digest = hashlib.sha256(f"{__version__} {LAYOUT}\0".encode() + content).hexdigest()
+    note = cache_root() / "valid-registries" / digest
+    with suppress(OSError, LookupError, TypeError, ValueError):  # there is none, or it is damaged
+        return registry_of(json.loads(note.read_bytes()), content)
+    from zoo.registry.schema import check
+
+    check(content, path)
+    index = index_of(content)
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(index))
+    return registry_of(index, content)
 
 
 def make_registry(path: Path | str | None = None) -> None:
@@ -335,22 +349,6 @@ def _read(path: Path) -> bytes:
     if kind := kind_of(path):
         raise IntegrityError(f"the registry '{path}' cannot be read: it is {kind}, not a file")
     try:
-        return read_utf8(path)
+        return read_utf8(path, limit=LIMIT)
     except OSError as error:
         raise IntegrityError(f"the registry '{path}' cannot be read: {error.strerror}") from None
-
-
-def _check_once(text: bytes, path: Path) -> None:
-    """Validate ``text`` unless the cache records that it is valid: this takes longer than the rest of ``zoo list``.
-    If the cache cannot be written, every call validates."""
-    digest = hashlib.sha256(__version__.encode() + b"\0" + text).hexdigest()
-    note = cache_root() / "valid-registries" / digest
-    with suppress(OSError):
-        if note.exists():
-            return
-    from zoo.registry.schema import check
-
-    check(text, path)
-    with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.touch()
