@@ -14,6 +14,10 @@ NAMES = ("startup", "engines", "evaluation", "training", "distillation", "rnascl
 RESULTS = Path(__file__).parent / "results"
 
 
+def number(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 2 else f"{ratio:.2f}"
+
+
 def page(report: dict, names: list[str]) -> str:
     lines = [
         f"# Speed: {', '.join(names) or 'all benchmarks'}",
@@ -27,8 +31,8 @@ def page(report: dict, names: list[str]) -> str:
     for result in report["results"]:
         for name, median in result["median_s"].items():
             spread = f"{median:.4g} ({result['min_s'][name]:.4g}-{result['max_s'][name]:.4g})"
-            ratio = f"{result['speedup'][name]:.1f}x" if name in result["speedup"] else "(ours)"
-            goal = f"{result['goal'][name]:g}x" if name in result["goal"] else ""
+            ratio = f"{number(result['speedup'][name])}x" if name in result["speedup"] else "(ours)"
+            goal = f"{number(result['goal'][name])}x" if name in result["goal"] else ""
             verdict = f"; accuracy {result['verdict'][name]:.1%}" if name in result.get("verdict", {}) else ""
             memory = f"; {result['peak_mib'][name]:,.0f} MiB" if "peak_mib" in result else ""
             lines.append(f"| {result['what']} | {name} | {spread} | {ratio}{verdict}{memory} | {goal} |")

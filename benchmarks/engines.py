@@ -1,38 +1,58 @@
-"""Inference of S7: ONNX Runtime against eager PyTorch at batch 1 and 128."""
+"""Inference through an engine, from arrays as ONNX Runtime takes them: against bare ONNX Runtime and eager PyTorch."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
 
 from benchmarks.timing import interleaved, row
-from zoo.export import export_model
 from zoo.export.engines.onnxruntime import load as load_engine
+from zoo.export.onnx.graph import save_onnx
 from zoo.weights.load import load
 
 MODEL = "trades-s7"
+BARE = "bare ONNX Runtime"
 
 
 def run() -> list[dict]:
     model = load(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_model(MODEL, format="onnx", out=Path(folder), verify="parity").folder
-        engine = load_engine(bundle / "model.onnx")
+        graph = Path(folder) / "model.onnx"
+        save_onnx(model, graph)
         rows = []
-        for batch, repeats in ((1, 200), (128, 5)):
-            x = torch.rand(batch, 3, 32, 32)
-
-            def eager(x: torch.Tensor = x, repeats: int = repeats) -> None:
-                with torch.inference_mode():
-                    for _ in range(repeats):
-                        model(x)
-
-            def exported(x: torch.Tensor = x, repeats: int = repeats) -> None:
-                for _ in range(repeats):
-                    engine(x)
-
-            seconds = interleaved({"onnxruntime": exported, "eager PyTorch": eager}, rounds=7)
-            rows.append(row(f"{repeats} inferences at batch {batch}, {MODEL}", "onnxruntime", seconds))
+        for threads in sorted({1, torch.get_num_threads()}):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            engine = load_engine(graph, threads=threads)
+            for batch, repeats in ((1, 200), (128, 5)):
+                rows.append(compared(model, engine, session, batch, repeats, threads))
     return rows
+
+
+def compared(model, engine, session, batch: int, repeats: int, threads: int) -> dict:
+    x = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
+
+    def repeated(call):
+        def calls() -> None:
+            for _ in range(repeats):
+                call()
+
+        return calls
+
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        seconds = interleaved(
+            {
+                "onnxruntime": repeated(lambda: engine(x)),
+                BARE: repeated(lambda: session.run(None, {"images": x})),
+                "eager PyTorch": repeated(lambda: model(torch.from_numpy(x))),
+            },
+            rounds=15,
+        )
+    what = f"{repeats} inferences at batch {batch}, {MODEL}, threads: {threads}"
+    return row(what, "onnxruntime", seconds, goal={BARE: 1 / 1.1})

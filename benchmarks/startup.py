@@ -1,17 +1,41 @@
-"""Start-up of ``zoo list`` against importing timm and listing its models: whole processes."""
+"""Start-up of whole processes in processor seconds: beside importing what all of them need, and beside timm."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 
-from benchmarks.timing import interleaved, row
+from benchmarks.timing import interleaved, processor, row
+from zoo.weights.load import find
+
+MODEL = "trades-s7"
+BROWSING = (("list",), ("pick", "--flops", "15M"), ("show", MODEL))
+TYPER = "import typer, rich"
+TORCH = "import torch, weights read"
+# Runs the command line up to the first attack: the call of any ends the process.
+FIRST = """
+import os, sys
+from zoo.attacks.inputs import ATTACKS
+
+def first(attack):
+    def reached(model, x, y, **options):
+        os._exit(0)
+    reached.__signature__ = __import__("inspect").signature(attack)
+    return reached
+
+ATTACKS.update({name: first(attack) for name, attack in ATTACKS.items()})
+from zoo.cli.app import run
+sys.exit(f"no attack was reached (exit code {run(sys.argv[1:])})")
+"""
+
+
+def process(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 
 def run() -> list[dict]:
-    def process(*arguments: str) -> object:
-        return subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-
     code = "from zoo.cli.app import run; run(['list']); import sys; "
     loaded = subprocess.run(
         [sys.executable, "-c", code + "print(sorted({'torch', 'numpy'} & set(sys.modules)))"],
@@ -22,12 +46,43 @@ def run() -> list[dict]:
     heavy = loaded.stdout.splitlines()[-1]
     if heavy != "[]":
         raise SystemExit(f"zoo list imported {heavy}")
+    browsing = {f"zoo {words[0]}": lambda words=words: process("-m", "zoo", *words) for words in BROWSING}
     seconds = interleaved(
         {
-            "zoo list": lambda: process("-m", "zoo", "list"),
+            **browsing,
             "timm.list_models()": lambda: process("-c", "import timm; timm.list_models()"),
-            "python -c pass": lambda: process("-c", "pass"),
+            TYPER: lambda: process("-c", TYPER),
         },
         rounds=7,
     )
-    return [row("start-up and list the models", "zoo list", seconds, goal={"timm.list_models()": 25.0})]
+    rows = [
+        row(
+            "start-up and list the models",
+            "zoo list",
+            only(seconds, "zoo list", "timm.list_models()"),
+            goal={"timm.list_models()": 25.0},
+        )
+    ]
+    rows += [row("start-up", ours, only(seconds, ours, TYPER), goal={TYPER: 1 / 4}) for ours in browsing]
+    return [*rows, *first_attacks()]
+
+
+def only(seconds: dict[str, list[float]], *names: str) -> dict[str, list[float]]:
+    return {name: seconds[name] for name in names}
+
+
+def first_attacks() -> list[dict]:
+    """To a loaded model, and to the first image attacked; the latter needs CIFAR-10."""
+    if not os.environ.get("ZOO_DATA"):
+        print("zoo eval and zoo export are left out: set ZOO_DATA", file=sys.stderr)
+    read = f"import torch, safetensors.torch; safetensors.torch.load_file({str(find(MODEL).path)!r})"
+    with TemporaryDirectory() as folder:
+        attacked = {
+            "zoo eval, to the first attack": ("eval", MODEL, "-p", "pgd20"),
+            "zoo export, to the first attack": ("export", MODEL, "--verify", "attacked", "--out", folder, "--force"),
+        }
+        ours = {"zoo.load()": lambda: process("-c", f"import zoo; zoo.load({MODEL!r})")}
+        if os.environ.get("ZOO_DATA"):
+            ours |= {name: lambda words=words: process("-c", FIRST, *words) for name, words in attacked.items()}
+        seconds = interleaved({**ours, TORCH: lambda: process("-c", read)}, rounds=5, clock=processor)
+    return [row("start-up with a model", name, only(seconds, name, TORCH), goal={TORCH: 1 / 1.3}) for name in ours]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every round of every contestant, after ``warmup`` untimed rounds of each."""
     for contestant in contestants.values():
@@ -17,10 +22,16 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             contestant()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
+
+
+def processor() -> float:
+    """A clock of the processor seconds of this process and of those that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def row(what: str, ours: str, seconds: Mapping[str, list[float]], *, goal: dict[str, float] | None = None) -> dict:

@@ -131,14 +131,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Colle
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     widths[0] = max(len(columns[0]), min(widths[0], room - sum(widths[1:]) - 2 * (len(widths) - 1)))
 
+    aligned = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths)).format
+
     def line(cells: Sequence[str]) -> str:
         if len(cells[0]) > widths[0]:
             return f"{cells[0]}\n{line(('', *cells[1:]))}"
-        aligned = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join(aligned).rstrip()
+        return aligned(*cells).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(columns), rule, *map(line, rows)])

@@ -61,8 +61,9 @@ def _parsed(path: Path, *state: int) -> Registry:
     cannot be stored, every call validates.
     """
     content = _read(path)
-    digest = hashlib.sha256(f"{__version__} {LAYOUT}\0".encode() + content).hexdigest()
-    note = cache_root() / "valid-registries" / digest
+    digest = hashlib.sha256(f"{__version__} {LAYOUT}\0".encode())
+    digest.update(content)
+    note = cache_root() / "valid-registries" / digest.hexdigest()
     with suppress(OSError, LookupError, TypeError, ValueError):  # there is none, or it is damaged
         return registry_of(json.loads(note.read_bytes()), content)
     from zoo.registry.schema import check
