@@ -29,6 +29,7 @@ CONTENTS = {
     "Studies": ("engines", "int8", "nvidia", "corruptions", "methods", "rnascl", "proard"),
     "Reference": ("cli", "api", "../examples/README"),
     "Speed": (
+        "speed",
         "../benchmarks/results/latest",
         "../benchmarks/results/distillation",
         "../benchmarks/results/rnascl",

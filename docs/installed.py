@@ -38,12 +38,11 @@ def sizes(requirements: Iterable[str]) -> dict[str, int]:
     """Bytes of the packages that the requirements name, and of all that these require, the largest first."""
     found: dict[str, int] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [Requirement(one) for one in requirements]
+    todo = list(_that_apply(requirements, ()))
     while todo:
         wanted = todo.pop()
-        environments = [{"extra": extra} for extra in ("", *wanted.extras)]
         key = (re.sub(r"[-_.]+", "-", wanted.name).lower(), frozenset(wanted.extras))
-        if key in seen or (wanted.marker and not any(map(wanted.marker.evaluate, environments))):
+        if key in seen:
             continue
         seen.add(key)
         try:
@@ -52,9 +51,15 @@ def sizes(requirements: Iterable[str]) -> dict[str, int]:
             continue
         found[key[0]] = _size(package)
         if key[0] not in WITHOUT_THEIRS:
-            needed = map(Requirement, package.requires or ())
-            todo += [one for one in needed if one.marker is None or any(map(one.marker.evaluate, environments))]
+            todo += _that_apply(package.requires or (), wanted.extras)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _that_apply(requirements: Iterable[str], extras: Iterable[str]) -> Iterator[Requirement]:
+    """Those that hold on this machine, of a package that is asked for with ``extras``."""
+    for one in map(Requirement, requirements):
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            yield one
 
 
 def _size(package: Distribution) -> int:

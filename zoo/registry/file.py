@@ -65,14 +65,14 @@ def _parsed(path: Path, *state: int) -> Registry:
     digest.update(content)
     note = cache_root() / "valid-registries" / digest.hexdigest()
     with suppress(OSError, LookupError, TypeError, ValueError):  # there is none, or it is damaged
-        return registry_of(json.loads(note.read_bytes()), content)
+        return registry_of(note.read_bytes(), content)
     from zoo.registry.schema import check
 
     check(content, path)
     index = index_of(content)
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps(index))
+        write_atomic(note, index)
     return registry_of(index, content)
 
 
