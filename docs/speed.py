@@ -241,6 +241,7 @@ def draw() -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     panels = list(dict.fromkeys(axis for axis, *_ in CURVES.values()))
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.4), dpi=150)
@@ -253,6 +254,7 @@ def draw() -> None:
             place.loglog(xs, ys, f"{mark}-", color=colour, markersize=4, linewidth=1.2, label=CURVES[curve][1])
         seconds = [math.log10(s) for curve in curves for _, s in points_of(curve)]
         place.set_ylim(10 ** math.floor(min(seconds)), 10 ** math.ceil(max(seconds) + 0.2))
+        place.yaxis.set_minor_formatter(NullFormatter())
         place.set_xlabel(panel)
         place.legend(frameon=False, fontsize=7, loc="upper left")
         place.spines[["top", "right"]].set_visible(False)
