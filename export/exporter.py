@@ -35,7 +35,7 @@ from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
-from zoo.export.engines.options import check_here, loading, options_of
+from zoo.export.engines.options import check_here, loading, options_of, patient
 from zoo.export.ladder.climb import WALK, Progress, Trial, climb, silent
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
@@ -222,7 +222,7 @@ def write_bundle(
             options=built.options,
         )
         progress("build", 1, 1)
-        load_options = loading(engine, asdict(own) if own else {})
+        load_options = patient(engine, loading(engine, asdict(own) if own else {}))
         opened = partial(engine.load_module().load, scratch / artifact.file, **load_options)
         if obstacle:
             opened = partial(engine.load_module().in_place, graph, obstacle)

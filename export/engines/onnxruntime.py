@@ -19,6 +19,7 @@ from zoo.system.errors import UsageError
 
 BACKEND = backend("onnxruntime")
 LOADING = ("provider", "threads", "graph_optimization", "config", "provider_options")
+PATIENT = {"config": {"session.intra_op.allow_spinning": "0"}}  # threads sleep while they wait: see patient()
 
 # ONNX Runtime takes any key and ignores those that it does not know: these it knows, and each is "0" or "1".
 Entry = Literal[
