@@ -12,12 +12,17 @@ from zoo.attacks.losses import broken
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.look import look
+from zoo.evaluation.perturb import perturb
+from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.statistics import Paired
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.engines.options import patient
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import climb as climbing
+from zoo.export.ladder import examples as keeping
+from zoo.export.ladder import rungs
 from zoo.export.ladder.climb import SQUARE, Trial, climb
+from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.rungs import black_box, surrogate_pgd, survivors
 from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.graph import save_onnx
@@ -117,6 +122,34 @@ def test_a_lower_bound_of_the_images_that_only_the_engine_gets_right_never_lower
         for b in (0, 1, 5, 20):
             bounds = [Paired(n, b=b, c=c).upper() for c in range(n - b) if c < 40]
             assert bounds == sorted(bounds, reverse=True)
+
+
+def test_a_twin_is_attacked_once_for_several_engines_and_again_for_other_images(fragile, robust, split, monkeypatch):
+    twin, examples, made = Twin(prepare(fragile)), Examples(), []
+    pgd = PROTOCOLS["pgd20"].model_copy(update={"steps": 3, "eps": 1 / 255, "step": 0.4 / 255})
+    monkeypatch.setattr(rungs, "perturb", lambda *given, **more: made.append(1) or perturb(*given, **more))
+
+    def bits(engine, examples, first=0, seed=0):
+        images, labels, everything = split.images[first:N], split.labels[first:N], np.ones(N - first, bool)
+        attack = rungs.transfer(twin, pgd, examples)
+        return survivors(attack, twin, Twin(engine), images, labels, (everything, everything), seed, silent)
+
+    for engine in (fragile, robust):
+        shared, alone = bits(engine, examples), bits(engine, None)
+        assert np.array_equal(shared, alone)
+    assert 0 < shared[0].sum() < N
+    assert len(made) == 1 + 2
+    bits(robust, examples, first=1)
+    bits(robust, examples, seed=1)
+    assert len(made) == 5
+
+
+def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
+    monkeypatch.setattr(keeping, "SIZE", 2 * batch[0].nbytes)
+    examples = Examples()
+    for attack in ("a", "b", "c"):
+        assert torch.equal(examples.of(attack, *batch, batch[0].clone), batch[0])
+    assert [attack for attack, _ in examples.kept] == ["a", "b"]
 
 
 def black_box_of(robust, split, **patched):

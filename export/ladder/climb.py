@@ -26,6 +26,7 @@ from zoo.export.bundle.manifest import Level, Reached, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
+from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import COARSE, CORRUPTIONS, MASKED, UNSTEADY, compared
 from zoo.export.ladder.terms import DEFAULTS, FAITHFUL, QUERIES, Terms
 from zoo.export.ladder.witness import Witness
@@ -72,6 +73,7 @@ class Trial:
             place: then parity is the graph's, the rung is called so, and no other is climbed.
         reopen: opens the engine anew, to ask it what it was asked under attack, see :mod:`zoo.export.ladder.witness`;
             where it is None the same engine is asked again, which does not find what an engine remembers.
+        examples: of the twin, where other engines of it are verified too.
 
     Raises:
         UsageError: a level above parity without images, or of an engine that cannot run.
@@ -87,6 +89,7 @@ class Trial:
     threat: ThreatModel = LINF_8
     ran: bool = True
     reopen: Callable[[], AbstractContextManager[Engine]] | None = None
+    examples: Examples | None = None
 
     def __post_init__(self) -> None:
         if self.split is None and self.level in ("clean", "attacked"):
@@ -189,7 +192,7 @@ def _rungs(
     witness = Witness(engine, terms.seed)
     walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
     plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
-        ("transfer", replayed, [rungs.transfer(source, protocol) for protocol in replayed]),
+        ("transfer", replayed, [rungs.transfer(source, protocol, trial.examples) for protocol in replayed]),
         ("surrogate", [walk], walks),
     ]
     if queries:

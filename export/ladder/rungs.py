@@ -9,6 +9,7 @@ that has come to compute something else, so there the weights in the artifact it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -28,6 +29,7 @@ from zoo.evaluation.threat import Norm
 from zoo.evaluation.workers import Crew, batches_done, limited
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
+from zoo.export.ladder.examples import Examples
 from zoo.system.errors import UsageError
 
 BATCH = 250  # images attacked at once
@@ -128,15 +130,19 @@ def _share(difference: float, scale: float) -> float:
     return difference / scale if scale else (inf if difference else 0.0)
 
 
-def transfer(twin: Twin, protocol: Protocol) -> Attack:
+def transfer(twin: Twin, protocol: Protocol, examples: Examples | None = None) -> Attack:
     """What ``protocol`` (PGD or APGD) makes of the twin, given to both.
 
     Every image takes every step: points that only just cross the twin's boundary would not cross the engine's.
+
+    Args:
+        examples: of this twin, for all engines that it is replayed on.
     """
 
     def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        x_adv = perturb(seeded, twin.model, x, y, early_stop=False)
+        make = partial(perturb, seeded, twin.model, x, y, early_stop=False)
+        x_adv = make() if examples is None else examples.of(seeded.model_dump_json(), x, y, make)
         return x_adv, x_adv
 
     return attack
