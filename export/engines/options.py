@@ -91,11 +91,9 @@ def patient(engine: Backend, options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` for ``load``, and that the engine's threads sleep while there is nothing for them to do.
 
     ONNX Runtime's threads spin by default, which answers a single image sooner. Under attack an engine waits for the
-    attack most of the time, and spinning threads take the processor from it. The answers are the same. What ``options``
-    say otherwise stands.
+    attack most of the time, and spinning threads take the processor from it. The answers are the same.
     """
-    waiting = getattr(engine.load_module(), "PATIENT", {})
-    return {**options, **{key: {**value, **(options.get(key) or {})} for key, value in waiting.items()}}
+    return {**options, **getattr(engine.load_module(), "PATIENT", {})}
 
 
 def reloading(engine: Backend, recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
