@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zoo.system.toolchain import toolchain
 
-NAMES = ("startup", "engines", "evaluation", "training", "distillation", "rnascl", "proard", "supernet")
+NAMES = ("startup", "engines", "bundle", "evaluation", "training", "distillation", "rnascl", "proard", "supernet")
 RESULTS = Path(__file__).parent / "results"
 
 

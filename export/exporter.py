@@ -35,8 +35,9 @@ from zoo.export.bundle.sbom import SBOM, sbom
 from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
-from zoo.export.engines.options import check_here, loading, options_of
+from zoo.export.engines.options import check_here, loading, options_of, patient
 from zoo.export.ladder.climb import WALK, Progress, Trial, climb, silent
+from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
 from zoo.export.mixed import search
@@ -76,8 +77,12 @@ class Job:
     split: Split | None
     calibrating: Dataset | None
 
-    def run(self, progress: Progress = silent) -> Bundle:
-        """Build, climb and write; errors are those of :func:`export_model`."""
+    def run(self, progress: Progress = silent, examples: Examples | None = None) -> Bundle:
+        """Build, climb and write; errors are those of :func:`export_model`.
+
+        Args:
+            examples: of the same model, where it is exported to other engines too.
+        """
         model = self.found.load()
         sampling, calibrated, held_out = self.options.sampling, None, None
         if sampling and self.calibrating:
@@ -88,7 +93,7 @@ class Job:
             held_out = self.calibrating.split("validation") if self.options.keep_robust is not None else None
         options = replace(self.options, verify=self.level)
         images: dict[str, Any] = {"split": self.split, "calibrated": calibrated, "held_out": held_out}
-        return write_bundle(model, self.known, options, **images, progress=progress)
+        return write_bundle(model, self.known, options, **images, progress=progress, examples=examples)
 
 
 def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn) -> Job:
@@ -175,6 +180,7 @@ def write_bundle(
     calibrated: tuple[Tensor, Calibration] | None = None,
     held_out: Split | None = None,
     progress: Progress = silent,
+    examples: Examples | None = None,
 ) -> Bundle:
     """What :func:`export_model` does once it has the model and the images; ``held_out`` are those that layers are kept
     in float by."""
@@ -222,7 +228,7 @@ def write_bundle(
             options=built.options,
         )
         progress("build", 1, 1)
-        load_options = loading(engine, asdict(own) if own else {})
+        load_options = patient(engine, loading(engine, asdict(own) if own else {}))
         opened = partial(engine.load_module().load, scratch / artifact.file, **load_options)
         if obstacle:
             opened = partial(engine.load_module().in_place, graph, obstacle)
@@ -238,6 +244,7 @@ def write_bundle(
                 threat=known.threat,
                 ran=not obstacle,
                 reopen=opened,
+                examples=examples,
             )
             report = climb(model, loaded, trial, progress)
         manifest = Manifest(

@@ -22,7 +22,7 @@ from zoo.export.bundle.provenance import remove_signature, sign_bundle
 from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
 from zoo.export.engines.interface import Engine
-from zoo.export.engines.options import TRUSTED, check_here, reloading
+from zoo.export.engines.options import TRUSTED, check_here, patient, reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
@@ -154,7 +154,7 @@ def verify_bundle(
         opened = partial(connect, device, folder, options=load_options)
     else:
         check_here(kind, load_options)
-        opened = partial(kind.load_module().load, folder / manifest.artifact.file, **load_options)
+        opened = partial(kind.load_module().load, folder / manifest.artifact.file, **patient(kind, load_options))
     check_claims(folder, manifest)
     check_metadata(folder, manifest, kind.lowered(manifest.artifact.precision))
     given = {key: value for key, value in terms.items() if value is not None}

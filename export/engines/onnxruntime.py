@@ -19,6 +19,7 @@ from zoo.system.errors import UsageError
 
 BACKEND = backend("onnxruntime")
 LOADING = ("provider", "threads", "graph_optimization", "config", "provider_options")
+PATIENT = {"patient": True}  # for load
 
 # ONNX Runtime takes any key and ignores those that it does not know: these it knows, and each is "0" or "1".
 Entry = Literal[
@@ -99,11 +100,12 @@ def build(order: Order, folder: Path, *, options: Options | None = None) -> Buil
     return Built(file=order.graph.name, options=given)
 
 
-def load(path: Path | str, *, threads: int | None = None, **options: Any) -> Engine:
+def load(path: Path | str, *, threads: int | None = None, patient: bool = False, **options: Any) -> Engine:
     """An engine that runs the ONNX file at ``path``.
 
     Args:
         threads: CPU threads of one call; all cores if None.
+        patient: its threads sleep while they wait, unless ``config`` says otherwise; the answers are the same.
         options: the others of :class:`Options`.
 
     Raises:
@@ -114,4 +116,4 @@ def load(path: Path | str, *, threads: int | None = None, **options: Any) -> Eng
     """
     chosen = asdict(options_of(BACKEND, options) or Options())
     del chosen["threads"]
-    return run_locally(BACKEND, [Path(path)], threads, Path(path), **chosen)
+    return run_locally(BACKEND, [Path(path)], threads, Path(path), patient=patient, **chosen)

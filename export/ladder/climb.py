@@ -26,6 +26,7 @@ from zoo.export.bundle.manifest import Level, Reached, Report, Rung, now
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
+from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import COARSE, CORRUPTIONS, MASKED, UNSTEADY, compared
 from zoo.export.ladder.terms import DEFAULTS, FAITHFUL, QUERIES, Terms
 from zoo.export.ladder.witness import Witness
@@ -36,6 +37,7 @@ from zoo.system.toolchain import toolchain
 
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
+WIDE = 0.4  # of the spread: where Square broke twins, walks had left margins of up to 0.14 (docs/robustness.md)
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
@@ -71,6 +73,7 @@ class Trial:
             place: then parity is the graph's, the rung is called so, and no other is climbed.
         reopen: opens the engine anew, to ask it what it was asked under attack, see :mod:`zoo.export.ladder.witness`;
             where it is None the same engine is asked again, which does not find what an engine remembers.
+        examples: of the twin, where other engines of it are verified too.
 
     Raises:
         UsageError: a level above parity without images, or of an engine that cannot run.
@@ -86,6 +89,7 @@ class Trial:
     threat: ThreatModel = LINF_8
     ran: bool = True
     reopen: Callable[[], AbstractContextManager[Engine]] | None = None
+    examples: Examples | None = None
 
     def __post_init__(self) -> None:
         if self.split is None and self.level in ("clean", "attacked"):
@@ -187,21 +191,28 @@ def _rungs(
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
     walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
-    plan = [
-        ("transfer", replayed, [rungs.transfer(source, protocol) for protocol in replayed]),
+    plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
+        ("transfer", replayed, [rungs.transfer(source, protocol, trial.examples) for protocol in replayed]),
         ("surrogate", [walk], walks),
     ]
     if queries:
-        plan.append(("black-box", [square], [rungs.black_box(twin, witness, square)]))
+        plan.append(("black-box", [square], []))
+    margins, spared = np.full(len(labels), np.inf, np.float32), np.zeros(len(labels), bool)
     for name, protocols, attacks in plan:
+        if name == "black-box":
+            if not seen.flags:  # else the margins that are left by walks mean nothing
+                spared = bits[0] & (margins > WIDE * parity["logit_spread"])
+            attacks = [rungs.black_box(twin, witness, square, bits=bits, spared=spared)]
         for attack in attacks:
-            bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name))
+            bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
         if name == "surrogate":
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
+        if name == "black-box":
+            facts["measured"]["twin_spared"] = int((spared & bits[1]).sum())
         yield "attacked" if last else "clean", facts
 
 

@@ -9,6 +9,7 @@ that has come to compute something else, so there the weights in the artifact it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -28,6 +29,7 @@ from zoo.evaluation.threat import Norm
 from zoo.evaluation.workers import Crew, batches_done, limited
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
+from zoo.export.ladder.examples import Examples
 from zoo.system.errors import UsageError
 
 BATCH = 250  # images attacked at once
@@ -37,7 +39,8 @@ SHIFT = 4  # pixels
 
 Tick = Callable[[int, int], None]  # images done, images in all
 Bits = tuple[np.ndarray, np.ndarray]  # who is right, bool [N]: the twin, the engine
-Attack = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # x, y, seed to images for the twin and the engine
+# x, y, seed, and the indices of the images, to images for the twin and for the engine
+Attack = Callable[[Tensor, Tensor, int, np.ndarray], tuple[Tensor, Tensor]]
 
 
 def right(engine: Engine, x: Tensor, y: Tensor) -> np.ndarray:
@@ -127,15 +130,19 @@ def _share(difference: float, scale: float) -> float:
     return difference / scale if scale else (inf if difference else 0.0)
 
 
-def transfer(twin: Twin, protocol: Protocol) -> Attack:
+def transfer(twin: Twin, protocol: Protocol, examples: Examples | None = None) -> Attack:
     """What ``protocol`` (PGD or APGD) makes of the twin, given to both.
 
     Every image takes every step: points that only just cross the twin's boundary would not cross the engine's.
+
+    Args:
+        examples: of this twin, for all engines that it is replayed on.
     """
 
-    def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        x_adv = perturb(seeded, twin.model, x, y, early_stop=False)
+        make = partial(perturb, seeded, twin.model, x, y, early_stop=False)
+        x_adv = make() if examples is None else examples.of(seeded.model_dump_json(), x, y, make)
         return x_adv, x_adv
 
     return attack
@@ -147,7 +154,7 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
         raise UsageError(f"protocol '{protocol.name}' is not a PGD with a step size and steps")
     walk: dict[str, Any] = {key: getattr(protocol, key) for key in ("eps", "norm", "step", "steps")}
 
-    def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         for_twin, for_engine = surrogate_pgd(gradients, (twin, engine), x, y, seed=seed, **walk)
         return for_twin, for_engine
 
@@ -170,7 +177,8 @@ def surrogate_pgd(
 
     x_{t+1} = Pi(x_t + step * d(grad_x CE(f(x_t), y))) from a uniform start in the ball, with d the direction of unit
     ``norm`` that ascends fastest. The walk of an image is the same for all engines, so it is computed once. Each engine
-    judges the image, the start and every step, until it gets one wrong; the walk ends when all did.
+    judges the image, the start and every step, until it gets one wrong; the walk ends when all did. A twin whose net
+    gives the gradients answers with them.
 
     Args:
         gradients: f, in eval mode, parameters frozen.
@@ -183,36 +191,65 @@ def surrogate_pgd(
     ball = Ball(x, eps, norm)
     start = ball.random(torch.Generator().manual_seed(seed))
     best, least = [x.clone() for _ in engines], torch.stack([margin(engine(x), y) for engine in engines])
+    judged = list(zip(engines, best, least, strict=True))
+    answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
+    asked = [one for one in judged if not any(one is other for other in answering)]
     active = (least > 0).any(0).nonzero()[:, 0]
     x_t = start[active]
     for t in range(steps + 1):
         if not len(active):
             break
         pulse(t / (steps + 1))
-        for engine, point, lowest in zip(engines, best, least, strict=True):
+        for engine, point, lowest in asked if t < steps else judged:
             standing = lowest[active] > 0
-            rows, here = active[standing], x_t[standing]
-            if len(rows):
-                m = margin(engine(here), y[rows])
-                better = ~(m >= lowest[rows])  # NaN is a break
-                point[rows[better]], lowest[rows[better]] = here[better], m[better]
+            if standing.any():
+                rows, here = active[standing], x_t[standing]
+                _note(engine(here), here, y, rows, point, lowest)
         standing = (least[:, active] > 0).any(0)
         active, x_t = active[standing], x_t[standing]
         if t < steps and len(active):
-            _, _, gradient = ascend(gradients, x_t, cross_entropy, y[active])
+            z, _, gradient = ascend(gradients, x_t, cross_entropy, y[active])
+            for _, point, lowest in answering:
+                standing = lowest[active] > 0
+                _note(z[standing], x_t[standing], y, active[standing], point, lowest)
+            standing = (least[:, active] > 0).any(0)
+            active, x_t, gradient = active[standing], x_t[standing], gradient[standing]
             x_t = ball.select(active).project(x_t + step * steepest(gradient, norm))
     return best
 
 
-def black_box(twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
-    """The score-based ``protocol`` on each in turn: no gradients at all."""
+def _note(z: Tensor, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, lowest: Tensor) -> None:
+    """Keep those of ``x`` in ``point`` whose margin is the lowest so far; they are the images ``rows``, with logits
+    ``z``."""
+    m = margin(z, y[rows])
+    better = ~(m >= lowest[rows])  # NaN is a break
+    point[rows[better]], lowest[rows[better]] = x[better], m[better]
 
-    def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+
+def black_box(
+    twin: Twin, engine: Engine, protocol: Protocol, *, bits: Bits | None = None, spared: np.ndarray | None = None
+) -> Attack:
+    """Square, as ``protocol`` says, on each in turn: no gradients at all.
+
+    Each is attacked on the images that it is right on, with the same random numbers as in a full batch. The twin is not
+    attacked on those images ``spared`` that the engine withstands: the engine's bits and the images that only the twin
+    gets right stay the same, and the twin cannot get more of the others wrong. The gate is as strict or stricter.
+
+    Args:
+        bits: who is right so far; None: both, on every image.
+        spared: images on which Square is not expected to find anything in the twin, bool [N]; None: no image.
+    """
+
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
+        everything = np.ones(len(index), bool)
+        twin_right, engine_right = (one[index] for one in bits) if bits else (everything, everything)
         with portion(0, 0.5):
-            for_twin = perturb(seeded, twin, x, y)
+            for_engine = perturb(seeded, engine, x, y, only=torch.from_numpy(engine_right))
+        if spared is not None:
+            twin_right = twin_right & ~(spared[index] & engine_right & right(engine, for_engine, y))
         with portion(0.5, 1):
-            return for_twin, perturb(seeded, engine, x, y)
+            return perturb(seeded, twin, x, y, only=torch.from_numpy(twin_right)), for_engine
 
     return attack
 
@@ -220,7 +257,7 @@ def black_box(twin: Twin, engine: Engine, protocol: Protocol) -> Attack:
 def clean(twin: Twin, engine: Engine, images: np.ndarray, labels: np.ndarray, tick: Tick) -> Bits:
     """Who classifies which image correctly, unperturbed; arguments as for :func:`survivors`."""
     everything = np.ones(len(labels), bool)
-    return survivors(lambda x, y, seed: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
+    return survivors(lambda x, y, seed, index: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
 
 
 def corruptions(
@@ -264,6 +301,7 @@ def survivors(
     bits: Bits,
     seed: int,
     tick: Tick,
+    margins: np.ndarray | None = None,
 ) -> Bits:
     """Worst case so far after one more attack, per image; images that both already get wrong are not attacked.
 
@@ -272,20 +310,23 @@ def survivors(
 
     Args:
         images: uint8 [N, H, W, C]; labels: int64 [N]; bits: who is right so far.
+        margins: the smallest margin of the twin so far, [N]; lowered where the attack finds a smaller one.
     """
     twin_right, engine_right = bits[0].copy(), bits[1].copy()
     standing = np.flatnonzero(bits[0] | bits[1])
     batches = {start: standing[start : start + BATCH] for start in range(0, len(standing), BATCH)}
     meter = Meter(tick, len(labels) - len(standing), len(labels))
 
-    def attacked(start: int, index: np.ndarray) -> Bits:
+    def attacked(start: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        for_twin, for_engine = attack(x, y, seed + start)
-        return right(twin, for_twin, y), right(engine, for_engine, y)
+        for_twin, for_engine = attack(x, y, seed + start, index)
+        return margin(twin(for_twin), y).numpy(), right(engine, for_engine, y)
 
     crew = Crew.of(twin.model, to_float(images[:8]), len(batches), BATCH)
     with limited(crew.threads):
-        for start, (twin_holds, engine_holds) in batches_done(attacked, batches, meter, crew):
-            twin_right[batches[start]] &= twin_holds
+        for start, (found, engine_holds) in batches_done(attacked, batches, meter, crew):
+            twin_right[batches[start]] &= found > 0  # NaN and ties are broken
             engine_right[batches[start]] &= engine_holds
+            if margins is not None:
+                margins[batches[start]] = np.fmin(margins[batches[start]], found)
     return twin_right, engine_right

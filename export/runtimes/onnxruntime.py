@@ -24,6 +24,7 @@ LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+SPINNING = "session.intra_op.allow_spinning"
 STRICT = "session.disable_cpu_ep_fallback"
 TF32 = "NVIDIA_TF32_OVERRIDE"  # for all of NVIDIA's libraries; the providers of TensorRT have no option of their own
 
@@ -43,8 +44,10 @@ def open(
     graph_optimization: Any = None,
     config: Any = None,
     provider_options: Any = None,
+    patient: Any = False,
 ) -> Any:
-    """See :mod:`zoo.export.runtimes`. The options are those of :class:`zoo.export.engines.onnxruntime.Options`.
+    """See :mod:`zoo.export.runtimes`. The options are those of :class:`zoo.export.engines.onnxruntime.Options`;
+    ``patient`` is that of its ``load``.
 
     Raises:
         Refused: see :func:`check`; or the provider does not start, or does not take the whole graph.
@@ -58,6 +61,8 @@ def open(
     options.intra_op_num_threads = threads or 0
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors only
+    if patient and SPINNING not in entries:
+        options.add_session_config_entry(SPINNING, "0")
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     if provider == "cpu":
         session = _session(onnxruntime, parts[0], options, entries, CPU, given)
@@ -80,6 +85,8 @@ def open(
         raise ValueError("it is not a classifier with one float32 image batch in and logits out")
     facts = {"providers": session.get_providers(), "device": "cpu" if provider == "cpu" else "cuda"}
     facts |= {"threads": threads or "all", "graph_optimization": level, **({"config": entries} if entries else {})}
+    if patient and SPINNING not in entries:
+        facts["spinning"] = False
     if provider != "cpu":
         facts["provider_options"] = given = {**given, **session.get_provider_options().get(name, {})}
         facts["tf32"] = "0" not in (os.environ.get(TF32), given.get("use_tf32"))  # either switches it off

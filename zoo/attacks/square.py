@@ -35,6 +35,7 @@ def square(
     queries: int = 5000,
     p_init: float = 0.8,
     seed: int = 0,
+    only: Tensor | None = None,
 ) -> Tensor:
     """Random search that keeps a change unless it raises the margin of the correct class.
 
@@ -47,12 +48,17 @@ def square(
         x: images [N, C, H, W]; y: labels [N].
         queries: the total number of model calls; the first is on the original images.
         p_init: the fraction of the pixels that the first squares change.
+        only: the images to attack, bool [N]; each finds what it finds in a full batch. The others are returned as they
+            are, except for a few that fill the batch.
     """
     source = generator(seed, "square", x.device)
     propose = _propose_linf if norm == "linf" else _propose_l2
-    result, index = x.clone(), torch.arange(len(x), device=x.device)
-    ball, best, least = Ball(x, eps, norm), x.clone(), _score(model(x), y)  # best [N, C, H, W], least [N]
-    shape = x.shape
+    result, index, shape = x.clone(), torch.arange(len(x), device=x.device), x.shape
+    if only is not None and (keep := survivors(~only)) is not None:
+        index, x, y = index[keep], x[keep], y[keep]
+        if not len(index):
+            return result
+    ball, best, least = Ball(x, eps, norm), x.clone(), _score(model(x), y)  # best [n, C, H, W], least [n]
     for query in range(1, queries):
         pulse(query / queries)
         keep = survivors(least <= 0)

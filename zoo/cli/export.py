@@ -18,6 +18,7 @@ from zoo.system.units import parse_share
 if TYPE_CHECKING:
     from zoo.export.bundle.folder import Bundle
     from zoo.export.exporter import Job
+    from zoo.export.ladder.examples import Examples
     from zoo.export.options import ExportOptions
 
 
@@ -176,9 +177,9 @@ def command(
                 raise
             return error
 
-    def run(job: Job) -> Bundle:
+    def run(job: Job, examples: Examples | None = None) -> Bundle:
         with output.progress() as advance:
-            bundle = job.run(advance)
+            bundle = job.run(advance, examples)
         if triton:
             write_triton(bundle, triton, notify=output.say)
         return bundle
@@ -194,22 +195,26 @@ def command(
 
 
 def _export_all(
-    jobs: Mapping[tuple[str, str, str], Job | ZooError], run: Callable[[Job], Bundle], output: Output
+    jobs: Mapping[tuple[str, str, str], Job | ZooError], run: Callable[[Job, Examples], Bundle], output: Output
 ) -> int:
     """Try every job that was not refused, whatever becomes of the others; returns the highest exit code."""
     from zoo.cli.ladder import how_to_verify
     from zoo.cli.output import table
     from zoo.cli.tables import wrapped
+    from zoo.export.ladder.examples import Examples
     from zoo.export.ladder.report import accuracy_on_the_engine
 
     facts, rows, codes, unrun = [], [], [], []
+    examples: dict[str, Examples] = {}  # of one model at a time
     for (name, engine, precision), job in jobs.items():
         output.say(f"{name}, {engine}, {precision} ...")
         fact: dict[str, Any] = {"name": name, "format": engine, "precision": precision}
         try:
             if isinstance(job, ZooError):
                 raise job
-            bundle = run(job)
+            if name not in examples:
+                examples = {name: Examples()}
+            bundle = run(job, examples[name])
         except Exception as error:  # an internal one too must not stop the others
             codes.append(error.exit_code if isinstance(error, ZooError) else 1)
             message = str(error) if isinstance(error, ZooError) else f"internal: {type(error).__name__}: {error}"

@@ -22,6 +22,7 @@ def perturb(
     *,
     counts: dict[str, float] | None = None,
     early_stop: bool = True,
+    only: Tensor | None = None,
 ) -> Tensor:
     """Run the attack of ``protocol`` on a batch.
 
@@ -32,6 +33,7 @@ def perturb(
         early_stop: PGD, MI-FGSM and APGD stop at the first misclassified point of an image, which is enough to
             evaluate this model. Turn it off for examples to replay on another model: a point just past the decision
             boundary of this model rarely transfers.
+        only: the images that Square is wanted on, bool [N]; other attacks attack them all.
 
     Returns:
         x_adv [N, C, H, W]; ``x`` itself for the attack "none".
@@ -57,6 +59,6 @@ def perturb(
             f"protocol '{protocol.name}' sets {', '.join(sorted(unknown))}, "
             f"which the attack '{protocol.attack}' does not take"
         )
-    extras = {"early_stop": early_stop, "counts": counts}
+    extras = {"early_stop": early_stop, "counts": counts, "only": only}
     options |= {name: value for name, value in extras.items() if name in takes}
     return attack(model, x, y, eps=protocol.eps, norm=protocol.norm, seed=protocol.seed, **options)

@@ -1,0 +1,197 @@
+"""What the ladder leaves out because it is known already: no engine gets an easier verdict by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zoo.attacks import square
+from zoo.attacks.losses import broken
+from zoo.datasets.base import Split, to_float
+from zoo.evaluation.evaluate import prepare
+from zoo.evaluation.look import look
+from zoo.evaluation.perturb import perturb
+from zoo.evaluation.protocols import PROTOCOLS
+from zoo.evaluation.statistics import Paired
+from zoo.export.engines import backend, onnxruntime
+from zoo.export.engines.options import patient
+from zoo.export.engines.twin import Twin
+from zoo.export.ladder import climb as climbing
+from zoo.export.ladder import examples as keeping
+from zoo.export.ladder import rungs
+from zoo.export.ladder.climb import SQUARE, Trial, climb
+from zoo.export.ladder.examples import Examples
+from zoo.export.ladder.rungs import black_box, surrogate_pgd, survivors
+from zoo.export.ladder.terms import Terms
+from zoo.export.onnx.graph import save_onnx
+
+N = 32
+WALK = {"eps": 8 / 255, "step": 2 / 255, "steps": 10, "seed": 0}
+STRONG = SQUARE.model_copy(update={"queries": 25, "eps": 88 / 255})
+
+
+def silent(done, total):
+    pass
+
+
+class Alone(nn.Module):
+    """``model``, asked for one image at a time: convolutions of other batch sizes may round otherwise."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = prepare(model)
+
+    def forward(self, x):
+        return torch.cat([self.model(one) for one in x.split(1)])
+
+
+class Asked(Twin):
+    """A twin that counts how often it is asked."""
+
+    calls = 0
+
+    def __call__(self, images):
+        self.calls += 1
+        return super().__call__(images)
+
+
+@pytest.fixture(scope="module")
+def batch(split):
+    return to_float(split.images[:N]), torch.from_numpy(split.labels[:N])
+
+
+def test_a_twin_answers_with_the_gradients_of_its_own_net_and_bit_for_bit_the_same(fragile, robust, batch):
+    net = prepare(fragile)
+    own, another = Asked(net), Asked(prepare(fragile))
+    by_gradients, engine = surrogate_pgd(net, [own, Twin(robust)], *batch, **WALK)
+    by_asking, same_engine = surrogate_pgd(net, [another, Twin(robust)], *batch, **WALK)
+    assert torch.equal(by_gradients, by_asking)
+    assert torch.equal(engine, same_engine)
+    assert broken(own(by_gradients), batch[1]).float().mean() > 0.5
+    assert own.calls < another.calls
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1])
+def test_square_finds_in_some_images_what_it_finds_in_all(robust, batch, share):
+    net, some = Alone(robust).eval(), torch.rand(N, generator=torch.Generator().manual_seed(0)) < share
+    terms = {"eps": 88 / 255, "queries": 25}
+    everything, found = square(net, *batch, **terms), square(net, *batch, **terms, only=some)
+    fell, falls = broken(net(everything), batch[1]), broken(net(found), batch[1])
+    assert torch.equal(falls[some], fell[some])
+    assert torch.equal(found[some & ~fell], everything[some & ~fell])  # others fill the batch, and move on
+    assert 0.1 < fell.float().mean() < 0.9
+    left = (found != batch[0]).flatten(1).any(1) & ~some
+    assert left.sum() <= 3  # images that fill the batch
+
+
+def test_square_on_no_image_returns_them_as_they_are(robust, batch):
+    calls = []
+    found = square(lambda x: calls.append(x), *batch, eps=0.1, queries=9, only=torch.zeros(N, dtype=torch.bool))
+    assert torch.equal(found, batch[0])
+    assert not calls
+
+
+def verdicts(twin, engine, split, bits, *, spared):
+    attack = black_box(twin, engine, STRONG, bits=bits, spared=spared)
+    return survivors(attack, twin, engine, split.images[:N], split.labels[:N], bits, 0, silent)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_images_are_spared_the_gate_is_as_strict_or_stricter(robust, split, seed):
+    """The rule would spare few of these; here images are drawn at random, so that many that fall are among them."""
+    rng = np.random.default_rng(seed)
+    twin, engine = Twin(Alone(robust).eval()), Twin(Alone(robust).eval())
+    twin.model.model.head.bias.data += 0.8 * torch.randn(10, generator=torch.Generator().manual_seed(seed))
+    bits = (rng.random(N) < 0.9, rng.random(N) < 0.9)
+    twin_before, engine_before = verdicts(twin, engine, split, bits, spared=None)
+    twin_bits, engine_bits = verdicts(twin, engine, split, bits, spared=rng.random(N) < 0.7)
+    assert np.array_equal(engine_bits, engine_before)
+    assert np.array_equal(twin_bits[~engine_bits], twin_before[~engine_bits])
+    assert (twin_bits >= twin_before).all()
+    assert (twin_bits > twin_before).any()  # what is spared would have fallen
+    assert engine_bits.sum() < bits[1].sum()
+    pair, before = Paired.of(twin_bits, engine_bits), Paired.of(twin_before, engine_before)
+    assert pair.b == before.b
+    assert pair.upper() >= before.upper()
+
+
+def test_a_lower_bound_of_the_images_that_only_the_engine_gets_right_never_lowers_what_may_be_lost():
+    for n in (50, 268, 1000):
+        for b in (0, 1, 5, 20):
+            bounds = [Paired(n, b=b, c=c).upper() for c in range(n - b) if c < 40]
+            assert bounds == sorted(bounds, reverse=True)
+
+
+def test_a_twin_is_attacked_once_for_several_engines_and_again_for_other_images(fragile, robust, split, monkeypatch):
+    twin, examples, made = Twin(prepare(fragile)), Examples(), []
+    pgd = PROTOCOLS["pgd20"].model_copy(update={"steps": 3, "eps": 2 / 255, "step": 0.8 / 255})
+    monkeypatch.setattr(rungs, "perturb", lambda *given, **more: made.append(1) or perturb(*given, **more))
+
+    def bits(engine, examples, first=0, seed=0):
+        images, labels, everything = split.images[first:N], split.labels[first:N], np.ones(N - first, bool)
+        attack = rungs.transfer(twin, pgd, examples)
+        return survivors(attack, twin, Twin(engine), images, labels, (everything, everything), seed, silent)
+
+    for engine in (fragile, robust):
+        shared, alone = bits(engine, examples), bits(engine, None)
+        assert np.array_equal(shared, alone)
+    assert 0 < shared[0].sum() < N
+    assert len(made) == 1 + 2
+    bits(robust, examples, first=1)
+    bits(robust, examples, seed=1)
+    assert len(made) == 5
+
+
+def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
+    monkeypatch.setattr(keeping, "SIZE", 2 * batch[0].nbytes)
+    examples = Examples()
+    for attack in ("a", "b", "c"):
+        assert torch.equal(examples.of(attack, *batch, batch[0].clone), batch[0])
+    assert [attack for attack, _ in examples.kept] == ["a", "b"]
+
+
+def black_box_of(robust, split, **patched):
+    """The rung of an engine that computes as its twin, in a climb on 40 images."""
+    terms = Terms(n=40, margin=0.3, queries=20)
+    few = Split("test", split.images[:64], split.labels[:64])
+    trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in patched.items():
+            patch.setattr(climbing, name, value)
+        return climb(robust, Twin(prepare(robust)), trial).rungs[-1]
+
+
+def test_the_twin_is_spared_where_its_margin_is_wide_and_the_bits_are_the_same(robust, split):
+    usual, none = black_box_of(robust, split), black_box_of(robust, split, WIDE=np.inf)
+    assert usual.bits == none.bits
+    assert none.measured["twin_spared"] == 0
+    assert 0 < usual.measured["twin_spared"] <= 40 * usual.measured["engine"]["accuracy"]
+
+
+def test_a_twin_whose_gradients_mislead_is_not_spared(robust, split):
+    def flagged(*given):
+        found = look(*given)
+        found.flags.add("masked")
+        return found
+
+    assert black_box_of(robust, split, look=flagged).measured["twin_spared"] == 0
+
+
+def test_an_engine_whose_threads_sleep_gives_the_same_logits_and_says_so(robust, tmp_path, batch):
+    path, kind = tmp_path / "model.onnx", backend("onnx")
+    save_onnx(robust, path)
+    with onnxruntime.load(path) as usual, onnxruntime.load(path, **patient(kind, {"threads": None})) as sleeping:
+        assert torch.equal(usual(batch[0]), sleeping(batch[0]))
+        assert sleeping.facts == usual.facts | {"spinning": False}
+
+
+def test_what_the_user_says_of_a_session_stands(robust, tmp_path):
+    path, kind = tmp_path / "model.onnx", backend("onnx")
+    save_onnx(robust, path)
+    given = {"threads": 2, "config": {"session.intra_op.allow_spinning": "1"}}
+    with onnxruntime.load(path, **patient(kind, given)) as engine:
+        assert engine.facts["config"] == given["config"]
+        assert "spinning" not in engine.facts
+    assert patient(backend("litert"), given) == given
