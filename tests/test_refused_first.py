@@ -207,7 +207,7 @@ def test_several_exports_are_checked_before_the_first_is_built(capsys, tmp_path,
         steps.append(f"check {name} {options.precision}")
         return check(name, options, **rest)
 
-    def built(job, progress):
+    def built(job, progress, examples):
         steps.append(f"build {job.known.name} {job.options.precision}")
         raise DataNotFound("enough")
 

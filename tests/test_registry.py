@@ -357,8 +357,8 @@ def test_what_lists_and_picks_ask_is_answered_without_reading_the_entries(path, 
         "small": {"description": 'gefährlich, \\"{}[] ⟂', "aliases": ["wee"], "flags": ["coarse"], "paper": "p"},
         "middle": {"threat": {"norm": "l2", "eps": 0.5}, "supernet": "tiny"},
     }.items():
-        write_model(name, {**json.loads(path.read_text())["models"][name], **facts}, path=path)
-    models = json.loads(path.read_text())["models"]
+        write_model(name, {**json.loads(path.read_bytes())["models"][name], **facts}, path=path)
+    models = json.loads(path.read_bytes())["models"]
     whole = {name: Entry.from_dict(name, model) for name, model in models.items()}
     assert run(["list"]) == 0  # which has it validated
     shown = capsys.readouterr().out
