@@ -30,7 +30,7 @@ CONTENTS = {
     "Reference": ("cli", "api", "../examples/README"),
     "Speed": (
         "speed",
-        "../benchmarks/results/latest",
+        "../benchmarks/results/2026-11-21",
         "../benchmarks/results/distillation",
         "../benchmarks/results/rnascl",
         "../benchmarks/results/proard-supernet",
