@@ -251,7 +251,6 @@ def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
     if _stopped():
         raise Stopped("before it began")
     asked = {"preset": preset, "overrides": overrides}
-    torch.backends.cudnn.benchmark = True  # shapes stay the same
     try:
         run(load_phases(RECIPE, **asked), images(), out, resume=True, asked=asked, tick=tick)
     except Interrupted as stopped:
@@ -395,7 +394,6 @@ def clocked(rounds: int, steps: int, changes: list[str]) -> dict[str, Any]:
     from zoo.train.run.model_folder import device_name
     from zoo.train.run.trainer import Trainer
 
-    torch.backends.cudnn.benchmark = True
     trainers: dict[str, Trainer] = {}
     found: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,25 @@ def test_evaluation_says_that_it_used_a_guide_and_can_do_without(net, shown, her
     assert none == {}
     assert np.sum(led != alone) <= 2
     assert 0 < led.sum() < 200
+
+
+@pytest.mark.parametrize("attack", ["none", "uniform", "fab-t", "deepfool"])
+def test_an_attack_without_use_for_a_guide_has_none(attack, net, shown, here):
+    few = protocol("clean").model_copy(update={"n": 8, "attack": attack, "eps": EPS})
+    evaluate(net, *shown, few, notes=(notes := {}))
+    assert notes == {}
+
+
+def test_a_gpu_computes_in_float32_under_attack(net, shown, monkeypatch):
+    seen = []
+    module = sys.modules["zoo.evaluation.evaluate"]
+    true = module.perturb
+    monkeypatch.setattr(
+        module, "perturb", lambda *a, **b: seen.append(torch.backends.cudnn.allow_tf32) or true(*a, **b)
+    )
+    evaluate(net, *shown, protocol("fgsm").model_copy(update={"n": 8}))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_a_result_names_its_directions(net, toy, here, monkeypatch):

@@ -75,8 +75,14 @@ def test_a_recorded_step_learns_what_a_step_learns(name, changes, toy, teacher_f
     assert all(torch.equal(one, other) for one, other in zip(weights, plain[0], strict=True))
 
 
-def test_without_a_gpu_nothing_is_recorded(toy, teacher_folder):
-    assert ready("n-fgsm", {}, toy, teacher_folder, graph=True).graph is None or torch.cuda.is_available()
+def test_without_a_gpu_nothing_is_recorded_and_a_sentence_says_so(toy, teacher_folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "say_once", said.append)
+    monkeypatch.setattr(Trainer, "on_one_gpu", False)
+    assert ready("n-fgsm", {}, toy, teacher_folder, graph=False).graph is None
+    assert said == []
+    assert ready("n-fgsm", {}, toy, teacher_folder, graph=True).graph is None
+    assert "it takes one CUDA GPU" in said[0]
 
 
 @pytest.mark.gpu

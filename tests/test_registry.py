@@ -379,7 +379,9 @@ def test_what_lists_and_picks_ask_is_answered_without_reading_the_entries(path, 
             entry.colour  # noqa: B018
 
 
-@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'{"protocols": {}, "datasets": {}, "models": {"small": [1]}}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"[", b"{}", b'{"models": []}', b'{"protocols": {}, "datasets": {}, "models": {"small": [1]}}']
+)
 def test_a_damaged_index_is_made_again(path, damage):
     models = load_registry().models
     (note,) = (cache_root() / "valid-registries").iterdir()

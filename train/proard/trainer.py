@@ -30,6 +30,7 @@ class SupernetTrainer(Trainer):
     """
 
     net: Elastic
+    steady = False
     fused = False  # fused SGD needs gradients of all parameters or none, and a step may use only some blocks
 
     def __init__(self, *args: Any, **options: Any) -> None:

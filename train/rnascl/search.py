@@ -36,6 +36,7 @@ class Searcher(Trainer):
 
     net: SuperNet
     teacher: Teacher
+    steady = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

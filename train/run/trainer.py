@@ -16,6 +16,7 @@ from zoo.attacks.inputs import generator
 from zoo.datasets.base import Dataset, to_float
 from zoo.models import build
 from zoo.system.errors import UsageError
+from zoo.system.notice import say_once
 from zoo.train.data.images import InMemory, source_of
 from zoo.train.methods import adversary
 from zoo.train.methods.method import Batch, Method, Step
@@ -51,6 +52,7 @@ class Trainer:
     """
 
     fused = True  # SGD in one kernel
+    steady = True  # every step is the same work
 
     def __init__(
         self,
@@ -126,6 +128,11 @@ class Trainer:
         )
         self.position = Position()
         self.graph = Graphed(self._gradients) if self.graphs else None
+        if recipe.train.graph and self.graph is None:
+            say_once(
+                "train.graph = true has no effect here: it takes one CUDA GPU and a method with one update from a "
+                "batch, without a search, a dynamic net, int8 and cached answers"
+            )
 
     def network(self) -> nn.Module:
         """The network to train, freshly initialised."""
@@ -263,7 +270,7 @@ class Trainer:
     def graphs(self) -> bool:
         """Whether a step's attack, loss and gradients are one CUDA graph: they must be the same work in every step."""
         one_update = type(self.recipe.method).updates is Method.updates
-        same = one_update and self.versions is None and not self.recipe.train.int8
+        same = self.steady and one_update and self.versions is None and not self.recipe.train.int8
         return self.recipe.train.graph and same and self.on_one_gpu
 
     def train_step(self) -> Tensor:

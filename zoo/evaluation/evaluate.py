@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from zoo.attacks import broken
 from zoo.attacks.pulse import Meter
 from zoo.datasets.base import Split, to_float
-from zoo.evaluation.directions import guided
+from zoo.evaluation.directions import UNLED, guided
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
-from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
+from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, exact, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.together import gathered, place
@@ -111,10 +111,10 @@ def evaluate(
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
     crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], -(-n // batch_size), min(n, batch_size))
-    with limited(crew.threads):
+    with limited(crew.threads), exact():
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
-        if directions == "auto" and attacked is prepared and not seen.flags and protocol.attack != "none":
+        if directions == "auto" and attacked is prepared and not seen.flags and protocol.attack not in UNLED:
             attacked = guided(attacked, *batch(np.arange(min(n, IMAGES))))
             if notes is not None and attacked is not prepared:
                 notes["directions"] = "bf16"

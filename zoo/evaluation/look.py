@@ -65,7 +65,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
     """
     flags: set[str] = set()
     given = x.clone()
-    with torch.no_grad(), _exact():
+    with torch.no_grad(), exact():
         z = model(given)
     if not torch.equal(given, x):
         flags.add("writes")
@@ -130,7 +130,7 @@ def wrong_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     gradient predicts, at a small distance or at a larger one: bfloat16 rounds away small differences, and over larger
     distances some nets are far from linear.
     """
-    with without_gradients(model), torch.no_grad(), _exact():
+    with without_gradients(model), torch.no_grad(), exact():
         z, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
         true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "wrong gradient", x.device)
         for step in STEPS:
@@ -147,10 +147,10 @@ def wrong_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad(), _exact():
+    with torch.no_grad(), exact():
         return model(x.clone())
 
 
-def _exact() -> AbstractContextManager[None]:
+def exact() -> AbstractContextManager[None]:
     """Convolutions of a GPU in float32: TF32 rounds to 10 bits, and not alike for all batch sizes."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -64,7 +64,7 @@ def _parsed(path: Path, *state: int) -> Registry:
     digest = hashlib.sha256(f"{__version__} {LAYOUT}\0".encode())
     digest.update(content)
     note = cache_root() / "valid-registries" / digest.hexdigest()
-    with suppress(OSError, LookupError, TypeError, ValueError):  # there is none, or it is damaged
+    with suppress(OSError, AttributeError, LookupError, TypeError, ValueError):  # there is none, or it is damaged
         return registry_of(note.read_bytes(), content)
     from zoo.registry.schema import check
 

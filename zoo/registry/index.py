@@ -43,7 +43,7 @@ def registry_of(index: bytes, content: bytes) -> Registry:
     """The registry ``content``, of which this is the index as JSON.
 
     Raises:
-        LookupError, TypeError, ValueError: it is no index.
+        AttributeError, LookupError, TypeError, ValueError: it is no index.
     """
 
     def rest(name: str, begin: int, end: int) -> Entry:

@@ -14,16 +14,8 @@ from zoo.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numpy", "onnx")
 ONNXRUNTIME = "onnxruntime"  # the folder that onnxruntime, onnxruntime-gpu, onnxruntime-openvino ... all write into
-MACHINE = (
-    "cpu",
-    "gpu",
-    "machine",
-    "isa",
-    "int8",
-    "cores",
-    "os",
-    "directions",
-)  # what a toolchain holds besides versions
+# what a toolchain holds besides versions
+MACHINE = ("cpu", "gpu", "machine", "isa", "int8", "cores", "os", "directions")
 
 
 def toolchain(*more: str) -> dict[str, str]:
