@@ -1,4 +1,4 @@
-"""Run the benchmarks, write ``benchmarks/results/latest.json`` and a Markdown table beside it."""
+"""Run the benchmarks; write ``benchmarks/results/latest.json`` and a Markdown table beside it, anew after each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from zoo.system.files import write_atomic
 from zoo.system.toolchain import toolchain
 
 NAMES = ("startup", "engines", "bundle", "evaluation", "training", "distillation", "rnascl", "proard", "supernet")
@@ -43,19 +44,18 @@ def main(names: list[str]) -> None:
     unknown = set(names) - set(NAMES)
     if unknown:
         raise SystemExit(f"no benchmark is called {', '.join(sorted(unknown))} (known: {', '.join(NAMES)})")
-    results: list[dict] = []
-    for name in names or NAMES:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        results += importlib.import_module(f"benchmarks.{name}").run()
-    report = {
+    report: dict = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "toolchain": toolchain(),
-        "results": results,
+        "results": [],
     }
     RESULTS.mkdir(exist_ok=True)
-    suffix = "-".join(names) or "latest"
-    (RESULTS / f"{suffix}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8", newline="\n")
-    (RESULTS / f"{suffix}.md").write_text(page(report, names), encoding="utf-8", newline="\n")
+    stem = RESULTS / ("-".join(names) or "latest")
+    for name in names or NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        report["results"] += importlib.import_module(f"benchmarks.{name}").run()
+        write_atomic(stem.with_suffix(".json"), (json.dumps(report, indent=2) + "\n").encode())
+        write_atomic(stem.with_suffix(".md"), page(report, names).encode())
     print(page(report, names))
 
 

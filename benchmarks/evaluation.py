@@ -85,7 +85,7 @@ def pgd(name: str, beside: tuple[str, ...] = ("torchattacks", "foolbox", "ART"))
     all_peers = {"torchattacks": with_torchattacks, "foolbox": with_foolbox, "ART": with_art}
     peers = {peer: all_peers[peer] for peer in beside}
     goal = {"torchattacks": 6.0 if fast_bf16(torch.device("cpu")) else 4.0}
-    return it.result("pgd20", peers, goal, rounds=3) | {"what": f"PGD-20 robust accuracy, {name}, {N} images"}
+    return it.result("pgd20", peers, goal, rounds=2) | {"what": f"PGD-20 robust accuracy, {name}, {N} images"}
 
 
 def autoattack(name: str) -> dict:

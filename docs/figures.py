@@ -11,14 +11,21 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
 
-from zoo import info, list_models
+from zoo import info, list_models, pareto
+from zoo.evaluation.threat import LINF_8
+from zoo.registry.entry import Entry
 from zoo.registry.file import pretty
+from zoo.report.charts import anchors_of
+from zoo.report.choice import Task
 from zoo.report.stories import CURVES
 
 DOCS = Path(__file__).parent
@@ -34,16 +41,32 @@ def percent(result) -> str:
 
 
 def table() -> str:
-    """The models, cheapest first, with the accuracies that the registry holds."""
-    entries = sorted(((name, info(name)) for name in list_models()), key=lambda item: item[1].macs)
+    """The models on the Pareto front of MACs and accuracy under PGD-20 or AutoAttack, cheapest first, and in italics
+    what others published."""
+    entries = [entry for name in list_models() if not (entry := info(name)).flags]
+    front = {entry.name: entry for by in ("pgd20", "autoattack") for entry in pareto(entries, by=by)}
+    rows = [
+        (entry.macs, [f"`{name}`", f"{entry.macs / 1e6:.1f}", f"{entry.params / 1e6:.2f}", *measured(entry)])
+        for name, entry in front.items()
+    ]
+    for one in published():
+        told = [f"*{100 * one[key]:.1f}*" if key in one else "" for key in COLUMNS]
+        rows.append((one["macs"], [f"*{one['name']}*", f"*{one['macs'] / 1e6:.1f}*", "", *told]))
     lines = [
         f"| model | M MACs | M params | {' | '.join(COLUMNS.values())} |",
         f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
     ]
-    for name, entry in entries:
-        cells = [percent(entry.results[key]) if key in entry.results else "-" for key in COLUMNS]
-        lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(cells)} |" for _, cells in sorted(rows, key=lambda row: row[0])]
     return "\n".join(lines)
+
+
+def measured(entry: Entry) -> list[str]:
+    return [percent(entry.results[key]) if key in entry.results else "-" for key in COLUMNS]
+
+
+def published() -> list[dict[str, Any]]:
+    """What others report under AutoAttack for small models, not measured here."""
+    return [one for one in anchors_of(Task("cifar10", LINF_8)) if "autoattack" in one]
 
 
 def style(axes, along: str = "y") -> None:
@@ -58,38 +81,50 @@ def look_of(i: int) -> dict[str, str]:
 
 
 def accuracy() -> None:
-    """A row for every model, cheapest first: clean, PGD-20 and AutoAttack accuracy, with 95 % intervals."""
-    entries = sorted(((name, info(name)) for name in list_models()), key=lambda item: item[1].macs, reverse=True)
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(entries) + 1), dpi=150)
-    shown = {"clean": "o", "pgd20": "s", "autoattack": "D"}
-    for (protocol, marker), colour in zip(shown.items(), COLOURS, strict=False):
-        rows = [(row, e.results[protocol].accuracy) for row, (_, e) in enumerate(entries) if protocol in e.results]
-        x = [100 * a.value for _, a in rows]
-        low = [100 * (a.value - a.ci95[0]) for _, a in rows]
-        high = [100 * (a.ci95[1] - a.value) for _, a in rows]
-        y = [row for row, _ in rows]
-        axes.errorbar(
-            x, y, xerr=(low, high), fmt=marker, color=colour, capsize=3, label=COLUMNS[protocol], markersize=6
-        )
-    axes.set_yticks(range(len(entries)), [f"{name}   {entry.macs / 1e6:.1f} M MACs" for name, entry in entries])
-    axes.set_xlim(-2, 100)
-    axes.set_xlabel("accuracy on CIFAR-10 test, % (l-infinity, 8/255)")
-    style(axes, along="both")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1 + 0.6 / len(entries)), ncols=len(shown))
+    """Accuracy over MACs, clean, under PGD-20 and under AutoAttack: the models with 95 % intervals, their Pareto front,
+    and in grey what others published."""
+    entries = [info(name) for name in list_models()]
+    keys = ("clean", "pgd20", "autoattack")
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4.2), dpi=150, sharex=True)
+    for axes, key in zip(panels, keys, strict=True):
+        told = [one for one in published() if key in one]
+        axes.plot([one["macs"] for one in told], [100 * one[key] for one in told], "x", color=GREY, markersize=6)
+        shown = [one for one in entries if key in one.results and one.accuracy("pgd20") > 0.1]
+        values = [100 * one.accuracy(key) for one in shown]
+        low, high = 100 * np.array([one.results[key].accuracy.ci95 for one in shown]).T
+        errors = (np.subtract(values, low), np.subtract(high, values))
+        macs = [one.macs for one in shown]
+        axes.errorbar(macs, values, yerr=errors, fmt="o", color=COLOURS[0], markersize=4, linewidth=0.8, alpha=0.55)
+        front = pareto([one for one in shown if not one.flags], by=key)
+        best = [100 * one.accuracy(key) for one in front]
+        axes.plot([one.macs for one in front], best, color=COLOURS[0], linewidth=1.4)
+        axes.set_title(COLUMNS[key], fontsize=10, color=INK)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := [4e6, 15e6, 40e6, 100e6, 300e6], [f"{x / 1e6:.0f} M" for x in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("MACs of one image")
+        style(axes, along="both")
+    panels[0].set_ylabel("accuracy on CIFAR-10 test, %\n(l-infinity, 8/255)")
+    ours, others = "Robust Zoo, the line is the Pareto front", "published: NAS-RobBench-201, MobileNetV2 with RSLAD"
+    handles = [
+        Line2D([], [], color=COLOURS[0], marker="o", markersize=4, label=ours),
+        Line2D([], [], color=GREY, marker="x", linestyle="", label=others),
+    ]
+    figure.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
     figure.savefig(DOCS / "accuracy.png", bbox_inches="tight")
 
 
 def learning_curves() -> None:
-    """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over time."""
+    """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over epochs."""
     curves = json.loads(CURVES.read_bytes())
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
     for i, (name, history) in enumerate(sorted(curves.items())):
-        minutes, look = [epoch["seconds"] / 60 for epoch in history], look_of(i)
-        clean.plot(minutes, [100 * epoch["clean"] for epoch in history], label=name, **look)
-        robust.plot(minutes, [100 * epoch["pgd"] for epoch in history], label=name, **look)
+        epochs, look = [one["epoch"] for one in history], look_of(i)
+        clean.plot(epochs, [100 * one["clean"] for one in history], label=name, **look)
+        robust.plot(epochs, [100 * one["pgd"] for one in history], label=name, **look)
     for axes, title in ((clean, "clean"), (robust, "PGD-10")):
         axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
-        axes.set_xlabel("minutes of training, one or two busy cores")
+        axes.set_xlabel("epoch")
         style(axes)
     clean.set_ylabel("accuracy, %")
     robust.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

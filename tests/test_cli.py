@@ -263,6 +263,13 @@ def test_pick_lists_the_pareto_front_from_the_cheapest(call):
     assert [entry["name"] for entry in report["picked"]] == ["small", "middle", "wide"]
 
 
+def test_list_shows_the_pareto_front_alone(call):
+    report = json.loads(call("list", "--pareto", "--json")[1])
+    assert [entry["name"] for entry in report["models"]] == ["small", "middle", "wide"]
+    report = json.loads(call("list", "w*", "--pareto", "--json")[1])  # the front of those that are listed
+    assert [entry["name"] for entry in report["models"]] == ["wide"]
+
+
 @pytest.fixture
 def exporter(monkeypatch):
     """Stands in for what builds an export; returns the exports that it is given."""

@@ -20,6 +20,7 @@ def command(
     min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
     family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
     by: By = "pgd20",
+    front: Annotated[bool, typer.Option("--pareto", help="Those that no other beats in MACs and accuracy.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy over MACs instead.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -33,12 +34,13 @@ def command(
       zoo list
       zoo list 'trades-*' --max-flops 15M
       zoo list --min-robust 40% --by autoattack --json
+      zoo list --pareto --by autoattack
       zoo list --plot --by clean
     """
     from zoo.cli.scatter import scatter
     from zoo.cli.tables import entries_table
     from zoo.registry.file import load_registry
-    from zoo.registry.pick import list_models
+    from zoo.registry.pick import list_models, pareto
     from zoo.system.errors import NothingMatches, UsageError
 
     if plot and as_json:
@@ -55,6 +57,8 @@ def command(
         registry=registry,
     )
     entries = [registry.models[name] for name in names]
+    if front:
+        entries = pareto([entry for entry in entries if not entry.flags], by=by)
     out = Output(as_json=as_json, quiet=quiet)
     if not registry.models:
         out.say("the registry holds no model yet")
