@@ -40,7 +40,7 @@ bench: .venv/dev  ## speed as ratios against peers, in one run
 
 # Each writes the tables and figures of its page from the results that are stored beside it; nothing is measured.
 # (docs/boundaries.py trains the nets of its toy problem anew: it is run by hand.)
-REDRAWN := architecture figures engines int8 corruptions methods rnascl ablations proard speed
+REDRAWN := architecture figures students engines int8 corruptions methods rnascl ablations proard speed
 
 docs: .venv/dev  ## redraw tables and figures from the stored results, then the site: build/site/index.html
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'

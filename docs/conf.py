@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = {
     "Guide": ("quickstart", "choosing", "data", "exporting", "device", "training", "page", "hub"),
     "Robustness": ("robustness", "numbers"),
-    "Studies": ("engines", "int8", "nvidia", "corruptions", "methods", "rnascl", "proard"),
+    "Studies": ("engines", "int8", "nvidia", "corruptions", "students", "methods", "rnascl", "proard"),
     "Reference": ("cli", "api", "../examples/README"),
     "Speed": (
         "speed",

@@ -1,0 +1,70 @@
+"""Refresh the tables of docs/students.md: ``python docs/students.py``.
+
+The released students come from the registry; docs/students.json holds what else was trained and measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from results import put
+
+from zoo import info
+from zoo.registry.entry import Entry
+
+DOCS = Path(__file__).parent
+RELEASED = ("nfgsm-w4", "nfgsm-w7", "nfgsm-w15", "nfgsm-w15-long", "nfgsm-w41", "nfgsm-w100")
+GOALS = {"nfgsm-w4": "68 / 41 / 38", "nfgsm-w7": "70 / 43 / 39", "nfgsm-w15-long": "74 / 46 / 42"}
+GOALS |= {"nfgsm-w41": "78 / 48.5 / 44", "nfgsm-w100": "80 / 50 / 46"}
+COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
+
+
+def percent(accuracy: Mapping[str, Any]) -> str:
+    low, high = accuracy["ci95"]
+    return f"{100 * accuracy['value']:.1f} ±{50 * (high - low):.1f}"
+
+
+def accuracies(results: Mapping[str, Mapping[str, Any]]) -> str:
+    return " | ".join(percent(results[key]) if key in results else "-" for key in COLUMNS)
+
+
+def accuracy_of(entry: Entry) -> dict[str, dict[str, Any]]:
+    return {key: result.accuracy.to_dict() for key, result in entry.results.items()}
+
+
+def released() -> str:
+    lines = [
+        f"| model | M MACs | epochs | {' | '.join(COLUMNS.values())} | goal |",
+        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
+    ]
+    for name in RELEASED:
+        entry = info(name)
+        facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.train.epochs:.0f} |"
+        lines.append(f"{facts} {accuracies(accuracy_of(entry))} | {GOALS.get(name, '')} |")
+    return "\n".join(lines)
+
+
+def tried() -> str:
+    lines = [
+        f"| shape of | what differs | epochs | {' | '.join(COLUMNS.values())} |",
+        f"| --- | --- | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
+    ]
+    for one in json.loads((DOCS / "students.json").read_bytes()):
+        released = info(one["beside"])
+        rows = (
+            (f"nothing: `{released.name}`", released.train.epochs, accuracy_of(released)),
+            (
+                one["what"],
+                one["epochs"],
+                one["results"],
+            ),
+        )
+        for what, epochs, results in rows:
+            lines.append(f"| {released.macs / 1e6:.1f} M | {what} | {epochs:.0f} | {accuracies(results)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    put(DOCS / "students.md", {"released": released(), "tried": tried()})
