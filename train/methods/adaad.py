@@ -37,6 +37,9 @@ class AdaAD(Method):
         if attack.objective == "ce" and "objective" in attack.model_fields_set:
             raise ValueError("adaad maximises the divergence from its teacher: remove attack.objective = 'ce'")
 
+    def teacher_passes(self, attack: Attack) -> float:
+        return self.forwards + self.attack_passes(attack)
+
     def objective(self, step: Step) -> Objective:
         teacher, n = step.teacher, len(step.batch.y)
         assert teacher is not None

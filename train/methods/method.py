@@ -190,3 +190,8 @@ class Method(Section):
         the images, the count is slightly too high.
         """
         return 3 * self.forwards + self.attack_passes(attack)
+
+    def teacher_passes(self, attack: Attack) -> float:
+        """Passes over the teacher for an image in an update, counted alike: by default one forward pass of each clean
+        image, for all its replays."""
+        return 1 / self.replays if self.needs and self.needs.clean else 0
