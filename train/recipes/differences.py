@@ -1,6 +1,6 @@
 """What differs between two trainings, setting by setting: a control should differ from its student in one thing.
 
-Nothing here imports torch, except to read a published recipe for a model that does not state its settings.
+Nothing here imports torch, except to read a recipe.
 """
 
 from __future__ import annotations
@@ -76,6 +76,25 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
     if before:
         note = "; ".join(filter(None, (note, "of its phases, only the last one's settings are known")))
     return Training(settings, note)
+
+
+def planned(recipe: str, preset: str | None = None) -> Training:
+    """The training that a recipe describes; of several phases the last one's, as in :func:`training_of`.
+
+    Raises:
+        UsageError: as :func:`zoo.train.recipes.phases.load_phases`.
+    """
+    from zoo.train.recipes.phases import load_phases
+
+    *before, (_, last) = load_phases(recipe, preset=preset).items()
+    settings = {key: value for key, value in last.model_dump(mode="json").items() if key not in LABELS}
+    if settings["train"]["precision"] == "auto":  # it shows where it is trained
+        del settings["train"]["precision"]
+    settings |= {
+        "start": settings["start"] and {"name": settings["start"]},
+        "phases before": [f"{phase} ({one.train.epochs} epochs)" for phase, one in before],
+    }
+    return Training(settings, "of its phases, only the last one's settings are compared" if before else "")
 
 
 def _model(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
