@@ -25,6 +25,7 @@ from zoo.export.ladder.report import write_reports
 from zoo.registry.file import pretty, write_aliases
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
+from zoo.train.methods import METHODS
 from zoo.train.recipes.published import published_recipes
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.release import _store_bits
@@ -192,6 +193,7 @@ def trained(*, phases: tuple[float, ...] = (4.0,), teacher: dict | None = None, 
         "method": {"name": "trades", "beta": 6.0, "label_smoothing": 0.0},
         "teacher": {"name": teacher["name"], "versions": 0} if teacher else None,
         "train": {"epochs": 60, "precision": "auto", "seed": 0},
+        "attack": {"norm": "linf", "eps": 0.03, "step": 0.02, "steps": 2},
         "optimizer": {"lr": 0.2, "weight_decay": 5e-4},
     }
     for key, value in changes.items():
@@ -341,6 +343,17 @@ def test_a_recipe_is_compared_with_a_model_by_the_settings_that_both_state(home)
     assert {"teacher.weights", "train.precision"} <= set(found["unstated"])
     phases = json.loads(call("compare", "rnascl-s7-wrt34-2", trained_so, "--json")[1])["training"]["differ"]
     assert phases["phases before"] == {"a": ["search (4 epochs)", "train (8 epochs)"], "b": []}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_makes_no_attack_has_no_attack_settings(home, name):
+    attacks = METHODS[name]().attacks
+    method = METHODS[name]().model_dump(mode="json")
+    one, other = folder_of(home / "a", trained(method=method)), folder_of(home / "b", trained())
+    differ = differing(one, other)["differ"]
+    assert ("attack.steps" in differ) == (not attacks)
+    assert attacks or differ["attack.steps"]["a"] is None
+    assert "attack.eps" not in differ
 
 
 def test_of_a_bundle_no_training_is_compared(home):

@@ -19,6 +19,7 @@ from zoo.train.recipes.migrate import migrated
 from zoo.train.recipes.published import RENAMED, published_recipes
 
 LABELS = ("name", "description", "family", "paper", "reported")  # keys of a recipe that train nothing
+UNATTACKED = ("natural", "kd", "rrm", "rdt")  # methods that train on clean images, as RNAS-CL does without TRADES
 KINDS = {"method": "name", "own": "name", "arch": "arch"}  # sections whose keys depend on the value of one of them
 
 
@@ -70,6 +71,7 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
             "teacher": settings.get("teacher") and settings["teacher"] | (named["teacher"] or {}),
             "phases before": [f"{phase['name']} ({phase['epochs']:g} epochs)" for phase in before],
         }
+        _drop_unused_attack(settings)
     except (UsageError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, UsageError) else "it is damaged"
         return Training(None, f"the record of its training cannot be read: {reason}")
@@ -94,7 +96,16 @@ def planned(recipe: str, preset: str | None = None) -> Training:
         "start": settings["start"] and {"name": settings["start"]},
         "phases before": [f"{phase} ({one.train.epochs} epochs)" for phase, one in before],
     }
+    _drop_unused_attack(settings)
     return Training(settings, "of its phases, only the last one's settings are compared" if before else "")
+
+
+def _drop_unused_attack(settings: dict[str, Any]) -> None:
+    """Set the attack's settings to None, except its threat model, where the method makes no attack: they are defaults
+    that nothing uses."""
+    method, attack = settings["method"], settings.get("attack", {})
+    if method["name"] in UNATTACKED or method.get("hard") == "natural":
+        settings["attack"] = attack | dict.fromkeys({"step", "steps", "objective"} & attack.keys())
 
 
 def _model(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
