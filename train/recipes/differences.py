@@ -71,7 +71,7 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
             "teacher": settings.get("teacher") and settings["teacher"] | (named["teacher"] or {}),
             "phases before": [f"{phase['name']} ({phase['epochs']:g} epochs)" for phase in before],
         }
-        _drop_unused_attack(settings)
+        _blank_unused_attack(settings)
     except (UsageError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, UsageError) else "it is damaged"
         return Training(None, f"the record of its training cannot be read: {reason}")
@@ -96,11 +96,11 @@ def planned(recipe: str, preset: str | None = None) -> Training:
         "start": settings["start"] and {"name": settings["start"]},
         "phases before": [f"{phase} ({one.train.epochs} epochs)" for phase, one in before],
     }
-    _drop_unused_attack(settings)
+    _blank_unused_attack(settings)
     return Training(settings, "of its phases, only the last one's settings are compared" if before else "")
 
 
-def _drop_unused_attack(settings: dict[str, Any]) -> None:
+def _blank_unused_attack(settings: dict[str, Any]) -> None:
     """Set the attack's settings to None, except its threat model, where the method makes no attack: they are defaults
     that nothing uses."""
     method, attack = settings["method"], settings.get("attack", {})
