@@ -25,6 +25,8 @@ from zoo.export.ladder.report import write_reports
 from zoo.registry.file import pretty, write_aliases
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
+from zoo.train.methods import METHODS
+from zoo.train.recipes.published import published_recipes
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.release import _store_bits
 
@@ -191,6 +193,7 @@ def trained(*, phases: tuple[float, ...] = (4.0,), teacher: dict | None = None, 
         "method": {"name": "trades", "beta": 6.0, "label_smoothing": 0.0},
         "teacher": {"name": teacher["name"], "versions": 0} if teacher else None,
         "train": {"epochs": 60, "precision": "auto", "seed": 0},
+        "attack": {"norm": "linf", "eps": 0.03, "step": 0.02, "steps": 2},
         "optimizer": {"lr": 0.2, "weight_decay": 5e-4},
     }
     for key, value in changes.items():
@@ -319,8 +322,43 @@ def test_entries_with_settings_are_compared_without_torch(home):
     assert "2 settings differ: optimizer.lr, arch.widths." in done.stdout
 
 
+@pytest.mark.parametrize("preset", ["", ":gpu"])
+def test_a_recipe_is_compared_with_its_control_before_anything_is_trained(home, preset):
+    found = json.loads(call("compare", f"ard-s7{preset}", f"pgd-at-s7{preset}", "--json")[1])
+    assert found["a"] == {"name": f"ard-s7{preset}", "kind": "recipe"}
+    assert set(found["training"]["differ"]) == {"method", "teacher"}
+    assert found["training"]["unstated"] == []
+    mine = home / "mine.toml"
+    mine.write_text(published_recipes()["pgd-at-s7"].read_text(encoding="utf-8").replace("epochs = 24", "epochs = 12"))
+    _, out = call("compare", f"pgd-at-s7{preset}", f"{mine}{preset}")
+    assert f"B  {mine}{preset} (recipe)" in out
+    assert ("train.epochs: A 24; B 12" in out) == (not preset)
+    assert ("No settings differ." in out) == bool(preset)  # which sets the epochs of both
+
+
+def test_a_recipe_is_compared_with_a_model_by_the_settings_that_both_state(home):
+    trained_so = folder_of(home / "run", trained(teacher=TEACHER))
+    found = json.loads(call("compare", "ard-s7", trained_so, "--json")[1])["training"]
+    assert found["differ"]["teacher.name"] == {"a": "nfgsm-w15-int8", "b": "nfgsm-w15"}
+    assert {"teacher.weights", "train.precision"} <= set(found["unstated"])
+    phases = json.loads(call("compare", "rnascl-s7-wrt34-2", trained_so, "--json")[1])["training"]["differ"]
+    assert phases["phases before"] == {"a": ["search (4 epochs)", "train (8 epochs)"], "b": []}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_makes_no_attack_has_no_attack_settings(home, name):
+    attacks = METHODS[name]().attacks
+    method = METHODS[name]().model_dump(mode="json")
+    one, other = folder_of(home / "a", trained(method=method)), folder_of(home / "b", trained())
+    differ = differing(one, other)["differ"]
+    assert ("attack.steps" in differ) == (not attacks)
+    assert attacks or differ["attack.steps"]["a"] is None
+    assert "attack.eps" not in differ
+
+
 def test_of_a_bundle_no_training_is_compared(home):
     engine = bundle_of(home / "engine", {"clean": BITS["strong"]["clean"]})
+    assert call("compare", "ard-s7", str(engine))[0] == 2
     assert differing("strong", str(engine)) is None
     assert "Training" not in call("compare", "strong", str(engine))[1]
 
@@ -448,6 +486,9 @@ def test_json_has_all_of_it_and_nothing_else():
         (["strong", "wek"], 3, "no model is called 'wek'; did you mean 'weak'"),
         (["strong", "no/bundle"], 2, "'no/bundle' is not a bundle"),
         (["strong"], 2, "Missing argument 'B'"),
+        (["ard-s7:gup", "strong"], 2, "has no preset 'gup'; did you mean 'gpu'"),
+        (["strong", "mine.toml"], 2, "no recipe file 'mine.toml'"),
+        (["local-dir:mine.toml", "ard-s7"], 4, "there is no folder 'mine.toml'"),
     ],
 )
 def test_what_is_neither_a_model_nor_a_bundle_is_told(arguments, code, told):

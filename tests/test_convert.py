@@ -146,6 +146,19 @@ def test_a_converted_checkpoint_computes_what_the_net_did(make, layout, arch, tm
     torch.testing.assert_close(actual, expected, rtol=0, atol=(1e-2 if layout is old else 1e-5) * expected.abs().max())
 
 
+@pytest.mark.parametrize("names", [("normalize.mean", "normalize.std"), ("mu", "sigma")])
+def test_a_normalisation_in_a_checkpoint_must_be_the_stated_one(names, tmp_path, capsys):
+    values = torch.tensor([0.49, 0.48, 0.44]), torch.tensor([0.25, 0.25, 0.26])
+    whole = {f"model.{name}": tensor for name, tensor in TradesWideResNet().state_dict().items()}
+    torch.save(whole | {n: v.view(1, 3, 1, 1) for n, v in zip(names, values, strict=True)}, tmp_path / "net.pt")
+    stated = ["--set", "mean=[0.49, 0.48, 0.44]", "--set", "std=[0.25, 0.25, 0.26]"]
+    for how, code in (([NONE], 5), (["--normalise=dataset"], 5), (stated, 0)):
+        assert run(["convert", str(tmp_path / "net.pt"), *WIDE, *how, "-o", str(tmp_path / "m")]) == code
+        said = capsys.readouterr().err
+        assert ('give --set "mean=[0.49, 0.48, 0.44]" --set "std=[0.25, 0.25, 0.26]"' in said) == bool(code)
+    assert load(f"local-dir:{tmp_path / 'm'}").spec.std == (0.25, 0.25, 0.26)
+
+
 def test_safetensors_are_read_and_images_normalised_as_stated(tmp_path, capsys):
     torch.manual_seed(0)
     net = lived_in(TradesWideResNet()).eval()
@@ -192,6 +205,7 @@ def trades(tmp_path) -> Path:
         ([*WIDE, "--set=mean=[0, 0, 0]", NONE], "contradict each other", 2),
         ([*WIDE, "--normalise=non"], "did you mean 'none'", 2),
         ([*WIDE, "--set=stem", NONE], "--set needs KEY=VALUE", 2),
+        ([*WIDE, "--set=dept=10", NONE], "'wideresnet' has no key 'dept'; did you mean 'depth'?", 2),
         ([*WIDE, "--set=arch=resnet", NONE], "leave --set arch out", 2),
         (["--arch=wideresnt", NONE], "did you mean 'wideresnet'", 2),
         (["--arch=staged", NONE], "no layout of checkpoints is", 2),
@@ -293,6 +307,8 @@ def test_a_teacher_is_a_safetensors_file_with_its_spec_beside_it(net, tmp_path, 
     with pytest.raises(UsageError, match=r"'mine\.safetensors' is a file, .*: write local-dir:mine\.safetensors"):
         load("mine.safetensors")
     Path("net.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"'net\.pt' is a file, not a model: .* `zoo convert`"):
+        find("net.pt", folders=True)
     with pytest.raises(Unreachable, match=r"'net\.pt' is a file, not a model folder: .* `zoo convert`"):
         find("local-dir:net.pt")
     with pytest.raises(Unreachable, match=r"there is no file 'other\.safetensors'"):

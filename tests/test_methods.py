@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
@@ -234,25 +235,23 @@ def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, 
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_a_step_takes_the_passes_that_the_method_says_and_moves_the_weights(name, changes, toy, teacher_folder):
     settings = recipe(name, teacher_folder, changes, train={"batch_size": 20})
-    trainer, count = Trainer(settings, toy), 0
+    trainer, passes = Trainer(settings, toy), Counter()
     trainer.net.train()
 
     def counting(net, inputs, output):
-        nonlocal count
-        count += 1
+        passes[net] += 1
         if output.requires_grad:
             backward = 2 if any(p.requires_grad for p in net.parameters()) else 1  # weights and image, or image only
-            output.register_hook(lambda gradient: counted(backward))
+            output.register_hook(lambda gradient: passes.update({net: backward}))
 
-    def counted(backward):
-        nonlocal count
-        count += backward
-
-    hook = trainer.net.register_forward_hook(counting)
+    teacher = trainer.teacher.model if trainer.teacher else None
+    hooks = [net.register_forward_hook(counting) for net in (trainer.net, teacher) if net is not None]
     before = [p.detach().clone() for p in trainer.net.parameters()]
     loss = trainer.train_step()
-    hook.remove()
-    assert count == settings.method.passes(settings.attack) * settings.method.replays
+    for hook in hooks:
+        hook.remove()
+    assert passes[trainer.net] == settings.method.passes(settings.attack) * settings.method.replays
+    assert passes[teacher] == settings.method.teacher_passes(settings.attack) * settings.method.replays
     assert torch.isfinite(loss)
     assert all(not torch.equal(a, b) for a, b in zip(before, trainer.net.parameters(), strict=True))
 
@@ -439,7 +438,10 @@ def test_robust_data_are_made_on_where_a_run_stopped(toy, teacher_folder, monkey
 
 
 @pytest.mark.parametrize("layer", ["student_layer", "teacher_layer"])
-def test_features_of_a_layer_that_does_not_exist_are_refused_with_its_neighbours(layer, toy, teacher_folder):
+def test_features_of_a_layer_that_does_not_exist_are_refused_at_once_with_its_neighbours(
+    layer, toy, teacher_folder, monkeypatch
+):
+    monkeypatch.setattr("zoo.train.run.trainer.record", lambda *_: pytest.fail("the teacher was measured before"))
     with pytest.raises(UsageError, match=r"no layer 'features.9'; did you mean 'features\.\d'"):
         Trainer(recipe("rrm", teacher_folder, {layer: "features.9"}), toy)
     with pytest.raises(UsageError, match=f"the {layer.removesuffix('_layer')} has no layer 'foo'"):
@@ -515,6 +517,8 @@ def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, 
         ("adaad", {"alpha": 2}, "alpha"),
         ("rslad", {"temperature": 0.0}, "temperature"),
         ("rrm", {"lam": 0}, "lam"),
+        ("rrm", {"lam": 1e9}, "lam"),
+        ("ard", {"temperature": 1e9}, "temperature"),
         ("rrm", {"distance": "l1"}, "distance"),
         ("rdt", {"steps": 0}, "steps"),
     ],

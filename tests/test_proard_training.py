@@ -436,6 +436,25 @@ def test_cost_of_a_step_is_that_of_its_passes(written):
     assert accounting.spent({"train": every}, 50_000)["train"] == pytest.approx(2 * 50_000 * step)
 
 
+@pytest.mark.parametrize("attack", [{}, {"attacker": "largest", "refine": 2}])
+@pytest.mark.parametrize("method", ["adaad", "rslad"])
+def test_cost_of_a_step_has_the_passes_over_its_frozen_teacher(toy, method, attack, monkeypatch):
+    run, passes = trainer(toy, method=method, **attack), []
+
+    def counting(net, inputs, output):
+        passes.append(1)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: passes.append(1))
+
+    run.teacher.model.register_forward_hook(counting)
+    run.train_step()
+    costs = []
+    for macs in (0, 1):
+        monkeypatch.setattr(accounting, "_macs_of", lambda teacher, macs=macs: macs)
+        costs.append(accounting.per_image(run.recipe))
+    assert costs[1] - costs[0] == pytest.approx(len(passes))
+
+
 def test_cost_of_a_student_alone_is_that_of_its_passes_and_of_its_teachers():
     control, teacher = load_recipe("ard-p4-w15"), cost(load_recipe("nfgsm-w15").arch).macs
     assert accounting.per_image_alone(control) == 5 * cost(control.arch).macs + teacher

@@ -62,6 +62,10 @@ def test_every_preset_is_valid_and_a_teacher_that_is_not_released_has_a_recipe(n
         ("ard-mobilenetv2", "pgd-at-mobilenetv2"),
         ("fast-ard-mobilenetv2", "free-at-mobilenetv2"),
         ("ard-resnet18", "pgd-at-resnet18"),
+        ("ard-s7-cifar100", "pgd-at-s7-cifar100"),
+        ("ard-mobilenetv2-cifar100", "pgd-at-mobilenetv2-cifar100"),
+        ("fast-ard-mobilenetv2-cifar100", "free-at-mobilenetv2-cifar100"),
+        ("ard-resnet18-cifar100", "pgd-at-resnet18-cifar100"),
     ],
 )
 @pytest.mark.parametrize("preset", [None, "cpu", "gpu", "smoke"])

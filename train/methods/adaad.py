@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.train.methods.adversary import Objective
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Attack, Method, Needs, Step
+from zoo.train.methods.method import Attack, Method, Needs, Step, Temperature
 
 
 class AdaAD(Method):
@@ -22,7 +22,7 @@ class AdaAD(Method):
 
     name: Literal["adaad"] = "adaad"
     alpha: float = Field(1.0, ge=0, le=1, description="share of the adversarial images")
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     takes_teacher: ClassVar[bool] = True
 
     @property
@@ -36,6 +36,9 @@ class AdaAD(Method):
     def check(self, attack: Attack) -> None:
         if attack.objective == "ce" and "objective" in attack.model_fields_set:
             raise ValueError("adaad maximises the divergence from its teacher: remove attack.objective = 'ce'")
+
+    def teacher_passes(self, attack: Attack) -> float:
+        return self.forwards + self.attack_passes(attack)
 
     def objective(self, step: Step) -> Objective:
         teacher, n = step.teacher, len(step.batch.y)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Attack, Method, Step
+from zoo.train.methods.method import Attack, Method, Step, Temperature
 from zoo.train.methods.n_fgsm import check_single_step, single_step
 
 
@@ -25,7 +25,7 @@ class Ard(Method):
     name: Literal["ard"] = "ard"
     inner: Literal["pgd", "n-fgsm"] = Field("pgd", description="the attack that makes x'")
     alpha: float | None = Field(None, ge=0, le=1, description="share of the soft labels, as in the paper")
-    temperature: float = Field(1.0, gt=0, description="the paper has 30 for CIFAR-10, 5 for CIFAR-100")
+    temperature: Temperature = Field(1.0, description="the paper has 30 for CIFAR-10, 5 for CIFAR-100")
     ce: float = Field(1.0, ge=0)
     kl: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.ard import ard
-from zoo.train.methods.method import Step
+from zoo.train.methods.method import Step, Temperature
 from zoo.train.methods.replay import Replayed
 
 
@@ -22,7 +22,7 @@ class FastArd(Replayed):
 
     name: Literal["fast-ard"] = "fast-ard"
     alpha: float = Field(1.0, ge=0, le=1, description="share of the soft labels")
-    temperature: float = Field(1.0, gt=0, description="the paper has 30 for CIFAR-10, 5 for CIFAR-100")
+    temperature: Temperature = Field(1.0, description="the paper has 30 for CIFAR-10, 5 for CIFAR-100")
     takes_teacher: ClassVar[bool] = True
 
     @property

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Method, Step
+from zoo.train.methods.method import Method, Step, Temperature
 
 
 class Kd(Method):
@@ -21,7 +21,7 @@ class Kd(Method):
 
     name: Literal["kd"] = "kd"
     alpha: float = Field(1.0, ge=0, le=1, description="share of the soft labels")
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     takes_teacher: ClassVar[bool] = True
 
     @property

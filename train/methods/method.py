@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +16,8 @@ from zoo.train.data.images import InMemory, Streamed
 from zoo.train.methods import adversary
 from zoo.train.methods.adversary import Objective
 from zoo.train.teachers.teacher import Answer, Teacher
+
+Temperature = Annotated[float, Field(ge=0.01, le=1000)]  # that logits are divided by, before their softmax
 
 
 class Section(BaseModel):
@@ -190,3 +192,8 @@ class Method(Section):
         the images, the count is slightly too high.
         """
         return 3 * self.forwards + self.attack_passes(attack)
+
+    def teacher_passes(self, attack: Attack) -> float:
+        """Passes over the teacher for an image in an update, counted alike: by default one forward pass of each clean
+        image, for all its replays."""
+        return 1 / self.replays if self.needs and self.needs.clean else 0

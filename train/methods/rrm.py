@@ -25,7 +25,9 @@ class Rrm(Method):
     """
 
     name: Literal["rrm"] = "rrm"
-    lam: float = Field(5e-3, gt=0, description="lambda, the weight of the hard labels; the paper has 5e-5 for l2")
+    lam: float = Field(
+        5e-3, gt=0, le=1000, description="lambda, the weight of the hard labels; the paper has 5e-5 for l2"
+    )
     distance: Literal["cosine", "l2"] = "cosine"
     side: Literal["larger", "student", "teacher"] = Field("larger", description="where the linear layer is")
     student_layer: str | None = Field(None, description="the module whose output is g_S; default: before the head")

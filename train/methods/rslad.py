@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.train.methods import adversary
 from zoo.train.methods.adversary import Objective
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Attack, Method, Step
+from zoo.train.methods.method import Attack, Method, Step, Temperature
 
 
 class Rslad(Method):
@@ -19,7 +19,7 @@ class Rslad(Method):
 
     name: Literal["rslad"] = "rslad"
     alpha: float = Field(5 / 6, ge=0, le=1, description="share of the adversarial images")
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     takes_teacher: ClassVar[bool] = True
 
     @property

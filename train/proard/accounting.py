@@ -54,14 +54,19 @@ def per_image(recipe: Recipe, phases: Container[str] = ()) -> float:
     if teacher == "largest":  # one forward pass of clean images, for all replays
         total += (largest if others else 0) / method.replays
     elif teacher:
-        total += (largest if teacher in phases else _macs_of(teacher)) / method.replays
+        asked = method.teacher_passes(recipe.attack)
+        if method.needs and not method.needs.clean:  # each sub-net asks by itself, and so does each attack
+            nets, shared = settings.largest + settings.smallest + settings.random, settings.attacker != "each"
+            asked = nets * (asked + 2 * settings.refine) - shared * (nets - 1) * attack
+        total += asked * (largest if teacher in phases else _macs_of(teacher))
     return total
 
 
 def per_image_alone(recipe: Recipe) -> float:
-    """Multiply-accumulates for an image in an update of a single net, with the teacher's pass over clean images."""
-    teacher = _macs_of(recipe.teacher.name) if recipe.teacher and recipe.method.needs else 0
-    return recipe.method.passes(recipe.attack) * cost(recipe.arch).macs + teacher / recipe.method.replays
+    """Multiply-accumulates for an image in an update of a single net, with the teacher's."""
+    method, attack = recipe.method, recipe.attack
+    teacher = _macs_of(recipe.teacher.name) if recipe.teacher and method.needs else 0
+    return method.passes(attack) * cost(recipe.arch).macs + method.teacher_passes(attack) * teacher
 
 
 def _macs_of(teacher: str) -> int:

@@ -1,6 +1,6 @@
 """What differs between two trainings, setting by setting: a control should differ from its student in one thing.
 
-Nothing here imports torch, except to read a published recipe for a model that does not state its settings.
+Nothing here imports torch, except to read a recipe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from zoo.train.recipes.migrate import migrated
 from zoo.train.recipes.published import RENAMED, published_recipes
 
 LABELS = ("name", "description", "family", "paper", "reported")  # keys of a recipe that train nothing
+UNATTACKED = ("natural", "kd", "rrm", "rdt")  # methods that train on clean images, as RNAS-CL does without TRADES
 KINDS = {"method": "name", "own": "name", "arch": "arch"}  # sections whose keys depend on the value of one of them
 
 
@@ -70,12 +71,41 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
             "teacher": settings.get("teacher") and settings["teacher"] | (named["teacher"] or {}),
             "phases before": [f"{phase['name']} ({phase['epochs']:g} epochs)" for phase in before],
         }
+        _blank_unused_attack(settings)
     except (UsageError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, UsageError) else "it is damaged"
         return Training(None, f"the record of its training cannot be read: {reason}")
     if before:
         note = "; ".join(filter(None, (note, "of its phases, only the last one's settings are known")))
     return Training(settings, note)
+
+
+def planned(recipe: str, preset: str | None = None) -> Training:
+    """The training that a recipe describes; of several phases the last one's, as in :func:`training_of`.
+
+    Raises:
+        UsageError: as :func:`zoo.train.recipes.phases.load_phases`.
+    """
+    from zoo.train.recipes.phases import load_phases
+
+    *before, (_, last) = load_phases(recipe, preset=preset).items()
+    settings = {key: value for key, value in last.model_dump(mode="json").items() if key not in LABELS}
+    if settings["train"]["precision"] == "auto":  # it shows where it is trained
+        del settings["train"]["precision"]
+    settings |= {
+        "start": settings["start"] and {"name": settings["start"]},
+        "phases before": [f"{phase} ({one.train.epochs} epochs)" for phase, one in before],
+    }
+    _blank_unused_attack(settings)
+    return Training(settings, "of its phases, only the last one's settings are compared" if before else "")
+
+
+def _blank_unused_attack(settings: dict[str, Any]) -> None:
+    """Set the attack's settings to None, except its threat model, where the method makes no attack: they are defaults
+    that nothing uses."""
+    method, attack = settings["method"], settings.get("attack", {})
+    if method["name"] in UNATTACKED or method.get("hard") == "natural":
+        settings["attack"] = attack | dict.fromkeys({"step", "steps", "objective"} & attack.keys())
 
 
 def _model(record: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -115,9 +115,11 @@ class Trainer:
         self.versions: Versions | None = None
         self.teacher_record: dict[str, Any] | None = None
         self.teacher = self.named_teacher()
+        self.parts = self.own_parts()  # refuses layers that the teacher does not have, before what takes long
+        if self.teacher is not None:
+            self.consult(self.teacher)
         with self.accelerator.main_process_first():
             self.source = recipe.method.images(self.source, self.teacher)
-        self.parts = self.own_parts()
         self.optimizer = torch.optim.SGD(
             [*self.net.parameters(), *(self.parts.parameters() if self.parts else ())],
             fused=self.fused,
@@ -163,13 +165,20 @@ class Trainer:
         return self.recipe.teacher.name if self.recipe.teacher and self.recipe.method.needs else None
 
     def named_teacher(self) -> Teacher | None:
-        """The frozen teacher, if the method needs one. With ``teacher.versions`` its answers are cached here."""
-        name, settings, needs = self.teacher_name, self.recipe.teacher, self.recipe.method.needs
-        if name is None or settings is None or needs is None:
+        """The frozen teacher, if the method needs one."""
+        name, needs = self.teacher_name, self.recipe.method.needs
+        if name is None or needs is None:
             return None
         size = {"size": needs.maps} if needs.maps else {}
         teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **size)
         check_teacher(name, teacher.model.spec, self.recipe.arch)
+        return teacher
+
+    def consult(self, teacher: Teacher) -> None:
+        """Record how accurate the teacher is, and cache its answers if the recipe has ``teacher.versions``."""
+        name, settings = self.teacher_name, self.recipe.teacher
+        assert name is not None
+        assert settings is not None
         if self.accelerator.is_main_process:
             self.teacher_record = record(name, self.dataset)
         if settings.versions:
@@ -178,7 +187,6 @@ class Trainer:
             self.versions = Versions(self.source, settings.versions)
             with self.accelerator.main_process_first():
                 teacher.cached = CachedAnswers(teacher, self.versions, self.autocast(), precision=self.precision)
-        return teacher
 
     def own_parts(self) -> nn.Module | None:
         """Modules that the method trains beside the net."""

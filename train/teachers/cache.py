@@ -91,7 +91,8 @@ def _key(teacher: Teacher, versions: Versions, precision: str) -> str:
 
 
 def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractContextManager) -> None:
-    """Write all answers to the folder ``to``; afterwards the teacher has no taps."""
+    """Write all answers to the folder ``to``; afterwards the teacher has the taps that it had."""
+    tapped = None if teacher.taps is None else teacher.taps.names
     teacher.tap(teacher.layers)
     try:
         with open(to / "logits.npy", "wb") as logits, open(to / "maps.npy", "wb") as maps:
@@ -107,3 +108,5 @@ def _write(to: Path, teacher: Teacher, versions: Versions, autocast: AbstractCon
                     file.write(value.half().cpu().contiguous().numpy().tobytes())
     finally:
         teacher.untap()
+        if tapped is not None:
+            teacher.tap(tapped)

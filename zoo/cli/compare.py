@@ -9,12 +9,14 @@ import typer
 
 from zoo.cli.options import AsJson, Quiet, check_model, model_names
 from zoo.cli.output import Output, table
+from zoo.system.errors import UsageError
 
 if TYPE_CHECKING:
     from zoo.export.compare import Comparison, Subject
+    from zoo.train.recipes.differences import Training
 
 ONE = typer.Argument(
-    metavar="A", help="A model's name, a bundle's folder, or local-dir:PATH.", autocompletion=model_names
+    metavar="A", help="A model's name, a bundle's folder, local-dir:PATH, or a recipe.", autocompletion=model_names
 )
 OTHER = typer.Argument(metavar="B", help="The same.", autocompletion=model_names)
 
@@ -30,25 +32,39 @@ def command(
     Accuracies are compared in pairs, image by image, where both were measured
     on the same images under the same attack; the others are named with the
     reason. Nothing is measured anew. Of two models, the settings that differ
-    between their trainings are listed.
+    between their trainings are listed. A recipe (NAME, NAME:PRESET or a TOML
+    file) is compared by its settings alone, before anything is trained.
 
     \b
     Examples:
       zoo compare trades-s7 rnascl-s7-wrt34-2-trades
       zoo compare local-dir:runs/student/model local-dir:runs/control/model
+      zoo compare ard-s7:gpu pgd-at-s7:gpu
       zoo compare bundles/s7--onnxruntime-fp32 bundles/s7--onnxruntime-int8
       zoo compare trades-s7 bundles/s7--onnxruntime-int8 --json
     """
     from zoo.export.bundle.folder import as_bundle
 
+    recipes = [one for one in (a, b) if _recipe(one)]
+    bundles = [one for one in (a, b) if one not in recipes and as_bundle(one)]
     for one in (a, b):
-        if as_bundle(one) is None:
+        if one not in recipes and one not in bundles:
             check_model(one, offline=True)
+    output, trained = Output(as_json=as_json, quiet=quiet), None if bundles else _trained(a, b)
+    if recipes:
+        if bundles:
+            raise UsageError(
+                f"'{recipes[0]}' is a recipe, which is compared with a recipe or a model, not with a bundle"
+            )
+        sides = [{"name": one, "kind": "recipe" if one in recipes else "model"} for one in (a, b)]
+        lines = [f"{who}  {one['name']} ({one['kind']})" for who, one in zip("AB", sides, strict=True)]
+        facts = {"a": sides[0], "b": sides[1], "protocols": {}, "left_out": {}, "training": trained}
+        output.result(facts, lambda: "\n".join([*lines, *_settings(trained, planned=True)]))
+        return
 
     from zoo.export.compare import compare
 
     found = compare(a, b)
-    trained = None if as_bundle(a) or as_bundle(b) else _trained(a, b)
     facts = {
         "a": found.a.facts(),
         "b": found.b.facts(),
@@ -56,24 +72,30 @@ def command(
         "left_out": found.left_out,
         "training": trained,
     }
-    Output(as_json=as_json, quiet=quiet).result(facts, lambda: "\n".join([_text(found), *_settings(trained)]))
+    output.result(facts, lambda: "\n".join([_text(found), *_settings(trained)]))
+
+
+def _recipe(name: str) -> tuple[str, str | None] | None:
+    """The recipe that ``name`` means, and its preset if it has one; None for a model or a bundle. A name that a recipe
+    and a model share is the model's."""
+    from zoo.registry.file import entry_called
+    from zoo.train.recipes.published import published_recipes
+    from zoo.weights.address import has_scheme
+
+    source, _, preset = name.rpartition(":")
+    if has_scheme(name):
+        return None
+    if name.endswith(".toml") or (name in published_recipes() and not entry_called(name)):
+        return name, None
+    return (source, preset) if source.endswith(".toml") or source in published_recipes() else None
 
 
 def _trained(a: str, b: str) -> dict[str, Any]:
-    """What differs between the trainings of two models, JSON-ready; None for "differ" if the settings of one of them
-    are not known, and "notes" say why."""
-    from dataclasses import asdict
+    """What differs between the trainings of two models or recipes, JSON-ready; None for "differ" if the settings of one
+    of them are not known, and "notes" say why."""
+    from zoo.train.recipes.differences import differences
 
-    from zoo.registry.entry import Entry
-    from zoo.system.hub import HubFiles
-    from zoo.train.recipes.differences import differences, training_of
-    from zoo.weights.load import find
-
-    trainings = []
-    for name in (a, b):
-        facts = find(name, HubFiles(offline=True, progress=False), pretrained=False).facts
-        train = asdict(facts.train) if isinstance(facts, Entry) else facts.train
-        trainings.append(training_of(train, facts.spec))
+    trainings = [_training(name) for name in (a, b)]
     notes = {who: one.note for who, one in zip("ab", trainings, strict=True) if one.note}
     one, other = (training.settings for training in trainings)
     if one is None or other is None:
@@ -83,8 +105,23 @@ def _trained(a: str, b: str) -> dict[str, Any]:
     return {"differ": differ, "unstated": list(found.unstated), "notes": notes}
 
 
-def _settings(trained: dict[str, Any] | None) -> list[str]:
-    """The lines on what differs between two trainings; none if it was not asked."""
+def _training(name: str) -> Training:
+    """The training that a model had, or that a recipe describes."""
+    from dataclasses import asdict
+
+    from zoo.registry.entry import Entry
+    from zoo.system.hub import HubFiles
+    from zoo.train.recipes.differences import planned, training_of
+    from zoo.weights.load import find
+
+    if recipe := _recipe(name):
+        return planned(*recipe)
+    facts = find(name, HubFiles(offline=True, progress=False), pretrained=False).facts
+    return training_of(asdict(facts.train) if isinstance(facts, Entry) else facts.train, facts.spec)
+
+
+def _settings(trained: dict[str, Any] | None, *, planned: bool = False) -> list[str]:
+    """The lines on what differs between two trainings, none if that was not asked; ``planned``: one is a recipe's."""
     from zoo.cli.tables import wrapped
 
     if trained is None:
@@ -99,7 +136,8 @@ def _settings(trained: dict[str, Any] | None) -> list[str]:
         lines += wrapped(f"  {key}: A {_shown(pair['a'])}; B {_shown(pair['b'])}", indent="    ")
     if trained["unstated"]:
         keys = ", ".join(trained["unstated"])
-        lines += wrapped(f"Stated for one of them only, as releases differ in their settings: {keys}.", indent="  ")
+        why = "" if planned else ", as releases differ in their settings"
+        lines += wrapped(f"Stated for one of them only{why}: {keys}.", indent="  ")
     for who, note in trained["notes"].items():
         lines += wrapped(f"{who.upper()}: {note}.", indent="  ")
     return lines
@@ -113,6 +151,8 @@ def _shown(value: Any) -> str:
         return ", ".join(value) or "none"
     if value is None:
         return "none"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return value if isinstance(value, str) else json.dumps(value)
 
 

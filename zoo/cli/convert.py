@@ -39,15 +39,16 @@ def command(
 ) -> None:
     """Make a model folder from a checkpoint of torchvision's ResNets, or of RobustBench's or TRADES' nets.
 
-    The folder is for teacher.name in a recipe, and for other verbs as local-dir:DIR. Pickles are read by
-    torch.load(weights_only=True), which runs no code. Names and shapes must fit the architecture. How images are
-    normalised is not in a checkpoint: zoo eval shows whether --normalise is right.
+    The folder is for teacher.name in a recipe, and for other verbs as
+    local-dir:DIR. Pickles are read by torch.load(weights_only=True), which runs
+    no code. Names and shapes must fit the architecture. Few checkpoints say how
+    images are normalised: zoo eval shows whether --normalise is right.
 
     \b
     Examples:
       zoo convert trades.pt --arch wideresnet --set depth=34 --set widen=10 --normalise none -o wrn34-10
       zoo convert r18.pth --arch resnet --set depth=18 --dataset cifar100 --normalise dataset -o r18
-      zoo convert r50.safetensors --arch resnet --set depth=50 --set "mean=[0.5, 0.5, 0.5]" --set "std=[1, 1, 1]" -o r50
+      zoo convert tv.pth --arch resnet --set stem=7x7 --set classes=1000 --dataset imagefolder --normalise dataset -o tv
     """
     from zoo.datasets import dataset_called
     from zoo.evaluation.threat import ThreatModel

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -23,7 +23,7 @@ from zoo.specs.staged import StagedSpec
 from zoo.specs.vgg import VGGSpec
 from zoo.specs.wideresnet import WideResNetSpec
 from zoo.system.arguments import typed
-from zoo.system.errors import UsageError
+from zoo.system.errors import UsageError, nearest
 
 __all__ = [
     "AlexNetSpec",
@@ -78,6 +78,12 @@ def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
     if first["type"] == "json_invalid":
         raise UsageError(f"the architecture spec is not JSON: {first['msg']}")
     where = ".".join(str(part) for part in first["loc"]) or "spec"
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 2:
+        arch, key = map(str, first["loc"])
+        keys = next(
+            one.model_fields for one in get_args(get_args(ArchSpec)[0]) if one.model_fields["arch"].default == arch
+        )
+        raise UsageError(f"the architecture spec is wrong: '{arch}' has no key '{key}'{nearest(key, keys)}")
     raise UsageError(f"the architecture spec is wrong at '{where}': {first['msg'].removeprefix('Value error, ')}")
 
 

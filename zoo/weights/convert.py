@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NESTS = ("state_dict", "model_state_dict", "net", "model")  # keys of a checkpoint that may hold the state dict
 WRAPPERS = re.compile(r"^((module|model)\.)+")  # prefixes that DataParallel and normalising wrappers add
 UNUSED = re.compile(r"^sub_block1\.")  # TRADES' WideResNet has these blocks and never calls them
+NORMALISER = re.compile(r"^(?:normali[sz](?:er?|ation)\.)?(mean|mu|std|sigma)$")  # of RobustBench's nets
 COUNTER = "num_batches_tracked"  # of BatchNorm; PyTorch before 0.4.1 stored none
 
 RULES = {  # of a family: patterns in their names, and our names
@@ -51,7 +52,9 @@ def convert(path: Path, spec: Spec) -> dict[str, Tensor]:
 
     theirs = read_checkpoint(path)
     bare = {name: WRAPPERS.sub("", name) for name in theirs}
-    used = {name: _ours(plain, spec) for name, plain in bare.items() if not UNUSED.match(plain)}
+    _check_normalisation({plain: theirs[name] for name, plain in bare.items()}, spec, path)
+    unused = {name for name, plain in bare.items() if UNUSED.match(plain) or NORMALISER.match(plain)}
+    used = {name: _ours(plain, spec) for name, plain in bare.items() if name not in unused}
     names = {ours: name for name, ours in used.items()}
     if len(names) < len(used):
         raise IntegrityError(
@@ -95,6 +98,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"'{path}' holds no state dict: it must hold tensors by name, at its top or under {', '.join(NESTS)}"
         )
     return checked({str(name): tensor for name, tensor in found.items()}, path)
+
+
+def _check_normalisation(tensors: Mapping[str, Tensor], spec: Spec, path: Path) -> None:
+    """Raise IntegrityError if the checkpoint holds a mean and a std, and not those of ``spec``."""
+    stored = {"mean": spec.mean, "std": spec.std}
+    for name, tensor in tensors.items():
+        if found := NORMALISER.match(name):
+            stored["mean" if found[1] in ("mean", "mu") else "std"] = tuple(tensor.flatten().tolist())
+    rounded = {key: [round(value, 4) for value in values] for key, values in stored.items()}
+    if rounded != {key: [round(value, 4) for value in getattr(spec, key)] for key in stored}:
+        given = " ".join(f'--set "{key}={values}"' for key, values in rounded.items())
+        raise IntegrityError(f"'{path}' normalises images in another way: give {given} in place of --normalise")
 
 
 def check_layout(arch: str) -> str:

@@ -276,6 +276,10 @@ def _registered(name: str) -> Entry:
         if path.is_dir() or path.suffix == SUFFIX:
             what = "folder" if path.is_dir() else "file"
             raise UsageError(f"'{name}' is a {what}, not a registry name: write local-dir:{name}") from None
+        if path.is_file():
+            raise UsageError(
+                f"'{name}' is a file, not a model: make a model folder from a checkpoint with `zoo convert`"
+            ) from None
         raise
 
 
