@@ -171,6 +171,19 @@ def test_evaluation_says_that_it_used_a_guide_and_can_do_without(net, shown, her
     assert 0 < led.sum() < 200
 
 
+def test_square_has_no_guide_where_the_gradients_of_the_attack_turned_out_wrong(net, shown, here, monkeypatch):
+    module, led = sys.modules["zoo.evaluation.evaluate"], []
+    true = module.perturb
+    monkeypatch.setattr(module, "perturb", lambda p, m, *a, **b: led.append((p.attack, type(m))) or true(p, m, *a, **b))
+    monkeypatch.setattr(module, "wrong_gradient", lambda model, x, y: torch.ones_like(y, dtype=torch.bool))
+    monkeypatch.setitem(module.SQUARE, "queries", 2)
+    evaluate(net, *shown, protocol("pgd20").model_copy(update={"n": 32, "steps": 2}), flags=(flags := set()))
+    assert flags == {"masked"}
+    assert led[0] == ("pgd", Guided)
+    assert led[-1][0] == "square"
+    assert led[-1][1] is not Guided
+
+
 @pytest.mark.parametrize("attack", ["none", "uniform", "fab-t", "deepfool"])
 def test_an_attack_without_use_for_a_guide_has_none(attack, net, shown, here):
     few = protocol("clean").model_copy(update={"n": 8, "attack": attack, "eps": EPS})
