@@ -13,8 +13,9 @@ from sturdy import pictures, trained
 from torch import nn
 
 from zoo.attacks import apgd, autoattack, broken, fab_targeted, mifgsm, pgd, square
+from zoo.attacks.foresight import Foresight
 from zoo.attacks.guide import Guided, Rough, fast_bf16
-from zoo.attacks.losses import ascend, cross_entropy, estimate
+from zoo.attacks.losses import ascend, cross_entropy, estimate, margin
 from zoo.evaluation import directions
 from zoo.evaluation.evaluate import evaluate, prepare
 from zoo.evaluation.measure import measure
@@ -95,6 +96,70 @@ def test_the_gradient_is_the_guides():
     assert seen == [False]  # asked for its decision alone
 
 
+class Seen(nn.Module):
+    """``model`` that counts the images that it is asked about; its logits times ``sign``."""
+
+    def __init__(self, model: nn.Module, sign: int = 1) -> None:
+        super().__init__()
+        self.model, self.sign, self.images = model, sign, 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return self.sign * self.model(x)
+
+
+def test_autoattack_takes_its_directions_from_the_guide(net, shown):
+    images, labels = shown
+    x, y = torch.from_numpy(images[:16]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels[:16])
+    exact, guide = Seen(prepare(net)).eval(), Seen(prepare(net)).eval()
+    counts = {"steps": 8, "targets": 2, "queries": 2}
+    autoattack(Guided(exact, guide, 0.0).eval(), x, y, eps=2 / 255, **counts)
+    assert guide.images >= 16 * 8 * 3  # all steps of APGD
+    autoattack(alone := Seen(prepare(net)).eval(), x, y, eps=2 / 255, **counts)
+    assert exact.images < alone.images - 16 * 8 * 2
+
+
+@pytest.mark.parametrize(("norm", "most"), [("linf", 0.7), ("l2", 0.85)])
+def test_a_guide_saves_square_queries_and_leads_it_as_far(norm, most, net, shown):
+    images, labels = shown
+    x, y = torch.from_numpy(images[:32]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels[:32])
+    alone, exact = Seen(prepare(net)).eval(), Seen(prepare(net)).eval()
+    terms = {"eps": 8 / 255 if norm == "linf" else 0.5, "norm": norm, "queries": 400}
+    start = margin(alone.model(x), y)
+    far, led = (
+        (start - margin(alone.model(square(one, x, y, **terms)), y)).mean()
+        for one in (alone, Guided(exact, Rough(exact.model).eval(), 0.1).eval())
+    )
+    assert led > 0.97 * far
+    assert exact.images < most * alone.images
+
+
+def test_a_guide_with_the_wrong_gradient_misleads_square_only_for_a_while(net, shown):
+    images, labels = shown
+    x, y = torch.from_numpy(images[:16]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels[:16])
+    model = prepare(net).eval()
+    start, terms = margin(model(x), y), {"eps": 8 / 255, "queries": 600}
+    far, misled = (
+        (start - margin(model(square(one, x, y, **terms)), y)).mean()
+        for one in (model, Guided(model, Seen(model, sign=-1), 0.1).eval())
+    )
+    assert misled > 0.8 * far
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000))
+def test_where_the_guide_is_right_what_is_left_out_would_raise_the_margin(seed):
+    torch.manual_seed(seed)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(27, 2)).eval().requires_grad_(False)
+    best, candidate, y = torch.rand(99, 3, 3, 3), torch.rand(99, 3, 3, 3), torch.randint(0, 2, (99,))
+    foresight = Foresight(Guided(linear, linear, 0.0), 99, best.device)
+    assert foresight.worthwhile(candidate, best) is None  # nothing is known yet
+    foresight.learn(torch.zeros(99, dtype=torch.bool), None, best, y)
+    worthwhile = foresight.worthwhile(candidate, best)
+    assert (margin(linear(candidate), y) > margin(linear(best), y))[~worthwhile].all()
+    assert 0 < worthwhile.sum() < 99
+
+
 def test_evaluation_says_that_it_used_a_guide_and_can_do_without(net, shown, here):
     images, labels = shown
     few, notes = protocol("pgd20").model_copy(update={"n": 200, "eps": EPS, "step": EPS / 4}), {}
@@ -104,6 +169,19 @@ def test_evaluation_says_that_it_used_a_guide_and_can_do_without(net, shown, her
     assert none == {}
     assert np.sum(led != alone) <= 2
     assert 0 < led.sum() < 200
+
+
+def test_square_has_no_guide_where_the_gradients_of_the_attack_turned_out_wrong(net, shown, here, monkeypatch):
+    module, led = sys.modules["zoo.evaluation.evaluate"], []
+    true = module.perturb
+    monkeypatch.setattr(module, "perturb", lambda p, m, *a, **b: led.append((p.attack, type(m))) or true(p, m, *a, **b))
+    monkeypatch.setattr(module, "wrong_gradient", lambda model, x, y: torch.ones_like(y, dtype=torch.bool))
+    monkeypatch.setitem(module.SQUARE, "queries", 2)
+    evaluate(net, *shown, protocol("pgd20").model_copy(update={"n": 32, "steps": 2}), flags=(flags := set()))
+    assert flags == {"masked"}
+    assert led[0] == ("pgd", Guided)
+    assert led[-1][0] == "square"
+    assert led[-1][1] is not Guided
 
 
 @pytest.mark.parametrize("attack", ["none", "uniform", "fab-t", "deepfool"])

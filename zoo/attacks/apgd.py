@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
-from zoo.attacks.losses import Loss, ascend, broken, dlr_targeted, loss_called, runners_up
+from zoo.attacks.losses import Loss, ascend, broken, dlr_targeted, estimate, loss_called, runners_up
 from zoo.attacks.pulse import portion, pulse
 
 ALPHA = 0.75  # weight of the new step against the momentum
@@ -202,7 +202,7 @@ def _climb(
         if k < steps - 1:
             z, f, s.gradient = ascend(model, s.x, loss, *labels)
         else:
-            z = model(s.x)
+            z = estimate(model, s.x, labels[0])
             f = loss(z, *labels)
 
         s.ascents = s.ascents + (f > s.f)

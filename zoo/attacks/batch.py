@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 BUCKET = 4  # a new batch size costs a CPU milliseconds of kernel set-up; sizes 0 and 1 cost a recompilation
@@ -19,3 +20,8 @@ def survivors(done: Tensor) -> Tensor | None:
     if size >= len(done) and live:
         return None
     return done.byte().argsort(stable=True)[:size]
+
+
+def padded(index: Tensor) -> Tensor:
+    """``index`` [M], M of at least 1, with its first entry repeated up to a multiple of the bucket."""
+    return torch.cat([index, index[:1].expand(-len(index) % BUCKET)])

@@ -57,8 +57,9 @@ def attack(
             x = x.detach()
             if not len(x) or not options.get("eps", 1.0):
                 return x.clone(memory_format=torch.contiguous_format)
+            guarded = model if isinstance(model, Guarded) else Guarded(model, classes=int(y.max()) + 1)  # in AutoAttack
             with without_gradients(model), torch.no_grad():
-                x_adv = craft(Guarded(model, classes=int(y.max()) + 1), x, y, *args, **options)
+                x_adv = craft(guarded, x, y, *args, **options)
             return x_adv.contiguous()
 
         ATTACKS[name] = checked

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoo.attacks.batch import BUCKET
+from zoo.attacks.batch import padded
 from zoo.attacks.guide import Guided
 from zoo.attacks.inputs import Guarded, Model
 from zoo.system.errors import UsageError
@@ -133,7 +133,7 @@ def _decided(model: Model, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
         return z
     unclear = (~(margin(z, y) > model.slack)).nonzero().squeeze(1)
     if len(unclear):
-        filled = torch.cat([unclear, unclear[:1].expand(-len(unclear) % BUCKET)])
+        filled = padded(unclear)
         with torch.no_grad():
             z[filled] = model(x[filled])
     return z

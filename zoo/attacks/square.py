@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from zoo.attacks.ball import Ball, norm_of
-from zoo.attacks.batch import survivors
+from zoo.attacks.batch import padded, survivors
+from zoo.attacks.foresight import Foresight, is_open
 from zoo.attacks.inputs import Model, Norm, attack, generator
-from zoo.attacks.losses import estimate, margin
+from zoo.attacks.losses import margin
 from zoo.attacks.pulse import pulse
 
 # Queries, of 10,000, after which the area of the squares is halved.
@@ -59,26 +60,42 @@ def square(
         if not len(index):
             return result
     ball, best, least = Ball(x, eps, norm), x.clone(), _score(model(x), y)  # best [n, C, H, W], least [n]
+    foresight = Foresight(model, len(x), x.device)
     for query in range(1, queries):
         pulse(query / queries)
         keep = survivors(least <= 0)
         if keep is not None:
             result[index] = best
             index, y, ball, best, least = index[keep], y[keep], ball.select(keep), best[keep], least[keep]
+            foresight.select(keep)
             if not len(index):
                 return result
         if query == 1:
             candidate = (_stripes if norm == "linf" else _tiles)(ball, shape, index, source)
         else:
             candidate = propose(ball, best, shape, index, side_at(p_init, query, queries, x), source)
-        score = _score(estimate(model, candidate, y), y)
+        worthwhile = foresight.worthwhile(candidate, best)
+        score = _query(model, candidate, y, None if is_open(query) else worthwhile)
         # The start replaces the image at any margin, because the search is defined to begin there. The paper requires
         # a smaller margin; here an equal one is enough, because the search must cross plateaus of quantised logits.
         better = (score <= least) | ((least > 0) & (query == 1))
         best[better] = candidate[better]
-        least = torch.where(better, score, least)
+        gained, least = score < least, torch.where(better, score, least)
+        if is_open(query):
+            foresight.learn(gained, worthwhile, best, y)
     result[index] = best
     return result
+
+
+def _query(model: Model, candidate: Tensor, y: Tensor, asked: Tensor | None) -> Tensor:
+    """The margins [N] of the candidates [N, C, H, W] that are asked, bool [N] or None for all; of others infinity."""
+    if asked is None:
+        return _score(model(candidate), y)
+    score, index = torch.full_like(asked, torch.inf, dtype=candidate.dtype), asked.nonzero().squeeze(1)
+    if len(index):
+        filled = padded(index)
+        score[filled] = _score(model(candidate[filled]), y[filled])
+    return score
 
 
 def _score(z: Tensor, y: Tensor) -> Tensor:

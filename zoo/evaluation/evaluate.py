@@ -176,7 +176,9 @@ def _attack(
             parts: Counts = {}
             x, y = batch(index)
             # Each batch has its own seed; otherwise all batches would start from the same noise.
-            x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), attacked, x, y, counts=parts)
+            # Square is run as well where gradients are in doubt, so it has no guide.
+            chosen = attacked if one is protocol else seen.model
+            x_adv = perturb(one.model_copy(update={"seed": one.seed + start}), chosen, x, y, counts=parts)
             with torch.no_grad():
                 robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
             if one is not protocol:
