@@ -315,7 +315,8 @@ def test_no_two_engines_share_a_name_or_a_file_format():
     assert len({one.file_format for one in ENGINES}) == len(ENGINES)
 
 
-def test_doctor_lists_every_engine_and_its_packages(capsys):
+def test_doctor_lists_every_engine_and_its_packages(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))  # it reads all that is cached
     run(["doctor", "--json", "-q"])
     report = json.loads(capsys.readouterr().out)
     for one in ENGINES:
