@@ -51,18 +51,15 @@ def tried() -> str:
         f"| shape of | what differs | epochs | {' | '.join(COLUMNS.values())} |",
         f"| --- | --- | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
     ]
+    before = None
     for one in json.loads((DOCS / "students.json").read_bytes()):
         released = info(one["beside"])
-        rows = (
-            (f"nothing: `{released.name}`", released.train.epochs, accuracy_of(released)),
-            (
-                one["what"],
-                one["epochs"],
-                one["results"],
-            ),
-        )
-        for what, epochs, results in rows:
-            lines.append(f"| {released.macs / 1e6:.1f} M | {what} | {epochs:.0f} | {accuracies(results)} |")
+        shape = f"| {released.macs / 1e6:.1f} M |"
+        if released.name != before:
+            facts = f"{shape} nothing: `{released.name}` | {released.train.epochs:.0f} |"
+            lines.append(f"{facts} {accuracies(accuracy_of(released))} |")
+        lines.append(f"{shape} {one['what']} | {one['epochs']:.0f} | {accuracies(one['results'])} |")
+        before = released.name
     return "\n".join(lines)
 
 
