@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from results import cells, put
 
 from zoo import info, list_models, pareto
 from zoo.evaluation.threat import LINF_8
-from zoo.registry.entry import Entry
 from zoo.registry.file import pretty
 from zoo.report.charts import anchors_of
 from zoo.report.choice import Task
@@ -35,18 +34,13 @@ INK, GREY = "#1b1b1b", "#8a8a8a"
 COLOURS = ("#0b6e99", "#c2571a", "#4f7a28", "#7b4fa3", "#a3204f", "#666666", "#b8860b", "#2a9d8f", "#e07a9b", "#3d405b")
 
 
-def percent(result) -> str:
-    half = (result.accuracy.ci95[1] - result.accuracy.ci95[0]) / 2
-    return f"{100 * result.accuracy.value:.1f} ±{100 * half:.1f}"
-
-
 def table() -> str:
     """The models on the Pareto front of MACs and accuracy under PGD-20 or AutoAttack, cheapest first, and in italics
     what others published."""
     entries = [entry for name in list_models() if not (entry := info(name)).flags]
     front = {entry.name: entry for by in ("pgd20", "autoattack") for entry in pareto(entries, by=by)}
     rows = [
-        (entry.macs, [f"`{name}`", f"{entry.macs / 1e6:.1f}", f"{entry.params / 1e6:.2f}", *measured(entry)])
+        (entry.macs, [f"`{name}`", f"{entry.macs / 1e6:.1f}", f"{entry.params / 1e6:.2f}", *cells(entry, COLUMNS)])
         for name, entry in front.items()
     ]
     for one in published():
@@ -56,12 +50,8 @@ def table() -> str:
         f"| model | M MACs | M params | {' | '.join(COLUMNS.values())} |",
         f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
     ]
-    lines += [f"| {' | '.join(cells)} |" for _, cells in sorted(rows, key=lambda row: row[0])]
+    lines += [f"| {' | '.join(row)} |" for _, row in sorted(rows, key=lambda one: one[0])]
     return "\n".join(lines)
-
-
-def measured(entry: Entry) -> list[str]:
-    return [percent(entry.results[key]) if key in entry.results else "-" for key in COLUMNS]
 
 
 def published() -> list[dict[str, Any]]:
@@ -162,12 +152,6 @@ def sweeps() -> None:
     figure.savefig(DOCS / "sweep.png", bbox_inches="tight")
 
 
-def refresh_readme() -> None:
-    text = README.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- models -->\n).*?(<!-- /models -->)", rf"\1{table()}\n\2", text, flags=re.DOTALL)
-    README.write_text(new, encoding="utf-8", newline="\n")
-
-
 def take_over(runs: list[str]) -> None:
     """Epoch by epoch metrics of finished runs, as training left them."""
     curves = json.loads(CURVES.read_bytes()) if CURVES.exists() else {}
@@ -201,7 +185,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     take_over(given.runs)
     take_over_sweeps(given.sweep)
-    refresh_readme()
+    put(README, {"models": table()})
     accuracy()
     learning_curves()
     sweeps()

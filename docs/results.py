@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from zoo.evaluation.statistics import Accuracy
 from zoo.registry.entry import Entry
 
 COLUMNS = {
@@ -19,14 +20,14 @@ COLUMNS = {
 }
 
 
-def cells(entry: Entry) -> list[str]:
+def cells(entry: Entry, columns: Iterable[str] = COLUMNS) -> list[str]:
     """Accuracy in % with the half-width of its interval under each protocol; a dash where it was not measured."""
-    found = []
-    for key in COLUMNS:
-        result = entry.results.get(key)
-        half = 50 * (result.accuracy.ci95[1] - result.accuracy.ci95[0]) if result else 0
-        found.append(f"{100 * result.accuracy.value:.1f} ±{half:.1f}" if result else "-")
-    return found
+    return [percent(entry.results[key].accuracy) if key in entry.results else "-" for key in columns]
+
+
+def percent(accuracy: Accuracy) -> str:
+    low, high = accuracy.ci95
+    return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
 
 
 def put(page: Path, tables: Mapping[str, str]) -> None:

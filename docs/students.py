@@ -5,33 +5,18 @@ The released students come from the registry; docs/students.json holds what else
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from results import put
+from results import cells, percent, put
 
 from zoo import info
-from zoo.registry.entry import Entry
+from zoo.evaluation.statistics import Accuracy
 
 DOCS = Path(__file__).parent
 RELEASED = ("nfgsm-w4", "nfgsm-w7", "nfgsm-w15", "nfgsm-w15-long", "nfgsm-w41", "nfgsm-w100")
 GOALS = {"nfgsm-w4": "68 / 41 / 38", "nfgsm-w7": "70 / 43 / 39", "nfgsm-w15-long": "74 / 46 / 42"}
 GOALS |= {"nfgsm-w41": "78 / 48.5 / 44", "nfgsm-w100": "80 / 50 / 46"}
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
-
-
-def percent(accuracy: Mapping[str, Any]) -> str:
-    low, high = accuracy["ci95"]
-    return f"{100 * accuracy['value']:.1f} ±{50 * (high - low):.1f}"
-
-
-def accuracies(results: Mapping[str, Mapping[str, Any]]) -> str:
-    return " | ".join(percent(results[key]) if key in results else "-" for key in COLUMNS)
-
-
-def accuracy_of(entry: Entry) -> dict[str, dict[str, Any]]:
-    return {key: result.accuracy.to_dict() for key, result in entry.results.items()}
 
 
 def released() -> str:
@@ -42,7 +27,7 @@ def released() -> str:
     for name in RELEASED:
         entry = info(name)
         facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.train.epochs:.0f} |"
-        lines.append(f"{facts} {accuracies(accuracy_of(entry))} | {GOALS.get(name, '')} |")
+        lines.append(f"{facts} {' | '.join(cells(entry, COLUMNS))} | {GOALS.get(name, '')} |")
     return "\n".join(lines)
 
 
@@ -57,8 +42,10 @@ def tried() -> str:
         shape = f"| {released.macs / 1e6:.1f} M |"
         if released.name != before:
             facts = f"{shape} nothing: `{released.name}` | {released.train.epochs:.0f} |"
-            lines.append(f"{facts} {accuracies(accuracy_of(released))} |")
-        lines.append(f"{shape} {one['what']} | {one['epochs']:.0f} | {accuracies(one['results'])} |")
+            lines.append(f"{facts} {' | '.join(cells(released, COLUMNS))} |")
+        found = {key: percent(Accuracy(**accuracy)) for key, accuracy in one["results"].items()}
+        accuracies = " | ".join(found.get(key, "-") for key in COLUMNS)
+        lines.append(f"{shape} {one['what']} | {one['epochs']:.0f} | {accuracies} |")
         before = released.name
     return "\n".join(lines)
 

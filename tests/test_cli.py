@@ -268,6 +268,9 @@ def test_list_shows_the_pareto_front_alone(call):
     assert [entry["name"] for entry in report["models"]] == ["small", "middle", "wide"]
     report = json.loads(call("list", "w*", "--pareto", "--json")[1])  # the front of those that are listed
     assert [entry["name"] for entry in report["models"]] == ["wide"]
+    code, out, err = call("list", "unmeasured", "--pareto")
+    assert (code, out) == (3, "")
+    assert "no model here has an accuracy under pgd20" in err
 
 
 @pytest.fixture

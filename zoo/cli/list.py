@@ -56,14 +56,15 @@ def command(
         family=family,
         registry=registry,
     )
-    entries = [registry.models[name] for name in names]
-    if front:
-        entries = pareto([entry for entry in entries if not entry.flags], by=by)
+    within = [registry.models[name] for name in names]
+    entries = pareto([entry for entry in within if not entry.flags], by=by) if front else within
     out = Output(as_json=as_json, quiet=quiet)
     if not registry.models:
         out.say("the registry holds no model yet")
     elif not list_models(pattern, registry=registry):
         out.say(f"no model matches '{pattern}': zoo list shows them all")
+    elif within and not entries:
+        out.say(f"no model here has an accuracy under {by} that can be trusted: zoo list shows them without --pareto")
     elif not entries:
         out.say("no model is within these limits: zoo pick names the nearest")
     if entries or as_json:
