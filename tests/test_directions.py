@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -200,6 +201,13 @@ def test_a_gpu_computes_in_float32_under_attack(net, shown, monkeypatch):
     )
     evaluate(net, *shown, protocol("fgsm").model_copy(update={"n": 8}))
     assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_attacks_at_the_same_time_leave_the_gpu_as_it_was(net, shown):
+    few = protocol("fgsm").model_copy(update={"n": 8})
+    with ThreadPoolExecutor(4) as pool:
+        wait([pool.submit(evaluate, net, *shown, few) for _ in range(8)])
     assert torch.backends.cudnn.allow_tf32
 
 

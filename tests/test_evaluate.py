@@ -56,7 +56,9 @@ def test_only_images_that_are_still_right_are_attacked(net, pixels, monkeypatch)
     clean = evaluate(net, *pixels, small("clean"))
     evaluate(net, *pixels, small("fgsm"), batch_size=60)
     assert sum(seen) == clean.sum() < N
-    assert all(size == 60 for size in seen[:-1])
+    assert max(seen) <= 60
+    assert max(seen) - min(seen) <= 1
+    assert len(seen) % 2 == 0
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_start(net, pixels):

@@ -131,7 +131,7 @@ def test_a_twin_is_attacked_once_for_several_engines_and_again_for_other_images(
 
     def bits(engine, examples, first=0, seed=0):
         images, labels, everything = split.images[first:N], split.labels[first:N], np.ones(N - first, bool)
-        attack = rungs.transfer(twin, pgd, examples)
+        attack = rungs.transfer(twin.model, pgd, examples)
         return survivors(attack, twin, Twin(engine), images, labels, (everything, everything), seed, silent)
 
     for engine in (fragile, robust):

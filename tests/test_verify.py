@@ -215,7 +215,7 @@ def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_ro
     twin = Twin(prepare(robust), shape=(3, 32, 32))
     pgd = PROTOCOLS["pgd20"].model_copy(update={"n": len(split)})
     attack = {
-        "transfer": lambda: transfer(twin, pgd),
+        "transfer": lambda: transfer(twin.model, pgd),
         "surrogate": lambda: surrogate(twin.model, twin, sabotaged, pgd),
         "black-box": lambda: black_box(twin, sabotaged, SQUARE.model_copy(update={"n": len(split), "queries": 150})),
     }[rung]()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.datasets.base import Split, to_float
+from zoo.evaluation.directions import guided
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.look import IMAGES, look
 from zoo.evaluation.protocols import DATASET, PROTOCOLS, Protocol
@@ -182,9 +183,13 @@ def _rungs(
     parity, coarse = agreement["measured"], COARSE in agreement["measured"]["flags"]
     replayed = [judged(PROTOCOLS[name]) for name in TRANSFERRED]
     walk = judged(PROTOCOLS[WALK])
-    seen = look(twin.model, to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64)), walk)
+    few = to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64))
+    seen = look(twin.model, *few, walk)
+    source = seen.model
+    if seen.model is twin.model and not seen.flags:
+        source = guided(twin.model, *few, convicts=True)  # no attack stops early
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
-    square, source = judged(SQUARE, queries=queries), Twin(seen.model, shape=twin.shape)
+    square = judged(SQUARE, queries=queries)
     gradients, twins = {"twin": seen.model}, parity["relative_difference"] <= FAITHFUL
     if not twins:
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
@@ -209,6 +214,8 @@ def _rungs(
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
+        if name == "transfer" and source is not seen.model:
+            facts["measured"] |= {"directions": "bf16"}
         if name == "surrogate":
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
         if name == "black-box":

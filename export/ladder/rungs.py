@@ -9,6 +9,7 @@ that has come to compute something else, so there the weights in the artifact it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from math import inf
 from typing import Any
@@ -26,7 +27,7 @@ from zoo.evaluation.corruptions import corrupted, one_each, versions
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import Norm
-from zoo.evaluation.workers import Crew, batches_done, limited
+from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.examples import Examples
@@ -130,18 +131,19 @@ def _share(difference: float, scale: float) -> float:
     return difference / scale if scale else (inf if difference else 0.0)
 
 
-def transfer(twin: Twin, protocol: Protocol, examples: Examples | None = None) -> Attack:
-    """What ``protocol`` (PGD or APGD) makes of the twin, given to both.
+def transfer(source: nn.Module, protocol: Protocol, examples: Examples | None = None) -> Attack:
+    """What ``protocol`` (PGD or APGD) makes of a float model, given to both.
 
-    Every image takes every step: points that only just cross the twin's boundary would not cross the engine's.
+    Every image takes every step: points that only just cross its boundary would not cross the engine's.
 
     Args:
-        examples: of this twin, for all engines that it is replayed on.
+        source: the twin's net; a guide is free to take broken images for granted.
+        examples: of this net, for all engines that they are replayed on.
     """
 
     def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        make = partial(perturb, seeded, twin.model, x, y, early_stop=False)
+        make = partial(perturb, seeded, source, x, y, early_stop=False)
         x_adv = make() if examples is None else examples.of(seeded.model_dump_json(), x, y, make)
         return x_adv, x_adv
 
@@ -314,7 +316,7 @@ def survivors(
     """
     twin_right, engine_right = bits[0].copy(), bits[1].copy()
     standing = np.flatnonzero(bits[0] | bits[1])
-    batches = {start: standing[start : start + BATCH] for start in range(0, len(standing), BATCH)}
+    batches = {int(part[0]): standing[part] for part in equal_parts(len(standing), BATCH)}
     meter = Meter(tick, len(labels) - len(standing), len(labels))
 
     def attacked(start: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -323,8 +325,8 @@ def survivors(
         return margin(twin(for_twin), y).numpy(), right(engine, for_engine, y)
 
     crew = Crew.of(twin.model, to_float(images[:8]), len(batches), BATCH)
-    with limited(crew.threads):
-        for start, (found, engine_holds) in batches_done(attacked, batches, meter, crew):
+    with limited(crew.threads), closing(batches_done(attacked, batches, meter, crew)) as results:
+        for start, (found, engine_holds) in results:
             twin_right[batches[start]] &= found > 0  # NaN and ties are broken
             engine_right[batches[start]] &= engine_holds
             if margins is not None:

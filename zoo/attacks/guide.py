@@ -20,11 +20,13 @@ class Guided(nn.Module):
         exact: images [N, C, H, W] to logits [N, K]; a call of this module is a call of it.
         rough: likewise, about as exact.
         slack: where the copy's margin of the correct class is larger, the model is right as well.
+        convicts: whether the model is taken to be wrong where that margin is below -slack. If not, an image that an
+            attack stops at is broken for certain.
     """
 
-    def __init__(self, exact: nn.Module, rough: nn.Module, slack: float) -> None:
+    def __init__(self, exact: nn.Module, rough: nn.Module, slack: float, *, convicts: bool = False) -> None:
         super().__init__()
-        self.exact, self.rough, self.slack = exact, rough, slack
+        self.exact, self.rough, self.slack, self.convicts = exact, rough, slack, convicts
 
     def forward(self, x: Tensor) -> Tensor:
         return self.exact(x)

@@ -1,13 +1,14 @@
 """Measure a model under named protocols: per-image bits, deterministic in the seed, resumable.
 
-Only images that the model classifies correctly are attacked; all batches but the last are full. ``worst_case``
-combines the bits of several attacks per image; they are never averaged.
+Only images that the model classifies correctly are attacked, in batches of about equal size. ``worst_case`` combines
+the bits of several attacks per image; they are never averaged.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,19 @@ from zoo.attacks import broken
 from zoo.attacks.pulse import Meter
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.directions import UNLED, guided
+from zoo.evaluation.exact import exact
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
-from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, exact, look, wrong_gradient
+from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.together import gathered, place
-from zoo.evaluation.workers import Crew, batches_done, limited
+from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
+from zoo.models.classifier import GlobalAveragePool
 from zoo.models.fold import fold_batchnorm
 from zoo.system.errors import UsageError
 
+Batch = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # indices [B] to images [B, C, H, W] and labels [B]
 Progress = Callable[[int, int], None]  # images done, images in all; called by several threads, one at a time
 
 SQUARE = {"attack": "square", "queries": 1000, "step": None, "steps": None, "loss": None, "restarts": 1}
@@ -36,14 +40,26 @@ WRONG, LOOKED_AT = "_wrong_gradients", "_looked_at"  # counts of the ledger: wro
 
 
 def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
-    """A frozen copy of ``model`` that is faster to attack: BatchNorm folded, channels_last.
+    """A frozen copy of ``model`` that is faster to attack: BatchNorm folded, channels_last, also in its gradients.
 
     On a few ``images`` [N, 3, H, W] it is checked that folding keeps the logits; see :func:`fold_batchnorm`.
 
     It is not compiled, because folded students gain little from it on a CPU (2,000 to 2,400 attack steps per second,
     one image each, in eager mode; 2,000 to 2,700 compiled, on two busy cores).
     """
-    return fold_batchnorm(model, images).to(memory_format=torch.channels_last)
+    prepared = fold_batchnorm(model, images).to(memory_format=torch.channels_last)
+    for parent in list(prepared.modules()):
+        for name, module in parent.named_children():
+            if type(module) is GlobalAveragePool:
+                setattr(parent, name, _Pool().eval())
+    return prepared
+
+
+class _Pool(nn.Module):
+    """:class:`GlobalAveragePool` with a gradient in channels_last, as the layers before it want it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
 def evaluate(
@@ -110,7 +126,7 @@ def evaluate(
     if low < 0 or high >= classes:
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
-    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], -(-n // batch_size), min(n, batch_size))
+    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], len(equal_parts(n, batch_size)), min(n, batch_size))
     with limited(crew.threads), exact():
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
@@ -118,13 +134,7 @@ def evaluate(
             attacked = guided(attacked, *batch(np.arange(min(n, IMAGES))))
             if notes is not None and attacked is not prepared:
                 notes["directions"] = "bf16"
-        right = np.zeros(n, bool)
-        at_once = max(1, min(1000, 1000 * 32**2 // (images.shape[1] * images.shape[2])))  # large images fill the memory
-        at_once = 1 if batch_size == 1 else at_once
-        with torch.no_grad():
-            for index in np.array_split(np.arange(n), -(-n // at_once)):
-                x, y = batch(index)
-                right[index] = (~broken(attacked(x), y)).cpu().numpy()
+        right = _right(attacked, batch, n, _at_once(images, device, batch_size), crew)
         if together:
             right = gathered(right)[0]
         ledger = Ledger(None)
@@ -148,10 +158,31 @@ def evaluate(
     return right
 
 
+def _at_once(images: np.ndarray, device: str | torch.device, batch_size: int) -> int:
+    """How many of ``images`` [N, H, W, 3] are classified at once: large ones, or many on a CPU, would fill memory."""
+    usual = 250 if torch.device(device).type == "cpu" else 1000
+    return 1 if batch_size == 1 else max(1, min(usual, usual * 32**2 // (images.shape[1] * images.shape[2])))
+
+
+def _right(model: nn.Module, batch: Batch, n: int, at_once: int, crew: Crew) -> np.ndarray:
+    """Which of the first ``n`` images are classified correctly: bool [n]."""
+
+    @torch.no_grad()
+    def work(start: int, index: np.ndarray) -> np.ndarray:
+        x, y = batch(index)
+        return (~broken(model(x), y)).cpu().numpy()
+
+    right, parts = np.zeros(n, bool), {int(part[0]): part for part in equal_parts(n, at_once)}
+    with closing(batches_done(work, parts, Meter(lambda done, total: None, 0, n), crew)) as results:
+        for start, bits in results:
+            right[parts[start]] = bits
+    return right
+
+
 def _attack(
     seen: Look,
     attacked: nn.Module,
-    batch: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    batch: Batch,
     right: np.ndarray,
     protocol: Protocol,
     batch_size: int,
@@ -167,7 +198,7 @@ def _attack(
 
     def attack(one: Protocol) -> None:
         standing = np.flatnonzero(bits)
-        batches = {start: standing[start : start + batch_size] for start in range(0, len(standing), batch_size)}
+        batches = {int(part[0]): standing[part] for part in equal_parts(len(standing), batch_size)}
         meter = Meter(progress, n - len(standing), n, scale=processes)
 
         def done(start: int, index: np.ndarray) -> tuple[np.ndarray, Counts] | None:
@@ -184,15 +215,17 @@ def _attack(
             if one is not protocol:
                 parts[one.attack] = float(len(index) - robust.sum())
             elif one.attack not in BLIND and robust.any():
-                left = torch.from_numpy(robust).to(y.device).nonzero()[:IMAGES, 0]
+                share = -(-IMAGES * len(index) // len(standing))  # of all batches together, IMAGES or a few more
+                left = torch.from_numpy(robust).to(y.device).nonzero()[:share, 0]
                 parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
                 parts[LOOKED_AT] = float(len(left))
             return robust, parts
 
         own = dict(list(batches.items())[rank::processes])
-        for start, found in batches_done(done, own, meter, crew):
-            if found:
-                ledger.record(one.attack, own[start], *found)
+        with closing(batches_done(done, own, meter, crew)) as results:  # no worker goes on after an interruption
+            for start, found in results:
+                if found:
+                    ledger.record(one.attack, own[start], *found)
         if together:
             ledger.add(*gathered(ledger.batches))
             seen.flags.update(*gathered(seen.flags))  # these decide what follows

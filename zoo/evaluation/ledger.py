@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import zoo.attacks
 from zoo.datasets.base import to_float
+from zoo.evaluation.exact import exact
 from zoo.evaluation.protocols import Protocol
 from zoo.system.files import locked, write_atomic
 from zoo.system.notice import say_once
@@ -56,7 +57,7 @@ def run_key(
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """The logits on ``x`` [n, 3, H, W], and the gradients of the largest ones where there are any."""
     x.requires_grad_()
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with exact(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         logits = model(x.clone())  # the model may write to it
         if not logits.requires_grad:
             return (logits,)

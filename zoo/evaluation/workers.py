@@ -10,7 +10,7 @@ same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +26,28 @@ T = TypeVar("T")
 Work = Callable[[int, np.ndarray], T]  # the number of a batch, and the indices of its images
 
 OURS = ("torch.nn.modules.", "zoo.")  # layers that keep nothing while they answer
+EACH = 32  # images that a batch needs at least to be worth a worker of its own
 SLOW = 0.02  # s: operators that take longer lose little by waiting, and are shared by threads that would be idle
 
 
-def batches_done(work: Work[T], batches: Mapping[int, np.ndarray], meter: Meter, crew: Crew) -> Iterator[tuple[int, T]]:
+def equal_parts(n: int, largest: int) -> list[np.ndarray]:
+    """The numbers below ``n`` in order, in parts of at most ``largest`` whose sizes differ by at most one.
+
+    The number of parts is even if there are enough images, so that two workers end at the same time. It does not depend
+    on the machine, because the noise of an image depends on its batch.
+    """
+    parts = -(-n // largest)
+    if parts % 2 and n >= 2 * EACH:
+        parts += 1
+    return np.array_split(np.arange(n), parts) if n else []
+
+
+def batches_done(
+    work: Work[T], batches: Mapping[int, np.ndarray], meter: Meter, crew: Crew
+) -> Generator[tuple[int, T], None, None]:
     """Do ``work`` on each of ``batches``, and yield its number and result as soon as it is done.
 
-    If one fails, or the program is interrupted, the other attacks stop at their next step.
+    If one fails, or the generator is closed, the other attacks stop at their next step.
     """
 
     def done(number: int) -> tuple[Part, T]:
