@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -63,6 +63,26 @@ def test_what_is_broken_is_what_the_model_gets_wrong_however_far_off_the_guide_i
     expected = broken(model.exact(x), y)
     assert torch.equal(broken(ascend(model, x, cross_entropy, y)[0], y), expected)
     assert torch.equal(broken(estimate(model, x, y), y), expected)
+    convicting = Guided(Plus(0), Plus(off), slack=off * 1.001, convicts=True)  # rounded
+    assert torch.equal(broken(estimate(convicting, x, y), y), expected)
+
+
+def test_a_guide_convicts_only_if_it_is_allowed_to_and_sure():
+    x, y = torch.tensor([0.0, 0.4, 0.6, 1.0])[:, None, None, None], torch.zeros(4, dtype=torch.long)
+    asked = []
+
+    class Exact(Plus):
+        def forward(self, x):
+            asked.extend(x.flatten().tolist())
+            return super().forward(x)
+
+    for convicts, wanted in ((False, {0.0, 0.4, 0.6}), (True, {0.4, 0.6})):
+        asked.clear()
+        estimate(Guided(Exact(0), Plus(0), slack=0.2, convicts=convicts), x, y)
+        assert {round(one, 3) for one in asked} == wanted
+    asked.clear()
+    estimate(Guided(Exact(0), Plus(torch.nan), slack=0.2, convicts=True), x, y)
+    assert set(map(round, asked)) == {0, 1}
 
 
 @pytest.mark.parametrize("attack", [pgd, mifgsm, apgd, fab_targeted, square, autoattack])
@@ -207,7 +227,8 @@ def test_a_gpu_computes_in_float32_under_attack(net, shown, monkeypatch):
 def test_attacks_at_the_same_time_leave_the_gpu_as_it_was(net, shown):
     few = protocol("fgsm").model_copy(update={"n": 8})
     with ThreadPoolExecutor(4) as pool:
-        wait([pool.submit(evaluate, net, *shown, few) for _ in range(8)])
+        runs = [pool.submit(evaluate, net, *shown, few) for _ in range(8)]
+        assert len({one.result().tobytes() for one in runs}) == 1
     assert torch.backends.cudnn.allow_tf32
 
 

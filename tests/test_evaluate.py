@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import zoo.evaluation.evaluate
 from zoo.evaluation.evaluate import evaluate, evaluate_split, worst_case
+from zoo.evaluation.look import wrong_gradient
 from zoo.evaluation.protocols import CORRUPTED, PROTOCOLS, Protocol, protocol
 from zoo.models import build
 from zoo.specs import StagedSpec
@@ -150,3 +152,23 @@ def test_invalid_requests_are_refused(net, pixels, toy):
         evaluate_split(net, toy.split("validation"), small("clean"))
     with pytest.raises(UsageError, match="did you mean 'pgd20'"):
         protocol("pgd-20")
+
+
+def test_a_gradient_that_only_a_larger_step_shows_to_be_right_is_right():
+    """Half of the images have logits that are rounded: there, differences over a small step vanish."""
+
+    class Rounded(nn.Module):
+        def forward(self, x):
+            z = torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1) * 40
+            steps = z + ((z / 0.05).round() * 0.05 - z).detach()
+            return torch.where((x[:, :1, :1, 0] > 0.5)[..., 0], steps, z)
+
+    x = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[::2, 0, 0, 0], x[1::2, 0, 0, 0] = 1, 0
+    y = torch.zeros(32, dtype=torch.long)
+    model = Rounded().eval()
+    wrong = wrong_gradient(model, x, y)
+    one_by_one = torch.cat([wrong_gradient(model, a, b) for a, b in zip(x.split(1), y.split(1), strict=True)])
+    assert wrong.float().mean() < 0.2
+    assert not wrong[1::2].any()
+    assert one_by_one[1::2].equal(wrong[1::2])

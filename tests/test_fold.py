@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from zoo.evaluation.evaluate import prepare
 from zoo.models import ARCHS, build
+from zoo.models.classifier import GlobalAveragePool
 from zoo.models.fold import fold_batchnorm
 from zoo.specs import AlexNetSpec, MobileNetV2Spec, ResNetSpec, StagedSpec, VGGSpec, WideResNetSpec, cost, parse_spec
 
@@ -189,3 +191,18 @@ def test_a_wrong_fold_is_found_by_its_logits(monkeypatch):
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(fold_batchnorm(model)(x), model(x))
     assert norms(fold_batchnorm(model)) == norms(model)
+
+
+@pytest.mark.parametrize("hook", [None, lambda module, inputs, output: output.sign()])
+def test_what_is_attacked_keeps_its_logits_and_has_gradients_in_channels_last(hook):
+    model = lived_in(build(SPECS["staged"])).eval()
+    pool = next(module for module in model.modules() if isinstance(module, GlobalAveragePool))
+    if hook:
+        pool.register_forward_hook(hook)
+    seen, prepared = [], prepare(model)
+    prepared.features[-2].register_full_backward_hook(lambda module, given, wanted: seen.append(wanted[0]))
+    x = torch.rand(4, 3, 32, 32, requires_grad=True)
+    z = prepared(x)
+    torch.testing.assert_close(z, model(x), rtol=1e-4, atol=1e-4)
+    z.sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) or hook

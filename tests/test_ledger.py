@@ -19,6 +19,7 @@ import zoo.evaluation.ledger
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.ledger import run_key
 from zoo.evaluation.protocols import Protocol, protocol
+from zoo.evaluation.workers import equal_parts
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import load, save_weights
 
@@ -292,8 +293,10 @@ def test_batches_of_another_process_are_taken_over(net, pixels, tmp_path, stoppi
             file.write_text(json.dumps(three))
 
     evaluate(net, *pixels, weak(), batch_size=20, resume=tmp_path, progress=progress)
-    batches = -(-evaluate(net, *pixels, protocol("clean").model_copy(update={"n": N})).sum() // 20)
-    assert len(attacked) == batches - 1  # the first; the second, with which the others are read; not the third
+    right = evaluate(net, *pixels, protocol("clean").model_copy(update={"n": N})).sum()
+    assert (
+        len(attacked) == len(equal_parts(right, 20)) - 1
+    )  # the first; the second, with which the others are read; not the third
 
 
 def test_square_after_misleading_gradients_is_resumed_too(net, pixels, tmp_path, stopping, monkeypatch):

@@ -7,13 +7,15 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from zoo.attacks.pulse import Meter, Stopped, pulse
 from zoo.evaluation import workers
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import protocol
-from zoo.evaluation.workers import Crew, batches_done, limited
+from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
 
 N = 60
 BATCHES = {start: np.arange(start, start + 10) for start in range(0, N, 10)}
@@ -32,6 +34,46 @@ def two_threads():
 @pytest.fixture
 def pixels(split):
     return split.images[:N], split.labels[:N]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 700), st.integers(1, 300), st.booleans())
+def test_parts_are_equal_and_an_even_number_of_them_where_that_costs_little(n, largest, paired):
+    parts = equal_parts(n, largest, paired=paired)
+    sizes = [len(part) for part in parts]
+    assert np.array_equal(np.concatenate([*parts, []]), np.arange(n))
+    assert all(0 < size <= largest for size in sizes)
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+    fewest = -(-n // largest)
+    assert len(parts) - fewest in ((0, 1) if paired else (0,))
+    assert not paired or n < 64 or largest == 1 or len(parts) % 2 == 0
+
+
+def test_images_may_be_attacked_one_by_one(fragile, pixels):
+    images, labels = (np.concatenate([one, one[:5]]) for one in pixels)  # 65: odd, and enough for two workers
+    few = protocol("fgsm").model_copy(update={"n": 65})
+    assert len(evaluate(fragile, images, labels, few, batch_size=1)) == 65
+
+
+def test_no_worker_goes_on_when_its_results_are_not_wanted_any_more():
+    stopped, begun = threading.Event(), threading.Event()
+
+    def work(number: int, index: np.ndarray) -> int:
+        if number == 0:
+            begun.wait(30)
+            return number
+        begun.set()
+        try:
+            while True:
+                pulse(0.5)
+        except Stopped:
+            stopped.set()
+            raise
+
+    results = batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1))
+    next(results)
+    results.close()
+    assert stopped.is_set()
 
 
 WEAK = {  # each breaks some of the images

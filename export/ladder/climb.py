@@ -187,7 +187,7 @@ def _rungs(
     seen = look(twin.model, *few, walk)
     source = seen.model
     if seen.model is twin.model and not seen.flags:
-        source = guided(twin.model, *few, convicts=True)  # no attack stops early
+        source = guided(twin.model, *few, convicts=True)  # twin and engine judge the examples
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square = judged(SQUARE, queries=queries)
     gradients, twins = {"twin": seen.model}, parity["relative_difference"] <= FAITHFUL

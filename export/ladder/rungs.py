@@ -33,7 +33,7 @@ from zoo.export.engines.twin import Twin
 from zoo.export.ladder.examples import Examples
 from zoo.system.errors import UsageError
 
-BATCH = 250  # images attacked at once
+BATCH = 250  # at most so many images are attacked at once
 PARITY_IMAGES = 64
 SAMPLE = 640  # logits, to see whether they take few values
 SHIFT = 4  # pixels
@@ -137,7 +137,7 @@ def transfer(source: nn.Module, protocol: Protocol, examples: Examples | None = 
     Every image takes every step: points that only just cross its boundary would not cross the engine's.
 
     Args:
-        source: the twin's net; a guide is free to take broken images for granted.
+        source: the twin's net; its guide may decide what is broken, because both are asked afterwards.
         examples: of this net, for all engines that they are replayed on.
     """
 
@@ -324,7 +324,7 @@ def survivors(
         for_twin, for_engine = attack(x, y, seed + start, index)
         return margin(twin(for_twin), y).numpy(), right(engine, for_engine, y)
 
-    crew = Crew.of(twin.model, to_float(images[:8]), len(batches), BATCH)
+    crew = Crew.of(twin.model, to_float(images[:8]), len(batches), max(map(len, batches.values()), default=1))
     with limited(crew.threads), closing(batches_done(attacked, batches, meter, crew)) as results:
         for start, (found, engine_holds) in results:
             twin_right[batches[start]] &= found > 0  # NaN and ties are broken

@@ -1,6 +1,7 @@
 """Directions from a copy of the model in bfloat16: an attack then costs less where processors have instructions for it.
 
-The copy says where to go next. Whether an image is broken is decided by the model itself, in its own precision.
+The copy says where to go next. Whether an image is broken is decided by the model itself, in its own precision, unless
+the guide convicts: then the caller asks the model afterwards.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Guided(nn.Module):
         exact: images [N, C, H, W] to logits [N, K]; a call of this module is a call of it.
         rough: likewise, about as exact.
         slack: where the copy's margin of the correct class is larger, the model is right as well.
-        convicts: whether the model is taken to be wrong where that margin is below -slack. If not, an image that an
-            attack stops at is broken for certain.
+        convicts: whether the copy is also trusted where its margin is below -slack. An image may then be called broken
+            that is not.
     """
 
     def __init__(self, exact: nn.Module, rough: nn.Module, slack: float, *, convicts: bool = False) -> None:

@@ -100,7 +100,7 @@ def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor
 
 
 def slope(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [N] and their gradient [N, C, H, W] of the model itself, for attacks that measure a distance by them."""
+    """Losses [N] and their gradient [N, C, H, W] of ``model`` itself, whether it has a guide or not."""
     return _differentiated(model, x, loss, *labels)[1:]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import Model, Norm, attack, generator
-from zoo.attacks.losses import Loss, ascend, broken, loss_called
+from zoo.attacks.losses import Loss, ascend, broken, loss_called, rough, slope
 from zoo.attacks.pulse import pulse
 from zoo.system.errors import UsageError
 
@@ -197,8 +197,10 @@ def _climb(
     memory: Tensor | None = None
     for k in range(steps):
         pulse(k / steps)
-        z, _, gradient = ascend(model, x, loss, y)
-        if early_stop:
+        if not early_stop:
+            _, gradient = slope(rough(model), x, loss, y)
+        else:
+            z, _, gradient = ascend(model, x, loss, y)
             done |= broken(z, y)
             keep = survivors(done)
             if keep is not None:

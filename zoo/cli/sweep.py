@@ -43,7 +43,7 @@ def command(
         str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.", autocompletion=attack_names)
     ] = "fgsm,pgd20",
     n: Annotated[int, typer.Option("-n", min=1, help="The first N test images.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked at once.")] = 250,
+    batch_size: Annotated[int, typer.Option(min=1, help="At most so many images are attacked at once.")] = 250,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON here too.", show_default=False)
     ] = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.together import gathered, place
 from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
 from zoo.models.classifier import GlobalAveragePool
-from zoo.models.fold import fold_batchnorm
+from zoo.models.fold import as_built, fold_batchnorm
 from zoo.system.errors import UsageError
 
 Batch = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # indices [B] to images [B, C, H, W] and labels [B]
@@ -40,7 +41,8 @@ WRONG, LOOKED_AT = "_wrong_gradients", "_looked_at"  # counts of the ledger: wro
 
 
 def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
-    """A frozen copy of ``model`` that is faster to attack: BatchNorm folded, channels_last, also in its gradients.
+    """A frozen copy of ``model`` that is faster to attack: BatchNorm folded; activations and their gradients are
+    channels_last.
 
     On a few ``images`` [N, 3, H, W] it is checked that folding keeps the logits; see :func:`fold_batchnorm`.
 
@@ -50,7 +52,7 @@ def prepare(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     prepared = fold_batchnorm(model, images).to(memory_format=torch.channels_last)
     for parent in list(prepared.modules()):
         for name, module in parent.named_children():
-            if type(module) is GlobalAveragePool:
+            if as_built(module, GlobalAveragePool):
                 setattr(parent, name, _Pool().eval())
     return prepared
 
@@ -88,6 +90,7 @@ def evaluate(
         model: a float32 classifier of images [N, 3, H, W] in [0, 1], in any mode; it is not changed.
         images: uint8 [N, H, W, 3]; the first ``protocol.n`` are used.
         labels: integers [N].
+        batch_size: at most so many images are attacked at once. Random starts depend on it.
         progress: takes the images done and all; if Square is run as well, images that are left count once more.
         resume: a folder for the bits so far; see :mod:`zoo.evaluation.ledger`.
         counts: filled with the number of images that each part of a composed attack broke.
@@ -126,7 +129,9 @@ def evaluate(
     if low < 0 or high >= classes:
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
-    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], len(equal_parts(n, batch_size)), min(n, batch_size))
+    paired = torch.device(device).type == "cpu"  # elsewhere there is one worker
+    split = partial(equal_parts, largest=batch_size, paired=paired)
+    crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], len(split(n)), len(split(n)[0]))
     with limited(crew.threads), exact():
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
@@ -134,7 +139,7 @@ def evaluate(
             attacked = guided(attacked, *batch(np.arange(min(n, IMAGES))))
             if notes is not None and attacked is not prepared:
                 notes["directions"] = "bf16"
-        right = _right(attacked, batch, n, _at_once(images, device, batch_size), crew)
+        right = _right(attacked, batch, equal_parts(n, _at_once(images, paired, batch_size), paired=paired), crew)
         if together:
             right = gathered(right)[0]
         ledger = Ledger(None)
@@ -144,9 +149,7 @@ def evaluate(
             if resume is not None:
                 key = run_key(attacked, images[:n], labels[:n], protocol, batch_size, str(device))
                 ledger = Ledger(resume / f"{key}.json")
-            right = _attack(
-                seen, attacked, batch, right, protocol, batch_size, ledger, progress, counts, together, crew
-            )
+            right = _attack(seen, attacked, batch, right, protocol, split, ledger, progress, counts, together, crew)
         seen.again()
     if together:
         seen.flags.update(*gathered(seen.flags))
@@ -158,25 +161,24 @@ def evaluate(
     return right
 
 
-def _at_once(images: np.ndarray, device: str | torch.device, batch_size: int) -> int:
+def _at_once(images: np.ndarray, on_cpu: bool, batch_size: int) -> int:
     """How many of ``images`` [N, H, W, 3] are classified at once: large ones, or many on a CPU, would fill memory."""
-    usual = 250 if torch.device(device).type == "cpu" else 1000
+    usual = 250 if on_cpu else 1000
     return 1 if batch_size == 1 else max(1, min(usual, usual * 32**2 // (images.shape[1] * images.shape[2])))
 
 
-def _right(model: nn.Module, batch: Batch, n: int, at_once: int, crew: Crew) -> np.ndarray:
-    """Which of the first ``n`` images are classified correctly: bool [n]."""
+def _right(model: nn.Module, batch: Batch, parts: list[np.ndarray], crew: Crew) -> np.ndarray:
+    """Which images of all ``parts`` are classified correctly: bool [n]."""
 
     @torch.no_grad()
-    def work(start: int, index: np.ndarray) -> np.ndarray:
+    def work(number: int, index: np.ndarray) -> np.ndarray:
         x, y = batch(index)
         return (~broken(model(x), y)).cpu().numpy()
 
-    right, parts = np.zeros(n, bool), {int(part[0]): part for part in equal_parts(n, at_once)}
-    with closing(batches_done(work, parts, Meter(lambda done, total: None, 0, n), crew)) as results:
-        for start, bits in results:
-            right[parts[start]] = bits
-    return right
+    meter = Meter(lambda done, total: None, 0, sum(map(len, parts)))
+    with closing(batches_done(work, dict(enumerate(parts)), meter, crew)) as results:
+        right = dict(results)
+    return np.concatenate([right[number] for number in range(len(parts))])
 
 
 def _attack(
@@ -185,20 +187,20 @@ def _attack(
     batch: Batch,
     right: np.ndarray,
     protocol: Protocol,
-    batch_size: int,
+    split: Callable[[int], list[np.ndarray]],
     ledger: Ledger,
     progress: Progress,
     counts: Counts | None,
     together: bool,
     crew: Crew,
 ) -> np.ndarray:
-    """Which images are right after the attack, of those that are ``right`` before: bool [n]."""
+    """Which images are right after the attack in batches by ``split``, of those that are ``right`` before: bool [n]."""
     n, bits = len(right), right.copy()
     rank, processes = place() if together else (0, 1)
 
     def attack(one: Protocol) -> None:
         standing = np.flatnonzero(bits)
-        batches = {int(part[0]): standing[part] for part in equal_parts(len(standing), batch_size)}
+        batches = {int(part[0]): standing[part] for part in split(len(standing))}
         meter = Meter(progress, n - len(standing), n, scale=processes)
 
         def done(start: int, index: np.ndarray) -> tuple[np.ndarray, Counts] | None:
@@ -215,10 +217,12 @@ def _attack(
             if one is not protocol:
                 parts[one.attack] = float(len(index) - robust.sum())
             elif one.attack not in BLIND and robust.any():
-                share = -(-IMAGES * len(index) // len(standing))  # of all batches together, IMAGES or a few more
-                left = torch.from_numpy(robust).to(y.device).nonzero()[:share, 0]
-                parts[WRONG] = float(wrong_gradient(seen.model, x_adv[left], y[left]).sum())
-                parts[LOOKED_AT] = float(len(left))
+                left = torch.from_numpy(robust).to(y.device).nonzero()[:, 0]
+                few, more = left[: -(-IMAGES * len(index) // len(standing))], left[:IMAGES]
+                wrong = wrong_gradient(seen.model, x_adv[few], y[few])
+                if wrong.any():  # then the share must be known better
+                    wrong = wrong_gradient(seen.model, x_adv[more], y[more])
+                parts[WRONG], parts[LOOKED_AT] = float(wrong.sum()), float(len(wrong))
             return robust, parts
 
         own = dict(list(batches.items())[rank::processes])

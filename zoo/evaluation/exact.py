@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 import torch
 
-_LOCK, _BEFORE = Lock(), list[bool]()  # one entry for each block that is open in any thread
+_LOCK, _SWITCH, _INSIDE = Lock(), ExitStack(), list[None]()  # an entry for each block that any thread is in
 
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Inside, and in all other threads meanwhile, cuDNN does not round to TF32. The switch is the whole program's: the
-    last block that ends puts it back."""
+    """Inside, cuDNN neither rounds to TF32 nor tries out algorithms for each new size of a batch.
+
+    These switches are the whole program's: they are put back when the last block of all threads ends.
+    """
     with _LOCK:
-        _BEFORE.append(_BEFORE[-1] if _BEFORE else torch.backends.cudnn.allow_tf32)
-        torch.backends.cudnn.allow_tf32 = False
+        if not _INSIDE:
+            _SWITCH.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        _INSIDE.append(None)
     try:
         yield
     finally:
         with _LOCK:
-            before = _BEFORE.pop()
-            if not _BEFORE:
-                torch.backends.cudnn.allow_tf32 = before
+            _INSIDE.pop()
+            if not _INSIDE:
+                _SWITCH.close()

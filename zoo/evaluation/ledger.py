@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from zoo.version import __version__
 Counts = dict[str, float]
 Batches = dict[str, tuple[list[int], Counts]]  # by attack and first image: bits, what was counted
 PROBE = 16  # images
+_TURN = Lock()  # the switches of cuDNN are the whole program's
 
 
 def run_key(
@@ -57,7 +59,7 @@ def run_key(
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """The logits on ``x`` [n, 3, H, W], and the gradients of the largest ones where there are any."""
     x.requires_grad_()
-    with exact(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with exact(), _TURN, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         logits = model(x.clone())  # the model may write to it
         if not logits.requires_grad:
             return (logits,)

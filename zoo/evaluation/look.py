@@ -131,24 +131,25 @@ def wrong_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     distances some nets are far from linear.
     """
     with without_gradients(model), torch.no_grad(), exact():
-        z, _, gradient = ascend(lambda x: model(x.clone()), x, cross_entropy, y)
-        true, source = torch.zeros_like(y, dtype=torch.bool), generator(0, "wrong gradient", x.device)
-        rounding = ROUNDING * torch.finfo(z.dtype).eps * z.abs().amax(1)
+        true, zero = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
+        source = generator(0, "wrong gradient", x.device)
         for step in STEPS:
-            left = (~true).nonzero().squeeze(1)  # those that a smaller step has not shown yet
+            left = (~true).nonzero().squeeze(1)  # not shown to be right by a smaller step
             if not len(left):
                 break
+            here, label = x[left], y[left]
+            z, _, gradient = ascend(lambda x: model(x.clone()), here, cross_entropy, label)
+            zero[left] = gradient.flatten(1).abs().amax(1) == 0
             found, predicted = [], []
             for _ in range(DIRECTIONS):
-                r = step * (torch.randint(0, 2, x.shape, generator=source, device=x.device) * 2 - 1)
-                ahead, behind = ((x + signed)[left].clamp(0, 1) for signed in (r, -r))
-                found.append(
-                    cross_entropy(model(ahead.clone()), y[left]) - cross_entropy(model(behind.clone()), y[left])
-                )
-                predicted.append((gradient[left] * (ahead - behind)).sum((1, 2, 3)))
+                r = (step * (torch.randint(0, 2, x.shape, generator=source, device=x.device) * 2 - 1))[left]
+                ahead, behind = (here + r).clamp(0, 1), (here - r).clamp(0, 1)
+                found.append(cross_entropy(model(ahead.clone()), label) - cross_entropy(model(behind.clone()), label))
+                predicted.append((gradient * (ahead - behind)).sum((1, 2, 3)))
             a, b = torch.stack(found), torch.stack(predicted)
-            true[left] = (F.cosine_similarity(a, b, dim=0, eps=0) >= ALIKE) | ((a - b).abs().amax(0) <= rounding[left])
-    return ~true | (gradient.flatten(1).abs().amax(1) == 0)
+            rounding = ROUNDING * torch.finfo(z.dtype).eps * z.abs().amax(1)
+            true[left] = (F.cosine_similarity(a, b, dim=0, eps=0) >= ALIKE) | ((a - b).abs().amax(0) <= rounding)
+    return ~true | zero
 
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,18 +26,19 @@ T = TypeVar("T")
 Work = Callable[[int, np.ndarray], T]  # the number of a batch, and the indices of its images
 
 OURS = ("torch.nn.modules.", "zoo.")  # layers that keep nothing while they answer
-EACH = 32  # images that a batch needs at least to be worth a worker of its own
+EACH = 32  # with fewer than twice as many images no batch is added
 SLOW = 0.02  # s: operators that take longer lose little by waiting, and are shared by threads that would be idle
 
 
-def equal_parts(n: int, largest: int) -> list[np.ndarray]:
+def equal_parts(n: int, largest: int, *, paired: bool = True) -> list[np.ndarray]:
     """The numbers below ``n`` in order, in parts of at most ``largest`` whose sizes differ by at most one.
 
-    The number of parts is even if there are enough images, so that two workers end at the same time. It does not depend
-    on the machine, because the noise of an image depends on its batch.
+    Args:
+        paired: their number is even if there are enough images, so that two workers end at the same time. It must not
+            depend on how many workers there are, because the noise of an image depends on its batch.
     """
     parts = -(-n // largest)
-    if parts % 2 and n >= 2 * EACH:
+    if paired and parts % 2 and max(2 * EACH, parts + 1) <= n:
         parts += 1
     return np.array_split(np.arange(n), parts) if n else []
 
@@ -55,11 +56,11 @@ def batches_done(
         with listening(part):
             return part, work(number, batches[number])
 
-    def in_order() -> Iterator[tuple[int, tuple[Part, T]]]:
+    def in_order() -> Generator[tuple[int, tuple[Part, T]], None, None]:
         for number in batches:
             yield number, done(number)
 
-    def at_once() -> Iterator[tuple[int, tuple[Part, T]]]:
+    def at_once() -> Generator[tuple[int, tuple[Part, T]], None, None]:
         waiting, running = iter(batches), dict[Future[tuple[Part, T]], int]()
         with ThreadPoolExecutor(crew.workers, initializer=torch.set_num_threads, initargs=(crew.threads,)) as pool:
             try:
@@ -73,9 +74,10 @@ def batches_done(
             finally:
                 meter.stop()
 
-    for number, (part, result) in in_order() if min(crew.workers, len(batches)) < 2 else at_once():
-        yield number, result
-        part.finish()  # when the caller has stored it
+    with closing(in_order() if min(crew.workers, len(batches)) < 2 else at_once()) as results:
+        for number, (part, result) in results:
+            yield number, result
+            part.finish()  # when the caller has stored it
 
 
 @dataclass(frozen=True)

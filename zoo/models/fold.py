@@ -39,7 +39,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     for module in list(folded.modules()):
         for conv_name, norm_name in _followers(module):
             conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-            if _as_built(conv, nn.Conv2d) and _as_built(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            if as_built(conv, nn.Conv2d) and as_built(norm, nn.BatchNorm2d) and norm.running_mean is not None:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     folded = folded.eval().requires_grad_(False)  # the new modules too
@@ -71,7 +71,7 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, copied).eval().requires_grad_(False)
 
 
-def _as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
+def as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``module`` computes what PyTorch's ``kind`` does: not a subclass, no parametrisation, no hooks."""
     hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
     return type(module) is kind and not is_parametrized(module) and "forward" not in vars(module) and not any(hooks)
