@@ -39,7 +39,7 @@ def everything_twice() -> Iterator[None]:
 def run() -> list[dict]:
     rows = []
     for precision in ("fp32", "int8"):
-        found = {}
+        found: dict = {}
 
         def signed_off(name: str, precision: str = precision, found: dict = found) -> None:
             with tempfile.TemporaryDirectory() as out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Judge:
     def batches(self):
         return zip(self.x.split(BATCH), self.y.split(BATCH), strict=True)
 
-    def ours(self, key: str, **how: str) -> Callable[[], None]:
+    def ours(self, key: str, **how: Any) -> Callable[[], None]:
         def measured() -> None:
             bits = evaluate(self.model, self.images, self.labels, protocol(key), **how)
             self.verdict["zoo, all in float32" if how else "zoo"] = float(bits.mean())

@@ -6,12 +6,14 @@ of a fresh process while it takes two steps, above what it held before the first
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, row
 from zoo.datasets.base import Dataset
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.models import build
 from zoo.models.staged import ConvBlock
 from zoo.specs import WideResNetSpec
@@ -104,7 +107,7 @@ class ChoiceBlock(nn.Module):
 def narrowed(block: ConvBlock, width: int) -> ConvBlock:
     """``block`` with its first ``width`` output channels only."""
     conv = block.conv
-    narrow = ConvBlock(conv.in_channels, width, conv.stride[0], conv.padding[0], "relu", block.shortcut)
+    narrow = ConvBlock(conv.in_channels, width, conv.stride[0], int(conv.padding[0]), "relu", block.shortcut)
     for key, target in narrow.state_dict().items():
         target.copy_(block.state_dict()[key][tuple(slice(size) for size in target.shape)])
     return narrow
@@ -142,15 +145,18 @@ class TextbookSearch(Textbook):
 
     def __init__(self, ours: Searcher, *, teacher_gradients: bool = True) -> None:
         super().__init__(ours, teacher_gradients=teacher_gradients)
-        stem, *blocks, self.pool = build(ours.space.largest).to(self.device).features
+        stem, *blocks, self.pool = build(ours.space.largest).to(self.device).features.children()
         for block, source in zip((stem, *blocks), ours.net.features, strict=False):
             block.load_state_dict(source.state_dict())
-        self.blocks = [ChoiceBlock(block, widths) for block, widths in zip(blocks, ours.space.blocks, strict=True)]
+        self.blocks = [
+            ChoiceBlock(block, widths)  # type: ignore[arg-type]
+            for block, widths in zip(blocks, ours.space.blocks, strict=True)
+        ]
         self.head = nn.Linear(ours.net.head.in_features, ours.net.head.out_features)
         self.head.load_state_dict(ours.net.head.state_dict())
         self.stem, self.mean, self.std = stem, ours.net.mean, ours.net.std
         self.net = nn.ModuleList([stem, *self.blocks, self.head]).to(self.device)
-        self.heard = Heard([stem.conv, *(block.activation for block in self.blocks)])
+        self.heard = Heard([stem.get_submodule("conv"), *(block.activation for block in self.blocks)])
         self.v = [torch.zeros(len(widths), device=self.device, requires_grad=True) for widths in ours.space.blocks]
         self.tutors = [
             torch.zeros(len(self.taught.activations), device=self.device, requires_grad=True)
@@ -220,7 +226,7 @@ def scene() -> Iterator[tuple[Path, Dataset]]:
         for split, n in (("train", 3000), ("test", 1)):
             np.save(root / f"{split}_images.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
             np.save(root / f"{split}_labels.npy", rng.integers(0, 10, n))
-        yield root, Dataset(root)
+        yield root, replace(CIFAR10, root=root)
 
 
 def contestant(phase: str, name: str, teacher: Path, dataset: Dataset, batch: int) -> Step:
@@ -286,6 +292,7 @@ def peak_mib(step: Step) -> float:
         torch.cuda.reset_peak_memory_stats()
         step(), step()
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    ctypes.CDLL(None).malloc_trim(0)  # what set-up freed is not at hand for the steps
     before = _status()["VmRSS"]
     step()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8", newline="\n")  # the peak starts anew

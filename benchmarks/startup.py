@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from tempfile import TemporaryDirectory
 
 from benchmarks.timing import interleaved, processor, row
@@ -92,6 +93,6 @@ def first_attacks() -> list[dict]:
         }
         ours = {"zoo.load()": lambda: process("-c", f"import zoo; zoo.load({MODEL!r}){leave}")}
         if os.environ.get("ZOO_DATA"):
-            ours |= {name: lambda words=words: process("-c", FIRST, *words) for name, words in attacked.items()}
+            ours |= {name: partial(process, "-c", FIRST, *words) for name, words in attacked.items()}
         seconds = interleaved({**ours, TORCH: lambda: process("-c", read)}, rounds=3, clock=processor)
     return [row("start-up with a model", name, only(seconds, name, TORCH), goal={TORCH: 1 / 1.3}) for name in ours]

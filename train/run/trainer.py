@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.attacks.inputs import generator
 from zoo.datasets.base import Dataset, to_float
 from zoo.models import build
+from zoo.models.depthwise import thin
 from zoo.system.errors import UsageError
 from zoo.system.notice import say_once
 from zoo.train.data.images import InMemory, source_of
@@ -99,6 +100,8 @@ class Trainer:
             self.begin(net, start)
         if recipe.train.int8:
             net = quantised(net, self.samples())
+        if self.precision == "bf16" and self.device.type == "cpu":
+            thin(net)
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if processes > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)

@@ -11,6 +11,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from zoo.models.depthwise import thin
+
 BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86-64 and ARM, as torch.cpu.get_capabilities() names them
 
 
@@ -39,6 +41,8 @@ class Rough(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.net = deepcopy(model).bfloat16()
+        if next(model.parameters()).device.type == "cpu":
+            thin(self.net)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.bfloat16()).float()
