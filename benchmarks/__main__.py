@@ -59,4 +59,5 @@ def main(names: list[str]) -> None:
     print(page(report, names))
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

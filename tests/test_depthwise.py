@@ -12,6 +12,8 @@ from zoo.attacks.guide import Rough
 from zoo.models import build
 from zoo.models.depthwise import Thinned, thin
 from zoo.specs import MobileNetV2Spec
+from zoo.train.recipes.phases import load_recipe
+from zoo.train.run.trainer import Trainer
 
 
 @settings(deadline=None, max_examples=60)
@@ -56,3 +58,14 @@ def test_the_copy_that_gives_directions_has_them_and_the_model_does_not():
     assert [m for m in rough.modules() if isinstance(m, Thinned)]
     assert not [m for m in model.modules() if isinstance(m, Thinned)]
     assert list(rough.net.state_dict()) == state
+
+
+@pytest.mark.parametrize(("precision", "thinned"), [("bf16", True), ("fp32", False)])
+def test_training_in_bfloat16_on_a_cpu_has_them(precision, thinned, toy):
+    recipe = load_recipe("pgd-at-mobilenetv2", preset="smoke", overrides=[f"train.precision={precision}"])
+    trainer = Trainer(recipe, toy)
+    for net in (trainer.net, trainer.ema.module):
+        assert any(isinstance(module, Thinned) for module in net.modules()) == (
+            thinned and trainer.device.type == "cpu"
+        )
+    assert trainer.net.state_dict().keys() == build(recipe.arch).state_dict().keys()

@@ -10,6 +10,7 @@ from torch import nn
 from zoo.attacks import square
 from zoo.attacks.losses import broken
 from zoo.datasets.base import Split, to_float
+from zoo.evaluation import directions
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.look import look
 from zoo.evaluation.perturb import perturb
@@ -152,15 +153,37 @@ def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
     assert [attack for attack, _ in examples.kept] == ["a", "b"]
 
 
-def black_box_of(robust, split, **patched):
-    """The rung of an engine that computes as its twin, in a climb on 40 images."""
+def climbed(robust, split, **patched):
+    """The rungs of an engine that computes as its twin, in a climb on 40 images."""
     terms = Terms(n=40, margin=0.3, queries=20)
     few = Split("test", split.images[:64], split.labels[:64])
     trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in patched.items():
             patch.setattr(climbing, name, value)
-        return climb(robust, Twin(prepare(robust)), trial).rungs[-1]
+        return climb(robust, Twin(prepare(robust)), trial).rungs
+
+
+def black_box_of(robust, split, **patched):
+    """The last of them."""
+    return climbed(robust, split, **patched)[-1]
+
+
+def test_transferred_examples_take_directions_from_a_copy_unless_the_twin_is_flagged(robust, split, monkeypatch):
+    def flagged(*given):
+        found = look(*given)
+        found.flags.add("masked")
+        return found
+
+    monkeypatch.setattr(directions, "WORTH", 0)
+    transfers = []
+    for fast, patched in ((False, {}), (True, {}), (True, {"look": flagged})):
+        monkeypatch.setattr(directions, "fast_bf16", lambda device, fast=fast: fast)
+        rungs_ = {rung.name: rung for rung in climbed(robust, split, **patched)}
+        transfers.append(rungs_["transfer"].measured)
+    assert [one.get("directions") for one in transfers] == [None, "bf16", None]
+    exact, rough, _ = (one["twin"]["accuracy"] for one in transfers)
+    assert abs(exact - rough) <= 0.05  # two of 40 images
 
 
 def test_the_twin_is_spared_where_its_margin_is_wide_and_the_bits_are_the_same(robust, split):
