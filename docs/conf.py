@@ -31,7 +31,8 @@ CONTENTS = {
     "Speed": (
         "speed",
         "../benchmarks/results/2026-11-21",
-        "../benchmarks/results/distillation",
+        "../benchmarks/results/2026-11-27",
+        "../benchmarks/results/2026-11-26",
         "../benchmarks/results/rnascl",
         "../benchmarks/results/proard-supernet",
     ),
