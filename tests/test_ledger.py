@@ -294,9 +294,8 @@ def test_batches_of_another_process_are_taken_over(net, pixels, tmp_path, stoppi
 
     evaluate(net, *pixels, weak(), batch_size=20, resume=tmp_path, progress=progress)
     right = evaluate(net, *pixels, protocol("clean").model_copy(update={"n": N})).sum()
-    assert (
-        len(attacked) == len(equal_parts(right, 20)) - 1
-    )  # the first; the second, with which the others are read; not the third
+    batches = len(equal_parts(right, 20))
+    assert len(attacked) == batches - 1  # the first; the second, with which the others are read; not the third
 
 
 def test_square_after_misleading_gradients_is_resumed_too(net, pixels, tmp_path, stopping, monkeypatch):

@@ -55,27 +55,6 @@ def test_images_may_be_attacked_one_by_one(fragile, pixels):
     assert len(evaluate(fragile, images, labels, few, batch_size=1)) == 65
 
 
-def test_no_worker_goes_on_when_its_results_are_not_wanted_any_more():
-    stopped, begun = threading.Event(), threading.Event()
-
-    def work(number: int, index: np.ndarray) -> int:
-        if number == 0:
-            begun.wait(30)
-            return number
-        begun.set()
-        try:
-            while True:
-                pulse(0.5)
-        except Stopped:
-            stopped.set()
-            raise
-
-    results = batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1))
-    next(results)
-    results.close()
-    assert stopped.is_set()
-
-
 WEAK = {  # each breaks some of the images
     "pgd20": {"steps": 3, "eps": 2 / 255, "step": 1 / 255},
     "autoattack": {"steps": 3, "queries": 5, "eps": 2 / 255},
@@ -124,25 +103,42 @@ def test_progress_counts_every_image_once(fragile, pixels):
     assert told[-1] == N
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_if_one_fails_the_others_stop_at_their_next_step(error):
-    stopped, failing = threading.Event(), threading.Event()
+class Endless:
+    """Work that ends in batch ``last``, by ``error`` if there is one; the others go on until they are stopped."""
 
-    def work(number: int, index: np.ndarray) -> None:
-        if number == 10:
-            failing.wait(30)
-            raise error
-        failing.set()
+    def __init__(self, last: int, error: type[BaseException] | None = None) -> None:
+        self.last, self.error = last, error
+        self.stopped, self.others = threading.Event(), threading.Event()
+
+    def __call__(self, number: int, index: np.ndarray) -> int:
+        if number == self.last:
+            self.others.wait(30)
+            if self.error:
+                raise self.error
+            return number
+        self.others.set()
         try:
             while True:
                 pulse(0.5)
         except Stopped:
-            stopped.set()
+            self.stopped.set()
             raise
 
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_if_one_fails_the_others_stop_at_their_next_step(error):
+    work = Endless(10, error)
     with pytest.raises(error):
         list(batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1)))
-    assert stopped.is_set()
+    assert work.stopped.is_set()
+
+
+def test_no_worker_goes_on_when_its_results_are_not_wanted_any_more():
+    work = Endless(0)
+    results = batches_done(work, BATCHES, Meter(silent, 0, N), Crew(2, 1))
+    assert next(results) == (0, 0)
+    results.close()
+    assert work.stopped.is_set()
 
 
 class Foreign(nn.Module):

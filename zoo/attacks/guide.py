@@ -36,7 +36,8 @@ class Guided(nn.Module):
 
 
 class Rough(nn.Module):
-    """A copy of ``model`` in bfloat16, which takes and returns float32."""
+    """A copy of ``model`` in bfloat16, which takes and returns float32; on a CPU its gradients are fast everywhere
+    (:mod:`zoo.models.depthwise`)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
