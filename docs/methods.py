@@ -236,7 +236,7 @@ def images() -> Any:
 # -- training ----------------------------------------------------------------------------------------------------
 
 
-def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
+def train_cell(preset: str | None, overrides: list[str], out: Path, recipe: str = RECIPE) -> dict[str, Any]:
     """Train a cell in the folder ``out``; returns the metrics of its last epoch."""
     import torch
 
@@ -252,7 +252,7 @@ def train_cell(preset: str, overrides: list[str], out: Path) -> dict[str, Any]:
         raise Stopped("before it began")
     asked = {"preset": preset, "overrides": overrides}
     try:
-        run(load_phases(RECIPE, **asked), images(), out, resume=True, asked=asked, tick=tick)
+        run(load_phases(recipe, **asked), images(), out, resume=True, asked=asked, tick=tick)
     except Interrupted as stopped:
         raise Stopped(str(stopped).removeprefix("stopped ")) from None
     finally:
