@@ -1,12 +1,17 @@
 """Refresh the tables of docs/students.md: ``python docs/students.py``.
 
-The released students come from the registry; docs/students.json holds what else was trained and measured."""
+The released students come from the registry; docs/students.json holds what else was trained and measured, and
+docs/shapes.json the study of shapes."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
+from typing import Any
 
+import shapes
+from methods import stored
 from results import cells, percent, put
 
 from zoo import info
@@ -50,5 +55,38 @@ def tried() -> str:
     return "\n".join(lines)
 
 
+def studied(size: str) -> str:
+    """The variants of a size, the best under CW-20 first, each with the mean of its seeds and their range."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    what = {}
+    for run in shapes.runs():
+        of, variant, _ = run.name.split("/")
+        result = stored(shapes.STORE)["runs"].get(run.name)
+        if of == size and result is not None:
+            found.setdefault(variant, []).append(result)
+            what[variant] = run.what
+    lines = [
+        "| what differs | M MACs | seeds | clean | CW-20 | CW-20 - base |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    base = _mean(found["base"], "cw20")
+    for variant, results in sorted(found.items(), key=lambda one: -_mean(one[1], "cw20")):
+        gain = f"{_mean(results, 'cw20') - base:+.1f}" if variant != "base" else ""
+        accuracies = " | ".join(_spread(results, key) for key in ("clean", "cw20"))
+        lines.append(f"| {what[variant]} | {results[0]['macs'] / 1e6:.1f} | {len(results)} | {accuracies} | {gain} |")
+    return "\n".join(lines)
+
+
+def _mean(results: list[dict[str, Any]], key: str) -> float:
+    return 100 * statistics.mean(one[key] for one in results)
+
+
+def _spread(results: list[dict[str, Any]], key: str) -> str:
+    values = [100 * one[key] for one in results]
+    between = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{between}"
+
+
 if __name__ == "__main__":
-    put(DOCS / "students.md", {"released": released(), "tried": tried()})
+    tables = {f"shapes-{size}": studied(size) for size in ("4M", "15M")}
+    put(DOCS / "students.md", {"released": released(), "tried": tried(), **tables})

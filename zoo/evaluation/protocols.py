@@ -106,6 +106,7 @@ PROTOCOLS |= _named(  # others, which papers report
     Protocol(name="pgd20x100", attack="pgd", step=STEP, steps=20, restarts=100, loss="ce"),  # ARD, Table 11
     Protocol(name="deepfool", attack="deepfool", steps=50),  # ARD, Table 11
     Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),
+    Protocol(name="autoattack10k", attack="autoattack", steps=100, queries=5000),  # on the whole test split
     # Hendrycks and Dietterich 2019: every image in 15 kinds of corruption x 5 severities (zoo.evaluation.corruptions).
     Protocol(name=COMPUTED, attack=COMPUTED, eps=0.0),  # computed by a library, with the severities of ImageNet-C
     Protocol(name=CIFAR10_C, attack=CIFAR10_C, eps=0.0),  # the benchmark's own files

@@ -75,11 +75,13 @@ class Facts:
 
     @property
     def strongest(self) -> str:
-        """The protocol to name first: of those within the model's threat model AutoAttack, else the one that leaves the
-        fewest images right."""
+        """The protocol to name first: of those within the model's threat model AutoAttack on the most images, else the
+        one that leaves the fewest images right."""
         own = [name for name in self.attacked if self.protocols[name].threat == self.entry.threat] or self.attacked
         whole = [name for name in own if self.protocols[name].attack == "autoattack"]
-        return min(whole or own, key=lambda name: self.results[name].accuracy.value)
+        if whole:
+            return max(whole, key=lambda name: self.results[name].accuracy.n)
+        return min(own, key=lambda name: self.results[name].accuracy.value)
 
     @property
     def revision(self) -> str | None:
