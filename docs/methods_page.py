@@ -177,6 +177,25 @@ def tutors(space: str) -> dict[str, str]:
     return {key: f"{space.upper()}: {name}" for key, name in {**found, f"{row}34": "searched"}.items()}
 
 
+def together(runs: Runs) -> str:
+    """Attention minus no tutor at beta 6: means over the spaces, with 95 % intervals over the images for these nets."""
+    named = {"34-depth": "same depth", "34-random": "random", "34": "searched", "1": "searched, as printed (gamma 1)"}
+    lines = []
+    for tutors, name in named.items():
+        line = [name]
+        for key in ("clean", "pgd20", "cw20", "apgd50"):
+            found = [
+                [bits(runs[f"rnascl/{space}/beta6-gamma{one}/0"], key) for one in (tutors, "0")] for space in SPACES
+            ]
+            if any(one is None for pair in found for one in pair):
+                return EMPTY
+            mean = 100 * np.mean([ours - theirs for ours, theirs in found], axis=0)  # [images]
+            half = student.ppf(0.975, len(mean) - 1) * mean.std(ddof=1) / math.sqrt(len(mean))
+            line.append(signed((float(mean.mean()), float(half), 1)))
+        lines.append(line)
+    return markdown(["S3, S5 and S7 together", *(COLUMNS[key] for key in ("clean", "pgd20", "cw20", "apgd50"))], lines)
+
+
 def seconds(times: Mapping[str, Any]) -> str:
     """Seconds per epoch and of a run of each method, on each machine that was timed."""
     tables = []
@@ -266,5 +285,6 @@ def write(data: Mapping[str, Any]) -> None:
         "students": by_student(runs),
         "pairs": pairs(runs),
         "tutors": stacked([compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES]),
+        "together": together(runs),
     }
     put(PAGE, tables)
