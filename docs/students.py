@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,46 @@ from results import cells, percent, put
 
 from zoo import info
 from zoo.evaluation.statistics import Accuracy
+from zoo.export.compare import compare
 
 DOCS = Path(__file__).parent
-RELEASED = ("nfgsm-w4", "nfgsm-w7", "nfgsm-w15", "nfgsm-w15-long", "nfgsm-w41", "nfgsm-w100")
-GOALS = {"nfgsm-w4": "68 / 41 / 38", "nfgsm-w7": "70 / 43 / 39", "nfgsm-w15-long": "74 / 46 / 42"}
-GOALS |= {"nfgsm-w41": "78 / 48.5 / 44", "nfgsm-w100": "80 / 50 / 46"}
+RELEASED = ("ard-w4", "nfgsm-w4", "ard-w7", "nfgsm-w7", "ard-w15", "nfgsm-w15-long", "nfgsm-w15")
+RELEASED += ("nfgsm-w41", "ard-w100", "nfgsm-w100")
+GOALS = {"ard-w4": "68 / 41 / 38", "ard-w7": "70 / 43 / 39", "ard-w15": "74 / 46 / 42"}
+GOALS |= {"nfgsm-w41": "78 / 48.5 / 44", "ard-w100": "80 / 50 / 46"}
+CONTROLS = {"ard-w4": "nfgsm-w4", "ard-w7": "nfgsm-w7", "ard-w15": "nfgsm-w15-long", "ard-w100": "nfgsm-w100"}
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
+WHOLE = {**COLUMNS, "autoattack10k": "all 10,000"}
 
 
 def released() -> str:
     lines = [
-        f"| model | M MACs | epochs | {' | '.join(COLUMNS.values())} | goal |",
-        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
+        f"| model | M MACs | epochs | {' | '.join(WHOLE.values())} | goal |",
+        f"| --- | ---: | ---: | {' | '.join('---:' for _ in WHOLE)} | ---: |",
     ]
     for name in RELEASED:
         entry = info(name)
         facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.train.epochs:.0f} |"
-        lines.append(f"{facts} {' | '.join(cells(entry, COLUMNS))} | {GOALS.get(name, '')} |")
+        lines.append(f"{facts} {' | '.join(cells(entry, WHOLE))} | {GOALS.get(name, '')} |")
     return "\n".join(lines)
+
+
+def pairs() -> str:
+    """Students minus their controls on the same images, in points, with paired 95 % intervals."""
+    lines = [
+        f"| student - control | {' | '.join(COLUMNS.values())} |",
+        f"| --- | {' | '.join('---:' for _ in COLUMNS)} |",
+    ]
+    for student, control in CONTROLS.items():
+        found = compare(student, control).protocols
+        gaps = [_gap(found[key]) if key in found else "-" for key in COLUMNS]
+        lines.append(f"| `{student}` - `{control}` | {' | '.join(gaps)} |")
+    return "\n".join(lines)
+
+
+def _gap(paired: Mapping[str, Any]) -> str:
+    low, high = (100 * end for end in paired["ci95"])
+    return f"{100 * paired['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def tried() -> str:
@@ -89,4 +112,4 @@ def _spread(results: list[dict[str, Any]], key: str) -> str:
 
 if __name__ == "__main__":
     tables = {f"shapes-{size}": studied(size) for size in ("4M", "15M")}
-    put(DOCS / "students.md", {"released": released(), "tried": tried(), **tables})
+    put(DOCS / "students.md", {"released": released(), "pairs": pairs(), "tried": tried(), **tables})
