@@ -67,8 +67,8 @@ def command(
       zoo pick --flops 15M --export onnx --sign key.pem
 
     \b
-    In int8 the model within 15M MACs is refused today: nfgsm-w15-long may lose
-    2.51 points on ONNX Runtime, where 1.00 is allowed.
+    An export that loses too much under attack is refused: in int8 on ONNX Runtime
+    nfgsm-w15-long may lose 2.51 points, where 1.00 is allowed.
     """
     from zoo.cli.ladder import outcome
     from zoo.cli.tables import entries_table
