@@ -174,17 +174,24 @@ def measure_run(folder: Path, device: str) -> dict[str, Any]:
     }
     facts = json.loads((folder / "model" / "config.json").read_bytes())["train"]
     kept = {key: facts[key] for key in ("epochs", "wall_s", "device", "precision", "commit", "torch")}
-    return {"macs": cost(found.spec).macs, **kept, **results}
+    return {"macs": cost(found.spec).macs, "weights_sha256": found.sha256, **kept, **results}
 
 
 def measure_all(args: argparse.Namespace) -> None:
     import torch
 
+    from zoo.system.files import sha256_file
+
     data, out = stored(STORE), args.out.absolute()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = data.setdefault("runs", {})
     names = [run.name for run in chosen(args.globs) if trained(out / run.name) and "/natural/" not in run.name]
-    todo = [(name, (out / name, device)) for name in names if name not in found]
+
+    def known(name: str) -> bool:
+        weights = out / name / "model" / "model.safetensors"
+        return name in found and found[name].get("weights_sha256") == sha256_file(weights)
+
+    todo = [(name, (out / name, device)) for name in names if not known(name)]
     images()
     for name, result in work(args.jobs, float("inf"), measure_run, todo):
         found[name] = result
