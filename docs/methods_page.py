@@ -185,7 +185,8 @@ def together(runs: Runs) -> str:
         line = [name]
         for key in ("clean", "pgd20", "cw20", "apgd50"):
             found = [
-                [bits(runs[f"rnascl/{space}/beta6-gamma{one}/0"], key) for one in (tutors, "0")] for space in SPACES
+                [seeds(runs, f"rnascl/{space}/beta6-gamma{one}", key).get("0") for one in (tutors, "0")]
+                for space in SPACES
             ]
             if any(one is None for pair in found for one in pair):
                 return EMPTY

@@ -4,7 +4,8 @@
     python docs/shapes.py measure [GLOB ...]   CW-20 on the 1,000 held-out images, into docs/shapes.json
     python docs/students.py                    write the table of docs/students.md
 
-Every run differs from its base in one thing, and the MACs of shapes agree within 5 %.
+Every run differs from its base in one thing. Shapes have the MACs of their base within 6 %, the stem at 16 pixels
+within 9 %.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from methods import images, store, stored, train_cell, trained, work
 DOCS = Path(__file__).parent
 STORE = DOCS / "shapes.json"
 RECIPE, EPOCHS, SEEDS = "nfgsm-w15-long", 10, 2
-SIZES = {"4M": "3.8 M", "15M": "14.8 M", "41M": "39.5 M"}
 BASES: dict[str, list[list[int]]] = {
     "4M": [[20], [28] * 3, [64] * 3],
     "15M": [[24] * 3, [56] * 3, [136] * 3],
@@ -116,7 +116,7 @@ class Run:
 
 def runs() -> list[Run]:
     """All runs, the cheapest first."""
-    return [run for size in SIZES for seed in range(SEEDS) for run in _of_size(size, seed)]
+    return [run for size in BASES for seed in range(SEEDS) for run in _of_size(size, seed)]
 
 
 def _of_size(size: str, seed: int) -> Iterator[Run]:

@@ -21,6 +21,7 @@ from tiny import SPEC, same_function
 from zoo import load
 from zoo.cli.app import run
 from zoo.hub import repository
+from zoo.hub.card import Facts
 from zoo.models import build
 from zoo.registry.entry import Hub
 from zoo.registry.file import PACKAGED, info, load_registry, pretty, write_hub
@@ -545,3 +546,8 @@ def test_every_released_model_goes_to_the_hub_and_comes_back_with_its_hash(call,
     (shown,) = server.hub.collections.values()
     assert len(shown["items"]) == len(released)
     assert PREDICTOR in held(server, "org/proard-tiny")
+
+
+@pytest.mark.parametrize(("name", "strongest"), [("nfgsm-w4", "autoattack10k"), ("ard-w4", "autoattack")])
+def test_a_card_names_first_the_autoattack_on_the_most_images(name, strongest):
+    assert Facts(info(name), load_registry(), f"me/{name}").strongest == strongest
