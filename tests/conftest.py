@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from processes import forked
 from sturdy import TEST, pictures, trained
 from tiny import bundled, folder, hashed, hub_cache, net  # noqa: F401
@@ -25,6 +26,9 @@ from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound
 from zoo.weights.load import save_weights
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("untimed")
 
 # The nets here are tiny: one thread is faster, and the same numbers come out on any number of cores.
 torch.set_num_threads(1)

@@ -116,7 +116,7 @@ def robust(model, x_adv, y) -> float:
 
 
 @pytest.mark.parametrize("name", QUICK)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     norm=st.sampled_from(NORMS),
     eps=st.one_of(st.sampled_from([0.0, 8 / 255, 0.5, 1.0, 3.0]), st.floats(1e-4, 0.3)),
@@ -305,7 +305,7 @@ def test_momentum_takes_pgd_over_a_dip_in_the_loss(norm):
     assert broken(model(over), y).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_fabs_projection_is_the_nearest_point_of_box_and_hyperplane(data):
     seed = data.draw(st.integers(0, 2**32))

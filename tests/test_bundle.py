@@ -204,7 +204,7 @@ def test_the_sums_are_in_the_format_of_sha256sum(pristine):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_byte_of_a_bundle_can_be_altered_unnoticed(pristine, data):
     path = pristine / data.draw(st.sampled_from([*files(pristine), SUMS]))
     content = path.read_bytes()
@@ -221,7 +221,7 @@ def test_no_byte_of_a_bundle_can_be_altered_unnoticed(pristine, data):
 
 
 @given(st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_a_manifest_or_refused_in_a_sentence(pristine, tmp_path, data):
     path = tmp_path / MANIFEST
     path.write_bytes(data.draw(altered((pristine / MANIFEST).read_bytes())))

@@ -16,7 +16,7 @@ from zoo.train.recipes.phases import load_recipe
 from zoo.train.run.trainer import Trainer
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.integers(0, 3), st.integers(1, 2), st.booleans(),

@@ -55,7 +55,6 @@ class Plus(nn.Module):
         return torch.cat([z + self.off * torch.sin(1000 * z), torch.zeros_like(z)], 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9), st.floats(0, 0.2))
 def test_what_is_broken_is_what_the_model_gets_wrong_however_far_off_the_guide_is_within_its_slack(values, off):
     x, y = torch.tensor(values)[:, None, None, None], torch.zeros(len(values), dtype=torch.long)
@@ -167,7 +166,7 @@ def test_a_guide_with_the_wrong_gradient_misleads_square_only_for_a_while(net, s
     assert misled > 0.8 * far
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000))
 def test_where_the_guide_is_right_what_is_left_out_would_raise_the_margin(seed):
     torch.manual_seed(seed)

@@ -225,7 +225,7 @@ def test_what_the_examples_are_altered_from_is_read(reader, examples, tmp_path, 
 
 @pytest.mark.parametrize("reader", READERS)
 @given(data=st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_read_or_refused_in_a_sentence(reader, examples, tmp_path, monkeypatch, data):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     whole = examples[reader]

@@ -63,7 +63,7 @@ def net(request) -> Elastic:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @given(seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_canonical_form_is_reached_at_once_and_survives_values_and_encoding(name, seed):
     space = PUBLISHED[name]
     genes = drawn(space, seed)
@@ -80,7 +80,7 @@ def test_the_canonical_form_is_reached_at_once_and_survives_values_and_encoding(
 
 @pytest.mark.parametrize("name", ["resnet", "mbv3"])
 @given(seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_genes_of_blocks_that_are_not_there_change_nothing(name, seed):
     space = PUBLISHED[name]
     genes = drawn(space, seed)
@@ -120,7 +120,7 @@ def test_sampling_and_mutation_stay_in_the_space_and_are_canonical():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @given(seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_table_has_the_macs_of_every_architecture(name, seed):
     space = PUBLISHED[name]
     genes = space.sample(3, np.random.default_rng(seed))

@@ -590,7 +590,7 @@ def registries(draw: st.DrawFn) -> Registry:
 
 
 @given(registries(), st.integers(1, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @pytest.mark.filterwarnings("ignore:left out")
 def test_no_affordable_model_is_better_than_the_one_picked(registry, budget):
     able = [e for e in registry.models.values() if e.macs <= budget * 10**6 and e.results]
@@ -604,7 +604,7 @@ def test_no_affordable_model_is_better_than_the_one_picked(registry, budget):
 
 
 @given(registries())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_pareto_front_is_all_that_is_not_dominated(registry):
     measured = [e for e in registry.models.values() if e.results]
 

@@ -106,7 +106,7 @@ heads = st.dictionaries(keys, st.none() | st.booleans() | st.integers(-(2**53), 
 frames = st.tuples(st.integers(0, 255), heads, st.binary(max_size=300))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(frames, max_size=4))
 def test_frames_come_out_as_they_went_in(sent):
     stream = io.BytesIO(b"".join(encode(*one) for one in sent))
@@ -115,7 +115,7 @@ def test_frames_come_out_as_they_went_in(sent):
         read_frame(stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames, st.data())
 def test_a_frame_that_is_cut_short_is_not_read(one, data):
     whole = encode(*one)
@@ -124,7 +124,7 @@ def test_a_frame_that_is_cut_short_is_not_read(one, data):
         read_frame(io.BytesIO(whole[:cut]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames, st.data())
 def test_a_changed_byte_is_noticed_wherever_it_is(one, data):
     damaged = bytearray(encode(*one))
@@ -133,7 +133,7 @@ def test_a_changed_byte_is_noticed_wherever_it_is(one, data):
         read_frame(io.BytesIO(damaged + bytes(1000)))  # also where more bytes follow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames, st.binary(max_size=300).filter(lambda noise: frame.MAGIC not in noise + frame.MAGIC[:3]))
 def test_text_before_a_frame_is_passed_over(one, banner):
     noise = bytearray()

@@ -133,7 +133,7 @@ def images(n: int = 3, seed: int = 0) -> torch.Tensor:
 CHOICE = st.tuples(*(st.integers(0, len(choices) - 1) for choices in TINY.blocks))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(choices=CHOICE, seed=st.integers(0, 1000), training=st.booleans())
 def test_the_frozen_network_gives_the_logits_of_the_live_one(choices, seed, training):
     net = supernet(seed=seed).train(training)

@@ -159,7 +159,7 @@ def test_an_engine_that_fails_a_gate_is_not_signed(keys, tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_byte_is_found_even_if_the_sums_agree(signed, keys, data):
     path = signed / data.draw(st.sampled_from([name for name in files(signed) if name != SIGNATURE]))
     content, sums = path.read_bytes(), (signed / SUMS).read_bytes()
@@ -176,7 +176,7 @@ def test_a_flipped_byte_is_found_even_if_the_sums_agree(signed, keys, data):
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_byte_of_what_is_signed_or_of_the_signature_is_found(signed, keys, tmp_path, data):
     said = json.loads((signed / SIGNATURE).read_bytes())
     envelope = said["dsseEnvelope"]

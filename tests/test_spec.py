@@ -39,7 +39,7 @@ def counted(spec) -> tuple[int, int]:
 
 
 @given(staged_specs())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_analytic_cost_of_any_staged_net_is_what_a_forward_pass_counts(spec):
     assert cost(spec) == counted(spec)
 
@@ -67,7 +67,7 @@ def test_the_analytic_cost_of_the_published_nets_is_what_a_forward_pass_counts(s
 
 
 @given(staged_specs())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_spec_survives_json_and_hashes_alike(spec):
     again = parse_spec(spec.model_dump_json())
     assert again == spec

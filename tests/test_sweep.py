@@ -82,7 +82,7 @@ def test_an_eps_at_which_one_step_finds_more_than_twenty_is_flagged():
 
 
 @given(seed=st.integers(0, 2**16), n=st.integers(1, 12), attack=st.sampled_from(["fgsm", "pgd20", "noise", "apgd50"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_at_eps_zero_the_accuracy_is_the_clean_one(seed, n, attack):
     rng = np.random.default_rng(seed)
     split = Split("test", rng.integers(0, 256, (10, 4, 4, 3), np.uint8), rng.integers(0, 3, 10))

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -36,7 +36,6 @@ def pixels(split):
     return split.images[:N], split.labels[:N]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 700), st.integers(1, 300), st.booleans())
 def test_parts_are_equal_and_an_even_number_of_them_where_that_costs_little(n, largest, paired):
     parts = equal_parts(n, largest, paired=paired)
