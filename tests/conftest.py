@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from once import convert_once, read_the_operators_once
 from processes import forked
 from sturdy import TEST, pictures, trained
 from tiny import bundled, folder, hashed, hub_cache, net  # noqa: F401
@@ -49,12 +49,11 @@ for runtime in (onnxruntime, openvino):
     runtime.open = on_one_thread(runtime.open)
 
 
+convert_once()
+
+
 def pytest_runtest_setup() -> None:
-    """PyTorch reads its table of ONNX's operators anew for every export, which takes half of its time: read it once."""
-    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
-    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
-        once = functools.cache(exporter.ONNXRegistry.from_torchlib)
-        exporter.ONNXRegistry.from_torchlib = staticmethod(once)
+    read_the_operators_once()
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,13 @@ import pytest
 import torch
 from exported import bundle_of
 from fake_tensorrt import FakeTensorRt, install
+from test_examples import agree, check_that_it_shows, drawn, run_example, twins
 from test_export import FAMILIES, images, model_of
 from torch import nn
 
 from zoo.cli.app import run
 from zoo.cli.options import engine_names
+from zoo.datasets.cifar10 import CIFAR10
 from zoo.export import export_model, read_bundle, verify_bundle
 from zoo.export.bench import entrants
 from zoo.export.bundle.manifest import Calibration, Manifest
@@ -69,7 +71,7 @@ def row(request, tmp_path_factory) -> Iterator[Backend]:
 @pytest.fixture(scope="module")
 def bundle(row, model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp(row.name)
-    known = Known("small", "small")
+    known = Known("small", "small", dataset="cifar10", labels=CIFAR10.classes)
     return bundle_of(model, known, format=row.name, out=out, verify="parity", batches=(1, 8))
 
 
@@ -281,6 +283,14 @@ def test_it_runs_on_another_device_or_says_that_it_cannot(row, bundle, engine, m
         assert torch.allclose(remote.differentiable(model)(images(2)), model(images(2)), atol=1e-5)
         with pytest.raises(UsageError, match="spans"):
             remote(2 * images(2))
+
+
+def test_its_example_says_what_the_model_says(row, bundle, model, tmp_path):
+    if row.name in PLAYED:
+        pytest.skip("needs an NVIDIA GPU")
+    picture = drawn(tmp_path / "picture.png")
+    check_that_it_shows(model, picture, tmp_path / "other.png")
+    agree(run_example(row.name, bundle, picture), twins(model, picture))
 
 
 def test_triton_serves_it_or_the_others_are_named(row, bundle, tmp_path):

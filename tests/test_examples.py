@@ -20,7 +20,6 @@ from zoo.datasets.cifar10 import CIFAR10
 from zoo.export.bundle.source import Known
 from zoo.export.engines import ENGINES, backend
 from zoo.models import Classifier
-from zoo.system.errors import MissingDependency
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNTIMES = {engine.package for engine in ENGINES}
@@ -45,13 +44,16 @@ def bundle(model, tmp_path_factory) -> Path:
     return bundle_of(model, known, out=tmp_path_factory.mktemp("out"), verify="none")
 
 
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory) -> Path:
-    """Neither square nor of the model's size."""
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+def drawn(path: Path) -> Path:
+    """A picture, neither square nor of the model's size."""
     coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    return drawn(tmp_path_factory.mktemp("pictures") / "picture.png")
 
 
 def twins(model: Classifier, picture: Path, size: int = 32) -> Ranking:
@@ -66,7 +68,7 @@ def ranking(lines: str) -> Ranking:
     return [(label, float(p)) for p, label in (line.split("  ", 1) for line in lines.splitlines())]
 
 
-def run(engine: str, bundle: Path, picture: Path) -> Ranking:
+def run_example(engine: str, bundle: Path, picture: Path) -> Ranking:
     script = EXAMPLES / backend(engine).example
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_ZOO, str(script), str(bundle), str(picture)],
@@ -93,34 +95,24 @@ def holding(bundle: Path, folder: Path, **changes) -> Path:
     return folder
 
 
-def test_the_picture_shows_when_it_is_turned_or_its_colours_are_swapped(model, picture, tmp_path):
-    """Else an example could do so unnoticed."""
+def check_that_it_shows(model: Classifier, picture: Path, other: Path) -> None:
+    """The model must see that the picture is turned or its colours are swapped: else an example could do so unnoticed.
+    ``other`` is overwritten."""
     image, expected = Image.open(picture), twins(model, picture)
     swapped = Image.fromarray(np.array(image)[..., ::-1])
-    for other in (swapped, image.transpose(Image.Transpose.TRANSPOSE), image.transpose(Image.Transpose.ROTATE_180)):
-        other.save(tmp_path / "other.png")
+    for changed in (swapped, image.transpose(Image.Transpose.TRANSPOSE), image.transpose(Image.Transpose.ROTATE_180)):
+        changed.save(other)
         with pytest.raises(AssertionError):
-            agree(twins(model, tmp_path / "other.png"), expected)
+            agree(twins(model, other), expected)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(one.name, marks=pytest.mark.gpu if one.name.startswith("tensorrt") else ()) for one in ENGINES],
-)
-def test_an_example_says_what_the_model_says(name, model, picture, tmp_path):
-    engine = backend(name)
-    try:
-        engine.require(build=True)
-    except MissingDependency as error:
-        pytest.skip(str(error))
-    known = Known("small", "small", dataset="cifar10", labels=CIFAR10.classes)
-    bundle = bundle_of(model, known, out=tmp_path, verify="none", format=engine.name)
-    agree(run(name, bundle, picture), twins(model, picture))
+def test_the_picture_shows_when_it_is_turned_or_its_colours_are_swapped(model, picture, tmp_path):
+    check_that_it_shows(model, picture, tmp_path / "other.png")
 
 
 def test_classes_without_names_are_numbered(model, bundle, picture, tmp_path):
     nameless = holding(bundle, tmp_path / "nameless", labels=[])
-    found = run("onnxruntime", nameless, picture)
+    found = run_example("onnxruntime", nameless, picture)
     agree([(CIFAR10.classes[int(label)], p) for label, p in found], twins(model, picture))
 
 
@@ -130,7 +122,7 @@ def test_the_litert_example_takes_channels_last_too(model, bundle, picture, tmp_
     converted = litert_torch.convert(last, (torch.rand(1, 32, 32, 3),))
     folder = holding(bundle, tmp_path / "small--litert-fp32", artifact={"file": "model.tflite"})
     converted.export(str(folder / "model.tflite"))
-    agree(run("litert", folder, picture), twins(model, picture))
+    agree(run_example("litert", folder, picture), twins(model, picture))
 
 
 def test_the_cpp_example_says_what_the_model_says(model, bundle, picture, tmp_path):
