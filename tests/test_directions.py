@@ -92,7 +92,7 @@ def test_an_attack_with_a_guide_breaks_about_as_many_images(attack, net, shown, 
     model = prepare(net).eval()
     guided = directions.guided(model, x[:64], y[:64])
     assert isinstance(guided, Guided)
-    options = {"steps": 10, "targets": 2, "queries": 300}
+    options = {"steps": 10, "targets": 2, "queries": 150}
     taken = {key: value for key, value in options.items() if key in attack.__wrapped__.__kwdefaults__}
     with torch.no_grad():
         alone, led = (broken(model(attack(one, x, y, eps=EPS, **taken)), y) for one in (model, guided))

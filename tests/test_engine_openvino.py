@@ -36,7 +36,7 @@ def test_a_bundle_climbs_the_ladder_and_is_verified_again(bundle, robust, split)
     assert (manifest.artifact.file, manifest.artifact.companions) == ("model.xml", ("model.bin",))
     assert manifest.artifact.size == sum((bundle / name).stat().st_size for name in ("model.xml", "model.bin"))
     assert manifest.verified == "attacked"
-    for device, level in ((None, "parity"), ("local:", "attacked")):
+    for device, level in ((None, "parity"), ("local:", "clean")):
         report = verify_bundle(bundle, device=device, model=robust, split=split, level=level, **TERMS)
         sign_off(report)
         assert report.reached == level

@@ -56,9 +56,9 @@ def test_bits_are_reproduced_but_for_rounding(name, pixels):
     with torch.no_grad():
         measured = {"clean": model(to_float(images)).argmax(1).numpy() == labels}
     if "fgsm" in info(name).results:
-        measured["fgsm"] = evaluate(model, images, labels, protocol("fgsm"))
+        measured["fgsm"] = evaluate(model, images[:30], labels[:30], protocol("fgsm"))
     for key, bits in measured.items():
-        assert (bits != stored_bits(name)[key][:100]).sum() <= 1
+        assert (bits != stored_bits(name)[key][: len(bits)]).sum() <= 1
 
 
 @pytest.mark.parametrize("space", ["s7", "s5", "s3"])
