@@ -23,7 +23,7 @@ quickstart: .venv/quickstart  ## pick a robust student within 15 M MACs and expo
 	$(BIN)/zoo pick --flops 15M --export onnx --out bundles --force
 
 test: .venv/dev lint  ## the quick tests, the linters and the type checker
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # the fixtures of a file are made once
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the fixtures of a file are made once
 
 test-slow: .venv/dev  ## everything, minutes long
 	$(BIN)/python -m pytest -m 'slow or not slow'

@@ -51,6 +51,23 @@ for runtime in (onnxruntime, openvino):
 
 convert_once()
 
+# Files that take longest. They come first, so that processes that share the files out end at about the same time.
+LONG = (
+    "engine_contract",
+    "attacks",
+    "verify",
+    "methods",
+    "training",
+    "proard_training",
+    "report_browser",
+    "engine_openvino",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
 
 def pytest_runtest_setup() -> None:
     read_the_operators_once()
