@@ -182,7 +182,7 @@ class Masked(Twin):
 
 
 def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_the_black_box(robust, fragile, split):
-    report = climbed(robust, Masked(fragile), split, n=100, margin=0.03, tolerance=1e6, queries=0)
+    report = climbed(robust, Masked(fragile), split, n=60, margin=0.03, tolerance=1e6, queries=0)
     assert report.rungs[1].measured["flags"] == ["coarse logits"]  # which Square attacks in every precision
     assert rungs(report) == {
         "integrity": True,
