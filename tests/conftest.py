@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -51,6 +52,8 @@ for runtime in (onnxruntime, openvino):
 
 convert_once()
 
+gc.set_threshold(50_000, 20, 20)  # a tenth of the time went into looking for garbage among what stays
+
 # Files that take longest. They come first, so that processes that share the files out end at about the same time.
 LONG = (
     "engine_contract",
@@ -67,6 +70,10 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:
