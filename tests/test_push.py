@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -548,6 +549,8 @@ def test_every_released_model_goes_to_the_hub_and_comes_back_with_its_hash(call,
     assert PREDICTOR in held(server, "org/proard-tiny")
 
 
-@pytest.mark.parametrize(("name", "strongest"), [("nfgsm-w4", "autoattack10k"), ("ard-w4", "autoattack")])
-def test_a_card_names_first_the_autoattack_on_the_most_images(name, strongest):
-    assert Facts(info(name), load_registry(), f"me/{name}").strongest == strongest
+def test_a_card_names_first_the_autoattack_on_the_most_images():
+    entry, registry = info("nfgsm-w4"), load_registry()
+    less = replace(entry, results={key: one for key, one in entry.results.items() if key != "autoattack10k"})
+    assert Facts(entry, registry, "me/nfgsm-w4").strongest == "autoattack10k"
+    assert Facts(less, registry, "me/nfgsm-w4").strongest == "autoattack"

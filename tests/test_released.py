@@ -54,7 +54,7 @@ def test_white_box_attacks_are_at_least_as_strong_as_weaker_ones(name):
 @pytest.mark.parametrize("name", list_models())
 def test_bits_are_reproduced_but_for_rounding(name, pixels):
     model, (images, labels) = load(name), (array[:50] for array in pixels)
-    x, y = to_float(images), torch.from_numpy(labels)
+    x, y = to_float(images), torch.tensor(labels)
     for key in ("clean", "fgsm"):
         if key in info(name).results:
             with torch.no_grad():
