@@ -51,11 +51,10 @@ for runtime in (onnxruntime, openvino):
 
 
 convert_once()
-
 gc.set_threshold(50_000, 20, 20)  # a tenth of the time went into looking for garbage among what stays
 
 # Files that take longest. They come first, so that processes that share the files out end at about the same time.
-LONG = (
+LONG = [
     "engine_contract",
     "attacks",
     "verify",
@@ -64,7 +63,7 @@ LONG = (
     "proard_training",
     "report_browser",
     "engine_openvino",
-)
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

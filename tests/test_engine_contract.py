@@ -285,9 +285,12 @@ def test_it_runs_on_another_device_or_says_that_it_cannot(row, bundle, engine, m
             remote(2 * images(2))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(name, marks=pytest.mark.gpu if name.startswith("tensorrt") else ()) for name in NAMES],
+    indirect=True,
+)
 def test_its_example_says_what_the_model_says(row, bundle, model, tmp_path):
-    if row.name in PLAYED:
-        pytest.skip("needs an NVIDIA GPU")
     picture = drawn(tmp_path / "picture.png")
     check_that_it_shows(model, picture, tmp_path / "other.png")
     agree(run_example(row.name, bundle, picture), twins(model, picture))
