@@ -151,4 +151,4 @@ class Trials:
         """The graph with these layers in float and all others in int8."""
         shutil.copy(self.graph, self.attempt)
         self.quantise(self.attempt, kept=names(kept), ranges=self.attempt.with_suffix(".json"))
-        return onnxruntime.load(self.attempt, **onnxruntime.PATIENT)
+        return onnxruntime.load(self.attempt, threads=torch.get_num_threads(), **onnxruntime.PATIENT)

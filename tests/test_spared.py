@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -155,7 +158,7 @@ def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
 
 def climbed(robust, split, **patched):
     """The rungs of an engine that computes as its twin, in a climb on 40 images."""
-    terms = Terms(n=40, margin=0.3, queries=20)
+    terms = Terms(n=40, margin=0.3, queries=80)
     few = Split("test", split.images[:64], split.labels[:64])
     trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms)
     with pytest.MonkeyPatch.context() as patch:
@@ -169,21 +172,23 @@ def black_box_of(robust, split, **patched):
     return climbed(robust, split, **patched)[-1]
 
 
-def test_transferred_examples_take_directions_from_a_copy_unless_the_twin_is_flagged(robust, split, monkeypatch):
+def test_transfer_and_the_twins_square_are_guided_by_a_copy_unless_the_twin_is_flagged(robust, split, monkeypatch):
     def flagged(*given):
         found = look(*given)
         found.flags.add("masked")
         return found
 
     monkeypatch.setattr(directions, "WORTH", 0)
-    transfers = []
+    trials = []
     for fast, patched in ((False, {}), (True, {}), (True, {"look": flagged})):
         monkeypatch.setattr(directions, "fast_bf16", lambda device, fast=fast: fast)
-        rungs_ = {rung.name: rung for rung in climbed(robust, split, **patched)}
-        transfers.append(rungs_["transfer"].measured)
-    assert [one.get("directions") for one in transfers] == [None, "bf16", None]
-    exact, rough, _ = (one["twin"]["accuracy"] for one in transfers)
-    assert abs(exact - rough) <= 0.05  # two of 40 images
+        trials.append({rung.name: rung for rung in climbed(robust, split, WIDE=np.inf, **patched)})
+    for name in ("transfer", "black-box"):
+        found = [rungs_[name].measured for rungs_ in trials]
+        assert [one.get("directions") for one in found] == [None, "bf16", None]
+        exact, rough, _ = (one["twin"]["accuracy"] for one in found)
+        assert abs(exact - rough) <= 0.05  # two of 40 images
+    assert all("directions" not in rungs_["surrogate"].measured for rungs_ in trials)
 
 
 def test_the_twin_is_spared_where_its_margin_is_wide_and_the_bits_are_the_same(robust, split):
@@ -202,12 +207,22 @@ def test_a_twin_whose_gradients_mislead_is_not_spared(robust, split):
     assert black_box_of(robust, split, look=flagged).measured["twin_spared"] == 0
 
 
-def test_an_engine_whose_threads_sleep_gives_the_same_logits_and_says_so(robust, tmp_path, batch):
+def test_a_patient_engine_answers_two_callers_at_once_with_the_same_logits_and_says_so(robust, tmp_path, batch):
     path, kind = tmp_path / "model.onnx", backend("onnx")
     save_onnx(robust, path)
-    with onnxruntime.load(path) as usual, onnxruntime.load(path, **patient(kind, {"threads": None})) as sleeping:
-        assert torch.equal(usual(batch[0]), sleeping(batch[0]))
-        assert sleeping.facts == usual.facts | {"spinning": False}
+    with onnxruntime.load(path) as usual, onnxruntime.load(path, **patient(kind, {"threads": None})) as shared:
+        assert torch.equal(usual(batch[0]), shared(batch[0]))
+        assert shared.facts == usual.facts | {"spinning": False, "threads": max(torch.get_num_threads() - 1, 1)}
+        inside, run = Barrier(2, timeout=30), shared._run
+
+        def together(x):
+            inside.wait()
+            return run(x)
+
+        shared._run = together
+        with ThreadPoolExecutor(2) as pool:
+            both = [*pool.map(shared, [batch[0], batch[0][:5]])]
+        assert torch.equal(torch.cat(both), torch.cat([usual(batch[0]), usual(batch[0][:5])]))
 
 
 def test_what_the_user_says_of_a_session_stands(robust, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Any, Self
 
 import numpy as np
@@ -67,13 +67,14 @@ class Engine:
     """A loaded artifact: float32 images [N, C, H, W] in [0, 1] to float32 logits [N, classes], always in new memory.
 
     Casting to what the artifact computes in is the engine's own business, so that a caller need not know it. Threads
-    may share it: it runs one batch at a time. Close it when it is no longer needed, or use it in a ``with`` block.
+    may share it: some wait for others. Close it when it is no longer needed, or use it in a ``with`` block.
 
     Args:
         run: checked images to logits, both arrays.
         shape: (C, H, W) of an image.
         facts: of the runtime, see :meth:`describe`.
         gradients: see :meth:`differentiable`.
+        callers: how many threads it answers at the same time.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Engine:
         shape: tuple[int, int, int],
         facts: dict[str, Any],
         gradients: Callable[[Classifier], nn.Module | None] = lambda model: None,
+        callers: int = 1,
     ) -> None:
         self.shape, self.facts = shape, facts
         self._run: Callable[[np.ndarray], np.ndarray] | None = run
         self._gradients = gradients
-        self._turn: AbstractContextManager[Any] = Lock()
+        self._turn: AbstractContextManager[Any] = Lock() if callers == 1 else Semaphore(callers)
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
         """Images [N, C, H, W] to logits [N, classes].
@@ -129,12 +131,13 @@ class Engine:
 
 
 def run_locally(
-    engine: Backend, parts: Sequence[Path], threads: int | None, graph: Path | None, **options: Any
+    engine: Backend, parts: Sequence[Path], threads: int | None, graph: Path | None, *, callers: int = 1, **options: Any
 ) -> Engine:
     """The artifact in the files ``parts``, run by ``zoo/export/runtimes/<engine>.py``.
 
     Args:
         graph: the ONNX file that it was made from, for gradients; None if they are to be had from the artifact itself.
+        callers: of which the runtime answers so many at the same time.
 
     Raises:
         MissingDependency: the runtime is not installed, or lacks what the options ask for.
@@ -151,7 +154,7 @@ def run_locally(
             raise refused from None
         raise IntegrityError(f"{engine.title} cannot load '{parts[0]}': {first_line(error)}") from None
     read = partial(artifact_gradients, engine.name, parts[0]) if graph is None else partial(own_gradients, graph)
-    return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, read)
+    return Engine(run, shape, {"engine": engine.name, "version": version, **facts}, read, callers)
 
 
 def refusal(error: Exception) -> ZooError | None:

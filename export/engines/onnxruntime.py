@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from zoo.export.engines import backend
@@ -20,6 +21,7 @@ from zoo.system.errors import UsageError
 BACKEND = backend("onnxruntime")
 LOADING = ("provider", "threads", "graph_optimization", "config", "provider_options")
 PATIENT = {"patient": True}  # for load
+CALLERS = 2  # of a patient session at once
 
 # ONNX Runtime takes any key and ignores those that it does not know: these it knows, and each is "0" or "1".
 Entry = Literal[
@@ -105,7 +107,8 @@ def load(path: Path | str, *, threads: int | None = None, patient: bool = False,
 
     Args:
         threads: CPU threads of one call; all cores if None.
-        patient: its threads sleep while they wait, unless ``config`` says otherwise; the answers are the same.
+        patient: its threads sleep while they wait, unless ``config`` says otherwise. On a CPU two callers share them if
+            ``threads`` is None: a call takes longer, two at once take less. The answers are the same.
         options: the others of :class:`Options`.
 
     Raises:
@@ -116,4 +119,7 @@ def load(path: Path | str, *, threads: int | None = None, patient: bool = False,
     """
     chosen = asdict(options_of(BACKEND, options) or Options())
     del chosen["threads"]
-    return run_locally(BACKEND, [Path(path)], threads, Path(path), patient=patient, **chosen)
+    callers = CALLERS if patient and threads is None and chosen["provider"] in (None, "cpu") else 1
+    if callers > 1:  # each caller's thread computes too
+        threads = max(torch.get_num_threads() - callers + 1, 1)
+    return run_locally(BACKEND, [Path(path)], threads, Path(path), callers=callers, patient=patient, **chosen)

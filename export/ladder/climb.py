@@ -38,7 +38,7 @@ from zoo.system.toolchain import toolchain
 
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
-WIDE = 0.4  # of the spread: where Square broke twins, walks had left margins of up to 0.14 (docs/robustness.md)
+WIDE = 0.3  # of the spread: where Square broke twins, walks had left margins of up to 0.16 (docs/robustness.md)
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
@@ -188,6 +188,7 @@ def _rungs(
     source = seen.model
     if seen.model is twin.model and not seen.flags:
         source = guided(twin.model, *few, convicts=True)  # twin and engine judge the examples
+    led = source is not seen.model
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square = judged(SQUARE, queries=queries)
     gradients, twins = {"twin": seen.model}, parity["relative_difference"] <= FAITHFUL
@@ -207,14 +208,14 @@ def _rungs(
         if name == "black-box":
             if not seen.flags:  # else the margins that are left by walks mean nothing
                 spared = bits[0] & (margins > WIDE * parity["logit_spread"])
-            attacks = [rungs.black_box(twin, witness, square, bits=bits, spared=spared)]
+            attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=spared)]
         for attack in attacks:
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
-        if name == "transfer" and source is not seen.model:
+        if name != "surrogate" and led:
             facts["measured"] |= {"directions": "bf16"}
         if name == "surrogate":
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.attacks import broken, margin
+from zoo.attacks import Model, broken, margin
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy
 from zoo.attacks.pulse import Meter, portion, pulse
@@ -229,15 +229,16 @@ def _note(z: Tensor, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, lowest: 
 
 
 def black_box(
-    twin: Twin, engine: Engine, protocol: Protocol, *, bits: Bits | None = None, spared: np.ndarray | None = None
+    twin: Model, engine: Engine, protocol: Protocol, *, bits: Bits | None = None, spared: np.ndarray | None = None
 ) -> Attack:
-    """Square, as ``protocol`` says, on each in turn: no gradients at all.
+    """Square, as ``protocol`` says, on each in turn; the engine has no gradients at all.
 
     Each is attacked on the images that it is right on, with the same random numbers as in a full batch. The twin is not
     attacked on those images ``spared`` that the engine withstands: the engine's bits and the images that only the twin
     gets right stay the same, and the twin cannot get more of the others wrong. The gate is as strict or stricter.
 
     Args:
+        twin: the twin, or its net with a guide, by which candidates are left out (:mod:`zoo.attacks.foresight`).
         bits: who is right so far; None: both, on every image.
         spared: images on which Square is not expected to find anything in the twin, bool [N]; None: no image.
     """
