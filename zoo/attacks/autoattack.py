@@ -52,7 +52,7 @@ def autoattack(
         "fab-t": partial(fab_targeted, steps=steps, targets=targets, **common),
         "square": partial(square, queries=queries, **common),
     }
-    passes = {"apgd-ce": 3 * steps, "apgd-t": 3 * steps * targets, "fab-t": 4 * steps * targets, "square": queries}
+    passes = {"apgd-ce": 3 * steps, "apgd-t": 3 * steps * targets, "fab-t": 3 * steps * targets, "square": queries}
     before, total = 0, sum(passes.values())
     z = model(x)
     check_dlr(z)

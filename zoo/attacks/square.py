@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.attacks.ball import Ball, norm_of
-from zoo.attacks.batch import padded, survivors
+from zoo.attacks.batch import survivors
 from zoo.attacks.foresight import Foresight, is_open
 from zoo.attacks.inputs import Model, Norm, attack, generator
 from zoo.attacks.losses import margin
@@ -93,8 +93,7 @@ def _query(model: Model, candidate: Tensor, y: Tensor, asked: Tensor | None) -> 
         return _score(model(candidate), y)
     score, index = torch.full_like(asked, torch.inf, dtype=candidate.dtype), asked.nonzero().squeeze(1)
     if len(index):
-        filled = padded(index)
-        score[filled] = _score(model(candidate[filled]), y[filled])
+        score[index] = _score(model(candidate[index]), y[index])
     return score
 
 
