@@ -232,11 +232,12 @@ def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_ro
     [
         (12, 5, False, True),  # 0.7 points, which could be 1.4: for the rungs above to decide
         (12, 5, True, False),
-        (40, 5, False, False),  # shown to be more than a point
+        (25, 5, False, True),  # shown to be more than a point, which Square may still find in the twin
+        (50, 5, False, False),  # shown to be more than two
         (5, 5, True, True),
     ],
 )
-def test_a_rung_before_the_last_fails_only_where_the_engine_is_shown_to_be_worse(
+def test_a_rung_before_the_last_fails_only_where_the_engine_is_shown_to_be_far_worse(
     only_twin, only_engine, decides, holds
 ):
     twin, engine = np.ones(1000, bool), np.ones(1000, bool)

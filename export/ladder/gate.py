@@ -2,9 +2,9 @@
 
 Above parity the gate is paired non-inferiority: the upper 95 % bound of (twin - engine), from the images that only one
 of the two gets right, must lie below the margin. Under attack the union over all rungs decides, for both alike; a rung
-before the last ends the climb only where the engine is already shown to lose more than the margin. The walk of the
-surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; what it finds so
-in an int8 engine, Square finds in the twin one rung later.
+before the last ends the climb only where the engine is already shown to lose more than twice the margin. The walk of
+the surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; half or more
+of what it finds so in an int8 engine, Square finds in the twin one rung later (docs/int8.md).
 
 Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
 its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
@@ -41,6 +41,7 @@ FLAGS = {
 }
 REFUSED = (UNSTEADY, BETTER)
 CORRUPTIONS = "corruptions"  # the name of the rung
+LEEWAY = 2  # times the margin, for a rung before the last
 FAULTS = {
     "refused": "what attacks find in it means nothing",
     "worse": "the engine is worse",
@@ -62,14 +63,15 @@ def compared(
 
     Args:
         floor: the accuracy that the lower end of the engine's interval must reach besides; None for no floor.
-        decides: False for a rung that another follows: it holds unless the engine is shown to be worse.
+        decides: False for a rung that another follows: it holds unless the engine is shown to be worse by ``LEEWAY``
+            times the margin.
         flags: what was found of the engine on this rung, keys of ``FLAGS``.
     """
     pair = Paired.of(*bits)
     flags = [*flags, *([BETTER] if decides and Paired(pair.n, b=pair.c, c=pair.b).inferior(margin) else [])]
     measured = _comparison(pair, bits)
     enough = floor is None or measured["engine"]["ci95"][0] >= floor
-    as_good = pair.non_inferior(margin) if decides else not pair.inferior(margin)
+    as_good = pair.non_inferior(margin) if decides else not pair.inferior(LEEWAY * margin)
     return {
         "name": name,
         "n": pair.n,
@@ -124,7 +126,7 @@ def verdict(rung: Rung) -> str:
         f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_optimistic(rung)}{_worst(rung)}{_flagged(rung)}"
     )
     if rung.holds:
-        return found if upper < allowed else f"{found}: not shown to be worse, the rungs above decide"
+        return found if upper < allowed else f"{found}: the rungs above decide"
     fault = _fault(rung)
     if fault == "low":
         low, high = measured["engine"]["ci95"]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 LEGEND = (
     "right: images classified correctly (under every attack so far), %. lost: upper 95 % bound of twin - engine, "
     "points; for parity (and graph), the largest logit difference, by the logits' spread. Under attack the last rung "
-    "decides; one before it fails where the engine is shown to lose more than is allowed, or keeps too little."
+    "decides; one before it fails where the engine is shown to lose more than twice what is allowed, or keeps too "
+    "little."
 )
 
 
