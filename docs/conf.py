@@ -33,6 +33,7 @@ CONTENTS = {
         "../benchmarks/results/2026-11-21",
         "../benchmarks/results/2026-11-27",
         "../benchmarks/results/2026-11-26",
+        "../benchmarks/results/bundle",
         "../benchmarks/results/rnascl",
         "../benchmarks/results/proard-supernet",
     ),
