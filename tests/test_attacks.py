@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo import attacks
-from zoo.attacks import broken, margin
+from zoo.attacks import broken, fab, margin
 from zoo.attacks.apgd import checkpoints
 from zoo.attacks.ball import Ball
 from zoo.attacks.fab import project
@@ -332,6 +332,40 @@ def test_fabs_projection_is_the_nearest_point_of_box_and_hyperplane(data):
 
 
 # -- how the attacks compare ------------------------------------------------------------------------------------
+
+
+class Rippled(nn.Module):
+    """A net behind a ripple of its input, whose gradients mislead beyond a small distance."""
+
+    def __init__(self, net: nn.Module, height: float = 1.5, often: int = 40) -> None:
+        super().__init__()
+        self.net, self.height, self.often = net, height, often
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pace = 2 * torch.pi * self.often
+        return self.net(x + self.height * (pace * x).sin() / pace)
+
+
+@pytest.mark.parametrize(("ripple", "eps"), [(False, 0.02), (False, 0.06), (True, 0.06)])
+def test_fab_breaks_as_many_and_asks_seldom_about_points_outside_the_ball(net, images, monkeypatch, ripple, eps):
+    (x, y), model = images, Rippled(net).eval() if ripple else net
+    broke, asked = [], []
+    for often in (1, fab.OPEN):  # every step, or some
+        monkeypatch.setattr(fab, "OPEN", often)
+        counts = []
+
+        def counted(x, counts=counts):
+            counts.append(0 if x.requires_grad else len(x))
+            return model(x)
+
+        fell = broken(model(attacks.fab_targeted(counted, x, y, eps=eps, steps=40, targets=2)), y)
+        broke.append(int(fell.sum()))
+        asked.append(sum(counts))
+    assert broke[0] == broke[1]
+    if ripple:
+        assert broke[0] > 0  # of 60, where most points outside are right
+    elif eps == 0.02:
+        assert asked[1] < 0.7 * asked[0]
 
 
 @pytest.mark.parametrize("norm", NORMS)

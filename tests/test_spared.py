@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo.attacks import square
+from zoo.attacks.guide import Guided
 from zoo.attacks.losses import broken
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation import directions
@@ -179,7 +180,8 @@ def test_transfer_and_the_twins_square_are_guided_by_a_copy_unless_the_twin_is_f
         return found
 
     monkeypatch.setattr(directions, "WORTH", 0)
-    trials = []
+    trials, attacked, box = [], [], rungs.black_box
+    monkeypatch.setattr(rungs, "black_box", lambda one, *given, **how: attacked.append(one) or box(one, *given, **how))
     for fast, patched in ((False, {}), (True, {}), (True, {"look": flagged})):
         monkeypatch.setattr(directions, "fast_bf16", lambda device, fast=fast: fast)
         trials.append({rung.name: rung for rung in climbed(robust, split, WIDE=np.inf, **patched)})
@@ -189,6 +191,7 @@ def test_transfer_and_the_twins_square_are_guided_by_a_copy_unless_the_twin_is_f
         exact, rough, _ = (one["twin"]["accuracy"] for one in found)
         assert abs(exact - rough) <= 0.05  # two of 40 images
     assert all("directions" not in rungs_["surrogate"].measured for rungs_ in trials)
+    assert [isinstance(one, Guided) for one in attacked] == [False, True, False]
 
 
 def test_the_twin_is_spared_where_its_margin_is_wide_and_the_bits_are_the_same(robust, split):
@@ -212,7 +215,11 @@ def test_a_patient_engine_answers_two_callers_at_once_with_the_same_logits_and_s
     save_onnx(robust, path)
     with onnxruntime.load(path) as usual, onnxruntime.load(path, **patient(kind, {"threads": None})) as shared:
         assert torch.equal(usual(batch[0]), shared(batch[0]))
-        assert shared.facts == usual.facts | {"spinning": False, "threads": max(torch.get_num_threads() - 1, 1)}
+        assert shared.facts == usual.facts | {
+            "spinning": False,
+            "threads": max(torch.get_num_threads() - 1, 1),
+            "callers": 2,
+        }
         inside, run = Barrier(2, timeout=30), shared._run
 
         def together(x):

@@ -9,7 +9,7 @@ from zoo.export.bundle.manifest import Manifest, Report
 from zoo.system.fingerprint import UNKNOWN
 from zoo.system.toolchain import MACHINE
 
-SETTINGS = ("device", "threads", "providers", "graph_optimization", "config", "provider_options", "tf32")
+SETTINGS = ("device", "threads", "callers", "providers", "graph_optimization", "config", "provider_options", "tf32")
 
 
 def conditions(report: Report) -> dict[str, Any]:

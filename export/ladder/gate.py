@@ -3,8 +3,8 @@
 Above parity the gate is paired non-inferiority: the upper 95 % bound of (twin - engine), from the images that only one
 of the two gets right, must lie below the margin. Under attack the union over all rungs decides, for both alike; a rung
 before the last ends the climb only where the engine is already shown to lose more than twice the margin. The walk of
-the surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; half or more
-of what it finds so in an int8 engine, Square finds in the twin one rung later (docs/int8.md).
+the surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; Square
+finds part of it, up to all, in the twin one rung later (docs/engines.md, docs/int8.md).
 
 Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
 its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
@@ -126,7 +126,7 @@ def verdict(rung: Rung) -> str:
         f"{100 * upper:.2f} points, {100 * allowed:.2f} are allowed{_optimistic(rung)}{_worst(rung)}{_flagged(rung)}"
     )
     if rung.holds:
-        return found if upper < allowed else f"{found}: the rungs above decide"
+        return found if upper < allowed else f"{found}: not shown to lose more than twice that, the rungs above decide"
     fault = _fault(rung)
     if fault == "low":
         low, high = measured["engine"]["ci95"]

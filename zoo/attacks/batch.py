@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BUCKET = 4  # a new batch size costs a CPU milliseconds of kernel set-up; sizes 0 and 1 cost a recompilation
+BUCKET = 4  # a new batch size costs a CPU milliseconds of kernel set-up; sizes 0 and 1 cost a compiled net another
 
 
 def survivors(done: Tensor) -> Tensor | None:
