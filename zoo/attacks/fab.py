@@ -16,6 +16,7 @@ ALPHA_MAX = 0.1  # the largest weight of the projection of the original image
 ETA = 1.05  # overshoot past the hyperplane
 BETA = 0.9  # the search continues at this fraction of the way from the image to a misclassified point
 OPEN = 8  # so many steps ask about all points, and of so many later ones one does
+DOUBT = 0.25  # more of the points outside eps than this were right: all steps ask about the image
 
 NEWTON_STEPS = 50
 
@@ -37,7 +38,7 @@ def fab_targeted(
 
     The attack searches for the nearest misclassified point; an image is broken if this point lies within eps. A point
     outside eps is taken to be misclassified, as nearly all are on usual networks. The first eight steps and one of
-    eight later ones ask the model, and every step does for an image that had such a point which was right.
+    eight later ones ask the model, and every step does for an image where more than a quarter of them were right.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -72,7 +73,8 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1 from x [N, C, H, W] towards class t [N]: the points, and whether each is within eps, bool [N]."""
     result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
-    index, doubted = torch.arange(len(x), device=x.device), torch.zeros_like(fell)
+    index = torch.arange(len(x), device=x.device)
+    out, right = torch.zeros(2, len(x), device=x.device)  # points outside eps that were asked about; of them right
     for k in range(steps):
         pulse(k / steps)
         # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
@@ -85,19 +87,20 @@ def _search(
         alpha = (near / (near + far).clamp_min(1e-12)).clamp_(max=ALPHA_MAX)  # [n, 1, 1, 1]
         x = torch.lerp(x + ETA * to_plane, x_orig + ETA * to_plane_orig, alpha).clamp_(0, 1)
 
-        within, wrong = norm_of(x - x_orig, norm).flatten() <= eps, torch.ones_like(doubted)
-        asked = (within | doubted | (k < OPEN or k % OPEN == 0)).nonzero().squeeze(1)
-        if len(asked):
-            filled = padded(asked)
+        within = norm_of(x - x_orig, norm).flatten() <= eps
+        asked = within | (right > DOUBT * out) | (k < OPEN or k % OPEN == 0)
+        wrong = torch.ones_like(within)
+        if asked.any():
+            filled = padded(asked.nonzero().squeeze(1))
             wrong[filled] = broken(model(x[filled]), y[filled])
+        out, right = out + (asked & ~within), right + ~(wrong | within)
         done = wrong & within
-        doubted = doubted | ~(wrong | within)
         result[index[done]], fell[index[done]] = x[done], True
         keep = survivors(fell[index])
         if keep is not None:
             if not len(keep):
                 break
-            x, x_orig, y, t, index, wrong, doubted = (a[keep] for a in (x, x_orig, y, t, index, wrong, doubted))
+            x, x_orig, y, t, index, wrong, out, right = (a[keep] for a in (x, x_orig, y, t, index, wrong, out, right))
         x = torch.where(wrong[:, None, None, None], torch.lerp(x_orig, x, BETA), x)
     return result, fell
 
