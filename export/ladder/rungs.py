@@ -231,11 +231,12 @@ def _note(z: Tensor, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, lowest: 
 def black_box(
     twin: Model, engine: Engine, protocol: Protocol, *, bits: Bits | None = None, spared: np.ndarray | None = None
 ) -> Attack:
-    """Square, as ``protocol`` says, on each in turn: nothing that is found in the engine owes anything to gradients.
+    """Square, as ``protocol`` says, on each in turn; what it finds in the engine owes nothing to gradients.
 
     Each is attacked on the images that it is right on, with the same random numbers as in a full batch. The twin is not
     attacked on those images ``spared`` that the engine withstands: the engine's bits and the images that only the twin
-    gets right stay the same, and the twin cannot get more of the others wrong. Non-inferiority is as hard to show or harder.
+    gets right stay the same, and the twin cannot get more of the others wrong. Non-inferiority is no
+    easier to show.
 
     Args:
         twin: the twin, or its net with a guide, by which candidates are left out (:mod:`zoo.attacks.foresight`).
