@@ -350,8 +350,9 @@ class Rippled(nn.Module):
 def test_fab_breaks_as_many_and_asks_seldom_about_points_outside_the_ball(net, images, monkeypatch, ripple, eps):
     (x, y), model = images, Rippled(net).eval() if ripple else net
     broke, asked = [], []
-    for often in (1, fab.OPEN):  # every step, or some
+    for often, far in ((1, torch.inf), (fab.OPEN, fab.FAR)):  # every step, and no search is given up; or as it is
         monkeypatch.setattr(fab, "OPEN", often)
+        monkeypatch.setattr(fab, "FAR", far)
         counts = []
 
         def counted(x, counts=counts):
@@ -359,13 +360,45 @@ def test_fab_breaks_as_many_and_asks_seldom_about_points_outside_the_ball(net, i
             return model(x)
 
         fell = broken(model(attacks.fab_targeted(counted, x, y, eps=eps, steps=40, targets=2)), y)
-        broke.append(int(fell.sum()))
+        broke.append(fell)
         asked.append(sum(counts))
-    assert broke[0] == broke[1]
+    assert torch.equal(*broke)
     if ripple:
-        assert broke[0] > 0  # of 60, where most points outside are right
+        assert broke[0].any()  # of 60, where most points outside are right
     elif eps == 0.02:
         assert asked[1] < 0.7 * asked[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "eps"),
+    [("plain", "linf", 0.02), ("plain", "l2", 0.3), ("flat", "linf", 0.06), ("ripple", "linf", 0.02)],
+)
+def test_fab_gives_up_what_is_far_and_no_longer_gets_nearer(net, images, monkeypatch, kind, norm, eps):
+    x, y = images
+    model = {
+        "plain": net,
+        "flat": lambda x: (5 * net(x)).softmax(1),  # steps lead far past the boundary, and the way back takes dozens
+        "ripple": Rippled(net).eval(),  # distances mean little there: no search is given up
+    }[kind]
+    broke, passes = [], []
+    for far in (torch.inf, fab.FAR):
+        monkeypatch.setattr(fab, "FAR", far)
+        counts = []
+
+        def counted(x, counts=counts):
+            counts.append(len(x) if x.requires_grad else 0)
+            return model(x)
+
+        broke.append(broken(model(attacks.fab_targeted(counted, x, y, eps=eps, norm=norm, steps=40, targets=2)), y))
+        passes.append(sum(counts))
+    assert torch.equal(*broke)
+    match kind:
+        case "plain":
+            assert passes[1] < 0.6 * passes[0]
+        case "flat":
+            assert broke[0].any()
+        case "ripple":
+            assert passes[1] == passes[0]
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -17,6 +17,8 @@ ETA = 1.05  # overshoot past the hyperplane
 BETA = 0.9  # the search continues at this fraction of the way from the image to a misclassified point
 OPEN = 8  # so many steps ask about all points, and of so many later ones one does
 DOUBT = 0.25  # more of the points outside eps than this were right: all steps ask about the image
+FAR = 2.0  # eps: the search is given up for an image that it did not bring nearer than this,
+STUCK = 0.9  # nor in the last eight steps to less than this part of the least distance before
 
 NEWTON_STEPS = 50
 
@@ -39,6 +41,8 @@ def fab_targeted(
     The attack searches for the nearest misclassified point; an image is broken if this point lies within eps. A point
     outside eps is taken to be misclassified, as nearly all are on usual networks. The first eight steps and one of
     eight later ones ask the model, and every step does for an image where more than a quarter of them were right.
+    From step 16 on the search is given up for other images whose nearest point so far is beyond 2 eps and was so
+    eight steps ago, up to a tenth: the boundary that it closes in on is too far to count.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -75,6 +79,8 @@ def _search(
     result, fell = x_orig.clone(), torch.zeros_like(y, dtype=torch.bool)
     index = torch.arange(len(x), device=x.device)
     out, right = torch.zeros(2, len(x), device=x.device)  # points outside eps that were asked about; of them right
+    given_up = torch.zeros_like(fell)
+    best, before = torch.full((2, len(x)), torch.inf, device=x.device)  # the least distance; OPEN steps ago
     for k in range(steps):
         pulse(k / steps)
         # The boundary with t, linearised at x: {p: f + <w, p - x> = 0}
@@ -87,20 +93,25 @@ def _search(
         alpha = (near / (near + far).clamp_min(1e-12)).clamp_(max=ALPHA_MAX)  # [n, 1, 1, 1]
         x = torch.lerp(x + ETA * to_plane, x_orig + ETA * to_plane_orig, alpha).clamp_(0, 1)
 
-        within = norm_of(x - x_orig, norm).flatten() <= eps
+        distance = norm_of(x - x_orig, norm).flatten()
+        within, best = distance <= eps, torch.minimum(best, distance)
         asked = within | (right > DOUBT * out) | (k < OPEN or k % OPEN == 0)
         wrong = torch.ones_like(within)
         if asked.any():
             filled = padded(asked.nonzero().squeeze(1))
             wrong[filled] = broken(model(x[filled]), y[filled])
         out, right = out + (asked & ~within), right + ~(wrong | within)
-        done = wrong & within
+        done = wrong & within & ~given_up[index]
         result[index[done]], fell[index[done]] = x[done], True
-        keep = survivors(fell[index])
+        if k and k % OPEN == 0:
+            stuck = (best > FAR * eps) & (best > STUCK * before) & (right <= DOUBT * out)
+            given_up[index[stuck]], before = True, best
+        keep = survivors((fell | given_up)[index])
         if keep is not None:
             if not len(keep):
                 break
-            x, x_orig, y, t, index, wrong, out, right = (a[keep] for a in (x, x_orig, y, t, index, wrong, out, right))
+            x, x_orig, y, t, index, wrong = (a[keep] for a in (x, x_orig, y, t, index, wrong))
+            out, right, best, before = (a[keep] for a in (out, right, best, before))
         x = torch.where(wrong[:, None, None, None], torch.lerp(x_orig, x, BETA), x)
     return result, fell
 
