@@ -23,8 +23,9 @@ MARGIN = 0.5  # whatever is found
 
 @contextmanager
 def everything_twice() -> Iterator[None]:
-    """The twin answers apart from its gradients, Square attacks it wherever it is right and asks it about every
-    candidate, and the engine answers one caller at a time, with threads that spin."""
+    """Every attack is run on all images that either gets right, the twin answers apart from its gradients, Square
+    attacks it wherever it is right and asks it about every candidate, and the engine answers one caller at a time, with
+    threads that spin."""
     walk, box = rungs.surrogate_pgd, rungs.black_box
 
     def apart(gradients, engines, *given, **settings):
@@ -37,6 +38,7 @@ def everything_twice() -> Iterator[None]:
         patch.object(rungs, "surrogate_pgd", apart),
         patch.object(rungs, "black_box", unscreened),
         patch.object(climb, "WIDE", float("inf")),
+        patch.object(climb, "WIDE_FOR_WALKS", float("inf")),
         patch.object(onnxruntime, "PATIENT", {}),
     ):
         yield

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.attacks import square
+from zoo.attacks import apgd, square
 from zoo.attacks.guide import Guided
 from zoo.attacks.losses import broken
 from zoo.datasets.base import Split, to_float
@@ -91,6 +91,25 @@ def test_square_finds_in_some_images_what_it_finds_in_all(robust, batch, share):
     assert left.sum() <= 3  # images that fill the batch
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_walks_from_some_images_are_what_they_are_among_all(fragile, robust, batch, share):
+    net, some = Alone(fragile).eval(), torch.rand(N, generator=torch.Generator().manual_seed(1)) < share
+    terms = {"eps": 2 / 255, "steps": 5, "seed": 0}
+    walks = (
+        lambda only: apgd(net, *batch, **terms, early_stop=False, only=only),
+        lambda only: apgd(net, *batch, **terms, restarts=2, only=only),
+        lambda only: surrogate_pgd(net, [Twin(net), Twin(robust)], *batch, **terms, step=1 / 255, only=only)[0],
+        lambda only: surrogate_pgd(net, [Twin(net), Twin(robust)], *batch, **terms, step=1 / 255, only=only)[1],
+    )
+    for walk in walks:
+        everything, found = walk(None), walk(some)
+        fell = broken(net(everything), batch[1])
+        assert torch.equal(broken(net(found), batch[1])[some], fell[some])
+        assert torch.equal(found[some & ~fell], everything[some & ~fell])  # others may fill a batch, and move on
+        assert torch.equal(found[~some], batch[0][~some])
+    assert not torch.equal(everything, batch[0])
+
+
 def test_square_on_no_image_returns_them_as_they_are(robust, batch):
     calls = []
     found = square(lambda x: calls.append(x), *batch, eps=0.1, queries=9, only=torch.zeros(N, dtype=torch.bool))
@@ -157,15 +176,15 @@ def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
     assert [attack for attack, _ in examples.kept] == ["a", "b"]
 
 
-def climbed(robust, split, **patched):
+def climbed(robust, split, engine=Twin, **patched):
     """The rungs of an engine that computes as its twin, in a climb on 40 images."""
-    terms = Terms(n=40, margin=0.3, queries=80)
+    terms = Terms(n=40, margin=0.3, queries=80, tolerance=100)
     few = Split("test", split.images[:64], split.labels[:64])
     trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in patched.items():
             patch.setattr(climbing, name, value)
-        return climb(robust, Twin(prepare(robust)), trial).rungs
+        return climb(robust, engine(prepare(robust)), trial).rungs
 
 
 def black_box_of(robust, split, **patched):
@@ -192,6 +211,32 @@ def test_transfer_and_the_twins_square_are_guided_by_a_copy_unless_the_twin_is_f
         assert abs(exact - rough) <= 0.05  # two of 40 images
     assert all("directions" not in rungs_["surrogate"].measured for rungs_ in trials)
     assert [isinstance(one, Guided) for one in attacked] == [False, True, False]
+
+
+def test_images_with_wide_margins_are_walked_from_once_and_the_bits_are_the_same(robust, split):
+    usual, none = climbed(robust, split, WIDE_FOR_WALKS=0.6), climbed(robust, split, WIDE_FOR_WALKS=np.inf)
+    assert [rung.bits for rung in usual] == [rung.bits for rung in none]
+    assert [rung.measured["spared"] for rung in none if rung.name in ("transfer", "surrogate")] == [0, 0]
+    for rung in usual:
+        if rung.name in ("transfer", "surrogate"):
+            assert 0 < rung.measured["spared"] < 40
+
+
+def test_no_image_is_spared_where_engine_and_twin_are_apart_or_margins_mean_nothing(robust, split):
+    def flagged(*given):
+        found = look(*given)
+        found.flags.add("masked")
+        return found
+
+    class Sure(Twin):
+        """Leads by more than the twin, in the attacked images too."""
+
+        def __call__(self, images):
+            return 3 * super().__call__(images)
+
+    for engine, patched in ((Sure, {}), (Twin, {"look": flagged}), (Twin, {"COARSE_SHARE": 2})):
+        found = {rung.name: rung.measured for rung in climbed(robust, split, engine, **patched)}
+        assert found["transfer"]["spared"] == found["surrogate"]["spared"] == 0
 
 
 def test_the_twin_is_spared_where_its_margin_is_wide_and_the_bits_are_the_same(robust, split):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ from zoo.system.toolchain import toolchain
 
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
-WIDE = 0.3  # of the spread: where Square broke twins, walks had left margins of up to 0.16 (docs/robustness.md)
+# Of the spread (docs/robustness.md): Square broke twins where walks had left margins of up to 0.16; later walks took
+# away up to 0.40 from the margin that an earlier one had left.
+WIDE, WIDE_FOR_WALKS = 0.3, 0.5
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
@@ -203,14 +206,17 @@ def _rungs(
     ]
     if queries:
         plan.append(("black-box", [square], []))
-    margins, spared = np.full(len(labels), np.inf, np.float32), np.zeros(len(labels), bool)
+    margins = np.full((2, len(labels)), np.nan, np.float32)  # of twin and engine
+    unit = inf if coarse or seen.flags else parity["logit_spread"]  # inf: margins mean nothing
+    nobody = np.zeros(len(labels), bool)
     for name, protocols, attacks in plan:
-        if name == "black-box":
-            if not seen.flags:  # else the margins that are left by walks mean nothing
-                spared = bits[0] & (margins > WIDE * parity["logit_spread"])
-            attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=spared)]
+        boxed = name == "black-box"
+        if boxed:
+            in_twin = bits[0] & (margins[0] > WIDE * unit)
+            attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=in_twin)]
         for attack in attacks:
-            bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins)
+            spared = nobody if boxed else margins.min(0) - np.ptp(margins, 0) > WIDE_FOR_WALKS * unit
+            bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins, spared)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
@@ -219,8 +225,7 @@ def _rungs(
             facts["measured"] |= {"directions": "bf16"}
         if name == "surrogate":
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
-        if name == "black-box":
-            facts["measured"]["twin_spared"] = int((spared & bits[1]).sum())
+        facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(spared.sum())}
         yield "attacked" if last else "clean", facts
 
 

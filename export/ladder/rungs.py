@@ -40,8 +40,8 @@ SHIFT = 4  # pixels
 
 Tick = Callable[[int, int], None]  # images done, images in all
 Bits = tuple[np.ndarray, np.ndarray]  # who is right, bool [N]: the twin, the engine
-# x, y, seed, and the indices of the images, to images for the twin and for the engine
-Attack = Callable[[Tensor, Tensor, int, np.ndarray], tuple[Tensor, Tensor]]
+# x, y, seed, the indices of the images, and which of them are attacked, to images for the twin and for the engine
+Attack = Callable[[Tensor, Tensor, int, np.ndarray, Tensor], tuple[Tensor, Tensor]]
 
 
 def right(engine: Engine, x: Tensor, y: Tensor) -> np.ndarray:
@@ -141,10 +141,10 @@ def transfer(source: nn.Module, protocol: Protocol, examples: Examples | None = 
         examples: of this net, for all engines that they are replayed on.
     """
 
-    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        make = partial(perturb, seeded, source, x, y, early_stop=False)
-        x_adv = make() if examples is None else examples.of(seeded.model_dump_json(), x, y, make)
+        make = partial(perturb, seeded, source, x, y, early_stop=False, only=only)
+        x_adv = make() if examples is None else examples.of(f"{seeded.model_dump_json()} {only.tolist()}", x, y, make)
         return x_adv, x_adv
 
     return attack
@@ -156,8 +156,8 @@ def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protoc
         raise UsageError(f"protocol '{protocol.name}' is not a PGD with a step size and steps")
     walk: dict[str, Any] = {key: getattr(protocol, key) for key in ("eps", "norm", "step", "steps")}
 
-    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        for_twin, for_engine = surrogate_pgd(gradients, (twin, engine), x, y, seed=seed, **walk)
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
+        for_twin, for_engine = surrogate_pgd(gradients, (twin, engine), x, y, seed=seed, only=only, **walk)
         return for_twin, for_engine
 
     return attack
@@ -174,6 +174,7 @@ def surrogate_pgd(
     step: float,
     steps: int,
     seed: int,
+    only: Tensor | None = None,
 ) -> list[Tensor]:
     """PGD on each of ``engines`` along ``gradients``: BPDA, a float model f as the backward pass.
 
@@ -185,6 +186,7 @@ def surrogate_pgd(
     Args:
         gradients: f, in eval mode, parameters frozen.
         x: images [N, C, H, W] in [0, 1]; y: labels [N].
+        only: the images to walk from, bool [N]; the others are returned as they are.
 
     Returns:
         For each engine the point of each image where the engine's margin was smallest, within eps of x and in [0, 1].
@@ -193,10 +195,11 @@ def surrogate_pgd(
     ball = Ball(x, eps, norm)
     start = ball.random(torch.Generator().manual_seed(seed))
     best, least = [x.clone() for _ in engines], torch.stack([margin(engine(x), y) for engine in engines])
+    walked = torch.ones_like(y, dtype=torch.bool) if only is None else only
     judged = list(zip(engines, best, least, strict=True))
     answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
     asked = [one for one in judged if not any(one is other for other in answering)]
-    active = (least > 0).any(0).nonzero()[:, 0]
+    active = ((least > 0).any(0) & walked).nonzero()[:, 0]
     x_t = start[active]
     for t in range(steps + 1):
         if not len(active):
@@ -244,10 +247,10 @@ def black_box(
         spared: images on which Square is not expected to find anything in the twin, bool [N]; None: no image.
     """
 
-    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        everything = np.ones(len(index), bool)
-        twin_right, engine_right = (one[index] for one in bits) if bits else (everything, everything)
+        so_far = [one[index] for one in bits] if bits else [np.ones(len(index), bool)] * 2
+        twin_right, engine_right = (one & only.numpy() for one in so_far)
         with portion(0, 0.5):
             for_engine = perturb(seeded, engine, x, y, only=torch.from_numpy(engine_right))
         if spared is not None:
@@ -261,7 +264,7 @@ def black_box(
 def clean(twin: Twin, engine: Engine, images: np.ndarray, labels: np.ndarray, tick: Tick) -> Bits:
     """Who classifies which image correctly, unperturbed; arguments as for :func:`survivors`."""
     everything = np.ones(len(labels), bool)
-    return survivors(lambda x, y, seed, index: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
+    return survivors(lambda x, *_: (x, x), twin, engine, images, labels, (everything, everything), 0, tick)
 
 
 def corruptions(
@@ -306,6 +309,7 @@ def survivors(
     seed: int,
     tick: Tick,
     margins: np.ndarray | None = None,
+    spared: np.ndarray | None = None,
 ) -> Bits:
     """Worst case so far after one more attack, per image; images that both already get wrong are not attacked.
 
@@ -314,23 +318,30 @@ def survivors(
 
     Args:
         images: uint8 [N, H, W, C]; labels: int64 [N]; bits: who is right so far.
-        margins: the smallest margin of the twin so far, [N]; lowered where the attack finds a smaller one.
+        margins: the smallest margins so far, of the twin and of the engine, [2, N], NaN before the first attack;
+            lowered where the attack finds smaller ones.
+        spared: images that are not attacked and stay as they are, bool [N]; None: no image. The others are attacked
+            as if these were too.
     """
     twin_right, engine_right = bits[0].copy(), bits[1].copy()
     standing = np.flatnonzero(bits[0] | bits[1])
     batches = {int(part[0]): standing[part] for part in equal_parts(len(standing), BATCH)}
     meter = Meter(tick, len(labels) - len(standing), len(labels))
 
-    def attacked(start: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def attacked(start: int, index: np.ndarray) -> np.ndarray:
+        only = torch.from_numpy(np.ones(len(index), bool) if spared is None else ~spared[index])
+        if not only.any():
+            return np.empty((2, 0), np.float32)
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        for_twin, for_engine = attack(x, y, seed + start, index)
-        return margin(twin(for_twin), y).numpy(), right(engine, for_engine, y)
+        pair = zip((twin, engine), attack(x, y, seed + start, index, only), strict=True)
+        return torch.stack([margin(one(x_adv[only]), y[only]) for one, x_adv in pair]).numpy()
 
     crew = Crew.of(twin.model, to_float(images[:8]), len(batches), max(map(len, batches.values()), default=1))
     with limited(crew.threads), closing(batches_done(attacked, batches, meter, crew)) as results:
-        for start, (found, engine_holds) in results:
-            twin_right[batches[start]] &= found > 0  # NaN and ties are broken
-            engine_right[batches[start]] &= engine_holds
+        for start, found in results:
+            rows = batches[start] if spared is None else batches[start][~spared[batches[start]]]
+            twin_right[rows] &= found[0] > 0  # NaN and ties are broken
+            engine_right[rows] &= found[1] > 0
             if margins is not None:
-                margins[batches[start]] = np.fmin(margins[batches[start]], found)
+                margins[:, rows] = np.fmin(margins[:, rows], found)
     return twin_right, engine_right

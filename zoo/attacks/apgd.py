@@ -33,6 +33,7 @@ def apgd(
     loss: str = "ce",
     early_stop: bool = True,
     seed: int = 0,
+    only: Tensor | None = None,
 ) -> Tensor:
     """APGD on one loss, from random starts; later restarts attack the images not broken yet.
 
@@ -42,13 +43,15 @@ def apgd(
         loss: "ce", "cw" or "dlr" (DLR needs at least 4 classes).
         early_stop: stop at the first misclassified point of an image. Without it every image takes all the steps
             of at least one restart, and ends at its misclassified point with the highest loss.
+        only: the images to attack, bool [N]; each takes the steps that it takes in a full batch. The others are
+            returned as they are.
 
     Returns:
         Adversarial images [N, C, H, W]; if none is misclassified, the last restart's point with the highest loss.
     """
     chosen = loss_called(loss)
     tries = [((y,), f"apgd {loss} {restart}") for restart in range(restarts)]
-    return _tries(model, x, y, tries, eps, norm, steps, chosen, early_stop, seed)
+    return _tries(model, x, y, tries, eps, norm, steps, chosen, early_stop, seed, only)
 
 
 @attack("apgd-t")
@@ -85,11 +88,14 @@ def _tries(
     loss: Loss,
     early_stop: bool,
     seed: int,
+    only: Tensor | None = None,
 ) -> Tensor:
     """One climb for each pair (labels of the loss, random stream), on the images not broken yet."""
     ball, result = Ball(x, eps, norm), x.clone()
-    todo = torch.arange(len(x), device=x.device)
+    todo = torch.arange(len(x), device=x.device) if only is None else only.nonzero()[:, 0]
     for place, (labels, stream) in enumerate(tries):
+        if not len(todo):
+            break
         x0 = ball.random(generator(seed, stream, x.device))  # for all images, broken or not: see pgd.py
         with portion(place / len(tries), (place + 1) / len(tries)):
             x_adv, fell = _climb(
@@ -104,8 +110,6 @@ def _tries(
             )
         result[todo] = x_adv
         todo = todo[~fell]
-        if not len(todo):
-            break
     return result
 
 
