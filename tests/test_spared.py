@@ -1,4 +1,4 @@
-"""What the ladder leaves out because it is known already: no engine gets an easier verdict by it."""
+"""What the ladder leaves out, and what it must not leave out for an engine to be found out."""
 
 from __future__ import annotations
 
@@ -94,12 +94,17 @@ def test_square_finds_in_some_images_what_it_finds_in_all(robust, batch, share):
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
 def test_walks_from_some_images_are_what_they_are_among_all(fragile, robust, batch, share):
     net, some = Alone(fragile).eval(), torch.rand(N, generator=torch.Generator().manual_seed(1)) < share
-    terms = {"eps": 2 / 255, "steps": 5, "seed": 0}
+    terms, everyone = {"eps": 2 / 255, "steps": 5, "seed": 0}, torch.ones(N, dtype=torch.bool)
+    engines = [Twin(net), Twin(Alone(robust).eval())]
+
+    def pair(*only):
+        return None if None in only else torch.stack(only)
+
     walks = (
         lambda only: apgd(net, *batch, **terms, early_stop=False, only=only),
         lambda only: apgd(net, *batch, **terms, restarts=2, only=only),
-        lambda only: surrogate_pgd(net, [Twin(net), Twin(robust)], *batch, **terms, step=1 / 255, only=only)[0],
-        lambda only: surrogate_pgd(net, [Twin(net), Twin(robust)], *batch, **terms, step=1 / 255, only=only)[1],
+        lambda only: surrogate_pgd(net, engines, *batch, **terms, step=1 / 255, only=pair(only, everyone))[0],
+        lambda only: surrogate_pgd(net, engines, *batch, **terms, step=1 / 255, only=pair(everyone, only))[1],
     )
     for walk in walks:
         everything, found = walk(None), walk(some)
@@ -220,6 +225,39 @@ def test_images_with_wide_margins_are_walked_from_once_and_the_bits_are_the_same
     for rung in usual:
         if rung.name in ("transfer", "surrogate"):
             assert 0 < rung.measured["spared"] < 40
+
+
+class Swayed(Twin):
+    """Answers much as its twin, and has a direction of its own in which small steps lead far."""
+
+    def __init__(self, net, sway=0.1):
+        super().__init__(Sway(net, sway))
+
+    def differentiable(self, model):
+        return self.model
+
+
+class Sway(nn.Module):
+    def __init__(self, net, sway):
+        super().__init__()
+        signs = torch.randint(0, 2, (3 * 32 * 32,), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self.net, self.direction = net, nn.Parameter(sway * signs.float(), requires_grad=False)
+
+    def forward(self, x):
+        z = self.net(x)
+        return torch.cat([z[:, :1] + (x.flatten(1) - 0.5) @ self.direction[:, None], z[:, 1:]], 1)
+
+
+def test_an_engine_is_attacked_everywhere_along_its_own_gradients(robust, split):
+    """Nothing that follows the twin's gradients finds it out."""
+    usual, none = climbed(robust, split, Swayed), climbed(robust, split, Swayed, WIDE_FOR_WALKS=np.inf)
+    kept = {}
+    for mine, full in zip(usual, none, strict=True):
+        if mine.name in ("transfer", "surrogate"):
+            assert mine.measured["spared"] > 0
+            assert mine.bits == full.bits
+            kept[mine.name] = mine.measured["engine"]["accuracy"]
+    assert kept["surrogate"] < 0.7 < kept["transfer"]
 
 
 def test_no_image_is_spared_where_engine_and_twin_are_apart_or_margins_mean_nothing(robust, split):

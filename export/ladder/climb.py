@@ -208,14 +208,15 @@ def _rungs(
         plan.append(("black-box", [square], []))
     margins = np.full((2, len(labels)), np.nan, np.float32)  # of twin and engine
     unit = inf if coarse or seen.flags else parity["logit_spread"]  # inf: margins mean nothing
-    nobody = np.zeros(len(labels), bool)
     for name, protocols, attacks in plan:
         boxed = name == "black-box"
         if boxed:
             in_twin = bits[0] & (margins[0] > WIDE * unit)
             attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=in_twin)]
         for attack in attacks:
-            spared = nobody if boxed else margins.min(0) - np.ptp(margins, 0) > WIDE_FOR_WALKS * unit
+            wide = _wide(margins, bits, WIDE_FOR_WALKS * unit) & (not boxed)
+            # Along its own gradients the engine is attacked everywhere: nothing is known of its margins there.
+            spared = np.stack([wide, wide & (attack not in walks[1:])])
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins, spared)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
@@ -225,8 +226,15 @@ def _rungs(
             facts["measured"] |= {"directions": "bf16"}
         if name == "surrogate":
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
-        facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(spared.sum())}
+        facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(wide.sum())}
         yield "attacked" if last else "clean", facts
+
+
+def _wide(margins: np.ndarray, bits: rungs.Bits, least: float) -> np.ndarray:
+    """The images that twin and engine get right, both by more than ``least``, with the difference of their margins
+    taken off: bool [N]. The margins are [2, N]."""
+    with np.errstate(invalid="ignore"):  # infinite ones are not wide
+        return np.logical_and(*bits) & (margins.min(0) - np.ptp(margins, 0) > least)
 
 
 def _unsteady(witness: Witness, engine: Engine, trial: Trial, parity: Mapping[str, Any]) -> bool:

@@ -40,7 +40,8 @@ SHIFT = 4  # pixels
 
 Tick = Callable[[int, int], None]  # images done, images in all
 Bits = tuple[np.ndarray, np.ndarray]  # who is right, bool [N]: the twin, the engine
-# x, y, seed, the indices of the images, and which of them are attacked, to images for the twin and for the engine
+# x, y, seed, the indices of the images, and on which of them the twin and the engine are attacked (bool [2, n]), to
+# images for the twin and for the engine
 Attack = Callable[[Tensor, Tensor, int, np.ndarray, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -143,8 +144,9 @@ def transfer(source: nn.Module, protocol: Protocol, examples: Examples | None = 
 
     def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
-        make = partial(perturb, seeded, source, x, y, early_stop=False, only=only)
-        x_adv = make() if examples is None else examples.of(f"{seeded.model_dump_json()} {only.tolist()}", x, y, make)
+        some = only.any(0)
+        make = partial(perturb, seeded, source, x, y, early_stop=False, only=some)
+        x_adv = make() if examples is None else examples.of(f"{seeded.model_dump_json()} {some.tolist()}", x, y, make)
         return x_adv, x_adv
 
     return attack
@@ -186,7 +188,7 @@ def surrogate_pgd(
     Args:
         gradients: f, in eval mode, parameters frozen.
         x: images [N, C, H, W] in [0, 1]; y: labels [N].
-        only: the images to walk from, bool [N]; the others are returned as they are.
+        only: the images that each engine is attacked on, bool [engines, N]; it gets the others back as they are.
 
     Returns:
         For each engine the point of each image where the engine's margin was smallest, within eps of x and in [0, 1].
@@ -195,11 +197,12 @@ def surrogate_pgd(
     ball = Ball(x, eps, norm)
     start = ball.random(torch.Generator().manual_seed(seed))
     best, least = [x.clone() for _ in engines], torch.stack([margin(engine(x), y) for engine in engines])
-    walked = torch.ones_like(y, dtype=torch.bool) if only is None else only
+    if only is not None:
+        least[~only] = -torch.inf
     judged = list(zip(engines, best, least, strict=True))
     answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
     asked = [one for one in judged if not any(one is other for other in answering)]
-    active = ((least > 0).any(0) & walked).nonzero()[:, 0]
+    active = (least > 0).any(0).nonzero()[:, 0]
     x_t = start[active]
     for t in range(steps + 1):
         if not len(active):
@@ -250,7 +253,7 @@ def black_box(
     def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
         so_far = [one[index] for one in bits] if bits else [np.ones(len(index), bool)] * 2
-        twin_right, engine_right = (one & only.numpy() for one in so_far)
+        twin_right, engine_right = (one & wanted for one, wanted in zip(so_far, only.numpy(), strict=True))
         with portion(0, 0.5):
             for_engine = perturb(seeded, engine, x, y, only=torch.from_numpy(engine_right))
         if spared is not None:
@@ -320,28 +323,30 @@ def survivors(
         images: uint8 [N, H, W, C]; labels: int64 [N]; bits: who is right so far.
         margins: the smallest margins so far, of the twin and of the engine, [2, N], NaN before the first attack;
             lowered where the attack finds smaller ones.
-        spared: images that are not attacked and stay as they are, bool [N]; None: no image. The others are attacked
-            as if these were too.
+        spared: the images that the twin is not attacked on, and those that the engine is not, bool [2, N]; None: no
+            image. The others are attacked as if these were too.
     """
     twin_right, engine_right = bits[0].copy(), bits[1].copy()
     standing = np.flatnonzero(bits[0] | bits[1])
     batches = {int(part[0]): standing[part] for part in equal_parts(len(standing), BATCH)}
     meter = Meter(tick, len(labels) - len(standing), len(labels))
 
-    def attacked(start: int, index: np.ndarray) -> np.ndarray:
-        only = torch.from_numpy(np.ones(len(index), bool) if spared is None else ~spared[index])
+    wanted = np.ones((2, len(labels)), bool) if spared is None else ~spared
+
+    def attacked(start: int, index: np.ndarray) -> list[np.ndarray]:
+        only = torch.from_numpy(wanted[:, index])
         if not only.any():
-            return np.empty((2, 0), np.float32)
+            return [np.empty(0, np.float32)] * 2
         x, y = to_float(images[index]), torch.from_numpy(np.asarray(labels[index], dtype=np.int64))
-        pair = zip((twin, engine), attack(x, y, seed + start, index, only), strict=True)
-        return torch.stack([margin(one(x_adv[only]), y[only]) for one, x_adv in pair]).numpy()
+        given = zip((twin, engine), attack(x, y, seed + start, index, only), only, strict=True)
+        return [margin(one(x_adv[asked]), y[asked]).numpy() for one, x_adv, asked in given]
 
     crew = Crew.of(twin.model, to_float(images[:8]), len(batches), max(map(len, batches.values()), default=1))
     with limited(crew.threads), closing(batches_done(attacked, batches, meter, crew)) as results:
         for start, found in results:
-            rows = batches[start] if spared is None else batches[start][~spared[batches[start]]]
-            twin_right[rows] &= found[0] > 0  # NaN and ties are broken
-            engine_right[rows] &= found[1] > 0
-            if margins is not None:
-                margins[:, rows] = np.fmin(margins[:, rows], found)
+            for side, (bits_so_far, own) in enumerate(zip((twin_right, engine_right), found, strict=True)):
+                rows = batches[start][wanted[side, batches[start]]]
+                bits_so_far[rows] &= own > 0  # NaN and ties are broken
+                if margins is not None:
+                    margins[side, rows] = np.fmin(margins[side, rows], own)
     return twin_right, engine_right

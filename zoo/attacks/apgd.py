@@ -92,7 +92,7 @@ def _tries(
 ) -> Tensor:
     """One climb for each pair (labels of the loss, random stream), on the images not broken yet."""
     ball, result = Ball(x, eps, norm), x.clone()
-    todo = torch.arange(len(x), device=x.device) if only is None else only.nonzero()[:, 0]
+    todo = torch.arange(len(x), device=x.device) if only is None else only.to(x.device).nonzero()[:, 0]
     for place, (labels, stream) in enumerate(tries):
         if not len(todo):
             break

@@ -41,8 +41,8 @@ def fab_targeted(
     The attack searches for the nearest misclassified point; an image is broken if this point lies within eps. A point
     outside eps is taken to be misclassified, as nearly all are on usual networks. The first eight steps and one of
     eight later ones ask the model, and every step does for an image where more than a quarter of them were right.
-    From step 16 on the search is given up for other images whose nearest point so far is beyond 2 eps and was so
-    eight steps ago, up to a tenth: the boundary that it closes in on is too far to count.
+    From step 16 on the search is given up for other images whose nearest point so far is beyond 2 eps and came less
+    than a tenth nearer in the last eight steps: the boundary that it closes in on is too far to count.
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
