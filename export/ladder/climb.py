@@ -188,20 +188,25 @@ def _rungs(
     walk = judged(PROTOCOLS[WALK])
     few = to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64))
     seen = look(twin.model, *few, walk)
-    source = seen.model
+    source, twins = seen.model, parity["relative_difference"] <= FAITHFUL
+    early_stop = twins and trial.examples is None  # other engines need points beyond the twin's boundary
     if seen.model is twin.model and not seen.flags:
-        source = guided(twin.model, *few, convicts=True)  # twin and engine judge the examples
+        source = guided(twin.model, *few, convicts=not early_stop)  # where they end is for the twin to decide
     led = source is not seen.model
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square = judged(SQUARE, queries=queries)
-    gradients, twins = {"twin": seen.model}, parity["relative_difference"] <= FAITHFUL
+    gradients = {"twin": seen.model}
     if not twins:
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
     walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
     plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
-        ("transfer", replayed, [rungs.transfer(source, protocol, trial.examples) for protocol in replayed]),
+        (
+            "transfer",
+            replayed,
+            [rungs.transfer(source, one, trial.examples, early_stop=early_stop) for one in replayed],
+        ),
         ("surrogate", [walk], walks),
     ]
     if queries:

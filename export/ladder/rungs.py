@@ -132,20 +132,22 @@ def _share(difference: float, scale: float) -> float:
     return difference / scale if scale else (inf if difference else 0.0)
 
 
-def transfer(source: nn.Module, protocol: Protocol, examples: Examples | None = None) -> Attack:
+def transfer(
+    source: nn.Module, protocol: Protocol, examples: Examples | None = None, *, early_stop: bool = False
+) -> Attack:
     """What ``protocol`` (PGD or APGD) makes of a float model, given to both.
-
-    Every image takes every step: points that only just cross its boundary would not cross the engine's.
 
     Args:
         source: the twin's net; its guide may decide what is broken, because both are asked afterwards.
         examples: of this net, for all engines that they are replayed on.
+        early_stop: an image ends at its first misclassified point. Else it takes every step: points that only just
+            cross the boundary of the model would not cross that of an engine that computes something else.
     """
 
     def attack(x: Tensor, y: Tensor, seed: int, index: np.ndarray, only: Tensor) -> tuple[Tensor, Tensor]:
         seeded = protocol.model_copy(update={"seed": seed})
         some = only.any(0)
-        make = partial(perturb, seeded, source, x, y, early_stop=False, only=some)
+        make = partial(perturb, seeded, source, x, y, early_stop=early_stop, only=some)
         x_adv = make() if examples is None else examples.of(f"{seeded.model_dump_json()} {some.tolist()}", x, y, make)
         return x_adv, x_adv
 
