@@ -23,10 +23,10 @@ MARGIN = 0.5  # whatever is found
 
 @contextmanager
 def everything_twice() -> Iterator[None]:
-    """Every attack is run on all images that either gets right, the twin answers apart from its gradients, Square
-    attacks it wherever it is right and asks it about every candidate, and the engine answers one caller at a time, with
-    threads that spin."""
-    walk, box = rungs.surrogate_pgd, rungs.black_box
+    """Every attack takes every step on all images that either gets right, the twin answers apart from its gradients,
+    Square attacks it wherever it is right and asks it about every candidate, and the engine answers one caller at a
+    time, with threads that spin."""
+    walk, box, replay = rungs.surrogate_pgd, rungs.black_box, rungs.transfer
 
     def apart(gradients, engines, *given, **settings):
         return walk(gradients, [one.__call__ for one in engines], *given, **settings)
@@ -34,7 +34,11 @@ def everything_twice() -> Iterator[None]:
     def unscreened(twin, *given, **settings):
         return box(twin.exact if isinstance(twin, Guided) else twin, *given, **settings)
 
+    def to_the_end(*given, **settings):
+        return replay(*given, **settings | {"early_stop": False})
+
     with (
+        patch.object(rungs, "transfer", to_the_end),
         patch.object(rungs, "surrogate_pgd", apart),
         patch.object(rungs, "black_box", unscreened),
         patch.object(climb, "WIDE", float("inf")),

@@ -34,6 +34,7 @@ CONTENTS = {
         "../benchmarks/results/2026-11-27",
         "../benchmarks/results/2026-11-26",
         "../benchmarks/results/bundle",
+        "../benchmarks/results/autoattack",
         "../benchmarks/results/rnascl",
         "../benchmarks/results/proard-supernet",
     ),

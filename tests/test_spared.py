@@ -62,6 +62,27 @@ class Asked(Twin):
         return super().__call__(images)
 
 
+class Swayed(Twin):
+    """Answers much as its twin, and has a direction of its own in which small steps lead far."""
+
+    def __init__(self, net, sway=0.1):
+        super().__init__(Sway(net, sway))
+
+    def differentiable(self, model):
+        return self.model
+
+
+class Sway(nn.Module):
+    def __init__(self, net, sway):
+        super().__init__()
+        signs = torch.randint(0, 2, (3 * 32 * 32,), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self.net, self.direction = net, nn.Parameter(sway * signs.float(), requires_grad=False)
+
+    def forward(self, x):
+        z = self.net(x)
+        return torch.cat([z[:, :1] + (x.flatten(1) - 0.5) @ self.direction[:, None], z[:, 1:]], 1)
+
+
 @pytest.fixture(scope="module")
 def batch(split):
     return to_float(split.images[:N]), torch.from_numpy(split.labels[:N])
@@ -181,15 +202,31 @@ def test_beyond_its_size_nothing_more_is_kept(batch, monkeypatch):
     assert [attack for attack, _ in examples.kept] == ["a", "b"]
 
 
-def climbed(robust, split, engine=Twin, **patched):
+def climbed(robust, split, engine=Twin, examples=None, **patched):
     """The rungs of an engine that computes as its twin, in a climb on 40 images."""
     terms = Terms(n=40, margin=0.3, queries=80, tolerance=100)
     few = Split("test", split.images[:64], split.labels[:64])
-    trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms)
+    trial = Trial(artifact_sha256="0" * 64, files=1, level="attacked", split=few, terms=terms, examples=examples)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in patched.items():
             patch.setattr(climbing, name, value)
         return climb(robust, engine(prepare(robust)), trial).rungs
+
+
+@pytest.mark.parametrize(
+    ("engine", "examples", "ends"), [(Twin, None, True), (Twin, Examples(), False), (Swayed, None, False)]
+)
+def test_examples_end_at_the_twins_mistakes_only_for_one_engine_that_computes_the_same(
+    robust, split, monkeypatch, engine, examples, ends
+):
+    transfer, stops, convicts = rungs.transfer, [], []
+    monkeypatch.setattr(
+        rungs, "transfer", lambda *given, **how: stops.append(how["early_stop"]) or transfer(*given, **how)
+    )
+    monkeypatch.setattr(climbing, "guided", lambda net, *given, **how: convicts.append(how["convicts"]) or net)
+    climbed(robust, split, engine, examples)
+    assert stops == [ends] * 2
+    assert convicts == [not ends]  # a rough copy may decide where no image ends by it
 
 
 def black_box_of(robust, split, **patched):
@@ -225,27 +262,6 @@ def test_images_with_wide_margins_are_walked_from_once_and_the_bits_are_the_same
     for rung in usual:
         if rung.name in ("transfer", "surrogate"):
             assert 0 < rung.measured["spared"] < 40
-
-
-class Swayed(Twin):
-    """Answers much as its twin, and has a direction of its own in which small steps lead far."""
-
-    def __init__(self, net, sway=0.1):
-        super().__init__(Sway(net, sway))
-
-    def differentiable(self, model):
-        return self.model
-
-
-class Sway(nn.Module):
-    def __init__(self, net, sway):
-        super().__init__()
-        signs = torch.randint(0, 2, (3 * 32 * 32,), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        self.net, self.direction = net, nn.Parameter(sway * signs.float(), requires_grad=False)
-
-    def forward(self, x):
-        z = self.net(x)
-        return torch.cat([z[:, :1] + (x.flatten(1) - 0.5) @ self.direction[:, None], z[:, 1:]], 1)
 
 
 def test_an_engine_is_attacked_everywhere_along_its_own_gradients(robust, split):
