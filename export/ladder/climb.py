@@ -39,9 +39,8 @@ from zoo.system.toolchain import toolchain
 
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
-# Of the spread (docs/robustness.md): Square broke twins where walks had left margins of up to 0.16; later walks took
-# away up to 0.40 from the margin that an earlier one had left.
-WIDE, WIDE_FOR_WALKS = 0.3, 0.5
+WIDE = 0.3  # of the spread: where Square broke twins, walks had left margins of up to 0.16 (docs/robustness.md)
+WIDE_FOR_WALKS = 0.5  # of the spread: from the margin that an attack had left, later walks took up to 0.40
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
@@ -200,13 +199,10 @@ def _rungs(
         own = _own_gradients(model, engine, to_float(images[: rungs.PARITY_IMAGES]), twin)
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
+    transfers = [rungs.transfer(source, one, trial.examples, early_stop=early_stop) for one in replayed]
     walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
     plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
-        (
-            "transfer",
-            replayed,
-            [rungs.transfer(source, one, trial.examples, early_stop=early_stop) for one in replayed],
-        ),
+        ("transfer", replayed, transfers),
         ("surrogate", [walk], walks),
     ]
     if queries:

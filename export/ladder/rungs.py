@@ -200,7 +200,7 @@ def surrogate_pgd(
     start = ball.random(torch.Generator().manual_seed(seed))
     best, least = [x.clone() for _ in engines], torch.stack([margin(engine(x), y) for engine in engines])
     if only is not None:
-        least[~only] = -torch.inf
+        least[~only] = -torch.inf  # as if they were wrong already
     judged = list(zip(engines, best, least, strict=True))
     answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
     asked = [one for one in judged if not any(one is other for other in answering)]
@@ -243,8 +243,7 @@ def black_box(
 
     Each is attacked on the images that it is right on, with the same random numbers as in a full batch. The twin is not
     attacked on those images ``spared`` that the engine withstands: the engine's bits and the images that only the twin
-    gets right stay the same, and the twin cannot get more of the others wrong. Non-inferiority is no
-    easier to show.
+    gets right stay the same, and the twin cannot get more of the others wrong. Non-inferiority is no easier to show.
 
     Args:
         twin: the twin, or its net with a guide, by which candidates are left out (:mod:`zoo.attacks.foresight`).
