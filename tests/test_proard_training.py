@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from micro import RECIPE, micro
+from scipy.stats import kstest
 
 from zoo import info
 from zoo.cli.app import run as cli
@@ -115,12 +116,13 @@ def in_place(*, method: str, own: str, **supernet):
     progress=st.floats(0, 1),
     opening=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
     choices=st.none() | st.integers(1, 4),
+    draw=st.sampled_from(["choices", "macs"]),
     seed=st.integers(0, 9),
 )
-def test_drawn_sub_nets_keep_to_what_is_open(elastic, progress, opening, choices, seed):
+def test_drawn_sub_nets_keep_to_what_is_open(elastic, progress, opening, choices, draw, seed):
     space = micro()
     settings = Supernet.model_construct(
-        space="micro", random=5, elastic=tuple(sorted(elastic)), opening=tuple(opening), choices=choices
+        space="micro", random=5, elastic=tuple(sorted(elastic)), opening=tuple(opening), choices=choices, draw=draw
     )
     rows = sampling.drawn(space, settings, progress, np.random.default_rng(seed))
     least = sampling.least(space, settings, progress)
@@ -143,6 +145,16 @@ def test_choices_open_gradually():
     assert sizes[0] == sizes[1] == space.macs(space.largest)[0]
     assert sizes[3] == sizes[4] == space.macs(space.smallest)[0]
     assert all(a >= b for a, b in pairwise(sizes))
+
+
+def test_sub_nets_can_be_drawn_evenly_over_the_logarithm_of_their_macs():
+    space, rng, apart = SPACES["tiny"](), np.random.default_rng(0), {}
+    low, high = (np.log(space.macs(genes)[0]) for genes in (space.smallest, space.largest))
+    for draw in ("choices", "macs"):
+        settings = Supernet(space="tiny", smallest=False, draw=draw)
+        rows = np.concatenate([sampling.drawn(space, settings, 1.0, rng) for _ in range(300)])
+        apart[draw] = kstest((np.log(space.macs(rows)) - low) / (high - low), "uniform").statistic
+    assert apart["macs"] < 0.1 < 0.25 < apart["choices"], apart
 
 
 def test_sub_nets_change_with_every_step_or_with_every_epoch(toy):
@@ -281,6 +293,7 @@ def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
 
 TWO_PROCESSES = """
 from micro import RECIPE, micro
+from scipy.stats import kstest
 from zoo.train.methods.method import Batch
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES

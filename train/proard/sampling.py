@@ -7,6 +7,8 @@ import numpy as np
 from zoo.train.recipes.schema import Supernet
 from zoo.train.spaces.dynamic import Genes, Space
 
+CANDIDATES = 512  # of which those nearest to the budgets of a step are taken
+
 
 def least(space: Space, settings: Supernet, progress: float) -> Genes:
     """The smallest choice of every gene that is available when ``progress`` of the run is done, [1, G]."""
@@ -26,5 +28,15 @@ def least(space: Space, settings: Supernet, progress: float) -> Genes:
 def drawn(space: Space, settings: Supernet, progress: float, rng: np.random.Generator) -> Genes:
     """The sub-nets of a step without the largest, canonical [n, G]; the smallest comes first, if it is trained."""
     low, high = least(space, settings, progress), space.largest + 1
-    rows = rng.integers(low, high, size=(settings.random, high.shape[1]))
+    by_macs = settings.draw == "macs"
+    rows = rng.integers(low, high, size=(CANDIDATES if by_macs else settings.random, high.shape[1]))
+    if by_macs:
+        rows = rows[_evenly(space, rows, low, settings.random, rng)]
     return space.canonical(np.concatenate([low, rows]) if settings.smallest else rows)
+
+
+def _evenly(space: Space, rows: Genes, low: Genes, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices [n] of ``rows``: those nearest to budgets drawn evenly over log MACs from ``low`` to the largest."""
+    first, last = (float(np.log(space.macs(genes)[0])) for genes in (low, space.largest))
+    budgets = rng.uniform(first, last, n)
+    return np.abs(np.log(space.macs(rows)) - budgets[:, None]).argmin(axis=1)

@@ -148,6 +148,11 @@ class Supernet(Section):
     largest: float = Field(1.0, ge=0, le=1, description="share of the steps that train the largest sub-net ...")
     smallest: bool = Field(True, description="... and the smallest in all: the sandwich rule (Yu and Huang 2019)")
     random: int = Field(2, ge=0, description="sub-nets drawn beside them")
+    draw: Literal["choices", "macs"] = Field(
+        "choices",
+        description="what those are drawn evenly over: the choices for each gene, or the logarithm of MACs, which "
+        "draws small ones more often",
+    )
     redraw: Literal["step", "epoch"] = Field("step", description="how long the drawn ones stay; ProARD's code: epoch")
     elastic: tuple[Literal["width", "depth", "kernel", "expand"], ...] = Field(
         ("width", "depth", "kernel", "expand"), description="what varies; all else is as in the largest sub-net"
