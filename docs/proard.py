@@ -1,8 +1,8 @@
 """Refresh docs/proard.md: ``python docs/proard.py`` writes its tables and its plot, from the registry and proard.json.
 
-``python docs/proard.py ablate ARM ...`` trains train/recipes/ablation-proard-ARM.toml (runs/ablation-proard-ARM,
-resumable) and measures 30 sub-nets of each; ``python docs/proard.py take RUN`` takes over the predictor's scores and
-the effort of a finished run.
+``python docs/proard.py ablate ARM/SEED ...`` trains train/recipes/ablation-proard-ARM.toml (in
+runs/ablation-proard-ARM/SEED, resumable) and measures 30 sub-nets of each; ``python docs/proard.py take RUN`` takes
+over the predictor's scores and the effort of a finished run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from results import COLUMNS, cells, put
+from scipy.stats import t as student
 
 from zoo import info, list_models
 from zoo.datasets.cifar10 import CIFAR10
@@ -33,26 +34,24 @@ ARMS = {
     "taught": "the largest first, then random with it as teacher",
     "progressive": "the published order: largest, widths, depths",
     "hard": "sandwich rule, hard labels",
+    "even": "sandwich rule, hard labels, drawn evenly over log MACs",
     "sandwich": "sandwich rule, taught by the largest as it is",
 }
-IMAGES, SUBNETS = 1000, 30
+IMAGES, SUBNETS, SMALL = 1000, 30, 8e6
 
 
 # -- the ablation ------------------------------------------------------------------------------------------------
 
 
-def ablate(arm: str) -> dict[str, Any]:
+def ablate(arm: str, seed: int) -> dict[str, Any]:
     """Train an arm, and measure the same 30 sub-nets of it as of the others, on held-out training images."""
-    dataset, phases = CIFAR10.load(), load_phases(f"ablation-proard-{arm}")
-    folder = Path("runs") / f"ablation-proard-{arm}"
-    left = run(
-        phases,
-        dataset,
-        folder,
-        resume=True,
-        report=lambda phase, epoch: print(arm, phase, epoch["epoch"], epoch["clean"], epoch["pgd"], flush=True),
-    )
-    model = list(left.values())[-1]
+    dataset, phases = CIFAR10.load(), load_phases(f"ablation-proard-{arm}", overrides=[f"train.seed={seed}"])
+    folder = Path("runs") / f"ablation-proard-{arm}" / str(seed)
+
+    def report(phase: str, epoch: dict[str, Any]) -> None:
+        print(arm, seed, phase, epoch["epoch"], epoch["clean"], epoch["pgd"], flush=True)
+
+    model = list(run(phases, dataset, folder, resume=True, report=report).values())[-1]
     net = dynamic(str(model))
     told = measuring.label(
         net, measuring.drawn(net.space, SUBNETS, 1), dataset, folder / "measured.json", images=IMAGES
@@ -65,24 +64,43 @@ def ablate(arm: str) -> dict[str, Any]:
     }
 
 
-def ablation(arms: dict[str, dict[str, Any]]) -> str:
-    """Means over the sub-nets, and how far each arm is from the sandwich, with 95 % intervals over sub-nets."""
-    lines = [
-        "| sampling | 10^12 MACs | clean | PGD-10 | clean, against sandwich | PGD-10, against sandwich |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def ablation(runs: dict[str, dict[str, Any]]) -> str:
+    """Accuracies of the sub-nets, of all and of those below 8 M MACs: means over seeds, the lowest and the highest.
+    Differences to the sandwich rule with hard labels, with 95 % intervals: over seeds where there are several."""
+    columns = [(key, of, limit) for of, limit in (("all", np.inf), ("small", SMALL)) for key in ("clean", "robust")]
+    heads = [f"{'clean' if key == 'clean' else 'PGD-10'}, {of}" for key, of, _ in columns]
+    heads = ["seeds", "10^12 MACs", *heads, *(f"{head}, against hard" for head in heads)]
+    lines = [f"| sampling | {' | '.join(heads)} |", f"| --- | {' | '.join('---:' for _ in heads)} |"]
     for arm, words in ARMS.items():
-        if arm not in arms:
+        seeds = {name.partition("/")[2]: one for name, one in runs.items() if name.partition("/")[0] == arm}
+        if not seeds:
             continue
-        one, best = arms[arm], arms.get("sandwich")
-        cells = [f"{one['spent'] / 1e12:.0f}"]
-        cells += [f"{100 * np.mean(one[key]):.1f}" for key in ("clean", "robust")]
-        for key in ("clean", "robust"):
-            apart = 100 * (np.array(one[key]) - np.array(best[key])) if best and arm != "sandwich" else None
-            half = 0.0 if apart is None else 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
-            cells.append("" if apart is None else f"{apart.mean():+.1f} ±{half:.1f}")
+        cells = [str(len(seeds)), f"{next(iter(seeds.values()))['spent'] / 1e12:.0f}"]
+        cells += [spread([_of(one, key, limit).mean() for one in seeds.values()]) for key, _, limit in columns]
+        for key, _, limit in columns:
+            pairs = [(one, runs[f"hard/{seed}"]) for seed, one in seeds.items() if f"hard/{seed}" in runs]
+            cells.append(apart([_of(one, key, limit) - _of(other, key, limit) for one, other in pairs], arm == "hard"))
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _of(one: dict[str, Any], key: str, limit: float) -> np.ndarray:
+    """Accuracies of the sub-nets with fewer multiply-accumulates than ``limit``, in %."""
+    return 100 * np.array(one[key])[np.array(one["macs"]) < limit]
+
+
+def spread(means: list[float]) -> str:
+    text = f"{np.mean(means):.1f}"
+    return f"{text} ({min(means):.1f} to {max(means):.1f})" if len(means) > 1 else text
+
+
+def apart(differences: list[np.ndarray], itself: bool) -> str:
+    """The mean difference [seeds][sub-nets], and its interval."""
+    if itself or not differences:
+        return ""
+    over = np.array([one.mean() for one in differences]) if len(differences) > 1 else differences[0]
+    half = student.ppf(0.975, len(over) - 1) * over.std(ddof=1) / len(over) ** 0.5
+    return f"{over.mean():+.1f} ±{half:.1f}"
 
 
 def keep(found: dict[str, dict[str, Any]]) -> None:
@@ -234,8 +252,9 @@ def predictor(told: dict[str, Any]) -> str:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["ablate", *arms] if arms:
-            for arm in arms:
-                keep({"ablation": {arm: ablate(arm)}})
+            for name in arms:
+                arm, _, seed = name.partition("/")
+                keep({"ablation": {f"{arm}/{int(seed or 0)}": ablate(arm, int(seed or 0))}})
         case ["take", folder]:
             keep({"run": take(folder)})
         case [_, *_]:
