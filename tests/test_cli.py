@@ -162,7 +162,7 @@ def test_list_tells_cost_accuracy_and_what_they_mean(call):
     assert [line.split()[0] for line in out.splitlines()[2:7]] == sorted(MODELS)
     assert "40.0 ±1.0" in out
     assert "MACs (multiply-accumulates)" in out
-    assert "pgd20: pgd, linf 8/255, 20 steps, n = 10,000 test images" in out
+    assert "pgd20: pgd, linf 8/255, 20 steps of 2/255, loss ce, n = 10,000 test images" in out
 
 
 def test_list_as_json_is_json_alone(call):

@@ -93,7 +93,7 @@ def test_a_page_for_every_model_says_what_was_measured_and_how(tmp_path):
         "40.3 \N{EN DASH} 42.2",
         "10,000",
         "2025-06-01",
-        "pgd, linf 8/255, 20 steps",
+        "pgd, linf 8/255, 20 steps of 2/255, loss ce",
         "some processor",
     ):
         assert fact in text

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.datasets import DATASETS
 from zoo.evaluation.flags import explained
-from zoo.evaluation.protocols import CORRUPTED, Protocol
+from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import ThreatModel
 from zoo.hub.plot import accuracy_svg
 from zoo.registry.entry import Entry, Registry, Result
+from zoo.registry.words import attack_of
 from zoo.specs import parse_spec
 from zoo.system.errors import UsageError
 from zoo.system.toolchain import MACHINE
@@ -163,6 +164,7 @@ def eval_records(facts: Facts) -> dict[str, str]:
     for name, result in facts.results.items() if facts.data_id else ():
         accuracy, protocol = result.accuracy, facts.protocols[name]
         low, high = accuracy.ci95
+        attack = attack_of(protocol.model_dump())
         record = EvalResultEntry(
             dataset_id=str(facts.data_id),
             task_id=name,
@@ -171,7 +173,7 @@ def eval_records(facts: Facts) -> dict[str, str]:
             date=result.measured_at,
             source_url=facts.url,
             source_name=_source(result),
-            notes=f"accuracy, {in_words(protocol)}; n = {accuracy.n} images of the {protocol.split} split; "
+            notes=f"accuracy, {attack}; n = {accuracy.n} images of the {protocol.split} split; "
             f"95 % interval {low:.4f} to {high:.4f}",
         )
         records[f"{RECORDS}/{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml([record]), sort_keys=False)
@@ -203,28 +205,6 @@ def _index(facts: Facts) -> Iterator[EvalResult]:
         )
 
 
-def in_words(protocol: Protocol) -> str:
-    """What is done to the images: ``pgd, linf 8/255, 20 steps of 2/255, loss ce``."""
-    words = [{"none": "as they are", "uniform": "uniform noise"}.get(protocol.attack, protocol.attack)]
-    if protocol.eps:
-        words.append(str(protocol.threat))
-    if protocol.steps:
-        words.append(f"{protocol.steps} steps" + (f" of {_size(protocol)}" if protocol.step else ""))
-    if protocol.restarts > 1:
-        words.append(f"{protocol.restarts} restarts")
-    if protocol.loss:
-        words.append(f"loss {protocol.loss}")
-    if protocol.queries:
-        words.append(f"Square with {protocol.queries:,} queries")
-    if protocol.attack in CORRUPTED:
-        words.append("mean of 15 kinds at 5 severities")
-    return ", ".join(words)
-
-
-def _size(protocol: Protocol) -> str:
-    return ThreatModel(norm=protocol.norm, eps=protocol.step or 0.0).size
-
-
 def _headline(facts: Facts) -> str:
     """What the model withstands, with the attack, n and the interval; that it is not robust, if guessing is as good."""
     entry, name = facts.entry, facts.strongest
@@ -243,7 +223,7 @@ def _headline(facts: Facts) -> str:
 
 def _rows(facts: Facts, name: str, result: Result) -> Iterator[tuple[str, ...]]:
     """The lines of the table for one protocol; under corruptions a second one for the worst kind."""
-    images = {name: (in_words(facts.protocols[name]), result.accuracy)}
+    images = {name: (attack_of(facts.protocols[name].model_dump()), result.accuracy)}
     if found := result.corruptions:
         images[f"{name}, worst kind"] = f"{found.worst}, mean of 5 severities", found.accuracy
     for title, (words, one) in images.items():

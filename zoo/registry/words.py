@@ -8,6 +8,13 @@ from typing import Any
 from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import ThreatModel
 
+WITHOUT_ATTACKER = {
+    "none": "no attack",
+    "uniform": "uniform noise",
+    "corruptions": "15 kinds of corruption at 5 severities, the mean",
+    "cifar10-c": "CIFAR-10-C, the mean of 15 kinds at 5 severities",
+}
+
 
 def points(accuracy: Accuracy) -> str:
     """``65.6 ±0.9``: accuracy and half the width of its interval, in points."""
@@ -16,17 +23,25 @@ def points(accuracy: Accuracy) -> str:
 
 
 def described(protocol: Mapping[str, Any]) -> str:
-    """A protocol in a few words: ``pgd, linf 8/255, 20 steps, n = 10,000 test images``."""
+    """A protocol in a few words: ``pgd, linf 8/255, 20 steps of 2/255, loss ce, n = 10,000 test images``."""
     return f"{attack_of(protocol)}, n = {protocol['n']:,} {protocol['split']} images"
 
 
 def attack_of(protocol: Mapping[str, Any]) -> str:
-    """The attack of a protocol in a few words: ``pgd, linf 8/255, 20 steps``."""
-    words = [{"none": "no attack"}.get(protocol["attack"], protocol["attack"])]
+    """What a protocol does to the images: ``pgd, linf 8/255, 20 steps of 2/255, loss ce``."""
+    attack, step = protocol["attack"], protocol.get("step")
+    words = [WITHOUT_ATTACKER.get(attack, attack)]
     if protocol["eps"]:
         words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
     if protocol.get("steps"):
-        words.append(f"{protocol['steps']} steps")
+        of = f" of {ThreatModel(norm=protocol['norm'], eps=step).size}" if step else ""
+        words.append(f"{protocol['steps']} steps{of}")
+    if protocol.get("restarts", 1) > 1:
+        words.append(f"{protocol['restarts']} restarts")
+    if protocol.get("loss"):
+        words.append(f"loss {protocol['loss']}")
+    if protocol.get("queries"):
+        words.append(f"Square with {protocol['queries']:,} queries")
     return ", ".join(words)
 
 
