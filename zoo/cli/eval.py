@@ -32,7 +32,7 @@ def command(
         str | None,
         typer.Option(metavar="MODEL", help="As 'l2 0.5' or 'linf 4/255'; else the model's own.", show_default=False),
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Attack on a CUDA GPU, in float32.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Attack on a CUDA GPU, decided in float32.")] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Take directions in float32 too, where bfloat16 would be faster.")
     ] = False,

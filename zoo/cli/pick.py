@@ -68,7 +68,7 @@ def command(
 
     \b
     An export that loses too much under attack is refused: in int8 on ONNX Runtime
-    nfgsm-w15-long may lose 2.51 points, where 1.00 is allowed.
+    nfgsm-w15-long may lose 1.80 points, where 1.00 is allowed.
     """
     from zoo.cli.ladder import outcome
     from zoo.cli.tables import entries_table
