@@ -60,6 +60,8 @@ def test_every_preset_is_valid_and_a_teacher_that_is_not_released_has_a_recipe(n
     [
         ("ard-s7", "pgd-at-s7"),
         ("ard-mobilenetv2", "pgd-at-mobilenetv2"),
+        ("ard-mobilenetv2-r18", "pgd-at-mobilenetv2"),
+        ("ard-mobilenetv2-self", "pgd-at-mobilenetv2"),
         ("fast-ard-mobilenetv2", "free-at-mobilenetv2"),
         ("ard-resnet18", "pgd-at-resnet18"),
         ("ard-s7-cifar100", "pgd-at-s7-cifar100"),

@@ -78,7 +78,8 @@ def test_an_invalid_threat_model_is_refused(text):
         ("pgd20", "linf 4/255", "pgd20-linf-4-255", 1 / 255),
         ("pgd20", "l2 0.5", "pgd20-l2-0.5", 2.5 * 0.5 / 20),
         ("autoattack", "l2 0.5", "autoattack-l2-0.5", None),
-        ("pgd20-step0.003", "linf 4/255", "pgd20-step0.003-linf-4-255", 0.0015),
+        ("pgd20-step0.003", "linf 4/255", "pgd20-step0.003-linf-4-255", 0.003),
+        ("pgd20-step0.003", "linf 0.031", "pgd20-step0.003-linf-0.031", 0.003),  # that of TRADES
         ("pgd1000", "l2 1", "pgd1000-l2-1", 2.5 / 1000),
         ("deepfool", "linf 0.031", "deepfool-linf-0.031", None),
         ("clean", "l2 0.5", "clean", None),
@@ -96,6 +97,11 @@ def test_a_protocol_under_another_threat_model_says_so_in_its_name(name, threat,
     assert (elsewhere.name, elsewhere.dataset) == (f"cifar100-{derived}", "cifar100")
     assert base.on("cifar100").under(threat) == elsewhere
     assert elsewhere.on("cifar10") == found
+
+
+def test_a_stated_step_has_no_form_in_another_norm(in_l2, capsys):
+    assert run(["eval", in_l2, "-p", "pgd20-step0.003", "-n", "10", "-q"]) == 2
+    assert "the step of 'pgd20-step0.003' is one in linf: take another protocol for l2 2" in capsys.readouterr().err
 
 
 def test_a_name_that_states_a_threat_model_keeps_it(in_l2, capsys):

@@ -18,6 +18,7 @@ from zoo.system.errors import UsageError, nearest
 
 EPS = LINF_8.eps
 STEP = EPS / 4
+STATED = "-step"  # in the name of a protocol before its step, which no threat model changes
 DATASET = "cifar10"
 COMPUTED, CIFAR10_C = "corruptions", "cifar10-c"  # attacks of protocols whose images are corrupted, not attacked
 CORRUPTED = (COMPUTED, CIFAR10_C)
@@ -72,12 +73,17 @@ class Protocol(BaseModel):
 
         The step is proportional to eps: a fixed step would leave a small ball at once and not cross a large one. It
         stays the same share of the usual step, which is eps / 4 in l-infinity and 2.5 eps / steps in l2 (Madry et al.
-        2018).
+        2018). A step that the name states stays as it is.
+
+        Raises:
+            UsageError: the name states a step, which is one of l-infinity, and ``threat`` is in l2.
         """
         if self.attack in ("none", *CORRUPTED) or threat == self.threat:
             return self
+        if STATED in self.name and threat.norm != self.norm:
+            raise UsageError(f"the step of '{self.name}' is one in {self.norm}: take another protocol for {threat}")
         usual, new = (one.eps * (1 / 4 if one.norm == "linf" else 2.5 / (self.steps or 1)) for one in (self, threat))
-        step = None if self.step is None else self.step / usual * new
+        step = self.step if self.step is None or STATED in self.name else self.step / usual * new
         name = self.name.removesuffix(f"-{self.threat.slug}")
         name = name if threat == LINF_8 else f"{name}-{threat.slug}"
         return self.model_copy(update={"name": name, "norm": threat.norm, "eps": threat.eps, "step": step})
@@ -101,11 +107,12 @@ PROTOCOLS = _named(
 RELEASED = tuple(PROTOCOLS)  # every released model is measured with these
 
 PROTOCOLS |= _named(  # others, which papers report
-    Protocol(name="pgd20-step0.003", attack="pgd", step=0.003, steps=20, loss="ce"),  # RSLAD; TRADES with eps 0.031
+    Protocol(name=f"pgd20{STATED}0.003", attack="pgd", step=0.003, steps=20, loss="ce"),  # RSLAD; TRADES: linf 0.031
     Protocol(name="pgd1000", attack="pgd", step=STEP, steps=1000, loss="ce"),  # ARD, Table 11
     Protocol(name="pgd20x100", attack="pgd", step=STEP, steps=20, restarts=100, loss="ce"),  # ARD, Table 11
     Protocol(name="deepfool", attack="deepfool", steps=50),  # ARD, Table 11
-    Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),
+    Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),  # RRM, Tables 1 and 2
+    Protocol(name="apgd20x5", attack="apgd", steps=20, restarts=5, loss="ce"),  # RRM, Tables 3 and 8
     Protocol(name="autoattack10k", attack="autoattack", steps=100, queries=5000),  # on the whole test split
     # Hendrycks and Dietterich 2019: every image in 15 kinds of corruption x 5 severities (zoo.evaluation.corruptions).
     Protocol(name=COMPUTED, attack=COMPUTED, eps=0.0),  # computed by a library, with the severities of ImageNet-C
