@@ -97,6 +97,20 @@ def test_with_data_the_export_is_signed_off_and_verify_repeats_it(cifar, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ard-s7", "fast-ard-s7", "rrm-s7"])
+def test_a_model_that_was_just_trained_is_exported_and_verified_like_a_released_one(recipe, cifar, tmp_path, capsys):
+    assert run(["train", recipe, "--preset", "smoke", "--out", str(tmp_path / "run"), "-q"]) == 0
+    terms = ["-n", "50", "--min-robust", "0", "--margin", "10"]  # a few steps of training leave no accuracy to lose
+    model = f"local-dir:{tmp_path / 'run' / 'model'}"
+    assert run(["export", model, "--out", str(tmp_path / "bundles"), *terms]) == 0
+    (bundle,) = (tmp_path / "bundles").iterdir()
+    assert json.loads((bundle / "manifest.json").read_text())["verified"] == "attacked"
+    capsys.readouterr()
+    assert run(["verify", str(bundle), *terms, "--json"]) == 0
+    assert all(rung["holds"] for rung in json.loads(capsys.readouterr().out)["rungs"])
+
+
+@pytest.mark.slow
 def test_an_engine_that_lost_its_robustness_fails_the_gate_though_its_hashes_agree(cifar, unverified, tmp_path, capsys):
     bundle = copy(unverified, tmp_path)
     name = json.loads((bundle / "manifest.json").read_text())["source"]["name"]

@@ -444,7 +444,7 @@ def test_features_of_a_layer_that_does_not_exist_are_refused_at_once_with_its_ne
     monkeypatch.setattr("zoo.train.run.trainer.record", lambda *_: pytest.fail("the teacher was measured before"))
     with pytest.raises(UsageError, match=r"no layer 'features.9'; did you mean 'features\.\d'"):
         Trainer(recipe("rrm", teacher_folder, {layer: "features.9"}), toy)
-    with pytest.raises(UsageError, match=f"the {layer.removesuffix('_layer')} has no layer 'foo'"):
+    with pytest.raises(UsageError, match=f"the {layer.removesuffix('_layer')} has no layer 'foo' \\(at the top: "):
         Trainer(recipe("rrm", teacher_folder, {layer: "foo"}), toy)
 
 

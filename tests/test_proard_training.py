@@ -208,7 +208,7 @@ def test_sub_nets_learn_by_any_method_without_modules_of_its_own(toy, method, tm
 
 
 def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
-    with pytest.raises(UsageError, match=r"a \[supernet\] needs .* method natural, .* or rdt"):
+    with pytest.raises(UsageError, match=r"method 'rrm' cannot train a \[supernet\].*: choose natural, .* or rdt"):
         trainer(toy, method="rrm")
     with pytest.raises(UsageError, match=r"method 'kd' trains on clean images: set supernet.refine = 0"):
         trainer(toy, method="kd", attacker="largest", refine=1)

@@ -91,6 +91,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, capsys):
         (["sweep", "trades-s3", "--out", "no/such/folder/x.json"], 2, "--out takes a file"),
         (["train", "trades-s7", "--set", "start=no-such-model"], 3, "no model is called"),
         (["train", "rnascl-s7-wrt34-2", "--set", "teacher.name=no-such-model"], 3, "no model is called"),
+        (["train", "rnascl-l-wrt34-10"], 3, "a recipe and no released model: make it with `zoo train trades-wrn34-10`"),
         (["train", "ard-mobilenetv2"], 4, "'runs/trades-wrn34-10/model': make it with `zoo train trades-wrn34-10`"),
         (["train", "ard-s7", "--set", "teacher.name=runs/mine/model"], 4, "no folder 'runs/mine/model'"),
     ],

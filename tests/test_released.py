@@ -14,6 +14,7 @@ from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import EPS, PROTOCOLS, RELEASED, protocol
 from zoo.train.recipes.phases import load_recipe
+from zoo.weights.load import BUNDLED
 from zoo.weights.release import stored_bits
 
 
@@ -25,6 +26,13 @@ def pixels(cifar):
 
 def test_what_a_15m_budget_finds_was_measured_with_the_whole_protocol():
     assert set(pick(flops="15M").results) >= set(RELEASED)
+
+
+def test_weights_are_small_enough_to_come_with_the_package():
+    sizes = {path.name: path.stat().st_size for path in BUNDLED.glob("*.safetensors")}
+    assert len(sizes) > 20
+    assert max(sizes.values()) <= 5e6
+    assert sum(sizes.values()) <= 40e6
 
 
 @pytest.mark.parametrize("name", list_models())

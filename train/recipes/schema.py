@@ -269,11 +269,13 @@ class Recipe(Section):
         if not self.ema.recalibrate:
             raise ValueError("a dynamic net has no statistics of its own for its sub-nets: set ema.recalibrate above 0")
         known = [name for name, one in METHODS.items() if one.trains_subnets()]
-        if self.train.compile or self.method.name not in known:
+        if self.method.name not in known:
             raise ValueError(
-                f"a [supernet] needs train.compile = false (its nets change with every step) "
-                f"and method {', '.join(known[:-1])} or {known[-1]}"
+                f"method '{self.method.name}' cannot train a [supernet], because it has modules that fit one sub-net "
+                f"only, or updates of its own: choose {', '.join(known[:-1])} or {known[-1]}"
             )
+        if self.train.compile:
+            raise ValueError("a [supernet] needs train.compile = false: its nets change with every step")
         if supernet.refine and not self.method.attacks:
             raise ValueError(f"method '{self.method.name}' trains on clean images: set supernet.refine = 0")
         unattacked = supernet.own and supernet.own.attacks and not self.method.attacks

@@ -32,7 +32,8 @@ class Features:
             return
         modules = {name: module for name, module in model.named_modules() if name}
         if layer not in modules:
-            raise UsageError(f"the {whose} has no layer '{layer}'{nearest(layer, modules)}")
+            hint = nearest(layer, modules) or f" (at the top: {', '.join(name for name, _ in model.named_children())})"
+            raise UsageError(f"the {whose} has no layer '{layer}'{hint}")
         self.handle = modules[layer].register_forward_hook(lambda module, inputs, output: self._keep(output))
 
     def _keep(self, value: Any) -> None:

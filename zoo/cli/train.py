@@ -11,7 +11,7 @@ import typer
 from zoo.cli.options import AsJson, Data, Offline, Quiet, recipe_names
 from zoo.cli.output import Output
 from zoo.cli.process import speaks
-from zoo.system.errors import Unreachable, UsageError
+from zoo.system.errors import UnknownModel, Unreachable, UsageError
 
 if TYPE_CHECKING:
     from zoo.weights.load import Found
@@ -160,4 +160,9 @@ def _checked(name: str, offline: bool) -> Found:
         runs, recipe, *_ = (*Path(name).parts, "")
         if runs == "runs" and recipe in published_recipes():
             raise Unreachable(f"{error}: make it with `zoo train {recipe}`") from None
+        raise
+    except UnknownModel as error:
+        if name in published_recipes():
+            made = f"make it with `zoo train {name}`, then --set teacher.name=runs/{name}/model"
+            raise UnknownModel(f"'{name}' is a recipe and no released model: {made}") from error
         raise
