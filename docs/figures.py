@@ -105,14 +105,21 @@ def accuracy() -> None:
 
 
 def learning_curves() -> None:
-    """Clean and PGD-10 accuracy of the averaged weights on held-out training images, over epochs."""
-    curves = json.loads(CURVES.read_bytes())
+    """Clean and PGD accuracy of the students' averaged weights on held-out training images, over epochs: a colour for
+    each shape, solid with a teacher."""
+    stored = json.loads(CURVES.read_bytes())
+    names = [
+        f"{kind}-w{size}{more}" for size in (100, 41, 15, 7, 4) for kind in ("ard", "nfgsm") for more in ("", "-long")
+    ]
+    colours = dict(zip((100, 41, 15, 7, 4), COLOURS, strict=False))
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
-    for i, (name, history) in enumerate(sorted(curves.items())):
-        epochs, look = [one["epoch"] for one in history], look_of(i)
-        clean.plot(epochs, [100 * one["clean"] for one in history], label=name, **look)
-        robust.plot(epochs, [100 * one["pgd"] for one in history], label=name, **look)
-    for axes, title in ((clean, "clean"), (robust, "PGD-10")):
+    for name in (one for one in names if one in stored):
+        history, size = stored[name], int(name.split("-")[1][1:])
+        line = "-" if name.startswith("ard") else ":" if name == "nfgsm-w15" else "--"
+        for axes, key in ((clean, "clean"), (robust, "pgd")):
+            values = [100 * one[key] for one in history]
+            axes.plot([one["epoch"] for one in history], values, line, color=colours[size], label=name)
+    for axes, title in ((clean, "clean"), (robust, "PGD")):
         axes.set_title(f"{title}, 512 held-out training images", fontsize=10, color=INK)
         axes.set_xlabel("epoch")
         style(axes)

@@ -31,14 +31,18 @@ WHOLE = {**COLUMNS, "autoattack10k": "all 10,000"}
 
 def released() -> str:
     lines = [
-        f"| model | M MACs | epochs | {' | '.join(WHOLE.values())} | goal |",
-        f"| --- | ---: | ---: | {' | '.join('---:' for _ in WHOLE)} | ---: |",
+        f"| model | M MACs | epochs | minutes | {' | '.join(WHOLE.values())} | goal |",
+        f"| --- | ---: | ---: | ---: | {' | '.join('---:' for _ in WHOLE)} | ---: |",
     ]
     for name in RELEASED:
-        entry = info(name)
-        facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {entry.train.epochs:.0f} |"
+        entry, told = info(name), info(name).train
+        facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {_training(told.epochs, told.wall_s, told.device)} |"
         lines.append(f"{facts} {' | '.join(cells(entry, WHOLE))} | {GOALS.get(name, '')} |")
     return "\n".join(lines)
+
+
+def _training(epochs: float, seconds: float, device: str) -> str:
+    return f"{epochs:.0f} | {seconds / 60:.0f}, {'H100' if 'H100' in device else 'CPU'}"
 
 
 def pairs() -> str:
@@ -61,19 +65,21 @@ def _gap(paired: Mapping[str, Any]) -> str:
 
 def tried() -> str:
     lines = [
-        f"| shape of | what differs | epochs | {' | '.join(COLUMNS.values())} |",
-        f"| --- | --- | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
+        f"| shape of | what differs | epochs | minutes | {' | '.join(COLUMNS.values())} |",
+        f"| --- | --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
     ]
     before = None
     for one in json.loads((DOCS / "students.json").read_bytes()):
         released = info(one["beside"])
         shape = f"| {released.macs / 1e6:.1f} M |"
         if released.name != before:
-            facts = f"{shape} nothing: `{released.name}` | {released.train.epochs:.0f} |"
+            told = released.train
+            facts = f"{shape} nothing: `{released.name}` | {_training(told.epochs, told.wall_s, told.device)} |"
             lines.append(f"{facts} {' | '.join(cells(released, COLUMNS))} |")
         found = {key: percent(Accuracy(**accuracy)) for key, accuracy in one["results"].items()}
         accuracies = " | ".join(found.get(key, "-") for key in COLUMNS)
-        lines.append(f"{shape} {one['what']} | {one['epochs']:.0f} | {accuracies} |")
+        training = _training(one["epochs"], one["wall_s"], one["device"])
+        lines.append(f"{shape} {one['what']} | {training} | {accuracies} |")
         before = released.name
     return "\n".join(lines)
 
