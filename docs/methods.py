@@ -98,7 +98,7 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
         found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "rrm", "ard-nfgsm")]
     found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))
     for row in ("ard-nfgsm", "kd"):
-        for teacher in ("trades-s3", "nfgsm-wrn34-2"):
+        for teacher in ("trades-s3", "nfgsm-wrn34-2", "nfgsm-w100"):
             found.append(Cell(f"teachers/s3/{row}-{teacher}/0", row, (f"teacher.name={teacher}",)))
         found.append(Cell(f"teachers/s3/{row}-natural/0", row, teacher=natural.name))
     return found

@@ -28,6 +28,7 @@ TEACHER_NAMES = {
     "trades-s3": "`trades-s3`, weaker",
     "": "`nfgsm-w15-int8`",
     "nfgsm-wrn34-2": "`nfgsm-wrn34-2`, larger",
+    "nfgsm-w100": "`nfgsm-w100`, stronger",
     "natural": "natural, of the shape of `nfgsm-w15-int8`",
 }
 
