@@ -32,7 +32,8 @@ from zoo.train.recipes.phases import load_phases
 from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.search import Searcher
 from zoo.train.run.trainer import Trainer
-from zoo.weights.load import load, save_weights
+from zoo.weights.load import load
+from zoo.weights.tensors import save_weights
 
 STEPS_A_ROUND = 2
 OURS, ALGORITHM = "zoo (bf16, compiled)", "zoo (fp32, eager)"  # the latter shows what the algorithm alone is worth

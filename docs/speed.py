@@ -126,7 +126,7 @@ def bundle(use: Callable[[Path], object]) -> Callable[[int], Any]:
         from zoo.models import build
         from zoo.specs import parse_spec
         from zoo.weights.folder import ModelConfig, ModelFolder
-        from zoo.weights.load import save_weights
+        from zoo.weights.tensors import save_weights
 
         spec = parse_spec(
             {"arch": "staged", "widths": [[channels]] * 3, "resolutions": [8, 4, 2], "stem_resolution": 16}

@@ -26,7 +26,7 @@ from zoo.export.runtimes import onnxruntime, openvino
 from zoo.models import Classifier, build
 from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("untimed")

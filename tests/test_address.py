@@ -19,8 +19,9 @@ from zoo.registry.file import load_registry, pretty, rename_model, write_aliases
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
 from zoo.weights.address import HUB, LOCAL, NAME, Address, has_scheme
 from zoo.weights.folder import ModelConfig, ModelFolder
-from zoo.weights.load import find, save_weights
+from zoo.weights.load import find
 from zoo.weights.release import candidate, release, rename, stored_bits
+from zoo.weights.tensors import save_weights
 
 # -- addresses -----------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,9 @@ from zoo.system import device, fingerprint
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
 from zoo.system.files import sha256_file
-from zoo.weights.load import find, save_weights
+from zoo.weights.load import find
 from zoo.weights.release import candidate, release
+from zoo.weights.tensors import save_weights
 
 TERMS = {"threads": 1, "cpus": None, "batches": [1, 2]}
 

@@ -114,7 +114,7 @@ def test_a_folder_is_shown_and_compared(call, tmp_path):
     from zoo.models import build
     from zoo.specs import parse_spec
     from zoo.weights.folder import ModelConfig, ModelFolder
-    from zoo.weights.load import save_weights
+    from zoo.weights.tensors import save_weights
 
     spec = MODELS["small"]["spec"]
     folder = ModelFolder(tmp_path / "mine")

@@ -23,7 +23,8 @@ from zoo.train.pipeline import run as train
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.teachers.teacher import Teacher
 from zoo.weights.convert import convert
-from zoo.weights.load import find, load, save_weights
+from zoo.weights.load import find, load
+from zoo.weights.tensors import save_weights
 
 # -- nets as other code bases write them ---------------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ from zoo.registry.file import pretty
 from zoo.specs import parse_spec
 from zoo.system.errors import ZooError
 from zoo.weights.folder import read_config
-from zoo.weights.load import load, read_tensors, save_weights
+from zoo.weights.load import load
+from zoo.weights.tensors import read_tensors, save_weights
 
 CONFIG = json.dumps({"spec": SPEC.to_dict()}).encode()
 

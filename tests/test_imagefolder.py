@@ -25,7 +25,8 @@ from zoo.train.data.images import Streamed
 from zoo.train.pipeline import run
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces.rnascl import search_space
-from zoo.weights.load import find, save_weights
+from zoo.weights.load import find
+from zoo.weights.tensors import save_weights
 
 CPU = torch.device("cpu")
 IMAGENET = ("is", "im", "i")

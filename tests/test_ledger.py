@@ -21,7 +21,8 @@ from zoo.evaluation.ledger import run_key
 from zoo.evaluation.protocols import Protocol, protocol
 from zoo.evaluation.workers import equal_parts
 from zoo.weights.folder import ModelConfig, ModelFolder
-from zoo.weights.load import load, save_weights
+from zoo.weights.load import load
+from zoo.weights.tensors import save_weights
 
 N = 120
 

@@ -25,7 +25,7 @@ from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import layers_of, to_int8
 from zoo.system.errors import ExportFailed, UsageError
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 WALK = PROTOCOLS["pgd20"].model_copy(update={"split": "validation", "n": 60})
 KNOWN = Known("sturdy", "sturdy", dataset="cifar10")

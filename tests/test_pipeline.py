@@ -27,7 +27,8 @@ from zoo.train.run.trainer import Trainer
 from zoo.train.spaces.rnascl import SPACES, SearchSpace
 from zoo.train.teachers import teacher
 from zoo.train.teachers.hooks import conv_names
-from zoo.weights.load import load, save_weights, weights_sha256
+from zoo.weights.load import load, weights_sha256
+from zoo.weights.tensors import save_weights
 
 TINY = SearchSpace("tiny", (2, 1), ((8, 6, 2), (12, 4)), (16, 8), stem_resolution=16, stem=4)
 

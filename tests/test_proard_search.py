@@ -26,7 +26,7 @@ from zoo.train.proard.latency import ALWAYS, LatencyTable, costs, fit_latency, l
 from zoo.train.proard.predictor import Predictor, cross_validated, fit, score
 from zoo.train.proard.search import Limits, best, check_range, search
 from zoo.train.spaces import space_called
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 IMAGES, SEEDS = 1000, st.integers(0, 2**32 - 1)
 TINY = space_called("tiny")

@@ -36,7 +36,8 @@ from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.recipes.schema import Supernet, parse_recipe
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.spaces import SPACES
-from zoo.weights.load import load, read_tensors
+from zoo.weights.load import load
+from zoo.weights.tensors import read_tensors
 
 TRAIN = 49_000  # images of CIFAR-10 that are trained on
 

@@ -28,7 +28,8 @@ from tiny import SPEC, register, same_function
 from zoo.cli.app import run
 from zoo.models import build
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
-from zoo.weights.load import load, save_weights
+from zoo.weights.load import load
+from zoo.weights.tensors import save_weights
 
 TOKEN = "hf_reader_0123456789"
 LARGE = "GET /cdn/"

@@ -31,7 +31,8 @@ from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
 from zoo.train.proard.dynamic import dynamic
 from zoo.weights.folder import PREDICTOR
-from zoo.weights.load import bundled, find, save_weights
+from zoo.weights.load import bundled, find
+from zoo.weights.tensors import save_weights
 
 TOKEN = "hf_" + "s" * 30
 NAMES = ("sturdy", "sturdy@2M", "frail")

@@ -21,7 +21,8 @@ from zoo.train.pipeline import run
 from zoo.train.recipes.phases import load_phases
 from zoo.train.run.loop import fit
 from zoo.train.run.qat import LEVELS, RoundedConv2d, Rounding, floating, quantised
-from zoo.weights.load import load, save_weights
+from zoo.weights.load import load
+from zoo.weights.tensors import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, Usag
 from zoo.train.proard.dynamic import dynamic
 from zoo.train.proard.elastic import Elastic
 from zoo.train.spaces import SPACES
-from zoo.weights.load import find, save_weights, weights_sha256
+from zoo.weights.load import find, weights_sha256
 from zoo.weights.release import candidate, release
+from zoo.weights.tensors import save_weights
 
 TRAIN = entry_of(8)["train"] | {"recipe": "proard-micro"}
 

@@ -19,7 +19,7 @@ from zoo.evaluation.sweep import GRIDS, at, sweep
 from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.system.errors import UsageError
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 PIXEL = 1 / 255
 

@@ -14,7 +14,8 @@ import zoo.weights.load
 from zoo import load
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
 from zoo.system.files import sha256_file
-from zoo.weights.load import find, read_tensors, save_weights, weights_sha256
+from zoo.weights.load import find, weights_sha256
+from zoo.weights.tensors import read_tensors, save_weights
 
 
 def test_a_registry_name_gives_the_released_model_in_eval_mode(net, bundled):

@@ -14,7 +14,7 @@ from zoo.models import Classifier, build
 from zoo.registry.file import pretty
 from zoo.specs import StagedSpec, cost
 from zoo.system.files import sha256_file
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 SPEC = StagedSpec(widths=((8,), (12,)), resolutions=(16, 8), stem=4)
 REVISION = "0123456789abcdef0123456789abcdef01234567"

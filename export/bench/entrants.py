@@ -17,7 +17,7 @@ from zoo.export.options import ExportOptions
 from zoo.export.remote.engine import runner_of
 from zoo.system.errors import UsageError, WrongDevice, ZooError
 from zoo.weights.folder import ModelConfig, ModelFolder
-from zoo.weights.load import save_weights
+from zoo.weights.tensors import save_weights
 
 
 def entrants(

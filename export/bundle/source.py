@@ -17,7 +17,8 @@ from zoo.export.bundle.manifest import Manifest, Source
 from zoo.models import Classifier
 from zoo.system.hub import HubFiles
 from zoo.weights.address import HUB
-from zoo.weights.load import Found, find, own_name, read_model, save_weights
+from zoo.weights.load import Found, find, own_name
+from zoo.weights.tensors import read_model, save_weights
 
 TWIN = "twin.safetensors"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

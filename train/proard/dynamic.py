@@ -25,7 +25,8 @@ from zoo.train.spaces import space_called
 from zoo.train.spaces.dynamic import Genes, Space
 from zoo.weights.address import HUB, Address
 from zoo.weights.folder import CONFIG, PREDICTOR, ModelConfig, ModelFolder
-from zoo.weights.load import CUT_FROM, Found, find, save_weights
+from zoo.weights.load import CUT_FROM, Found, find
+from zoo.weights.tensors import save_weights
 
 CALIBRATION = 4096  # augmented training images for the BatchNorm statistics of a sub-net
 

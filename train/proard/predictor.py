@@ -20,7 +20,7 @@ from torch import Tensor
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
 from zoo.train.proard.labelled import Labels
 from zoo.train.spaces.dynamic import Genes, Space
-from zoo.weights.load import read_metadata, read_tensors, save_weights
+from zoo.weights.tensors import read_metadata, read_tensors, save_weights
 
 KIND = "accuracy-robustness predictor"
 LEAST = 10  # labels

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from zoo.weights.folder import ModelConfig, ModelFolder
-from zoo.weights.load import find, save_weights
+from zoo.weights.load import find
+from zoo.weights.tensors import save_weights
 
 if TYPE_CHECKING:
     from zoo.train.run.trainer import Trainer

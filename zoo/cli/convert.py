@@ -56,7 +56,7 @@ def command(
     from zoo.system.units import format_count
     from zoo.weights.convert import check_layout, convert
     from zoo.weights.folder import ModelConfig, ModelFolder
-    from zoo.weights.load import save_weights
+    from zoo.weights.tensors import save_weights
 
     output, folder = Output(as_json=as_json, quiet=quiet), ModelFolder(out)
     images, given = dataset_called(dataset), dict(map(_setting, settings or ()))

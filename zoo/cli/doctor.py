@@ -139,7 +139,8 @@ def _registry() -> dict[str, Any]:
     from zoo.registry.schema import check
     from zoo.system.errors import ZooError
     from zoo.system.files import read_utf8
-    from zoo.weights.load import bundled, check_file
+    from zoo.weights.load import bundled
+    from zoo.weights.tensors import check_file
 
     path = registry_path()
     state: dict[str, Any] = {"place": str(path), "models": 0, "weights": {}, "faults": []}

@@ -15,7 +15,8 @@ from zoo.system.files import sha256_file
 from zoo.system.hub import COMMIT, HubFiles, commit_of, promised_sha256
 from zoo.weights.address import HUB, NAME, Address
 from zoo.weights.folder import CONFIG, TENSORS
-from zoo.weights.load import bundled, check_header, find
+from zoo.weights.load import bundled, find
+from zoo.weights.tensors import check_header
 
 
 @dataclass(frozen=True, kw_only=True)

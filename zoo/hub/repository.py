@@ -19,7 +19,8 @@ from zoo.specs import parse_spec
 from zoo.system.errors import Unreachable, UsageError
 from zoo.system.files import copy_atomic, sha256_file
 from zoo.weights.folder import PREDICTOR, TENSORS, ModelConfig, ModelFolder
-from zoo.weights.load import Found, check_file, save_weights
+from zoo.weights.load import Found
+from zoo.weights.tensors import check_file, save_weights
 
 SUBNET = "subnet.safetensors"  # the released file of a sub-net, which needs its dynamic net; model.safetensors does not
 ONNX, CARD = f"onnx/{GRAPH}", "README.md"

@@ -17,7 +17,7 @@ from zoo.specs import Spec, WideResNetSpec
 from zoo.system.errors import IntegrityError, UsageError, nearest
 from zoo.system.files import kind_of
 from zoo.weights.folder import SUFFIX
-from zoo.weights.load import check_count, checked, fill, read_tensors
+from zoo.weights.tensors import check_count, checked, fill, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
