@@ -12,28 +12,21 @@ goes on where it was interrupted.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
-import multiprocessing
 import os
-import signal
 import statistics
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
+from workers import Stopped, images, stopped, store, stored, train_run, trained, work
 
 from zoo.report.stories import RELEASED
 
@@ -148,123 +141,7 @@ def check_same(folder: Path, preset: str, overrides: list[str]) -> None:
         raise UsageError(f"'{folder}' holds a run of other settings: remove it, or choose another --out")
 
 
-# -- work in processes -------------------------------------------------------------------------------------------
-
-_stopped: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-def _begin(event: Any, deadline: float) -> None:
-    """Prepare a worker process: it stops when ``event`` is set, or at the time ``deadline``."""
-    global _stopped
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the event stops this one
-    _stopped = lambda: event.is_set() or time.time() > deadline  # noqa: E731
-
-
-class Stopped(Exception):
-    """The work was stopped before it was done."""
-
-
-def work(
-    jobs: int,
-    deadline: float,
-    do: Callable[..., Any],
-    todo: list[tuple[str, tuple[Any, ...]]],
-    ready: Callable[[str], bool] = lambda name: True,
-) -> Iterator[tuple[str, Any]]:
-    """The results of ``do(*arguments)`` by name, as they are done in ``jobs`` persistent processes. Failures are
-    reported and stop nothing else. A signal stops all: what runs then ends early.
-
-    Args:
-        todo: names and arguments; each is started once ``ready(name)`` holds, the first such first.
-    """
-    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    context = multiprocessing.get_context("spawn")
-    event, asked = context.Event(), []  # a signal handler must not wait for the lock of an event
-    before = {number: signal.signal(number, lambda *_: asked.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
-    tries: Counter[str] = Counter()
-    running: dict[Future[Any], tuple[str, tuple[Any, ...]]] = {}
-    begin = (event, deadline)
-    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begin)
-    try:
-        while todo or running:
-            if asked or time.time() > deadline:
-                event.set()
-                todo.clear()
-            startable = [one for one in todo if ready(one[0])][: jobs - len(running)]
-            for one in startable:
-                todo.remove(one)
-                running[pool.submit(do, *one[1])] = one
-            if not running:
-                break
-            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            broken = False
-            for future in done:
-                one = name, _ = running.pop(future)
-                try:
-                    yield name, future.result()
-                except BrokenProcessPool:
-                    broken = True
-                    tries[name] += 1
-                    if tries[name] < 3:
-                        todo.insert(0, one)
-                    else:
-                        print(f"{name}  FAILED: its process died", flush=True)
-                except Stopped as stopped:
-                    print(f"{name}  stopped {stopped}", flush=True)
-                except Exception as error:
-                    print(f"{name}  FAILED: {''.join(traceback.format_exception(error))}", flush=True)
-            if broken and not running:
-                pool.shutdown()
-                pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begin)
-    finally:
-        event.set()
-        pool.shutdown(cancel_futures=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for name, _ in todo:
-        print(f"{name}  left out: what it needs is missing", flush=True)
-
-
-@cache
-def images() -> Any:
-    """CIFAR-10, loaded once in each process."""
-    from zoo.datasets.cifar10 import CIFAR10
-
-    return CIFAR10.load()
-
-
 # -- training ----------------------------------------------------------------------------------------------------
-
-
-def train_cell(preset: str | None, overrides: list[str], out: Path, recipe: str = RECIPE) -> dict[str, Any]:
-    """Train a cell in the folder ``out``; returns the metrics of its last epoch."""
-    import torch
-
-    from zoo.train.pipeline import run
-    from zoo.train.recipes.phases import load_phases
-    from zoo.train.run.loop import Interrupted
-
-    def tick(phase: str, step: int, total: int, loss: float) -> None:
-        if _stopped():
-            signal.raise_signal(signal.SIGTERM)  # the loop writes a checkpoint after its next step
-
-    if _stopped():
-        raise Stopped("before it began")
-    asked = {"preset": preset, "overrides": overrides}
-    try:
-        run(load_phases(recipe, **asked), images(), out, resume=True, asked=asked, tick=tick)
-    except Interrupted as stopped:
-        raise Stopped(str(stopped).removeprefix("stopped ")) from None
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    facts = json.loads((out / "model" / "config.json").read_bytes())["train"]
-    return {**facts["history"][-1], "wall_s": facts["wall_s"]}
-
-
-def trained(folder: Path) -> bool:
-    return (folder / "model" / "held_out.json").exists()  # the last file that a run leaves
 
 
 def train(args: argparse.Namespace) -> None:
@@ -273,7 +150,7 @@ def train(args: argparse.Namespace) -> None:
         folder, overrides = out / cell.name, settings(cell, out, passes=args.passes, changes=args.set)
         check_same(folder, cell.preset, overrides)
         if not trained(folder):
-            todo.append((cell.name, (cell.preset, overrides, folder)))
+            todo.append((cell.name, (RECIPE, cell.preset, overrides, folder)))
             teachers[cell.name] = cell.teacher
     images()  # decoded here, not by all processes at once
 
@@ -282,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
 
     count, begun = len(todo), time.monotonic()
     print(f"{count} cells to train in {out}", flush=True)
-    for done, (name, last) in enumerate(work(args.jobs, args.until, train_cell, todo, ready), 1):
+    for done, (name, last) in enumerate(work(args.jobs, args.until, train_run, todo, ready), 1):
         print(
             f"[{done}/{count}, {time.monotonic() - begun:.0f} s] {name}  clean {last['clean']:.1%}  "
             f"PGD {last['pgd']:.1%}  {last['wall_s']:.0f} s",
@@ -300,10 +177,10 @@ def measure_cell(folder: Path, key: str, n: int, device: str) -> dict[str, Any]:
     from zoo.weights.load import load, weights_sha256
 
     def progress(protocol: Any, done: int, total: int) -> None:
-        if _stopped():
+        if stopped():
             raise Stopped(f"at {done} of {total} images")
 
-    if _stopped():
+    if stopped():
         raise Stopped("before it began")
     model = load(f"local-dir:{folder / 'model'}")
     protocol = PROTOCOLS[key].model_copy(update={"n": n})
@@ -335,21 +212,6 @@ def facts_of(cell: Cell, folder: Path) -> dict[str, Any]:
         **{key: facts[key] for key in ("epochs", "images_seen", "wall_s", "device", "precision", "torch")},
         "held_out": {key: facts["history"][-1][key] for key in ("clean", "pgd", "raw_clean", "raw_pgd")},
     }
-
-
-def stored(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.exists() else {"runs": {}, "times": {}}
-
-
-def store(path: Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` with a line for each run."""
-    from zoo.system.files import write_atomic
-
-    parts = []
-    for section, entries in sorted(data.items()):
-        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
-        parts.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
-    write_atomic(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from methods import images, store, stored, train_cell, trained, work
+from workers import images, store, stored, train_run, trained, work
 
 DOCS = Path(__file__).parent
 STORE = DOCS / "shapes.json"
@@ -146,7 +146,7 @@ def train(args: argparse.Namespace) -> None:
     out, todo, before = args.out.absolute(), [], {}
     for run in chosen(args.globs):
         if not trained(out / run.name):
-            todo.append((run.name, (None, settings(run, out, args.set), out / run.name, RECIPE)))
+            todo.append((run.name, (RECIPE, None, settings(run, out, args.set), out / run.name)))
             before[run.name] = run.start
     images()
 
@@ -154,7 +154,7 @@ def train(args: argparse.Namespace) -> None:
         start = before[name]
         return start is None or trained(out / start)
 
-    for name, last in work(args.jobs, float("inf"), train_cell, todo, ready):
+    for name, last in work(args.jobs, float("inf"), train_run, todo, ready):
         print(f"{name}  clean {last['clean']:.1%}  PGD {last['pgd']:.1%}  {last['wall_s']:.0f} s", flush=True)
 
 

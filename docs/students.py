@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import shapes
-from methods import stored
 from results import cells, percent, put
+from workers import stored
 
 from zoo import info
 from zoo.evaluation.statistics import Accuracy
