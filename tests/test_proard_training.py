@@ -148,14 +148,15 @@ def test_choices_open_gradually():
     assert all(a >= b for a, b in pairwise(sizes))
 
 
-def test_sub_nets_can_be_drawn_evenly_over_the_logarithm_of_their_macs():
-    space, rng, apart = SPACES["tiny"](), np.random.default_rng(0), {}
+@pytest.mark.parametrize("name", SPACES)
+def test_sub_nets_can_be_drawn_evenly_over_the_logarithm_of_their_macs(name):
+    space, rng, apart = SPACES[name](), np.random.default_rng(0), {}
     low, high = (np.log(space.macs(genes)[0]) for genes in (space.smallest, space.largest))
     for draw in ("choices", "macs"):
-        settings = Supernet(space="tiny", smallest=False, draw=draw)
+        settings = Supernet(space=name, smallest=False, draw=draw)
         rows = np.concatenate([sampling.drawn(space, settings, 1.0, rng) for _ in range(300)])
         apart[draw] = kstest((np.log(space.macs(rows)) - low) / (high - low), "uniform").statistic
-    assert apart["macs"] < 0.1 < 0.25 < apart["choices"], apart
+    assert apart["macs"] < 0.08 < 0.2 < apart["choices"], apart
 
 
 def test_sub_nets_change_with_every_step_or_with_every_epoch(toy):
@@ -294,7 +295,6 @@ def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
 
 TWO_PROCESSES = """
 from micro import RECIPE, micro
-from scipy.stats import kstest
 from zoo.train.methods.method import Batch
 from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES

@@ -7,7 +7,7 @@ import numpy as np
 from zoo.train.recipes.schema import Supernet
 from zoo.train.spaces.dynamic import Genes, Space
 
-CANDIDATES = 512  # of which those nearest to the budgets of a step are taken
+CANDIDATES, LEAN = 512, 4.0  # of draw = "macs"
 
 
 def least(space: Space, settings: Supernet, progress: float) -> Genes:
@@ -28,15 +28,21 @@ def least(space: Space, settings: Supernet, progress: float) -> Genes:
 def drawn(space: Space, settings: Supernet, progress: float, rng: np.random.Generator) -> Genes:
     """The sub-nets of a step without the largest, canonical [n, G]; the smallest comes first, if it is trained."""
     low, high = least(space, settings, progress), space.largest + 1
-    by_macs = settings.draw == "macs"
-    rows = rng.integers(low, high, size=(CANDIDATES if by_macs else settings.random, high.shape[1]))
-    if by_macs:
-        rows = rows[_evenly(space, rows, low, settings.random, rng)]
+    if settings.draw == "macs":
+        rows = _evenly(space, low, high, settings.random, rng)
+    else:
+        rows = rng.integers(low, high, size=(settings.random, high.shape[1]))
     return space.canonical(np.concatenate([low, rows]) if settings.smallest else rows)
 
 
-def _evenly(space: Space, rows: Genes, low: Genes, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices [n] of ``rows``: those nearest to budgets drawn evenly over log MACs from ``low`` to the largest."""
-    first, last = (float(np.log(space.macs(genes)[0])) for genes in (low, space.largest))
+def _evenly(space: Space, low: Genes, high: Genes, n: int, rng: np.random.Generator) -> Genes:
+    """``n`` sub-nets [n, G], those of many candidates that are nearest to budgets drawn evenly over log MACs.
+
+    Candidates with all genes drawn evenly would crowd in the middle: here those of each lean to small or large choices.
+    """
+    lean = LEAN ** rng.uniform(-1, 1, (CANDIDATES, 1))
+    share = rng.random((CANDIDATES, high.shape[1])) ** lean
+    rows = np.minimum(low + (share * (high - low)).astype(low.dtype), high - 1)
+    first, last = (float(np.log(space.macs(genes)[0])) for genes in (low, high - 1))
     budgets = rng.uniform(first, last, n)
-    return np.abs(np.log(space.macs(rows)) - budgets[:, None]).argmin(axis=1)
+    return rows[np.abs(np.log(space.macs(rows)) - budgets[:, None]).argmin(axis=1)]
