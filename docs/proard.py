@@ -252,9 +252,11 @@ def predictor(told: dict[str, Any]) -> str:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["ablate", *arms] if arms:
-            for name in arms:
-                arm, _, seed = name.partition("/")
-                keep({"ablation": {f"{arm}/{int(seed or 0)}": ablate(arm, int(seed or 0))}})
+            asked = [(arm, seed or "0") for arm, _, seed in (name.partition("/") for name in arms)]
+            if not all(arm in ARMS and seed.isdecimal() for arm, seed in asked):
+                sys.exit(f"an arm is one of {', '.join(ARMS)}, with a seed as in hard/1")
+            for arm, seed in asked:
+                keep({"ablation": {f"{arm}/{seed}": ablate(arm, int(seed))}})
         case ["take", folder]:
             keep({"run": take(folder)})
         case [_, *_]:

@@ -348,7 +348,12 @@ def absent(request, monkeypatch) -> Backend:
     def too_late(*_, **__):
         pytest.fail("a model was loaded or data read before the engine was refused")
 
-    for place in ("export.exporter.choose_level", "export.verify.choose_level", "weights.load.read_tensors"):
+    for place in (
+        "export.exporter.choose_level",
+        "export.verify.choose_level",
+        "weights.load.read_tensors",
+        "weights.tensors.read_tensors",
+    ):
         monkeypatch.setattr(f"zoo.{place}", too_late)
     return engine
 

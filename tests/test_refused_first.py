@@ -23,7 +23,8 @@ FAMILY = ["export", "trades-s[35]"]
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch, tmp_path, found) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.weights.load.read_tensors", lambda path: pytest.fail(f"{path} was opened"))
+    for place in ("load", "tensors"):
+        monkeypatch.setattr(f"zoo.weights.{place}.read_tensors", lambda path: pytest.fail(f"{path} was opened"))
     monkeypatch.setattr(type(CIFAR10), "load", lambda *_, **__: pytest.fail("the data set was loaded"))
 
 
@@ -87,11 +88,22 @@ def test_a_gpu_that_is_not_there(monkeypatch, capsys):
         (["eval", "trades-s3", "--threat", "l3 1"], 2, "is not a threat model"),
         (["eval", "trades-s3", "--write", "-n", "5"], 2, "--write stores whole protocols only"),
         (["sweep", "trades-s3", "--attack", "clean"], 2, "a sweep needs attacks"),
+        (["sweep", "trades-s3", "--attack", "fgsm,pgd20-step0.003"], 2, "leave out pgd20-step0.003"),
         (["sweep", "trades-s3", "--attack", "fgsm,"], 2, "--attack takes a list"),
         (["sweep", "trades-s3", "--out", "no/such/folder/x.json"], 2, "--out takes a file"),
         (["train", "trades-s7", "--set", "start=no-such-model"], 3, "no model is called"),
         (["train", "rnascl-s7-wrt34-2", "--set", "teacher.name=no-such-model"], 3, "no model is called"),
-        (["train", "rnascl-l-wrt34-10"], 3, "a recipe and no released model: make it with `zoo train trades-wrn34-10`"),
+        (
+            ["train", "rnascl-l-wrt34-10"],
+            3,
+            "'trades-wrn34-10' is a recipe and no released model: make it with `zoo train trades-wrn34-10`, "
+            "then --set teacher.name=runs/trades-wrn34-10/model",
+        ),
+        (
+            ["train", "trades-s7", "--set", "start=rnascl-l-wrt34-10"],
+            3,
+            "make it with `zoo train rnascl-l-wrt34-10`, then --set start=runs/rnascl-l-wrt34-10/trades/model",
+        ),
         (["train", "ard-mobilenetv2"], 4, "'runs/trades-wrn34-10/model': make it with `zoo train trades-wrn34-10`"),
         (["train", "ard-s7", "--set", "teacher.name=runs/mine/model"], 4, "no folder 'runs/mine/model'"),
     ],

@@ -27,7 +27,7 @@ from zoo.train.proard.elastic import Elastic
 from zoo.train.spaces import SPACES
 from zoo.weights.load import find, weights_sha256
 from zoo.weights.release import candidate, release
-from zoo.weights.tensors import save_weights
+from zoo.weights.tensors import read_tensors, save_weights
 
 TRAIN = entry_of(8)["train"] | {"recipe": "proard-micro"}
 
@@ -105,9 +105,7 @@ def test_a_saved_sub_net_is_the_frozen_one_and_its_file_holds_statistics_only(fo
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), frozen(x))
-    assert all(
-        "running" in key or "num_batches" in key for key in zoo.weights.load.read_tensors(cut / "model.safetensors")
-    )
+    assert all("running" in key or "num_batches" in key for key in read_tensors(cut / "model.safetensors"))
     assert model.spec == net.space.spec(genes)
 
 

@@ -99,9 +99,13 @@ def test_a_protocol_under_another_threat_model_says_so_in_its_name(name, threat,
     assert elsewhere.on("cifar10") == found
 
 
-def test_a_stated_step_has_no_form_in_another_norm(in_l2, capsys):
+def test_a_stated_step_has_no_form_in_another_norm_nor_in_a_ball_that_it_cannot_cross(in_l2, capsys):
     assert run(["eval", in_l2, "-p", "pgd20-step0.003", "-n", "10", "-q"]) == 2
-    assert "the step of 'pgd20-step0.003' is one in linf: take another protocol for l2 2" in capsys.readouterr().err
+    told = "the steps of 'pgd20-step0.003' are in linf and go 0.06 far: take another protocol for "
+    assert f"{told}l2 2" in capsys.readouterr().err
+    assert PROTOCOLS["pgd20-step0.003"].under(ThreatModel.parse("linf 0.06")).step == 0.003
+    with pytest.raises(UsageError, match=f"{told}linf 0.061"):
+        protocol("pgd20-step0.003-linf-0.061")
 
 
 def test_a_name_that_states_a_threat_model_keeps_it(in_l2, capsys):

@@ -232,6 +232,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         method, search, supernet = self.method, self.search, self.supernet
+        if supernet and not method.trains_subnets():
+            *others, last = (name for name, one in METHODS.items() if one.trains_subnets())
+            raise ValueError(
+                f"method '{method.name}' cannot train a [supernet], because it has modules that fit one sub-net only, "
+                f"or updates of its own: choose {', '.join(others)} or {last}"
+            )
         method.check(self.attack)
         if self.attack.norm == "l2" and method.attacks and "step" not in self.attack.model_fields_set:
             raise ValueError("the default attack.step is for norm = 'linf': set it")
@@ -268,12 +274,6 @@ class Recipe(Section):
             raise ValueError("[supernet] cannot be combined with [search] or train.int8")
         if not self.ema.recalibrate:
             raise ValueError("a dynamic net has no statistics of its own for its sub-nets: set ema.recalibrate above 0")
-        known = [name for name, one in METHODS.items() if one.trains_subnets()]
-        if self.method.name not in known:
-            raise ValueError(
-                f"method '{self.method.name}' cannot train a [supernet], because it has modules that fit one sub-net "
-                f"only, or updates of its own: choose {', '.join(known[:-1])} or {known[-1]}"
-            )
         if self.train.compile:
             raise ValueError("a [supernet] needs train.compile = false: its nets change with every step")
         if supernet.refine and not self.method.attacks:
@@ -292,7 +292,7 @@ class Recipe(Section):
             raise ValueError("supernet.largest = 0 never trains the largest sub-net: remove supernet.own")
         if supernet.own:
             supernet.own.check(self.attack)
-            if supernet.own.needs or supernet.own.name not in known or isinstance(supernet.own, Replayed):
+            if supernet.own.needs or not supernet.own.trains_subnets() or isinstance(supernet.own, Replayed):
                 raise ValueError(
                     f"supernet.own needs a method without a teacher and without replays, not '{supernet.own.name}'"
                 )

@@ -98,9 +98,9 @@ def command(
         earlier = ("largest", *phases)  # teachers that the training itself makes
         teacher = settings.teacher.name if settings.teacher else None
         if settings.start:
-            _checked(settings.start, offline)
+            _checked(settings.start, "start", offline)
         if teacher and not (settings.supernet and teacher in earlier):
-            check_teacher(teacher, _checked(teacher, offline).spec, settings.arch)
+            check_teacher(teacher, _checked(teacher, "teacher.name", offline).spec, settings.arch)
     dataset = dataset_called(first.dataset).load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
@@ -147,10 +147,11 @@ def command(
     )
 
 
-def _checked(name: str, offline: bool) -> Found:
-    """The model ``name``, without its weights. For one that is not there, this raises what
-    :func:`zoo.weights.load.find` raises; if a published recipe makes it, the sentence says so."""
+def _checked(name: str, key: str, offline: bool) -> Found:
+    """The model ``name`` that ``key`` of a recipe asks for, without its weights. For one that is not there, this raises
+    what :func:`zoo.weights.load.find` raises; if a published recipe makes it, the sentence says so."""
     from zoo.system.hub import HubFiles
+    from zoo.train.recipes.phases import load_phases
     from zoo.train.recipes.published import published_recipes
     from zoo.weights.load import find
 
@@ -163,6 +164,9 @@ def _checked(name: str, offline: bool) -> Found:
         raise
     except UnknownModel as error:
         if name in published_recipes():
-            made = f"make it with `zoo train {name}`, then --set teacher.name=runs/{name}/model"
-            raise UnknownModel(f"'{name}' is a recipe and no released model: {made}") from error
+            *more, last = load_phases(name)
+            left = Path("runs", name, last if more else "", "model").as_posix()
+            raise UnknownModel(
+                f"'{name}' is a recipe and no released model: make it with `zoo train {name}`, then --set {key}={left}"
+            ) from error
         raise

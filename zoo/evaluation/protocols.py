@@ -76,12 +76,16 @@ class Protocol(BaseModel):
         2018). A step that the name states stays as it is.
 
         Raises:
-            UsageError: the name states a step, which is one of l-infinity, and ``threat`` is in l2.
+            UsageError: the name states a step, and ``threat`` is in another norm, or its ball too large for such steps.
         """
         if self.attack in ("none", *CORRUPTED) or threat == self.threat:
             return self
-        if STATED in self.name and threat.norm != self.norm:
-            raise UsageError(f"the step of '{self.name}' is one in {self.norm}: take another protocol for {threat}")
+        reach = (self.step or 0.0) * (self.steps or 0)
+        if STATED in self.name and (threat.norm != self.norm or threat.eps > reach * (1 + 1e-9)):
+            raise UsageError(
+                f"the steps of '{self.name}' are in {self.norm} and go {reach:g} far: "
+                f"take another protocol for {threat}"
+            )
         usual, new = (one.eps * (1 / 4 if one.norm == "linf" else 2.5 / (self.steps or 1)) for one in (self, threat))
         step = self.step if self.step is None or STATED in self.name else self.step / usual * new
         name = self.name.removesuffix(f"-{self.threat.slug}")

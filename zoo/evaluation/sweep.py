@@ -19,7 +19,7 @@ from zoo.datasets.base import Split
 from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.flags import SQUARE_GAIN, disagree
 from zoo.evaluation.ledger import Counts
-from zoo.evaluation.protocols import CORRUPTED, DATASET, PROTOCOLS, Protocol, protocol
+from zoo.evaluation.protocols import CORRUPTED, DATASET, PROTOCOLS, STATED, Protocol, protocol
 from zoo.evaluation.statistics import Accuracy
 from zoo.evaluation.threat import LINF_8, Norm, ThreatModel
 from zoo.system.errors import UsageError
@@ -110,6 +110,9 @@ def attacks_called(names: Iterable[str]) -> list[Protocol]:
         if base != name:
             raise UsageError(f"a sweep varies eps, in the norm of --norm: name the attack '{base}', not '{name}'")
     bases = list(dict.fromkeys(PROTOCOLS[name] for name in names))
+    fixed = [base.name for base in bases if STATED in base.name]
+    if fixed:
+        raise UsageError(f"a sweep needs steps that grow with eps: leave out {', '.join(fixed)}")
     idle = [base.name for base in bases if base.attack in ("none", *CORRUPTED)]
     if idle or not bases:
         raise UsageError(f"a sweep needs attacks, such as {' and '.join(ATTACKS)}, not {', '.join(idle) or 'none'}")

@@ -31,8 +31,8 @@ def attack_of(protocol: Mapping[str, Any]) -> str:
     """What a protocol does to the images: ``pgd, linf 8/255, 20 steps of 2/255, loss ce``."""
     attack, step = protocol["attack"], protocol.get("step")
     words = [WITHOUT_ATTACKER.get(attack, attack)]
-    if protocol["eps"]:
-        words.append(str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])))
+    if threat := threat_of(protocol):
+        words.append(threat)
     if protocol.get("steps"):
         of = f" of {ThreatModel(norm=protocol['norm'], eps=step).size}" if step else ""
         words.append(f"{protocol['steps']} steps{of}")
@@ -43,6 +43,11 @@ def attack_of(protocol: Mapping[str, Any]) -> str:
     if protocol.get("queries"):
         words.append(f"Square with {protocol['queries']:,} queries")
     return ", ".join(words)
+
+
+def threat_of(protocol: Mapping[str, Any]) -> str:
+    """The threat model of a protocol, such as ``linf 8/255``; empty where nothing is perturbed."""
+    return str(ThreatModel(norm=protocol["norm"], eps=protocol["eps"])) if protocol["eps"] else ""
 
 
 def in_words(spec: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from zoo.export.bundle.conditions import in_words as conditions_in_words
 from zoo.export.bundle.manifest import Rung
 from zoo.export.ladder.gate import verdict
 from zoo.registry.entry import Entry, Registry
-from zoo.registry.words import attack_of, described, in_words, points
+from zoo.registry.words import attack_of, described, in_words, points, threat_of
 from zoo.report import charts, commands, stories
 from zoo.report.bundles import Shown
 from zoo.report.choice import TITLES, Measure, Task, dataset_title, measures
@@ -190,6 +190,7 @@ def _environment() -> Environment:
         "dataset": dataset_title,
         "explained": explained,
         "attack": attack_of,
+        "threat": threat_of,
         "verdict": _sentence,
     }
     return environment
