@@ -107,11 +107,8 @@ def accuracy() -> None:
 def learning_curves() -> None:
     """Clean and PGD accuracy of the students' averaged weights on held-out training images, over epochs: a colour for
     each shape, solid with a teacher."""
-    stored = json.loads(CURVES.read_bytes())
-    names = [
-        f"{kind}-w{size}{more}" for size in (100, 41, 15, 7, 4) for kind in ("ard", "nfgsm") for more in ("", "-long")
-    ]
-    colours = dict(zip((100, 41, 15, 7, 4), COLOURS, strict=False))
+    stored, colours = json.loads(CURVES.read_bytes()), dict(zip((100, 41, 15, 7, 4), COLOURS, strict=False))
+    names = [f"{kind}-w{size}{more}" for size in colours for kind in ("ard", "nfgsm") for more in ("", "-long")]
     figure, (clean, robust) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=150, sharex=True)
     for name in (one for one in names if one in stored):
         history, size = stored[name], int(name.split("-")[1][1:])

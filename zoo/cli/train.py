@@ -162,11 +162,11 @@ def _checked(name: str, key: str, offline: bool) -> Found:
         if runs == "runs" and recipe in published_recipes():
             raise Unreachable(f"{error}: make it with `zoo train {recipe}`") from None
         raise
-    except UnknownModel as error:
+    except UnknownModel:
         if name in published_recipes():
             *more, last = load_phases(name)
             left = Path("runs", name, last if more else "", "model").as_posix()
             raise UnknownModel(
                 f"'{name}' is a recipe and no released model: make it with `zoo train {name}`, then --set {key}={left}"
-            ) from error
+            ) from None
         raise
