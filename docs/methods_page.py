@@ -17,7 +17,7 @@ from zoo.train.recipes.phases import load_recipe
 DOCS = Path(__file__).parent
 PAGE = DOCS / "methods.md"
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "apgd50": "APGD-50", "autoattack": "AutoAttack"}
-DIFFERENCES = {"clean": "clean", "cw20": "CW-20", "autoattack": "AutoAttack"}  # accuracies minus the control's
+PANELS = {key: COLUMNS[key] for key in ("clean", "cw20", "autoattack")}  # of the plot
 CONTROL = "methods/s3/n-fgsm"
 STUDENTS = {"s3": "o", "w4": "s"}
 SPACES = ("s3", "s5", "s7")
@@ -62,11 +62,11 @@ def passes(runs: Runs, row: str) -> str:
 
 
 def accuracy(runs: Runs, row: str, protocol: str) -> str:
-    """The mean over seeds in %, with the lowest and the highest."""
+    """The mean over seeds in %, with the lowest and the highest below it."""
     values = [100 * one.mean() for one in seeds(runs, row, protocol).values()]
     if not values:
         return ""
-    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    spread = f"<br>({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{spread}"
 
 
@@ -105,16 +105,26 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def compared(runs: Runs, rows: Mapping[str, str], control: str) -> str:
-    """A table of the rows GROUP/STUDENT/ROW that were measured, with their names, against the row ``control``."""
-    heads = ["", "passes", *COLUMNS.values(), *(f"{name} - control" for name in DIFFERENCES.values())]
+def compared(runs: Runs, rows: Mapping[str, str], control: str) -> list[list[str]]:
+    """The lines of a table: the rows GROUP/STUDENT/ROW that were measured, with their names. In each cell stand the
+    accuracy and, below it, what it is more than that of ``control``."""
     lines = []
     for row, name in rows.items():
         cells = [accuracy(runs, row, key) for key in COLUMNS]
         if any(cells):
-            gaps = (signed(difference(runs, row, control, key)) for key in DIFFERENCES)
-            lines.append([name, passes(runs, row), *cells, *gaps])
-    return markdown(heads, lines) if lines else EMPTY
+            gaps = (signed(difference(runs, row, control, key)) for key in COLUMNS)
+            cells = ["<br>".join(filter(None, pair)) for pair in zip(cells, gaps, strict=True)]
+            lines.append([name, passes(runs, row), *cells])
+    return lines
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """The lines of ``compared`` under their heads, without the columns that are empty."""
+    if not lines:
+        return EMPTY
+    heads = ["", "passes", *COLUMNS.values()]
+    kept = [0, *(i for i in range(1, len(heads)) if any(line[i] for line in lines))]
+    return markdown([heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def rows_of(student: str) -> dict[str, str]:
@@ -138,21 +148,19 @@ def teachers(row: str) -> dict[str, str]:
     return {f"teachers/s3/{row}-{t}" if t else f"methods/s3/{row}": name for t, name in TEACHER_NAMES.items()}
 
 
-def by_student(runs: Runs) -> str:
+def by_student(runs: Runs) -> list[list[str]]:
     """Some methods on students of growing cost, each against the control of the same student."""
     places = {"students/w1": "1.0", "students/w2": "2.4", "methods/w4": "3.8", "students/w15": "14.8"}  # M MACs
-    return stacked(
-        [
-            compared(runs, {f"{place}/{row}": f"{ROWS[row]}, {macs} M MACs"}, f"{place}/n-fgsm")
-            for row in ("n-fgsm", "ard-nfgsm", "rrm")
-            for place, macs in places.items()
-        ]
-    )
+    lines = []
+    for row in ("n-fgsm", "ard-nfgsm", "rrm"):
+        for place, macs in places.items():
+            lines += compared(runs, {f"{place}/{row}": f"{ROWS[row]}, {macs} M MACs"}, f"{place}/n-fgsm")
+    return lines
 
 
-def pairs(runs: Runs) -> str:
+def pairs(runs: Runs) -> list[list[str]]:
     """RNAS-CL's students under TRADES, and TRADES alone, for each architecture and beta."""
-    blocks = []
+    lines = []
     for space in SPACES:
         for beta in ("6", "10"):
             row = f"rnascl/{space}/beta{beta}"
@@ -162,20 +170,19 @@ def pairs(runs: Runs) -> str:
                 f"{row}-gamma1": "+ KL + attention as printed (gamma 1)",
                 f"{row}-gamma34": "+ KL + attention (gamma 34)",
             }
-            blocks.append(compared(runs, named, f"{row}-none"))
-    return stacked(blocks)
+            lines += compared(runs, named, f"{row}-none")
+    return lines
 
 
-def stacked(tables: Sequence[str]) -> str:
-    """The rows of all ``tables`` in one."""
-    full = [table.split("\n") for table in tables if table != EMPTY]
-    return "\n".join([*full[0][:2], *(line for table in full for line in table[2:])]) if full else EMPTY
-
-
-def tutors(space: str) -> dict[str, str]:
-    row = f"rnascl/{space}/beta6-gamma"
-    found = {f"{row}0": "no tutor, the control", f"{row}34-depth": "same depth", f"{row}34-random": "random"}
-    return {key: f"{space.upper()}: {name}" for key, name in {**found, f"{row}34": "searched"}.items()}
+def tutors(runs: Runs) -> list[list[str]]:
+    """Students of searched and of other tutors at beta 6 and gamma 34, against none, for each architecture."""
+    lines = []
+    for space in SPACES:
+        row = f"rnascl/{space}/beta6-gamma"
+        named = {f"{row}0": "no tutor, the control", f"{row}34-depth": "same depth", f"{row}34-random": "random"}
+        named[f"{row}34"] = "searched"
+        lines += compared(runs, {key: f"{space.upper()}: {name}" for key, name in named.items()}, f"{row}0")
+    return lines
 
 
 def together(runs: Runs) -> str:
@@ -220,15 +227,15 @@ def seconds(times: Mapping[str, Any]) -> str:
 
 
 def plot(runs: Runs) -> str:
-    """Draw each method minus the control, clean and AutoAttack, with 95 % intervals, on both students."""
+    """Draw each method minus the control, with 95 % intervals, on both students."""
     import matplotlib.pyplot as plt
     from figures import COLOURS, GREY, style
 
-    shown = [row for row in ROWS if any(difference(runs, f"methods/s3/{row}", CONTROL, key) for key in DIFFERENCES)]
+    shown = [row for row in ROWS if any(difference(runs, f"methods/s3/{row}", CONTROL, key) for key in PANELS)]
     if not shown:
         return ""
-    figure, panels = plt.subplots(1, len(DIFFERENCES), figsize=(11, 0.3 * len(shown) + 1.2), dpi=150, sharey=True)
-    for axes, (key, title) in zip(panels, DIFFERENCES.items(), strict=True):
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(11, 0.3 * len(shown) + 1.2), dpi=150, sharey=True)
+    for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
         for (net, marker), colour, shift in zip(STUDENTS.items(), COLOURS, (-0.15, 0.15), strict=False):
             label = net
             for place, row in enumerate(reversed(shown)):
@@ -278,15 +285,15 @@ def write(data: Mapping[str, Any]) -> None:
     tables = {
         "plot": plot(runs),
         "plot-sweeps": plot_sweeps(runs),
-        "methods-s3": compared(runs, rows_of("s3"), CONTROL),
-        "methods-w4": compared(runs, rows_of("w4"), "methods/w4/n-fgsm"),
+        "methods-s3": table(compared(runs, rows_of("s3"), CONTROL)),
+        "methods-w4": table(compared(runs, rows_of("w4"), "methods/w4/n-fgsm")),
         "seconds": seconds(data["times"]),
-        **{name: compared(runs, rows, SWEEP_CONTROLS[name]) for name, rows in SWEEPS.items()},
-        "teachers-ard-nfgsm": compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm"),
-        "teachers-kd": compared(runs, teachers("kd"), "methods/s3/kd"),
-        "students": by_student(runs),
-        "pairs": pairs(runs),
-        "tutors": stacked([compared(runs, tutors(space), f"rnascl/{space}/beta6-gamma0") for space in SPACES]),
+        **{name: table(compared(runs, rows, SWEEP_CONTROLS[name])) for name, rows in SWEEPS.items()},
+        "teachers-ard-nfgsm": table(compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm")),
+        "teachers-kd": table(compared(runs, teachers("kd"), "methods/s3/kd")),
+        "students": table(by_student(runs)),
+        "pairs": table(pairs(runs)),
+        "tutors": table(tutors(runs)),
         "together": together(runs),
     }
     put(PAGE, tables)
