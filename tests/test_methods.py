@@ -53,6 +53,9 @@ VARIANTS = [
     ("rnascl", {"hard": "trades", "beta": 3.0}),
 ]
 CASES = [(name, {}) for name in METHODS] + VARIANTS
+L2 = {"norm": "l2", "eps": 0.5, "step": 0.3}
+IN_L2 = [(*case, L2) for case in (*((name, {}) for name in ("pgd-at", "trades", "mart", "fast-at")), VARIANTS[1])]
+IN_L2 += [(name, {}, L2) for name in ("ard", "rslad", "adaad")] + [("rnascl", VARIANTS[-1][1], L2)]
 TEACHER_FREE = [name for name, one in METHODS.items() if not one.takes_teacher]
 
 
@@ -189,9 +192,12 @@ def ascended(net: nn.Module, teacher, batch, settings: Recipe):
     """The inner maximisation, written out: PGD on the cross-entropy, or on the divergence from the teacher on clean
     images (RSLAD) or on the same images (AdaAD)."""
     x, y, noise, _ = batch
-    eps, step, name = settings.attack.eps, settings.attack.step, settings.method.name
+    eps, name = settings.attack.eps, settings.method.name
     single = "n-fgsm" in settings.method.model_dump().values()
-    x_adv = x + 2 * eps * noise if single else (x + eps * noise).clamp(0, 1)
+    if settings.attack.norm == "l2":
+        x_adv = (x + eps * unit(torch.distributions.Normal(0, 1).icdf((noise + 1) / 2))).clamp(0, 1)
+    else:
+        x_adv = x + 2 * eps * noise if single else (x + eps * noise).clamp(0, 1)
     net.eval()
     for _ in range(settings.attack.steps):
         x_adv = x_adv.detach().requires_grad_()
@@ -201,17 +207,30 @@ def ascended(net: nn.Module, teacher, batch, settings: Recipe):
             loss = divergence((soft / 3).softmax(1), (net(x_adv) / 3).softmax(1))
         else:
             loss = cross_entropy(p, y)
-        x_adv = x_adv + step * torch.autograd.grad(loss, x_adv)[0].sign()
-        if not single:
-            x_adv = torch.min(torch.max(x_adv, x - eps), x + eps)
-        x_adv = x_adv.clamp(0, 1)
+        x_adv = climbed(x_adv, torch.autograd.grad(loss, x_adv)[0], x, settings, within=not single)
     net.train()
-    return x_adv.detach()
+    return x_adv
 
 
-@pytest.mark.parametrize(("name", "changes"), CASES)
-def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, teacher_folder):
-    settings = recipe(name, teacher_folder, changes, train={"batch_size": 20})
+def unit(v):
+    """Each image of v [N, C, H, W] divided by its length."""
+    return torch.stack([one / one.square().sum().sqrt() for one in v])
+
+
+def climbed(x_adv, gradient, x, settings: Recipe, *, within: bool = True):
+    """A step up the gradient, then to the nearest point of the ball around x if ``within``, then to the box."""
+    eps, step = settings.attack.eps, settings.attack.step
+    if settings.attack.norm == "l2":
+        delta = x_adv.detach() + step * unit(gradient) - x
+        nearest = torch.stack([one * min(1.0, eps / float(one.square().sum().sqrt())) for one in delta])
+        return (x + nearest).clamp(0, 1)
+    x_adv = x_adv.detach() + step * gradient.sign()
+    return (torch.min(torch.max(x_adv, x - eps), x + eps) if within else x_adv).clamp(0, 1)
+
+
+@pytest.mark.parametrize(("name", "changes", "attack"), [*((*case, {}) for case in CASES), *IN_L2])
+def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, attack, toy, teacher_folder):
+    settings = recipe(name, teacher_folder, changes, train={"batch_size": 20}, attack=attack)
     trainer = Trainer(settings, toy)
     trainer.net.train()
     nn.init.normal_(trainer.net.head.weight)  # answers that differ from image to image
@@ -228,8 +247,10 @@ def test_the_loss_and_its_gradients_are_the_papers_equation(name, changes, toy, 
     loss = settings.method.loss(step, x_adv)
     expected = EQUATIONS[name](plain, soft, batch.x, batch.y, x_adv, trainer)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    gradients = torch.autograd.grad(loss, list(trainer.net.parameters()))
-    torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(plain.parameters())), rtol=1e-3, atol=1e-4)
+    own = [p for p in trainer.parts.parameters() if p.requires_grad] if trainer.parts else []
+    gradients = torch.autograd.grad(loss, [*trainer.net.parameters(), *own])
+    wanted = torch.autograd.grad(expected, [*plain.parameters(), *own])
+    torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
@@ -346,11 +367,12 @@ def test_a_method_with_replays_and_modules_of_its_own_is_one_class(toy, tmp_path
     assert trainer.weights().keys() == again.net.state_dict().keys()
 
 
+@pytest.mark.parametrize("attack", [{}, L2], ids=["linf", "l2"])
 @pytest.mark.parametrize("name", ["free-at", "fast-ard"])
-def test_replays_update_weights_and_perturbation_by_one_backward_pass(name, toy, teacher_folder):
-    settings = recipe(name, teacher_folder, ema={"recalibrate": 0})
+def test_replays_update_weights_and_perturbation_by_one_backward_pass(name, attack, toy, teacher_folder):
+    settings = recipe(name, teacher_folder, ema={"recalibrate": 0}, attack=attack)
     trainer = Trainer(settings, toy)
-    plain, eps, step = copy.deepcopy(trainer.net), settings.attack.eps, settings.attack.step
+    plain = copy.deepcopy(trainer.net)
     soft = trainer.teacher.model if trainer.teacher else None
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for group in trainer.optimizer.param_groups:
@@ -365,8 +387,7 @@ def test_replays_update_weights_and_perturbation_by_one_backward_pass(name, toy,
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            delta = (x_adv.detach() + step * x_adv.grad.sign() - batch.x).clamp(-eps, eps)
-            delta = (batch.x + delta).clamp(0, 1) - batch.x
+            delta = climbed(x_adv, x_adv.grad, batch.x, settings) - batch.x
     expected, found = dict(plain.named_parameters()), dict(trainer.net.named_parameters())
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-4)
     assert ((trainer.parts.delta - delta).abs() < 1e-6).float().mean() > 0.98  # small gradients have any sign

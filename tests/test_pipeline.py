@@ -17,7 +17,7 @@ from zoo.evaluation.statistics import Accuracy
 from zoo.models import build
 from zoo.registry.entry import Registry
 from zoo.specs import parse_spec
-from zoo.system.errors import UsageError
+from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.notice import say_once
 from zoo.train import pipeline
 from zoo.train.recipes.phases import load_phases, load_recipe
@@ -249,6 +249,49 @@ def test_what_a_time_budget_ended_stays_ended_when_the_run_is_resumed_without_on
     found = left["search"].read_text()
     again = pipeline.run(phases, toy, tmp_path, resume=True, report=lambda phase, m: pytest.fail("trained again"))
     assert again["search"].read_text() == found
+
+
+LATER = """
+name = "two"
+description = "for tests"
+family = "rnascl"
+
+[arch]
+arch = "staged"
+widths = [[4], [6]]
+resolutions = [16, 8]
+
+[train]
+epochs = 1
+batch_size = 50
+images = 250
+
+[phase.first]
+method = "natural"
+
+[phase.second]
+method = "rrm"
+teacher = "{teacher}"
+"method.student_layer" = "{layer}"
+"""
+
+
+def test_what_a_later_phase_cannot_do_is_refused_before_the_first(toy, teacher_folder, tmp_path, monkeypatch):
+    def phases(teacher, layer="features.1"):
+        (tmp_path / "two.toml").write_text(LATER.format(teacher=teacher, layer=layer))
+        return load_phases(tmp_path / "two.toml")
+
+    monkeypatch.setattr(pipeline, "fit", lambda *_, **__: pytest.fail("the first phase was trained"))
+    with pytest.raises(UsageError, match=r"the student has no layer 'features.7'; did you mean"):
+        pipeline.run(phases(teacher_folder, "features.7"), toy, tmp_path / "run")
+    other = tmp_path / "other"
+    shutil.copytree(teacher_folder, other)
+    save_weights(build(parse_spec(info("trades-s3").spec)).state_dict(), other / "model.safetensors")
+    with pytest.raises(IntegrityError):
+        pipeline.run(phases(other), toy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(pytest.fail.Exception, match="the first phase"):
+        pipeline.run(phases(teacher_folder), toy, tmp_path / "run")
 
 
 def test_two_runs_in_one_folder_are_refused(phased, toy, tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_a_step_descends_the_sum_of_its_sub_nets_losses(recipe, toy):
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.trains_subnets()])
-def test_sub_nets_learn_by_any_method_without_modules_of_its_own(toy, method, tmp_path, monkeypatch):
+def test_sub_nets_learn_by_any_method_but_one(toy, method, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))  # of the robust data
     shared = {"attacker": "largest", "refine": int(METHODS[method]().attacks)}
     if METHODS[method]().replays > 1:
@@ -210,8 +210,12 @@ def test_sub_nets_learn_by_any_method_without_modules_of_its_own(toy, method, tm
 
 
 def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
-    with pytest.raises(UsageError, match=r"method 'rrm' cannot train a \[supernet\].*: choose natural, .* or rdt"):
-        trainer(toy, method="rrm")
+    with pytest.raises(UsageError, match=r"method 'rnascl' cannot train a \[supernet\].*: choose natural, .* or rdt"):
+        trainer(toy, method="rnascl")
+    with pytest.raises(UsageError, match=r"sub-nets have other layers than the largest: remove method.student_layer"):
+        trainer(toy, method="rrm", how={"student_layer": "features.1"})
+    with pytest.raises(UsageError, match=r"'rrm' asks a frozen teacher: name one in place of 'largest'"):
+        in_place(method="rrm", own="natural")
     with pytest.raises(UsageError, match=r"method 'kd' trains on clean images: set supernet.refine = 0"):
         trainer(toy, method="kd", attacker="largest", refine=1)
     with pytest.raises(UsageError, match=r"'free-at' has no attack to share: set supernet.attacker = 'each'"):
@@ -221,6 +225,46 @@ def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
     with pytest.raises(UsageError, match=r"'kd' has no attack to share: set supernet.attacker = 'each'"):
         in_place(method="kd", own="pgd-at", attacker="largest")  # it would learn on clean images
     in_place(method="kd", own="pgd-at")
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_sub_nets_match_representations_by_the_leading_channels_of_one_layer(toy, side):
+    run = trainer(toy, method="rrm", how={"side": side, "lam": 0.3}, random=0)
+    run.net.train()
+    batch, (smallest,), teacher, expected = run.batch(0), run.drawn(0), run.teacher.model, 0.0
+
+    def features(net):
+        kept = []
+        handle = net.head.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+        logits = net(batch.x)
+        handle.remove()
+        return logits, kept[0]
+
+    plain = {spec: run.net.freeze(spec, [batch.x]).train() for spec in (run.net.full.spec, smallest)}
+    layer = copy.deepcopy(run.parts)
+    with torch.no_grad():
+        _, g_t = features(teacher)
+    for net in plain.values():
+        logits, g_s = features(net)
+        k = g_s.shape[1]
+        if side == "teacher":
+            ours, theirs = g_s, g_t @ layer.teacher.weight.T[:, :k]
+        else:
+            ours, theirs = g_s @ layer.student.weight[:, :k].T + layer.student.bias, g_t
+        expected += 0.3 * F.cross_entropy(logits, batch.y) + (1 - F.cosine_similarity(ours, theirs)).mean()
+    expected.backward()
+    taken = {}
+    run.optimizer.register_step_pre_hook(
+        lambda *_: taken.update({name: p.grad for name, p in run.parts.named_parameters()})
+    )
+    run.optimizer.register_step_pre_hook(lambda *_: taken.update({"head": run.net.full.head.weight.grad.clone()}))
+    torch.testing.assert_close(run.train_step(), expected.detach() / 2)
+    full, small = (net.head.weight.grad for net in plain.values())
+    full[:, : small.shape[1]] += small
+    torch.testing.assert_close(taken["head"], full, rtol=1e-4, atol=1e-6)
+    if side == "student":
+        torch.testing.assert_close(taken["student.weight"], layer.student.weight.grad, rtol=1e-4, atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in run.net.subnet(smallest).layers.modules())
 
 
 def test_replays_descend_and_climb_the_sum_of_the_sub_nets_losses(toy):

@@ -149,6 +149,15 @@ def test_a_teacher_of_other_classes_or_images(method, changes, told, capsys, tmp
     refused(capsys, ["train", *asked], 2, f"the teacher '{teacher}' does not fit: {told}")
 
 
+def test_a_teacher_of_as_many_other_classes(capsys, tmp_path):
+    teacher, (first, second, *others) = tmp_path / "teacher", CIFAR10.classes
+    ModelFolder(teacher).write(ModelConfig(spec=info("trades-s3").spec, classes=(second, first, *others)))
+    ModelFolder(teacher).weights.write_bytes(b"")
+    (tmp_path / "taught.toml").write_text(TAUGHT.format(method="kd", teacher=teacher, attack=""))
+    told = f"does not fit: its classes are not the student's, such as '{second}' in place of '{first}'"
+    refused(capsys, ["train", "taught.toml"], 2, told)
+
+
 def test_a_bench_of_what_is_not_there(capsys, found, monkeypatch):
     monkeypatch.delenv("ZOO_DATA", raising=False)
     found(DataNotFound("CIFAR-10 is not here"))

@@ -60,9 +60,21 @@ def test_a_run_is_resumed_without_its_settings_and_not_with_others(call, tmp_pat
     assert (code, "is damaged" in err) == (5, True)
 
 
-def test_settings_may_change_until_a_run_has_trained(call, tmp_path):
+def test_a_run_that_is_refused_leaves_nothing_to_resume(call, tmp_path):
     settings = [part for one in SETTINGS for part in ("--set", one)]
     code, err = call(*settings, "--set", "train.batch_size=1000")
     assert (code, "do not fill a batch" in err) == (2, True)
-    assert asked_of(tmp_path / "run")["overrides"][-1] == "train.batch_size=1000"
-    assert call("--resume", "--set", "train.batch_size=50") == (0, "")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    assert call(*settings, "--set", "train.batch_size=1000")[0] == 2
+    assert list((tmp_path / "run").iterdir()) == []  # made by hand, and still there
+    assert call("--resume", *settings) == (0, "")
+
+
+def test_settings_may_change_until_a_run_has_a_checkpoint(call, tmp_path):
+    settings = [part for one in SETTINGS for part in ("--set", one)]
+    assert call(*settings) == (0, "")
+    for file in (tmp_path / "run" / "checkpoint.pt", tmp_path / "run" / "model" / "held_out.json"):
+        file.unlink()
+    assert call("--resume", "--set", "train.batch_size=25") == (0, "")
+    assert asked_of(tmp_path / "run")["overrides"] == [*SETTINGS, "train.batch_size=25"]

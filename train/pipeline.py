@@ -14,17 +14,18 @@ import torch
 from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
+from zoo.models import build
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import lock_of, stored_json, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.recipes.schema import Recipe
+from zoo.train.recipes.schema import SEARCH, Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
 from zoo.train.run.loop import fit
 from zoo.train.run.trainer import Trainer
-from zoo.train.teachers.teacher import held_out_accuracy
+from zoo.train.teachers.teacher import Teacher, held_out_accuracy
 from zoo.weights.folder import ModelFolder
 from zoo.weights.load import find
 
@@ -57,7 +58,9 @@ def run(
         asked: the preset and the overrides that ``phases`` were loaded with, which are stored for :func:`asked_of`.
 
     Raises:
-        UsageError: another process trains in ``out``; and as :func:`zoo.train.run.loop.fit`.
+        UsageError: another process trains in ``out``; a layer that a later phase names does not exist; and as
+            :func:`zoo.train.run.loop.fit`.
+        IntegrityError: the weights of a later phase's teacher do not fit its architecture.
         TrainingDiverged, Interrupted: as :func:`zoo.train.run.loop.fit`.
     """
     work = {phase: recipe.train.epochs * _per_image(recipe, phases) for phase, recipe in phases.items()}
@@ -65,9 +68,13 @@ def run(
     earlier: list[dict[str, Any]] = []
     result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
-    with _alone(out):
+
+    def begin() -> None:
         if asked is not None and _first():
             write_atomic(out / ASKED, (json.dumps(dict(asked), indent=2) + "\n").encode())
+
+    with _alone(out):
+        _check_later(phases)
         for phase, recipe in phases.items():
             left[phase] = fit(
                 recipe if result is None else with_result(recipe, result),
@@ -80,6 +87,7 @@ def run(
                 phase=phase,
                 earlier=earlier,
                 teacher=_earlier_teacher(recipe, left),
+                begin=begin,
                 report=lambda metrics, phase=phase: report(phase, metrics),
                 tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
             )
@@ -110,6 +118,18 @@ def asked_of(out: Path) -> dict[str, Any] | None:
         raise IntegrityError(f"'{out / ASKED}' is damaged: remove it, and give every --set again") from None
 
 
+def _check_later(phases: Mapping[str, Recipe]) -> None:
+    """Raise now what building the trainer of a later phase would raise, of its teacher and of the layers that it names:
+    not after the phases before it."""
+    for recipe in list(phases.values())[1:]:
+        name = recipe.teacher.name if recipe.teacher and recipe.method.needs else None
+        if name is None or (recipe.supernet and name in ("largest", *phases)):
+            continue
+        teacher = Teacher(name, torch.device("cpu"))
+        if not recipe.supernet and SEARCH not in phases:  # otherwise the student is not known yet
+            recipe.method.parts(build(recipe.arch), teacher, compile=False, seed=recipe.train.seed)
+
+
 def _first() -> bool:
     """Whether this is the first of the processes that train together, which writes for all."""
     return PartialState(cpu=not torch.cuda.is_available()).is_main_process
@@ -121,6 +141,7 @@ def _alone(out: Path) -> Iterator[None]:
     if not _first():
         yield
         return
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = lock_of(out)
     if lock is None and os.name != "nt":
@@ -130,6 +151,8 @@ def _alone(out: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             os.close(lock)
+        if new and not any(out.iterdir()):  # the run was refused
+            out.rmdir()
 
 
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:

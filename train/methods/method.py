@@ -86,6 +86,7 @@ class Step:
         forward: the net to train: ``net`` or its data-parallel wrapper.
         parts: the method's modules, from :meth:`Method.parts`.
         teacher: the frozen teacher; ``answer`` is its answer on the clean images.
+        hooked: the module whose layers a pass of ``forward`` runs, for hooks, where that is not ``net``.
     """
 
     net: nn.Module
@@ -95,6 +96,7 @@ class Step:
     parts: nn.Module | None = None
     teacher: Teacher | None = None
     answer: Answer | None = None
+    hooked: nn.Module | None = None
 
     @property
     def soft(self) -> Tensor:

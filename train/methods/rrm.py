@@ -21,7 +21,8 @@ class Rrm(Method):
     Where the widths of the features differ, a linear layer maps those of one side to the width of the other (Table 7).
     The paper inserts it before the head of that net. Here it is beside the net and not part of the resulting model: the
     student's is trained with it, and its head may use what the layer drops; the teacher's is a fixed random projection
-    with orthonormal rows or columns. If trained, it could make the loss zero by mapping everything to one point.
+    with orthonormal rows or columns. If trained, it could make the loss zero by mapping everything to one point. The
+    sub-nets of a dynamic net share the layer of the largest: narrower ones use its leading channels.
     """
 
     name: Literal["rrm"] = "rrm"
@@ -33,6 +34,10 @@ class Rrm(Method):
     student_layer: str | None = Field(None, description="the module whose output is g_S; default: before the head")
     teacher_layer: str | None = Field(None, description="the module whose output is g_T; default: before the head")
     takes_teacher: ClassVar[bool] = True
+
+    @classmethod
+    def trains_subnets(cls) -> bool:
+        return True
 
     @property
     def attacks(self) -> bool:
@@ -50,7 +55,7 @@ class Rrm(Method):
         assert isinstance(step.parts, Matching)
         assert step.answer is not None
         assert step.answer.features is not None
-        with step.parts.features.recording():
+        with step.parts.features.recording(step.hooked):
             logits = step.forward(step.batch.x).float()
         distance = step.parts(step.parts.features.taken(), step.answer.features)
         return self.lam * F.cross_entropy(logits, step.batch.y) + distance
@@ -99,8 +104,12 @@ class Matching(nn.Module):
         return features.taken().shape[1]
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """L_R from the features [N, C_S] and [N, C_T], a mean over the batch."""
-        g_s, g_t = self.student(student).float(), self.teacher(teacher).float()
+        """L_R from the features [N, C_S] and [N, C_T], a mean over the batch. C_S may be smaller than the net's, in a
+        sub-net of it."""
+        g_s, g_t = student.float(), self.teacher(teacher).float()
+        if isinstance(self.student, nn.Linear):
+            g_s = F.linear(student, self.student.weight[:, : student.shape[1]], self.student.bias).float()
+        g_t = g_t[:, : g_s.shape[1]]
         if self.distance == "cosine":
             return (1 - F.cosine_similarity(g_s, g_t)).mean()
         return torch.linalg.vector_norm(g_s - g_t, dim=1).mean()

@@ -93,6 +93,11 @@ class Live(nn.Module):
         self.borrowed = weights  # in a plain dictionary, so they are not parameters of this module
         self._net = (_by_batch(spec),)  # in a tuple for the same reason: all sub-nets of this architecture share it
 
+    @property
+    def layers(self) -> nn.Module:
+        """The module whose layers a pass runs, for hooks. All sub-nets of this architecture share it."""
+        return self._net[0]
+
     def forward(self, x: Tensor) -> Tensor:
         return functional_call(self._net[0], self.borrowed, (x,))
 

@@ -61,6 +61,10 @@ class SupernetTrainer(Trainer):
         if self.supernet.sort:
             sort_hidden(net)
 
+    def own_parts(self) -> nn.Module | None:
+        train = self.recipe.train
+        return self.recipe.method.parts(self.net.full, self.teacher, compile=train.compile, seed=train.seed)
+
     def parallel(self, net: nn.Module) -> nn.Module:
         return net  # train_step reduces the gradients once, after several backward passes
 
@@ -76,7 +80,7 @@ class SupernetTrainer(Trainer):
     def subnet_step(self, spec: Spec, batch: Batch, answer: Answer | None) -> Step:
         """``batch`` and the sub-net ``spec``, which is attacked with its batch statistics."""
         live, attacked = self.net.subnet(spec), self.net.subnet(spec, attacked=True)
-        return Step(attacked, live, batch, self.recipe.attack, self.parts, self.teacher, answer)
+        return Step(attacked, live, batch, self.recipe.attack, self.parts, self.teacher, answer, live.layers)
 
     def refined(self, method: Method, step: Step, shared: Tensor | None) -> Tensor:
         """The adversarial images of a sub-net: from an attack on it, or shared ones after ``refine`` PGD steps."""
@@ -112,6 +116,8 @@ class SupernetTrainer(Trainer):
                 self.accelerator.backward(loss)
                 total += loss.detach()
         self.reduce_gradients(self.net)
+        if self.parts:
+            self.reduce_gradients(self.parts)
         self.update()
         self.position.step += 1
         return total / len(learners)

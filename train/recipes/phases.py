@@ -69,7 +69,9 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
     phases = {}
     for phase, table in tables.items():
         changed = copy.deepcopy(data)
-        for key, value in {**table, **_changes_of(phase, changes)}.items():
+        asked = {**table, **_changes_of(phase, changes)}
+        _forget_sizes(changed, asked)
+        for key, value in asked.items():
             if value == {} and _is_section(key):
                 changed.pop(key, None)
                 continue
@@ -102,6 +104,14 @@ def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
     prefix = f"phase.{phase}."
     everywhere = {key: value for key, value in changes.items() if not key.startswith("phase.")}
     return everywhere | {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
+
+
+def _forget_sizes(data: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Remove eps and step of an attack whose norm changes: they are on the scale of the other one."""
+    attack = data.get("attack")
+    if isinstance(attack, dict) and asked.get("attack.norm", before := attack.get("norm", "linf")) != before:
+        for key in ("eps", "step"):
+            attack.pop(key, None)
 
 
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from zoo.train.methods import METHODS
 from zoo.train.methods.method import Attack, Section
 from zoo.train.methods.replay import Replayed
 from zoo.train.methods.rnascl import RnasCL
+from zoo.train.methods.rrm import Rrm
 from zoo.train.recipes.migrate import migrated
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
@@ -284,8 +285,10 @@ class Recipe(Section):
         in_place = self.teacher is not None and self.teacher.name == "largest"
         if supernet.own and not in_place:
             raise ValueError("supernet.own needs teacher.name = 'largest': otherwise all sub-nets learn by [method]")
-        if in_place and self.method.needs and not self.method.needs.clean:
+        if in_place and (needs := self.method.needs) and (needs.features or not needs.clean):
             raise ValueError(f"method '{self.method.name}' asks a frozen teacher: name one in place of 'largest'")
+        if isinstance(self.method, Rrm) and self.method.student_layer:
+            raise ValueError("sub-nets have other layers than the largest: remove method.student_layer")
         if in_place and supernet.largest and not supernet.own:
             raise ValueError("the largest sub-net has no teacher: set supernet.own, such as { name = 'pgd-at' }")
         if supernet.own and not supernet.largest:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from zoo.system.notice import say_once
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -89,4 +90,4 @@ def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
     try:
         draw(found, path)
     except Exception as error:
-        warnings.warn(f"no picture of the search was drawn ({error}): pip install 'robust-zoo[docs]'", stacklevel=2)
+        say_once(f"no picture of the search was drawn ({error}): pip install 'robust-zoo[docs]'")

@@ -57,6 +57,7 @@ def fit(
     phase: str = ONLY,
     earlier: Sequence[Mapping[str, Any]] = (),
     teacher: str | None = None,
+    begin: Callable[[], None] = lambda: None,
     report: Report = lambda metrics: None,
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Path:
@@ -73,6 +74,7 @@ def fit(
         phase: the name of this run among the phases of a training. ``earlier`` has the efforts of the phases before
             (``Trainer.effort()``), for the facts of the model.
         teacher: the folder of the teacher, if the recipe's teacher is an earlier phase.
+        begin: called before the first step, once nothing can be refused any more.
         report: called with the metrics of every epoch that the guard judges; ``tick`` with step, total and loss during
             an epoch.
 
@@ -98,6 +100,7 @@ def fit(
     elif main:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+    begin()
     accelerator.wait_for_everyone()
 
     with _signals() as signals, _tensorboard(out, enabled=main) as board:

@@ -29,7 +29,7 @@ from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
 from zoo.train.teachers.cache import CachedAnswers, Versions
-from zoo.train.teachers.teacher import Teacher, check_teacher, record
+from zoo.train.teachers.teacher import Teacher, record
 from zoo.weights.load import find
 
 
@@ -174,7 +174,7 @@ class Trainer:
             return None
         size = {"size": needs.maps} if needs.maps else {}
         teacher = Teacher(name, self.device, compile=self.recipe.train.compile, **size)
-        check_teacher(name, teacher.model.spec, self.recipe.arch)
+        teacher.check(self.recipe.arch, self.dataset.classes)
         return teacher
 
     def consult(self, teacher: Teacher) -> None:

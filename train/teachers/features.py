@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from zoo.system.errors import UsageError, nearest
 
@@ -25,28 +26,35 @@ class Features:
 
     def __init__(self, model: nn.Module, layer: str | None = None, *, whose: str) -> None:
         self._on, self._kept = False, None
-        self._name = f"the {whose}'s layer '{layer}'"
+        self._layer, self._whose = layer, whose
+        self._hook(model)
+
+    def _hook(self, model: nn.Module) -> RemovableHandle:
+        layer = self._layer
         if layer is None:
             head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-            self.handle = head.register_forward_pre_hook(lambda module, inputs: self._keep(inputs[0]))
-            return
+            return head.register_forward_pre_hook(lambda module, inputs: self._keep(inputs[0]))
         modules = {name: module for name, module in model.named_modules() if name}
         if layer not in modules:
             hint = nearest(layer, modules) or f" (at the top: {', '.join(name for name, _ in model.named_children())})"
-            raise UsageError(f"the {whose} has no layer '{layer}'{hint}")
-        self.handle = modules[layer].register_forward_hook(lambda module, inputs, output: self._keep(output))
+            raise UsageError(f"the {self._whose} has no layer '{layer}'{hint}")
+        return modules[layer].register_forward_hook(lambda module, inputs, output: self._keep(output))
 
     def _keep(self, value: Any) -> None:
         if self._on:
             self._kept = value
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self, other: nn.Module | None = None) -> Iterator[None]:
+        """Keep the features of the forward passes inside, of ``other`` in place of the model if it is given."""
+        handle = None if other is None else self._hook(other)
         self._on = True
         try:
             yield
         finally:
             self._on = False
+            if handle is not None:
+                handle.remove()
 
     def taken(self) -> Tensor:
         """The features [N, C] of the last recorded pass; they are then forgotten.
@@ -56,5 +64,7 @@ class Features:
         """
         value, self._kept = self._kept, None
         if value is None:
-            raise UsageError(f"{self._name} is never called: choose a layer inside or after it")
+            raise UsageError(
+                f"the {self._whose}'s layer '{self._layer}' is never called: choose a layer inside or after it"
+            )
         return value.float().mean((2, 3)) if value.dim() == 4 else value.float()

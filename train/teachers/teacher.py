@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,7 +58,9 @@ class Teacher:
 
     def __init__(self, name: str, device: torch.device, *, size: int = 16, compile: bool = False) -> None:
         # Not folded: folding rescales the channels that the taps record.
-        model = find(name, folders=True).load().requires_grad_(False)
+        found = find(name, folders=True)
+        model = found.load().requires_grad_(False)
+        self.name, self.classes = name, found.classes
         self.model: Classifier = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layers = conv_names(self.model)
         self.taps: Taps | None = None
@@ -112,14 +113,25 @@ class Teacher:
             return self.cached.answer(rows, None if self.taps is None else self.taps.names)
         return Answer(*self._answer(x))
 
+    def check(self, student: Spec, classes: Sequence[str]) -> None:
+        """As :func:`check_teacher`."""
+        check_teacher(self.name, self.model.spec, self.classes, student, classes)
 
-def check_teacher(name: str, teacher: Spec, student: Spec) -> None:
-    """Raise UsageError unless the teacher ``name`` has as many classes as the student, and takes images of its size."""
+
+def check_teacher(name: str, teacher: Spec, known: Sequence[str], student: Spec, classes: Sequence[str]) -> None:
+    """Raise UsageError unless the teacher ``name`` has the classes of the student and takes images of its size.
+
+    Args:
+        known: names of the teacher's classes, and ``classes`` of the student's, in the order of the logits; empty where
+            nobody has stated them.
+    """
     fault = None
     if teacher.classes != student.classes:
         fault = f"the model has {teacher.classes} classes, but the student has {student.classes}"
     elif teacher.image_size != student.image_size:
         fault = f"the model takes images of {teacher.image_size} pixels, but the student those of {student.image_size}"
+    elif differ := [pair for pair in zip(known, classes, strict=False) if pair[0] != pair[1]]:
+        fault = f"its classes are not the student's, such as '{differ[0][0]}' in place of '{differ[0][1]}'"
     if fault:
         raise UsageError(f"the teacher '{name}' does not fit: {fault}")
 
@@ -151,7 +163,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
 
 def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str, dict[str, Any]]:
     """Clean and PGD-20 accuracy of a model on the first ``n`` held-out training images, by protocol; the attack is
-    under the model's threat model. A flag of the result is a warning."""
+    under the model's threat model. One sentence on stderr says if the result has flags."""
     from zoo.evaluation.flags import explained
     from zoo.evaluation.measure import measure
 
@@ -162,5 +174,5 @@ def held_out_accuracy(found: Found, dataset: Dataset, n: int = 1000) -> dict[str
     batch_size = max(1, 250 * 32**2 // dataset.image_size**2)
     measured = list(measure(found.load(), found.sha256, dataset, protocols, batch_size=batch_size, device=device))
     if flags := {flag for one in measured for flag in one.flags}:
-        warnings.warn(f"the accuracy of '{found.title}' may be too high: {'; '.join(explained(flags))}", stacklevel=2)
+        say_once(f"the accuracy of '{found.title}' may be too high: {'; '.join(explained(flags))}")
     return {one.protocol.name: one.result["accuracy"] for one in measured}

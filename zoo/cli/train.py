@@ -93,6 +93,7 @@ def command(
             asked = before
         elif any(folder.rglob(CHECKPOINT)):  # otherwise it was refused or stopped before it trained
             raise UsageError(f"'{folder}' holds a run with other settings: leave --set and --preset out to continue it")
+    dataset = dataset_called(first.dataset)
     for phase, settings in phases.items():  # refused before anything is read or trained
         check_free(folder / phase if len(phases) > 1 else folder, resume=resume)
         earlier = ("largest", *phases)  # teachers that the training itself makes
@@ -100,8 +101,9 @@ def command(
         if settings.start:
             _checked(settings.start, "start", offline)
         if teacher and not (settings.supernet and teacher in earlier):
-            check_teacher(teacher, _checked(teacher, "teacher.name", offline).spec, settings.arch)
-    dataset = dataset_called(first.dataset).load(data, offline=offline)
+            model = _checked(teacher, "teacher.name", offline)
+            check_teacher(teacher, model.spec, model.classes, settings.arch, dataset.classes)
+    dataset = dataset.load(data, offline=offline)
     check_fits(dataset, first.arch)
     history: dict[str, list[dict[str, Any]]] = {phase: [] for phase in phases}
 
