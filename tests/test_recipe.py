@@ -44,10 +44,13 @@ def test_a_published_recipe_is_valid_is_named_as_its_file_and_has_a_smoke_preset
     assert all(recipe.train.images is not None for recipe in phases.values())
 
 
+def presets_of(name):
+    return set(tomllib.loads(published_recipes()[name].read_text(encoding="utf-8"))["preset"])
+
+
 @pytest.mark.parametrize("name", published_recipes())
 def test_every_preset_is_valid_and_a_teacher_that_is_not_released_has_a_recipe(name):
-    presets = tomllib.loads(published_recipes()[name].read_text(encoding="utf-8"))["preset"]
-    for recipe in (recipe for preset in presets for recipe in load_phases(name, preset=preset).values()):
+    for recipe in (recipe for preset in presets_of(name) for recipe in load_phases(name, preset=preset).values()):
         run = Path(recipe.teacher.name if recipe.teacher else "").parts
         if run[:1] == ("runs",):
             teacher = load_recipe(run[1])
@@ -58,23 +61,42 @@ def test_every_preset_is_valid_and_a_teacher_that_is_not_released_has_a_recipe(n
 @pytest.mark.parametrize(
     ("student", "control"),
     [
+        ("ard-s3", "pgd-at-s3"),
+        ("ard-s5", "pgd-at-s5"),
         ("ard-s7", "pgd-at-s7"),
+        ("fast-ard-s7", "free-at-s7"),
         ("ard-mobilenetv2", "pgd-at-mobilenetv2"),
         ("ard-mobilenetv2-r18", "pgd-at-mobilenetv2"),
         ("ard-mobilenetv2-self", "pgd-at-mobilenetv2"),
         ("fast-ard-mobilenetv2", "free-at-mobilenetv2"),
         ("ard-resnet18", "pgd-at-resnet18"),
+        ("ard-s3-cifar100", "pgd-at-s3-cifar100"),
+        ("ard-s5-cifar100", "pgd-at-s5-cifar100"),
         ("ard-s7-cifar100", "pgd-at-s7-cifar100"),
+        ("fast-ard-s7-cifar100", "free-at-s7-cifar100"),
         ("ard-mobilenetv2-cifar100", "pgd-at-mobilenetv2-cifar100"),
         ("fast-ard-mobilenetv2-cifar100", "free-at-mobilenetv2-cifar100"),
         ("ard-resnet18-cifar100", "pgd-at-resnet18-cifar100"),
     ],
 )
-@pytest.mark.parametrize("preset", [None, "cpu", "gpu", "smoke"])
-def test_a_student_and_its_control_differ_in_the_teachers_loss_alone(student, control, preset):
-    one, other = (load_recipe(name, preset=preset).model_dump() for name in (student, control))
-    differs = {key for key in one if one[key] != other[key]}
-    assert differs <= {"name", "description", "family", "paper", "reported", "method", "teacher"}
+def test_a_student_and_its_control_differ_in_the_teachers_loss_alone(student, control):
+    presets = presets_of(student)
+    assert presets == presets_of(control) >= {"cpu", "gpu", "smoke"}
+    for preset in (None, *presets):
+        one, other = (load_recipe(name, preset=preset).model_dump() for name in (student, control))
+        differs = {key for key in one if one[key] != other[key]}
+        assert differs <= {"name", "description", "family", "paper", "reported", "method", "teacher"}
+
+
+@pytest.mark.parametrize("taught", ["ard-s7", "fast-ard-s7", "rrm-s7"])
+@pytest.mark.parametrize(("dataset", "suffix"), [("cifar10", ""), ("cifar100", "-cifar100")])
+def test_the_s_family_has_the_papers_settings_as_a_preset(taught, dataset, suffix):
+    paper = {"ard-s7": "ard-mobilenetv2", "fast-ard-s7": "fast-ard-mobilenetv2", "rrm-s7": "rrm-resnet50-r18"}[taught]
+    ours, theirs = load_recipe(taught + suffix, preset="paper"), load_recipe(paper + suffix)
+    assert ours.dataset == theirs.dataset == dataset
+    for section in ("method", "optimizer", "attack"):
+        assert getattr(ours, section) == getattr(theirs, section)
+    assert (ours.train.epochs, ours.train.batch_size) == (theirs.train.epochs, theirs.train.batch_size)
 
 
 @pytest.mark.parametrize("name", ["trades-s7", "nfgsm-w15"])
@@ -86,6 +108,16 @@ def test_overrides_win_over_the_preset_which_wins_over_the_file(minimal):
     assert load_recipe(minimal).train.epochs == 2
     assert load_recipe(minimal, preset="smoke").train.epochs == 1
     assert load_recipe(minimal, preset="smoke", overrides=["train.epochs=7"]).train.epochs == 7
+
+
+def test_sizes_of_another_norm_are_asked_for_anew(minimal):
+    with pytest.raises(UsageError, match=r"the default eps is for norm = 'linf': set it"):
+        load_recipe(minimal, overrides=["attack.norm=l2"])
+    with pytest.raises(UsageError, match=r"the default attack.step is for norm = 'linf': set it"):
+        load_recipe(minimal, overrides=["attack.norm=l2", "attack.eps=0.5"])
+    assert load_recipe(minimal, overrides=["attack.norm=linf"]).attack.step == 0.01
+    attack = load_recipe(minimal, overrides=["attack.norm=l2", "attack.eps=0.5", "attack.step=0.1"]).attack
+    assert (attack.norm, attack.eps, attack.step, attack.steps) == ("l2", 0.5, 0.1, 2)
 
 
 def test_an_empty_table_removes_a_section(minimal):
