@@ -20,13 +20,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
-from workers import Stopped, images, stopped, store, stored, train_run, trained, work
+from workers import Stopped, images, picked, refused, stopped, store, stored, train_run, trained, work
 
 from zoo.report.stories import RELEASED
 
@@ -114,8 +113,8 @@ def rnascl(space: str) -> Iterator[Cell]:
 
 
 def chosen(globs: Iterable[str], seeds: int) -> list[Cell]:
-    globs = list(globs) or ["*"]
-    return [cell for cell in cells(seeds) if any(fnmatch(cell.name, glob) for glob in globs)]
+    by_name = {cell.name: cell for cell in cells(seeds)}
+    return [by_name[name] for name in picked(by_name, globs)]
 
 
 def settings(cell: Cell, out: Path, *, passes: int = PASSES, changes: Iterable[str] = ()) -> list[str]:
@@ -217,7 +216,10 @@ def facts_of(cell: Cell, folder: Path) -> dict[str, Any]:
 def measure(args: argparse.Namespace) -> None:
     import torch
 
+    from zoo.evaluation.protocols import protocol
+
     out, data, todo = args.out.absolute(), stored(args.store), []
+    keys = [protocol(key).name for key in args.protocols.split(",")]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for cell in chosen(args.globs, args.seeds):
         folder = out / cell.name
@@ -227,7 +229,7 @@ def measure(args: argparse.Namespace) -> None:
         same = before.get("weights_sha256") == facts["weights_sha256"]
         results = before["results"] if same else {}
         data["runs"][cell.name] = {**facts, "results": results}
-        for key in args.protocols.split(","):
+        for key in keys:
             if results.get(key, {}).get("n") != args.n:
                 todo.append((f"{cell.name} {key}", (folder, key, args.n, device)))
     store(args.store, data)
@@ -365,7 +367,7 @@ def main() -> None:
     for key in ("compile", "precision"):
         if (value := getattr(args, key, None)) is not None:
             args.set.append(f"train.{key}={str(value).lower()}")
-    args.do(args)
+    refused(args.do, args)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from workers import images, store, stored, train_run, trained, work
+from workers import images, picked, refused, store, stored, train_run, trained, work
 
 DOCS = Path(__file__).parent
 STORE = DOCS / "shapes.json"
@@ -134,7 +133,8 @@ def _shared(size: str, seed: int) -> tuple[str, ...]:
 
 
 def chosen(globs: Iterable[str]) -> list[Run]:
-    return [run for run in runs() if any(fnmatch(run.name, glob) for glob in list(globs) or ["*"])]
+    by_name = {run.name: run for run in runs()}
+    return [by_name[name] for name in picked(by_name, globs)]
 
 
 def settings(run: Run, out: Path, changes: Iterable[str]) -> list[str]:
@@ -210,7 +210,7 @@ def main() -> None:
         verb.add_argument("--jobs", type=int, default=1, help="processes")
     verbs.choices["train"].add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    args.do(args)
+    refused(args.do, args)
 
 
 if __name__ == "__main__":

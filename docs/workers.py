@@ -13,9 +13,10 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,27 @@ def train_run(recipe: str, preset: str | None, overrides: list[str], out: Path) 
     return {**facts["history"][-1], "wall_s": facts["wall_s"]}
 
 
+def picked(names: Iterable[str], globs: Iterable[str]) -> list[str]:
+    """The names that one of the ``globs`` matches, all without globs; it ends the program where a glob matches none."""
+    names, globs = list(names), list(globs)
+    for glob in globs:
+        if not any(fnmatch(name, glob) for name in names):
+            raise SystemExit(f"no run is called '{glob}': they have names such as '{names[0]}'")
+    return [name for name in names if not globs or any(fnmatch(name, glob) for glob in globs)]
+
+
 def trained(folder: Path) -> bool:
     return (folder / "model" / "held_out.json").exists()  # the last file that a run leaves
+
+
+def refused(do: Callable[[Any], None], args: Any) -> None:
+    """Run ``do(args)``; an error that is for the user ends the program with its sentence."""
+    from zoo.system.errors import ZooError
+
+    try:
+        do(args)
+    except ZooError as error:
+        raise SystemExit(str(error)) from None
 
 
 # -- results ----------------------------------------------------------------------------------------------------

@@ -130,6 +130,9 @@ def test_a_folder_is_shown_and_compared(call, tmp_path):
     compared = json.loads(out)
     assert (compared["a"]["macs"], compared["protocols"]) == (MODELS["small"]["macs"], {})
     assert set(compared["left_out"].values()) == {"only B was measured so"}
+    told = " ".join(call("compare", address, "small")[1].split())
+    assert f"A has no stored measurements: `zoo eval {address} -p released --write` stores them" in told
+    assert "B has no stored measurements" not in told
 
 
 def test_near_names_prefer_models_with_robustness():

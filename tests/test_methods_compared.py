@@ -48,6 +48,23 @@ def test_rows_share_all_but_method_teacher_attack_and_epochs(methods):
         assert control["attack"]["eps"] == other["attack"]["eps"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "methods/s3/rrm/0", "methods/s9/*"], "no run is called 'methods/s9/*': they have names such as"),
+        (["measure", "methods/s3/rrm/0", "--protocols", "clean,pgd21"], "no protocol is called 'pgd21'"),
+        (["train", "methods/s3/rrm/0", "--set", "method.lam=-1"], "'method.lam' is wrong"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence(methods, arguments, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, "--out", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as refused:
+        methods.main()
+    assert told in str(refused.value.code)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_cell_that_fails_stops_no_other(methods, capsys):
     todo = [("four", (4.0,)), ("negative", (-1.0,)), ("nine", (9.0,)), ("waits", (1.0,))]
     found = dict(importlib.import_module("workers").work(1, math.inf, math.sqrt, todo, lambda name: name != "waits"))

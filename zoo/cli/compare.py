@@ -173,6 +173,11 @@ def _text(found: Comparison) -> str:
     else:
         lines += ["", "No accuracy can be compared."]
     for letter, one in (("A", found.a), ("B", found.b)):
+        if one.ran and not one.measured:
+            lines += wrapped(
+                f"{letter} has no stored measurements: `zoo eval {one.name} -p released --write` stores them in the "
+                f"registry of a checkout; compare it by its name there."
+            )
         if not one.ran:
             lines += wrapped(
                 f"{letter} was never run, so nothing is known of its accuracy: zoo verify its bundle on its device."
