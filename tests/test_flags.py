@@ -17,6 +17,7 @@ from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.file import pretty
 from zoo.registry.pick import list_models, pick
 from zoo.system.errors import NothingMatches
+from zoo.system.notice import say_once
 from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.release import flags_of
 
@@ -106,6 +107,7 @@ def test_the_table_marks_flagged_entries_and_says_why(flagged, capsys):
 def test_a_flag_of_a_teacher_is_said_in_one_sentence(toy, capsys):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), Rounded())
     found = SimpleNamespace(task=SimpleNamespace(threat=LINF_8), title="mine", sha256="0" * 64, load=lambda: net)
+    say_once.cache_clear()
     held_out_accuracy(found, toy, 64)
     told = "zoo: the accuracy of 'mine' may be too high: coarse: its logits take few values"
     assert capsys.readouterr().err.startswith(told)

@@ -337,7 +337,7 @@ class FreeRobustFeatures(Method):
     def replays(self) -> int:
         return self.m
 
-    def parts(self, net, teacher, *, compile, seed) -> nn.Module:
+    def parts(self, net, teacher, *, compile, seed, dynamic=False) -> nn.Module:
         return nn.Linear(10, 10)
 
     def updates(self, step) -> Iterator[torch.Tensor]:

@@ -289,6 +289,9 @@ def test_what_a_later_phase_cannot_do_is_refused_before_the_first(toy, teacher_f
     save_weights(build(parse_spec(info("trades-s3").spec)).state_dict(), other / "model.safetensors")
     with pytest.raises(IntegrityError):
         pipeline.run(phases(other), toy, tmp_path / "run")
+    renamed = replace(toy, classes=toy.classes[::-1])
+    with pytest.raises(UsageError, match=r"its classes are others or in another order, such as 'airplane' in place"):
+        pipeline.run(phases("trades-s3"), renamed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(pytest.fail.Exception, match="the first phase"):
         pipeline.run(phases(teacher_folder), toy, tmp_path / "run")

@@ -21,7 +21,8 @@ from scipy.stats import kstest
 
 from zoo import info
 from zoo.cli.app import run as cli
-from zoo.specs import cost
+from zoo.models import build
+from zoo.specs import StagedSpec, cost
 from zoo.system.errors import UnknownModel, UsageError
 from zoo.system.files import sha256_file
 from zoo.train.methods import METHODS
@@ -36,8 +37,9 @@ from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.recipes.schema import Supernet, parse_recipe
 from zoo.train.run.loop import Interrupted, fit
 from zoo.train.spaces import SPACES
+from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import load
-from zoo.weights.tensors import read_tensors
+from zoo.weights.tensors import read_tensors, save_weights
 
 TRAIN = 49_000  # images of CIFAR-10 that are trained on
 
@@ -87,14 +89,16 @@ def recipe(written):
     return load_phases(written())["train"]
 
 
-def trainer(toy, *, method: str | None = None, how: dict | None = None, **supernet) -> SupernetTrainer:
+def trainer(
+    toy, *, method: str | None = None, how: dict | None = None, taught_by="trades-s3", **supernet
+) -> SupernetTrainer:
     data = tomllib.loads(RECIPE)
     del data["phase"], data["preset"]
     data["supernet"] |= supernet
     if method is not None:
         del data["train"]["method"]
         data["method"] = {"name": method, **(how or {})}
-        data |= {"teacher": {"name": "trades-s3"}} if METHODS[method].takes_teacher else {}
+        data |= {"teacher": {"name": str(taught_by)}} if METHODS[method].takes_teacher else {}
         data["attack"] = data.get("attack", {}) if METHODS[method]().attacks else {}
     data["arch"] = micro().spec(micro().largest[0]).to_dict()
     return SupernetTrainer(parse_recipe(data, "test"), toy)
@@ -227,10 +231,17 @@ def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
     in_place(method="kd", own="pgd-at")
 
 
-@pytest.mark.parametrize("side", ["teacher", "student"])
-def test_sub_nets_match_representations_by_the_leading_channels_of_one_layer(toy, side):
-    run = trainer(toy, method="rrm", how={"side": side, "lam": 0.3}, random=0)
+@pytest.mark.parametrize(("side", "features"), [("teacher", 64), ("student", 64), ("teacher", 12), ("student", 12)])
+def test_sub_nets_match_representations_by_the_leading_channels_of_one_layer(toy, side, features, tmp_path):
+    teacher = "trades-s3"
+    if features == 12:  # as many as the largest has
+        teacher, spec = ModelFolder(tmp_path / "teacher"), StagedSpec(widths=((4,), (12,)), resolutions=(16, 8))
+        teacher.write(ModelConfig(spec=spec.to_dict()))
+        save_weights(build(spec).state_dict(), teacher.weights)
+        teacher = teacher.path
+    run = trainer(toy, method="rrm", how={"side": side, "lam": 0.3}, taught_by=teacher, random=0)
     run.net.train()
+    assert run.parts.get_submodule(side).weight.shape == ((12, features) if side == "teacher" else (features, 12))
     batch, (smallest,), teacher, expected = run.batch(0), run.drawn(0), run.teacher.model, 0.0
 
     def features(net):
@@ -338,28 +349,29 @@ def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
 
 
 TWO_PROCESSES = """
-from micro import RECIPE, micro
+from micro import micro
+from test_proard_training import trainer
 from zoo.train.methods.method import Batch
-from zoo.train.recipes.phases import load_phases
 from zoo.train.spaces import SPACES
-from zoo.train.proard.trainer import SupernetTrainer
 
 SPACES["micro"] = micro
-path = Path({out!r}).with_suffix(".toml")
-path.write_text(RECIPE)
-recipe, taken = load_phases(path)["train"], []
+taken = []
+
+def learning(run):
+    nets = (run.net, run.parts) if run.parts else (run.net,)
+    return [p for net in nets for p in net.parameters() if p.requires_grad]
 
 def step(halves):
-    trainer = SupernetTrainer(recipe, dataset)
+    run = trainer(dataset, {options})
     for half in halves:
-        x, y, noise, _ = trainer.batch(0)
-        trainer.batch = lambda step: Batch(x[half::2], y[half::2], noise[half::2], None)
-    trainer.optimizer.register_step_pre_hook(
-        lambda *_: taken.append([value for p in trainer.net.parameters() for value in p.grad.flatten().tolist()])
+        x, y, noise, _ = run.batch(0)
+        run.batch = lambda step: Batch(x[half::2], y[half::2], noise[half::2], None)
+    run.optimizer.register_step_pre_hook(
+        lambda *_: taken.append([value for p in learning(run) for value in p.grad.flatten().tolist()])
     )
-    trainer.net.train()
-    trainer.train_step()
-    return trainer.accelerator
+    run.net.train()
+    run.train_step()
+    return run.accelerator
 
 accelerator = step([])
 if accelerator.num_processes == 1:  # batch statistics are each process's own, so: what each half of the batch gives
@@ -370,8 +382,9 @@ report(accelerator, taken[0])
 """
 
 
-def test_two_processes_descend_the_mean_of_their_gradients(toy, on_processes):
-    one, two = (on_processes(TWO_PROCESSES, processes, toy.root) for processes in (1, 2))
+@pytest.mark.parametrize("options", ["", "method='rrm', how={'side': 'student'}"])
+def test_two_processes_descend_the_mean_of_their_gradients(options, toy, on_processes):
+    one, two = (on_processes(TWO_PROCESSES, processes, toy.root, options=options) for processes in (1, 2))
     np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-6)
     assert np.abs(one).max() > 0.01
 

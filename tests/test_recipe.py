@@ -120,6 +120,38 @@ def test_sizes_of_another_norm_are_asked_for_anew(minimal):
     assert (attack.norm, attack.eps, attack.step, attack.steps) == ("l2", 0.5, 0.1, 2)
 
 
+def test_a_preset_or_a_phase_of_another_norm_does_not_keep_its_sizes(minimal):
+    text = MINIMAL.replace('"train.epochs" = 1', '"attack.step" = 0.02\n"attack.eps" = 0.1')
+    minimal.write_text(text)
+    assert load_recipe(minimal, preset="smoke").attack.eps == 0.1
+    with pytest.raises(UsageError, match="the default eps"):
+        load_recipe(minimal, preset="smoke", overrides=["attack.norm=l2"])
+    with pytest.raises(UsageError, match=r"the default attack.step"):
+        load_recipe(minimal, preset="smoke", overrides=["attack.norm=l2", "attack.eps=0.5"])
+    minimal.write_text(
+        text + '"attack.norm" = "l2"\n[phase.one]\n"attack.steps" = 3\n[phase.two]\n"attack.step" = 0.05'
+    )
+    assert [one.attack.step for one in load_phases(minimal).values()] == [0.01, 0.05]
+    assert [one.attack.step for one in load_phases(minimal, preset="smoke").values()] == [0.02, 0.02]
+    back = load_phases(minimal, preset="smoke", overrides=["attack.norm=linf"])
+    assert {(one.attack.eps, one.attack.step) for one in back.values()} == {(8 / 255, 2 / 255)}
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [("ard-s7", "paper"), ("rnascl-s7-wrt34-2", None), ("methods-s3", "trades"), ("ard-s7", "gpu")]
+)
+def test_no_published_recipe_keeps_the_step_of_another_norm(name, preset):
+    with pytest.raises(UsageError, match=r"the default attack.step is for norm = 'linf'"):
+        load_phases(name, preset=preset, overrides=["attack.norm=l2", "attack.eps=0.5"])
+
+
+def test_an_override_for_all_phases_wins_over_a_preset_for_one(minimal):
+    minimal.write_text(MINIMAL.replace('"train.epochs"', '"phase.two.train.epochs"') + "[phase.one]\n[phase.two]")
+    assert [one.train.epochs for one in load_phases(minimal, preset="smoke").values()] == [2, 1]
+    asked = {"preset": "smoke", "overrides": ["train.epochs=5"]}
+    assert [one.train.epochs for one in load_phases(minimal, **asked).values()] == [5, 5]
+
+
 def test_an_empty_table_removes_a_section(minimal):
     minimal.write_text(MINIMAL + '[preset.clean]\nattack = {}\n"train.method" = "natural"\n"attack.eps" = 0.02\n')
     attack = load_recipe(minimal, preset="clean").attack

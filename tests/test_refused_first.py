@@ -154,7 +154,7 @@ def test_a_teacher_of_as_many_other_classes(capsys, tmp_path):
     ModelFolder(teacher).write(ModelConfig(spec=info("trades-s3").spec, classes=(second, first, *others)))
     ModelFolder(teacher).weights.write_bytes(b"")
     (tmp_path / "taught.toml").write_text(TAUGHT.format(method="kd", teacher=teacher, attack=""))
-    told = f"does not fit: its classes are not the student's, such as '{second}' in place of '{first}'"
+    told = f"does not fit: its classes are others or in another order, such as '{second}' in place of '{first}'"
     refused(capsys, ["train", "taught.toml"], 2, told)
 
 

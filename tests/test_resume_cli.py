@@ -65,10 +65,27 @@ def test_a_run_that_is_refused_leaves_nothing_to_resume(call, tmp_path):
     code, err = call(*settings, "--set", "train.batch_size=1000")
     assert (code, "do not fill a batch" in err) == (2, True)
     assert not (tmp_path / "run").exists()
+    assert call(*settings, "--set", "train.batch_size=1000", "--out", str(tmp_path / "runs" / "deep"))[0] == 2
+    assert not (tmp_path / "runs").exists()
     (tmp_path / "run").mkdir()
     assert call(*settings, "--set", "train.batch_size=1000")[0] == 2
     assert list((tmp_path / "run").iterdir()) == []  # made by hand, and still there
     assert call("--resume", *settings) == (0, "")
+
+
+def test_a_run_that_is_stopped_before_its_first_step_keeps_its_settings(call, tmp_path, monkeypatch):
+    settings = [part for one in SETTINGS for part in ("--set", one)]
+
+    def interrupted(*arguments, **options):  # while what takes long is made, such as robust data
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "__init__", interrupted)
+        assert call(*settings)[0] == 130
+    assert asked_of(tmp_path / "run")["overrides"] == list(SETTINGS)
+    assert call("--resume", "--set", "train.batch_size=1000")[0] == 2
+    assert asked_of(tmp_path / "run")["overrides"] == list(SETTINGS)  # the refused one is taken back
+    assert call("--resume") == (0, "")
 
 
 def test_settings_may_change_until_a_run_has_a_checkpoint(call, tmp_path):

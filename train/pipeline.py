@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
 from zoo.models import build
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.errors import IntegrityError, UsageError, ZooError
 from zoo.system.files import lock_of, stored_json, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
 from zoo.train.proard.trainer import SupernetTrainer
-from zoo.train.recipes.schema import SEARCH, Recipe
+from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
-from zoo.train.run.loop import fit
+from zoo.train.run.loop import RECIPE, fit
 from zoo.train.run.trainer import Trainer
 from zoo.train.teachers.teacher import Teacher, held_out_accuracy
 from zoo.weights.folder import ModelFolder
@@ -68,13 +68,8 @@ def run(
     earlier: list[dict[str, Any]] = []
     result: dict[str, Any] | None = None  # of the search
     model: Path | None = None
-
-    def begin() -> None:
-        if asked is not None and _first():
-            write_atomic(out / ASKED, (json.dumps(dict(asked), indent=2) + "\n").encode())
-
-    with _alone(out):
-        _check_later(phases)
+    with _alone(out), _asked(out, asked):
+        _check_later(phases, dataset)
         for phase, recipe in phases.items():
             left[phase] = fit(
                 recipe if result is None else with_result(recipe, result),
@@ -87,7 +82,6 @@ def run(
                 phase=phase,
                 earlier=earlier,
                 teacher=_earlier_teacher(recipe, left),
-                begin=begin,
                 report=lambda metrics, phase=phase: report(phase, metrics),
                 tick=lambda step, total, loss, phase=phase: tick(phase, step, total, loss),
             )
@@ -108,7 +102,7 @@ def run(
 
 def asked_of(out: Path) -> dict[str, Any] | None:
     """The preset and the overrides of the run in ``out``, as :func:`zoo.train.recipes.phases.load_phases` takes them;
-    None if there is no run, or one of an earlier release."""
+    None if there is no run, one that was refused, or one of an earlier release."""
     try:
         asked = json.loads((out / ASKED).read_text(encoding="utf-8"))
         return {"preset": asked["preset"], "overrides": asked["overrides"]}
@@ -118,16 +112,36 @@ def asked_of(out: Path) -> dict[str, Any] | None:
         raise IntegrityError(f"'{out / ASKED}' is damaged: remove it, and give every --set again") from None
 
 
-def _check_later(phases: Mapping[str, Recipe]) -> None:
+@contextmanager
+def _asked(out: Path, asked: Mapping[str, Any] | None) -> Iterator[None]:
+    """Store ``asked`` for :func:`asked_of`; a run that is refused before it trains takes it back."""
+    if asked is None or not _first():
+        yield
+        return
+    file = out / ASKED
+    before = file.read_bytes() if file.exists() else None
+    write_atomic(file, (json.dumps(dict(asked), indent=2) + "\n").encode())
+    try:
+        yield
+    except ZooError:
+        if before is not None:
+            write_atomic(file, before)
+        elif not any(out.rglob(RECIPE)):  # which a trainer writes once it is built
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _check_later(phases: Mapping[str, Recipe], dataset: Dataset) -> None:
     """Raise now what building the trainer of a later phase would raise, of its teacher and of the layers that it names:
-    not after the phases before it."""
+    not after the phases before it. The layers of what a search finds are those of the largest architecture."""
     for recipe in list(phases.values())[1:]:
         name = recipe.teacher.name if recipe.teacher and recipe.method.needs else None
         if name is None or (recipe.supernet and name in ("largest", *phases)):
             continue
-        teacher = Teacher(name, torch.device("cpu"))
-        if not recipe.supernet and SEARCH not in phases:  # otherwise the student is not known yet
-            recipe.method.parts(build(recipe.arch), teacher, compile=False, seed=recipe.train.seed)
+        teacher, how = Teacher(name, torch.device("cpu")), {"compile": False, "seed": recipe.train.seed}
+        teacher.check(recipe.arch, dataset.classes)
+        if getattr(recipe.method, "tutors", None) != SEARCHED:
+            recipe.method.parts(build(recipe.arch), teacher, dynamic=recipe.supernet is not None, **how)
 
 
 def _first() -> bool:
@@ -141,7 +155,7 @@ def _alone(out: Path) -> Iterator[None]:
     if not _first():
         yield
         return
-    new = not out.exists()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     lock = lock_of(out)
     if lock is None and os.name != "nt":
@@ -149,10 +163,11 @@ def _alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # one is not empty: the run was not refused
+            for folder in new:
+                folder.rmdir()
         if lock is not None:
             os.close(lock)
-        if new and not any(out.iterdir()):  # the run was refused
-            out.rmdir()
 
 
 def _per_image(recipe: Recipe, phases: Mapping[str, Recipe]) -> float:

@@ -144,15 +144,20 @@ class Method(Section):
         """Raise a ValueError for settings of the attack that the method does not use."""
         unused = sorted({"step", "steps", "objective"} & attack.model_fields_set)
         if not self.attacks and unused:
-            raise ValueError(f"method '{self.name}' trains on clean images: remove attack.{unused[0]}")
+            raise ValueError(
+                f"method '{self.name}' trains on clean images: remove attack.{unused[0]} (--set attack={{}} does)"
+            )
 
     def images(self, source: InMemory | Streamed, teacher: Teacher | None) -> InMemory | Streamed:
         """The images to train on, in place of those of the data set. It may take long, and should be cached."""
         return source
 
-    def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module | None:
+    def parts(
+        self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int, dynamic: bool = False
+    ) -> nn.Module | None:
         """Modules of the method beside the net, on its device. They are trained and stored in checkpoints, but not
-        averaged and not part of the resulting model."""
+        averaged and not part of the resulting model. If ``dynamic``, sub-nets of ``net`` are trained, which are
+        narrower."""
         return None
 
     def facts(self, parts: nn.Module | None) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class Replayed(Method):
     def attack_passes(self, attack: Attack) -> int:
         return 0
 
-    def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module:
+    def parts(
+        self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int, dynamic: bool = False
+    ) -> nn.Module:
         return Perturbation()
 
     def updates(self, step: Step) -> Iterator[Tensor]:

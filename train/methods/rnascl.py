@@ -61,7 +61,9 @@ class RnasCL(Method):
         if not self.attacks and "beta" in self.model_fields_set:
             raise ValueError("method.beta weighs the divergence of TRADES: set method.hard = 'trades', or remove it")
 
-    def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module | None:
+    def parts(
+        self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int, dynamic: bool = False
+    ) -> nn.Module | None:
         return CrossLayer(self, net, teacher, compile=compile, seed=seed) if teacher else None
 
     def facts(self, parts: nn.Module | None) -> dict[str, Any]:

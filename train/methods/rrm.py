@@ -21,8 +21,8 @@ class Rrm(Method):
     Where the widths of the features differ, a linear layer maps those of one side to the width of the other (Table 7).
     The paper inserts it before the head of that net. Here it is beside the net and not part of the resulting model: the
     student's is trained with it, and its head may use what the layer drops; the teacher's is a fixed random projection
-    with orthonormal rows or columns. If trained, it could make the loss zero by mapping everything to one point. The
-    sub-nets of a dynamic net share the layer of the largest: narrower ones use its leading channels.
+    with orthonormal rows or columns. If trained, it could make the loss zero by mapping everything to one point. A
+    dynamic net always has the layer, that of its largest sub-net: narrower ones use its leading channels.
     """
 
     name: Literal["rrm"] = "rrm"
@@ -47,9 +47,11 @@ class Rrm(Method):
     def needs(self) -> Needs:
         return Needs(features=True)
 
-    def parts(self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int) -> nn.Module:
+    def parts(
+        self, net: nn.Module, teacher: Teacher | None, *, compile: bool, seed: int, dynamic: bool = False
+    ) -> nn.Module:
         assert teacher is not None
-        return Matching(self, net, teacher, seed)
+        return Matching(self, net, teacher, seed, dynamic=dynamic)
 
     def loss(self, step: Step, x_adv: Tensor) -> Tensor:
         assert isinstance(step.parts, Matching)
@@ -68,7 +70,7 @@ class Matching(nn.Module):
         UsageError: student or teacher has no layer of the name in the method's settings, or never calls it.
     """
 
-    def __init__(self, method: Rrm, net: nn.Module, teacher: Teacher, seed: int) -> None:
+    def __init__(self, method: Rrm, net: nn.Module, teacher: Teacher, seed: int, *, dynamic: bool = False) -> None:
         super().__init__()
         self.distance = method.distance
         teacher.watch(method.teacher_layer)
@@ -82,12 +84,14 @@ class Matching(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.student: nn.Module = nn.Identity()
         self.teacher: nn.Module = nn.Identity()
-        if c_s != c_t and side == "student":
+        if c_s == c_t and not dynamic:
+            return
+        if side == "student":
             self.student = nn.Linear(c_s, c_t, device=device)
             with torch.no_grad():
                 self.student.weight.copy_(torch.empty(c_t, c_s).normal_(0, c_s**-0.5, generator=generator))
                 self.student.bias.zero_()
-        elif c_s != c_t:
+        else:
             self.teacher = nn.Linear(c_t, c_s, bias=False, device=device).requires_grad_(False)
             random = torch.empty(max(c_s, c_t), min(c_s, c_t)).normal_(generator=generator)
             basis = torch.linalg.qr(random).Q  # orthonormal columns
@@ -106,10 +110,9 @@ class Matching(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """L_R from the features [N, C_S] and [N, C_T], a mean over the batch. C_S may be smaller than the net's, in a
         sub-net of it."""
-        g_s, g_t = student.float(), self.teacher(teacher).float()
         if isinstance(self.student, nn.Linear):
-            g_s = F.linear(student, self.student.weight[:, : student.shape[1]], self.student.bias).float()
-        g_t = g_t[:, : g_s.shape[1]]
+            student = F.linear(student, self.student.weight[:, : student.shape[1]], self.student.bias)
+        g_s, g_t = student.float(), self.teacher(teacher)[:, : student.shape[1]].float()
         if self.distance == "cosine":
             return (1 - F.cosine_similarity(g_s, g_t)).mean()
         return torch.linalg.vector_norm(g_s - g_t, dim=1).mean()

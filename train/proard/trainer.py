@@ -61,9 +61,9 @@ class SupernetTrainer(Trainer):
         if self.supernet.sort:
             sort_hidden(net)
 
-    def own_parts(self) -> nn.Module | None:
-        train = self.recipe.train
-        return self.recipe.method.parts(self.net.full, self.teacher, compile=train.compile, seed=train.seed)
+    @property
+    def hooked(self) -> nn.Module:
+        return self.net.full
 
     def parallel(self, net: nn.Module) -> nn.Module:
         return net  # train_step reduces the gradients once, after several backward passes

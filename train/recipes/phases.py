@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,22 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         raise UsageError(
             f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} (it has: {', '.join(presets) or 'none'})"
         )
-    changes = {**presets[preset]} if preset is not None else {}
+    chosen, changes = presets[preset] if preset is not None else {}, {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"--set needs KEY=VALUE, such as train.epochs=2, not '{override}'")
         changes[key.strip()] = _toml_value(text.strip())
     tables = data.pop("phase", {}) or {ONLY: {}}
-    for key in changes:
+    for key in (*chosen, *changes):
         if key.startswith("phase.") and (key.count(".") < 2 or key.split(".")[1] not in tables):
             raise UsageError(f"'{key}' names no key of a phase of '{path.name}' (it has: {', '.join(tables)})")
     phases = {}
     for phase, table in tables.items():
         changed = copy.deepcopy(data)
-        asked = {**table, **_changes_of(phase, changes)}
-        _forget_sizes(changed, asked)
-        for key, value in asked.items():
+        layers = [{**table}, _changes_of(phase, chosen), _changes_of(phase, changes)]
+        _forget_sizes(changed, layers)
+        for key, value in (one for layer in layers for one in layer.items()):
             if value == {} and _is_section(key):
                 changed.pop(key, None)
                 continue
@@ -99,19 +99,27 @@ def _is_section(key: str) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds)
 
 
-def _changes_of(phase: str, changes: dict[str, Any]) -> dict[str, Any]:
+def _changes_of(phase: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes for ``phase``: first those for all phases, then those under "phase.NAME."."""
     prefix = f"phase.{phase}."
     everywhere = {key: value for key, value in changes.items() if not key.startswith("phase.")}
     return everywhere | {key.removeprefix(prefix): value for key, value in changes.items() if key.startswith(prefix)}
 
 
-def _forget_sizes(data: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Remove eps and step of an attack whose norm changes: they are on the scale of the other one."""
+def _forget_sizes(data: dict[str, Any], layers: Sequence[dict[str, Any]]) -> None:
+    """Where a layer changes the norm of the attack, remove eps and step from ``data`` and from the layers before it:
+    they are on the scale of the other norm."""
     attack = data.get("attack")
-    if isinstance(attack, dict) and asked.get("attack.norm", before := attack.get("norm", "linf")) != before:
+    stated = attack if isinstance(attack, dict) else {}
+    norm = stated.get("norm", "linf")
+    for place, layer in enumerate(layers):
+        if layer.get("attack.norm", norm) == norm:
+            continue
+        norm = layer["attack.norm"]
         for key in ("eps", "step"):
-            attack.pop(key, None)
+            stated.pop(key, None)
+            for before in layers[:place]:
+                before.pop(f"attack.{key}", None)
 
 
 def _searchless(data: dict[str, Any], phase: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _tutors(figure: Any, axes: Any, found: Mapping[str, Any]) -> None:
 
 
 def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
-    """:func:`draw`, or a warning if it fails: the JSON file has all results."""
+    """:func:`draw`; one sentence on stderr if it fails: the JSON file has all results."""
     try:
         draw(found, path)
     except Exception as error:

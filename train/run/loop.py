@@ -22,7 +22,7 @@ from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, RECIPE = "checkpoint.pt", "recipe.json"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -57,7 +57,6 @@ def fit(
     phase: str = ONLY,
     earlier: Sequence[Mapping[str, Any]] = (),
     teacher: str | None = None,
-    begin: Callable[[], None] = lambda: None,
     report: Report = lambda metrics: None,
     tick: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> Path:
@@ -74,7 +73,6 @@ def fit(
         phase: the name of this run among the phases of a training. ``earlier`` has the efforts of the phases before
             (``Trainer.effort()``), for the facts of the model.
         teacher: the folder of the teacher, if the recipe's teacher is an earlier phase.
-        begin: called before the first step, once nothing can be refused any more.
         report: called with the metrics of every epoch that the guard judges; ``tick`` with step, total and loss during
             an epoch.
 
@@ -99,8 +97,7 @@ def fit(
         trainer.restore(state)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
-    begin()
+        write_atomic(out / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
     with _signals() as signals, _tensorboard(out, enabled=main) as board:

@@ -194,7 +194,13 @@ class Trainer:
     def own_parts(self) -> nn.Module | None:
         """Modules that the method trains beside the net."""
         train = self.recipe.train
-        return self.recipe.method.parts(self.net, self.teacher, compile=train.compile, seed=train.seed)
+        how = {"compile": train.compile, "seed": train.seed, "dynamic": self.recipe.supernet is not None}
+        return self.recipe.method.parts(self.hooked, self.teacher, **how)
+
+    @property
+    def hooked(self) -> nn.Module:
+        """The net whose layers the method's modules look at."""
+        return self.net
 
     # -- schedule and batches --------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ def check_teacher(name: str, teacher: Spec, known: Sequence[str], student: Spec,
     elif teacher.image_size != student.image_size:
         fault = f"the model takes images of {teacher.image_size} pixels, but the student those of {student.image_size}"
     elif differ := [pair for pair in zip(known, classes, strict=False) if pair[0] != pair[1]]:
-        fault = f"its classes are not the student's, such as '{differ[0][0]}' in place of '{differ[0][1]}'"
+        fault = f"its classes are others or in another order, such as '{differ[0][0]}' in place of '{differ[0][1]}'"
     if fault:
         raise UsageError(f"the teacher '{name}' does not fit: {fault}")
 

@@ -173,10 +173,10 @@ def _text(found: Comparison) -> str:
     else:
         lines += ["", "No accuracy can be compared."]
     for letter, one in (("A", found.a), ("B", found.b)):
-        if one.ran and not one.measured:
+        if one.ran and not one.measured and one.name.startswith("local-dir:"):
             lines += wrapped(
-                f"{letter} has no stored measurements: `zoo eval {one.name} -p released --write` stores them in the "
-                f"registry of a checkout; compare it by its name there."
+                f"{letter} has no stored measurements: `zoo eval {one.name} -p released --write` adds them to the "
+                f"registry of a checkout, with the model and its weights. Then compare it by its name."
             )
         if not one.ran:
             lines += wrapped(

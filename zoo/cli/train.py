@@ -91,7 +91,7 @@ def command(
         phases = load_phases(recipe, **asked)
         if phases == load_phases(recipe, **before):
             asked = before
-        elif any(folder.rglob(CHECKPOINT)):  # otherwise it was refused or stopped before it trained
+        elif any(folder.rglob(CHECKPOINT)):  # otherwise it was stopped before it trained
             raise UsageError(f"'{folder}' holds a run with other settings: leave --set and --preset out to continue it")
     dataset = dataset_called(first.dataset)
     for phase, settings in phases.items():  # refused before anything is read or trained
