@@ -86,6 +86,8 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
     found += [Cell(f"alpha/s3/{alpha}/0", "ard", (f"method.alpha={alpha}",)) for alpha in (0.5, 0.7, 0.9)]
     found += [Cell(f"temperature/s3/{t}/0", "ard", (f"method.temperature={t}",)) for t in (5.0, 10.0)]
     found += [Cell(f"lambda/s3/{lam}/0", "rrm", (f"method.lam={lam}",)) for lam in (5e-5, 5e-4, 5e-2, 0.5)]
+    for net, arch in (("s3", ()), ("w4", W4)):
+        found.append(Cell(f"side/{net}/student/0", "rrm", (*arch, "method.side=student")))
     for net, arch in (("w1", W1), ("w2", W2), ("w15", W15)):
         found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "rrm", "ard-nfgsm")]
     found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))

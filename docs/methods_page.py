@@ -148,6 +148,19 @@ def teachers(row: str) -> dict[str, str]:
     return {f"teachers/s3/{row}-{t}" if t else f"methods/s3/{row}": name for t, name in TEACHER_NAMES.items()}
 
 
+def sides(runs: Runs) -> list[list[str]]:
+    """RRM with its linear layer on either side, for students whose features are fewer than the teacher's."""
+    lines = []
+    for net in STUDENTS:
+        named = {
+            f"methods/{net}/rrm": "the teacher's, fixed and random",
+            f"side/{net}/student": "the student's, trained",
+        }
+        if any(name.startswith(f"side/{net}/") for name in runs):
+            lines += compared(runs, {row: f"{net.upper()}: {one}" for row, one in named.items()}, f"methods/{net}/rrm")
+    return lines
+
+
 def by_student(runs: Runs) -> list[list[str]]:
     """Some methods on students of growing cost, each against the control of the same student."""
     places = {"students/w1": "1.0", "students/w2": "2.4", "methods/w4": "3.8", "students/w15": "14.8"}  # M MACs
@@ -291,6 +304,7 @@ def write(data: Mapping[str, Any]) -> None:
         **{name: table(compared(runs, rows, SWEEP_CONTROLS[name])) for name, rows in SWEEPS.items()},
         "teachers-ard-nfgsm": table(compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm")),
         "teachers-kd": table(compared(runs, teachers("kd"), "methods/s3/kd")),
+        "sides": table(sides(runs)),
         "students": table(by_student(runs)),
         "pairs": table(pairs(runs)),
         "tutors": table(tutors(runs)),
