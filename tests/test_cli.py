@@ -131,7 +131,8 @@ def test_a_folder_is_shown_and_compared(call, tmp_path):
     assert (compared["a"]["macs"], compared["protocols"]) == (MODELS["small"]["macs"], {})
     assert set(compared["left_out"].values()) == {"only B was measured so"}
     told = " ".join(call("compare", address, "small")[1].split())
-    assert f"A has no stored measurements: `zoo eval {address} -p released --write` adds them" in told
+    assert "A has no stored measurements. With ZOO_REGISTRY=mine.json" in told
+    assert f"`zoo eval {address} -p released --write` adds them to a registry of your own" in told
     assert "B has no stored measurements" not in told
 
 

@@ -158,6 +158,7 @@ def _shown(value: Any) -> str:
 
 def _text(found: Comparison) -> str:
     from zoo.cli.tables import wrapped
+    from zoo.weights.address import LOCAL
 
     lines = [f"A  {found.a.name} ({found.a.kind})", f"B  {found.b.name} ({found.b.kind})", "", _costs(found.a, found.b)]
     if found.protocols:
@@ -172,12 +173,15 @@ def _text(found: Comparison) -> str:
                 lines += wrapped(f"{letter} is flagged, its accuracy may be too high: {', '.join(one.flags)}.")
     else:
         lines += ["", "No accuracy can be compared."]
-    for letter, one in (("A", found.a), ("B", found.b)):
-        if one.ran and not one.measured and one.name.startswith("local-dir:"):
-            lines += wrapped(
-                f"{letter} has no stored measurements: `zoo eval {one.name} -p released --write` adds them to the "
-                f"registry of a checkout, with the model and its weights. Then compare it by its name."
-            )
+    sides = {"A": found.a, "B": found.b}
+    if bare := {letter: one.name for letter, one in sides.items() if one.name.startswith(LOCAL) and not one.measured}:
+        command = f"zoo eval {next(iter(bare.values()))} -p released --write"
+        lines += wrapped(
+            f"{' and '.join(bare)} {'have' if len(bare) > 1 else 'has'} no stored measurements. With "
+            f"ZOO_REGISTRY=mine.json in the environment, `{command}` adds them to a registry of your own, with the model "
+            "and its weights, and zoo compare knows it there by its name."
+        )
+    for letter, one in sides.items():
         if not one.ran:
             lines += wrapped(
                 f"{letter} was never run, so nothing is known of its accuracy: zoo verify its bundle on its device."
