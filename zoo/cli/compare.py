@@ -175,11 +175,11 @@ def _text(found: Comparison) -> str:
         lines += ["", "No accuracy can be compared."]
     sides = {"A": found.a, "B": found.b}
     if bare := {letter: one.name for letter, one in sides.items() if one.name.startswith(LOCAL) and not one.measured}:
-        command = f"zoo eval {next(iter(bare.values()))} -p released --write"
+        how = f"zoo eval {next(iter(bare.values()))} -p released --write"
         lines += wrapped(
             f"{' and '.join(bare)} {'have' if len(bare) > 1 else 'has'} no stored measurements. With "
-            f"ZOO_REGISTRY=mine.json in the environment, `{command}` adds them to a registry of your own, with the model "
-            "and its weights, and zoo compare knows it there by its name."
+            f"ZOO_REGISTRY=mine.json in the environment, `{how}` adds them to a registry of your own, with the model and "
+            "its weights, and zoo compare knows it there by its name."
         )
     for letter, one in sides.items():
         if not one.ran:
