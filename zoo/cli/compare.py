@@ -178,8 +178,8 @@ def _text(found: Comparison) -> str:
         how = f"zoo eval {next(iter(bare.values()))} -p released --write"
         lines += wrapped(
             f"{' and '.join(bare)} {'have' if len(bare) > 1 else 'has'} no stored measurements. With "
-            f"ZOO_REGISTRY=mine.json in the environment, `{how}` adds them to a registry of your own, with the model and "
-            "its weights, and zoo compare knows it there by its name."
+            f"ZOO_REGISTRY=mine.json in the environment, `{how}` adds them to a registry of your own, with the model "
+            "and its weights, and zoo compare knows it there by its name."
         )
     for letter, one in sides.items():
         if not one.ran:
