@@ -198,24 +198,34 @@ def tutors(runs: Runs) -> list[list[str]]:
     return lines
 
 
+TOGETHER = {  # rows of rnascl/SPACE/, minus what they are compared with
+    "KL - TRADES alone": ("gamma0", "none"),
+    "tutors of the same depth - none": ("gamma34-depth", "gamma0"),
+    "random tutors - none": ("gamma34-random", "gamma0"),
+    "searched tutors - none": ("gamma34", "gamma0"),
+    "searched tutors, as printed (gamma 1) - none": ("gamma1", "gamma0"),
+    "KL and searched tutors - TRADES alone": ("gamma34", "none"),
+}
+
+
 def together(runs: Runs) -> str:
-    """Attention minus no tutor at beta 6: means over the spaces, with 95 % intervals over the images for these nets."""
-    named = {"34-depth": "same depth", "34-random": "random", "34": "searched", "1": "searched, as printed (gamma 1)"}
+    """Means of differences over the spaces, with 95 % intervals over the images for these nets."""
+    protocols = ("clean", "pgd20", "cw20", "apgd50")
     lines = []
-    for tutors, name in named.items():
-        line = [name]
-        for key in ("clean", "pgd20", "cw20", "apgd50"):
-            found = [
-                [seeds(runs, f"rnascl/{space}/beta6-gamma{one}", key).get("0") for one in (tutors, "0")]
-                for space in SPACES
-            ]
-            if any(one is None for pair in found for one in pair):
-                return EMPTY
-            mean = 100 * np.mean([ours - theirs for ours, theirs in found], axis=0)  # [images]
-            half = student.ppf(0.975, len(mean) - 1) * mean.std(ddof=1) / math.sqrt(len(mean))
-            line.append(signed((float(mean.mean()), float(half), 1)))
-        lines.append(line)
-    return markdown(["S3, S5 and S7 together", *(COLUMNS[key] for key in ("clean", "pgd20", "cw20", "apgd50"))], lines)
+    for beta in ("6", "10"):
+        for name, (one, other) in TOGETHER.items():
+            line = [f"β {beta}: {name}"]
+            for key in protocols:
+                rows = ((f"rnascl/{space}/beta{beta}-{row}" for row in (one, other)) for space in SPACES)
+                found = [[seeds(runs, row, key).get("0") for row in pair] for pair in rows]
+                if any(bits is None for pair in found for bits in pair):
+                    continue
+                mean = 100 * np.mean([ours - theirs for ours, theirs in found], axis=0)  # [images]
+                half = student.ppf(0.975, len(mean) - 1) * mean.std(ddof=1) / math.sqrt(len(mean))
+                line.append(signed((float(mean.mean()), float(half), 1)))
+            if len(line) > len(protocols):
+                lines.append(line)
+    return markdown(["S3, S5 and S7 together", *(COLUMNS[key] for key in protocols)], lines) if lines else EMPTY
 
 
 def seconds(times: Mapping[str, Any]) -> str:
