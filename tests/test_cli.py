@@ -117,10 +117,10 @@ def test_a_folder_is_shown_and_compared(call, tmp_path):
     from zoo.weights.tensors import save_weights
 
     spec = MODELS["small"]["spec"]
-    folder = ModelFolder(tmp_path / "mine")
+    folder = ModelFolder(tmp_path / ("a-long-path" * 9) / "mine")  # longer than a line, and whole in what is said
     folder.write(ModelConfig(spec=spec, family="own"))
     save_weights(build(parse_spec(spec)).state_dict(), folder.weights)
-    address = f"local-dir:{tmp_path / 'mine'}"
+    address = f"local-dir:{folder.path}"
     shown = json.loads(call("show", address, "--json")[1])
     known = ("mine", "own", MODELS["small"]["macs"], folder.weights.stat().st_size)
     assert (shown["name"], shown["family"], shown["macs"], shown["weights"]["size"]) == known

@@ -54,6 +54,7 @@ def corruptions_table(cells: Mapping[str, Sequence[int]], n: int) -> str:
 
 
 def wrapped(text: str, *, indent: str = "") -> list[str]:
-    """Lines that fit in the terminal (79 characters where there is none), all but the first indented."""
+    """Lines that fit in the terminal (79 characters where there is none), all but the first indented; a longer word,
+    such as a path, stays whole."""
     width = max(20, shutil.get_terminal_size((80, 24)).columns - 1)
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
