@@ -105,14 +105,14 @@ def nets(x: Tensor, y: Tensor) -> dict[str, nn.Module]:
 
 def main() -> None:
     counts: dict[str, list[int]] = {}
-    for seed in range(3, 3 + DRAWINGS):
-        x, y = points(seed)
+    for drawing in range(DRAWINGS):
+        x, y = points(seed=3 + drawing)
         learned = nets(x, y)
         found = {title: resisted(net, x, y) for title, net in learned.items()}
         for title, (right, robust) in found.items():
             counts.setdefault(title, []).append(int(robust.sum()))
             print(f"{title}: {right.sum()} of {POINTS} right, {robust.sum()} robust", flush=True)
-        if seed > 3:
+        if drawing > 0:
             continue
         figure, panels = plt.subplots(1, len(learned), figsize=(3 * len(learned), 3.4), dpi=150)
         for axes, (title, net) in zip(panels, learned.items(), strict=True):

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
-from workers import Stopped, images, picked, refused, stopped, store, stored, train_run, trained, work
+from workers import Stopped, images, picked, run_or_exit, stopped, store, stored, train_run, trained, work
 
 from zoo.report.stories import RELEASED
 
@@ -86,8 +86,6 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
     found += [Cell(f"alpha/s3/{alpha}/0", "ard", (f"method.alpha={alpha}",)) for alpha in (0.5, 0.7, 0.9)]
     found += [Cell(f"temperature/s3/{t}/0", "ard", (f"method.temperature={t}",)) for t in (5.0, 10.0)]
     found += [Cell(f"lambda/s3/{lam}/0", "rrm", (f"method.lam={lam}",)) for lam in (5e-5, 5e-4, 5e-2, 0.5)]
-    for net, arch in (("s3", ()), ("w4", W4)):
-        found.append(Cell(f"side/{net}/student/0", "rrm", (*arch, "method.side=student")))
     for net, arch in (("w1", W1), ("w2", W2), ("w15", W15)):
         found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "rrm", "ard-nfgsm")]
     found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))
@@ -369,7 +367,7 @@ def main() -> None:
     for key in ("compile", "precision"):
         if (value := getattr(args, key, None)) is not None:
             args.set.append(f"train.{key}={str(value).lower()}")
-    refused(args.do, args)
+    run_or_exit(args.do, args)
 
 
 if __name__ == "__main__":

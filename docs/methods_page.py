@@ -107,7 +107,7 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def compared(runs: Runs, rows: Mapping[str, str], control: str) -> list[list[str]]:
     """The lines of a table: the rows GROUP/STUDENT/ROW that were measured, with their names. In each cell stand the
-    accuracy and, below it, what it is more than that of ``control``."""
+    accuracy and, below it, its difference to that of ``control``."""
     lines = []
     for row, name in rows.items():
         cells = [accuracy(runs, row, key) for key in COLUMNS]
@@ -146,19 +146,6 @@ SWEEP_CONTROLS = {"alpha": "methods/s3/ard", "temperature": "methods/s3/ard", "l
 
 def teachers(row: str) -> dict[str, str]:
     return {f"teachers/s3/{row}-{t}" if t else f"methods/s3/{row}": name for t, name in TEACHER_NAMES.items()}
-
-
-def sides(runs: Runs) -> list[list[str]]:
-    """RRM with its linear layer on either side, for students whose features are fewer than the teacher's."""
-    lines = []
-    for net in STUDENTS:
-        named = {
-            f"methods/{net}/rrm": "the teacher's, fixed and random",
-            f"side/{net}/student": "the student's, trained",
-        }
-        if any(name.startswith(f"side/{net}/") for name in runs):
-            lines += compared(runs, {row: f"{net.upper()}: {one}" for row, one in named.items()}, f"methods/{net}/rrm")
-    return lines
 
 
 def by_student(runs: Runs) -> list[list[str]]:
@@ -314,7 +301,6 @@ def write(data: Mapping[str, Any]) -> None:
         **{name: table(compared(runs, rows, SWEEP_CONTROLS[name])) for name, rows in SWEEPS.items()},
         "teachers-ard-nfgsm": table(compared(runs, teachers("ard-nfgsm"), "methods/s3/ard-nfgsm")),
         "teachers-kd": table(compared(runs, teachers("kd"), "methods/s3/kd")),
-        "sides": table(sides(runs)),
         "students": table(by_student(runs)),
         "pairs": table(pairs(runs)),
         "tutors": table(tutors(runs)),

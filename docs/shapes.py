@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers import images, picked, refused, store, stored, train_run, trained, work
+from workers import images, picked, run_or_exit, store, stored, train_run, trained, work
 
 DOCS = Path(__file__).parent
 STORE = DOCS / "shapes.json"
@@ -210,7 +210,7 @@ def main() -> None:
         verb.add_argument("--jobs", type=int, default=1, help="processes")
     verbs.choices["train"].add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    refused(args.do, args)
+    run_or_exit(args.do, args)
 
 
 if __name__ == "__main__":

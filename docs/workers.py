@@ -154,7 +154,7 @@ def trained(folder: Path) -> bool:
     return (folder / "model" / "held_out.json").exists()  # the last file that a run leaves
 
 
-def refused(do: Callable[[Any], None], args: Any) -> None:
+def run_or_exit(do: Callable[[Any], None], args: Any) -> None:
     """Run ``do(args)``; an error that is for the user ends the program with its sentence."""
     from zoo.system.errors import ZooError
 

@@ -9,6 +9,7 @@ import pytest
 from test_recipe import MINIMAL
 
 from zoo.cli.app import run
+from zoo.system.errors import TrainingDiverged
 from zoo.train.pipeline import asked_of
 from zoo.train.run.trainer import Trainer
 
@@ -86,6 +87,17 @@ def test_a_run_that_is_stopped_before_its_first_step_keeps_its_settings(call, tm
     assert call("--resume", "--set", "train.batch_size=1000")[0] == 2
     assert asked_of(tmp_path / "run")["overrides"] == list(SETTINGS)  # the refused one is taken back
     assert call("--resume") == (0, "")
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_settings(call, tmp_path, monkeypatch):
+    settings = [part for one in SETTINGS for part in ("--set", one)]
+
+    def diverges(*arguments):
+        raise TrainingDiverged("robust accuracy collapsed")
+
+    monkeypatch.setattr("zoo.train.run.loop._run", diverges)
+    assert "collapsed" in call(*settings)[1]
+    assert asked_of(tmp_path / "run")["overrides"] == list(SETTINGS)
 
 
 def test_settings_may_change_until_a_run_has_a_checkpoint(call, tmp_path):

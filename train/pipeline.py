@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from zoo.datasets.base import Dataset
 from zoo.models import build
-from zoo.system.errors import IntegrityError, UsageError, ZooError
+from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError, ZooError
 from zoo.system.files import lock_of, stored_json, write_atomic
 from zoo.train.methods.rnascl import SEARCHED
 from zoo.train.proard import accounting
@@ -23,7 +23,7 @@ from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipes.schema import Recipe
 from zoo.train.rnascl.plot import draw_if_possible
 from zoo.train.rnascl.search import Searcher
-from zoo.train.run.loop import RECIPE, fit
+from zoo.train.run.loop import CHECKPOINT, fit
 from zoo.train.run.trainer import Trainer
 from zoo.train.teachers.teacher import Teacher, held_out_accuracy
 from zoo.weights.folder import ModelFolder
@@ -114,7 +114,7 @@ def asked_of(out: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _asked(out: Path, asked: Mapping[str, Any] | None) -> Iterator[None]:
-    """Store ``asked`` for :func:`asked_of`; a run that is refused before it trains takes it back."""
+    """Store ``asked`` for :func:`asked_of`; a run that is refused before it has a checkpoint takes it back."""
     if asked is None or not _first():
         yield
         return
@@ -123,11 +123,11 @@ def _asked(out: Path, asked: Mapping[str, Any] | None) -> Iterator[None]:
     write_atomic(file, (json.dumps(dict(asked), indent=2) + "\n").encode())
     try:
         yield
+    except TrainingDiverged:
+        raise
     except ZooError:
-        if before is not None:
-            write_atomic(file, before)
-        elif not any(out.rglob(RECIPE)):  # which a trainer writes once it is built
-            file.unlink(missing_ok=True)
+        if not any(out.rglob(CHECKPOINT)):
+            file.unlink() if before is None else write_atomic(file, before)
         raise
 
 

@@ -56,7 +56,8 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         raise UsageError(
             f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} (it has: {', '.join(presets) or 'none'})"
         )
-    chosen, changes = presets[preset] if preset is not None else {}, {}
+    chosen: dict[str, Any] = presets[preset] if preset is not None else {}
+    changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

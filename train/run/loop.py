@@ -22,7 +22,7 @@ from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
 
-CHECKPOINT, RECIPE = "checkpoint.pt", "recipe.json"
+CHECKPOINT = "checkpoint.pt"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -97,7 +97,7 @@ def fit(
         trainer.restore(state)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+        write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
     with _signals() as signals, _tensorboard(out, enabled=main) as board:
