@@ -462,7 +462,6 @@ X86 = "processor : 0\nmodel name\t: Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GH
 def test_an_id_tells_processor_cores_instructions_system_and_threads(monkeypatch, tmp_path, flags, told):
     (tmp_path / "cpuinfo").write_text(X86.format(flags))
     monkeypatch.setattr(fingerprint, "CPUINFO", str(tmp_path / "cpuinfo"))
-    monkeypatch.setattr(device, "cpu_model", lambda: "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("os.cpu_count", lambda: 16)
@@ -472,11 +471,26 @@ def test_an_id_tells_processor_cores_instructions_system_and_threads(monkeypatch
 
 
 def test_arm_processors_have_neon(monkeypatch):
-    monkeypatch.setattr(device, "cpu_model", lambda: "Apple M2")
+    monkeypatch.setattr(device, "cpu_name", lambda: "Apple M2")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert cpu_id(1) == "apple-m2-8c-neon-darwin-1t"
+
+
+@pytest.mark.parametrize(
+    ("lscpu", "name"), [("Architecture: aarch64\nModel name: Cortex-A76\n", "cortex-a76"), ("", "aarch64")]
+)
+def test_a_board_has_one_id_from_near_and_from_far(monkeypatch, tmp_path, lscpu, name):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd asimddp\n")
+    monkeypatch.setattr(fingerprint, "CPUINFO", str(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(fingerprint, "_output", lambda *command: lscpu if command == ("lscpu",) else "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    there = remote_id({**fingerprint.fingerprint(), "device": "cpu"}, 1)
+    assert there == cpu_id(1) == f"{name}-{os.cpu_count()}c-neon-linux-1t"
+    assert is_this(there)
 
 
 def test_the_gpus_of_this_machine_are_this_machine(monkeypatch, tmp_path):

@@ -42,6 +42,8 @@ def full(folder, bundled, tmp_path, monkeypatch):
         cached("robust-data-0123456789abcdef/0", write)
         (cache_root() / "evaluations").mkdir()
         (cache_root() / "evaluations" / f"{'0' * 64}.json").write_text("{}")
+        (cache_root() / "remote").mkdir()
+        (cache_root() / "remote" / ("0" * 64)).write_bytes(b"an artifact")
         (cache_root() / "mine").mkdir()
         (cache_root() / "mine" / "notes.txt").write_text("mine")
         server.pinned, server.later = pinned, later
@@ -58,7 +60,8 @@ def names(data: dict, key: str = "items") -> list[str]:
     return [item["name"] for item in data[key]]
 
 
-OWN = ["tiny", "cifar10-0123456789abcdef", "robust-data-0123456789abcdef", "evaluations", "valid-registries"]
+OWN = ["tiny", "cifar10-0123456789abcdef", "robust-data-0123456789abcdef"]
+OWN += ["evaluations", "remote", "valid-registries"]
 
 
 def test_what_was_made_here_is_listed_with_its_size(full, folder, capsys):

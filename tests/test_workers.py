@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_fold import SPECS
 from torch import nn
 
 from zoo.attacks.pulse import Meter, Stopped, pulse
 from zoo.evaluation import workers
-from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.evaluate import evaluate, prepare
 from zoo.evaluation.protocols import protocol
 from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
+from zoo.models import build
 
 N = 60
 BATCHES = {start: np.arange(start, start + 10) for start in range(0, N, 10)}
@@ -157,6 +159,13 @@ def test_a_net_with_layers_of_others_has_one_worker(fragile):
         hooked = hook(lambda *given: None)
         assert Crew.of(fragile, x, 6, 10).workers == 1
         hooked.remove()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_architecture_of_ours_gets_all_workers(name):
+    spec = SPECS[name]
+    model, x = prepare(build(spec)), torch.rand(2, 3, spec.image_size, spec.image_size)
+    assert Crew.of(model, x, 6, 2).workers == 2
 
 
 def test_slow_operators_are_shared_by_threads_that_would_be_idle(fragile, monkeypatch):

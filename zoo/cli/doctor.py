@@ -83,9 +83,9 @@ def _engine(package: str, places: Callable[[Any], Sequence[str]]) -> dict[str, A
 
 
 def _devices() -> dict[str, Any]:
-    from zoo.system.toolchain import cpu_model
+    from zoo.system.fingerprint import cpu_name
 
-    found: dict[str, Any] = {"cpu": cpu_model(), "cores": os.cpu_count(), "cuda": []}
+    found: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "cuda": []}
     if _version("torch"):
         import torch
 

@@ -25,7 +25,7 @@ from zoo.attacks.pulse import Meter, Part, listening
 T = TypeVar("T")
 Work = Callable[[int, np.ndarray], T]  # the number of a batch, and the indices of its images
 
-OURS = ("torch.nn.modules.", "zoo.")  # layers that keep nothing while they answer
+OURS = ("torch.nn.modules.", "torchvision.", "zoo.")  # layers that keep nothing while they answer
 EACH = 32  # with fewer than twice as many images no batch is added
 SLOW = 0.02  # s: operators that take longer lose little by waiting, and are shared by threads that would be idle
 

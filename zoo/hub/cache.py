@@ -25,6 +25,7 @@ from zoo.system.hub import Download
 # Files of the package's cache that are no folder with a record: the folder, its files, and what they are.
 LOOSE = (
     ("evaluations", r"[0-9a-f]{64}\.json", "unfinished evaluations"),
+    ("remote", r"[0-9a-f]{64}", "artifacts that ran here for other machines"),
     ("latency", r"[^/]+--[^/]+--[^/]+\.json", "latency tables"),
     ("tensorrt", r"[^/]+\.timings", "build timings"),
     ("valid-registries", r"[0-9a-f]{64}", "notes on valid registries"),

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.system.fingerprint import ARM, isa
-from zoo.system.toolchain import cpu_model
+from zoo.system.fingerprint import ARM, cpu_name, isa
 
 THIS = "this"  # means this machine
 # Instruction sets that decide the speed of a convolution: the name in an id, and the CPU flags of Linux.
@@ -48,14 +47,14 @@ def remote_id(facts: Mapping[str, Any], threads: int) -> str:
     if facts["device"] == "cuda":
         return f"{_slug(facts['gpu'].split(',')[0])}-{facts['os'].lower()}"
     instructions = ["neon"] if facts["machine"].lower() in ARM else _names_of(facts.get("isa", "").split())
-    return f"{_cpu_name(facts['cpu'], facts['cores'], instructions, facts['os'])}-{threads}t"
+    return f"{_name(facts['cpu'], facts['cores'], instructions, facts['os'])}-{threads}t"
 
 
 def _machine() -> str:
-    return _cpu_name(cpu_model(), os.cpu_count(), _instructions(), platform.system())
+    return _name(cpu_name(), os.cpu_count(), _instructions(), platform.system())
 
 
-def _cpu_name(cpu: str, cores: int | None, instructions: list[str], system: str) -> str:
+def _name(cpu: str, cores: int | None, instructions: list[str], system: str) -> str:
     name = re.sub(r"\((r|tm)\)|\b(cpu|processor|\d+-core)\b|@.*", " ", cpu.lower())
     return "-".join([_slug(name), f"{cores}c", *instructions, system.lower()])
 

@@ -35,15 +35,12 @@ UNKNOWN = "unknown"
 
 def fingerprint() -> dict[str, Any]:
     """What this device is; what cannot be found out is left out."""
-    cpu = dict(_pairs(_read(CPUINFO)))
-    lscpu = dict(_pairs(_output("lscpu"))) if "model name" not in cpu else {}
-    names = (cpu.get("model name"), lscpu.get("Model name"), _output("sysctl", "-n", "machdep.cpu.brand_string"))
     governors = {_read(path) for path in glob.glob("/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")}
     facts = {
         **arithmetic(),
         "board": _read("/proc/device-tree/model"),
-        "cpu": next((name for name in names if name), platform.processor()),
-        "cores": cores(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "os": platform.system(),
         "distribution": dict(_pairs(_read("/etc/os-release"), "=")).get("PRETTY_NAME", "").strip('"'),
@@ -53,6 +50,17 @@ def fingerprint() -> dict[str, Any]:
         "python": platform.python_version(),
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def cpu_name() -> str:
+    """The name of the processor; its architecture where the system does not say."""
+    return (
+        dict(_pairs(_read(CPUINFO))).get("model name")
+        or dict(_pairs(_output("lscpu"))).get("Model name")
+        or _output("sysctl", "-n", "machdep.cpu.brand_string")
+        or platform.processor()
+        or platform.machine()
+    )
 
 
 def arithmetic() -> dict[str, str]:

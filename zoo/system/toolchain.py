@@ -9,7 +9,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from zoo.system.fingerprint import arithmetic
+from zoo.system.fingerprint import arithmetic, cpu_name
 from zoo.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numpy", "onnx")
@@ -31,7 +31,7 @@ def toolchain(*more: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     versions |= writers()
-    return {**versions, "cpu": cpu_model(), **arithmetic(), "cores": str(os.cpu_count()), "os": platform.system()}
+    return {**versions, "cpu": cpu_name(), **arithmetic(), "cores": str(os.cpu_count()), "os": platform.system()}
 
 
 def writers() -> dict[str, str]:
@@ -70,14 +70,3 @@ def _place() -> Path | None:
     except ValueError:  # something else stands under its name
         return None
     return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def cpu_model() -> str:
-    """The CPU's name if the system states it, else its architecture."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
