@@ -15,12 +15,12 @@ from zoo.cli.app import run
 from zoo.cli.options import model_names
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
-from zoo.registry.file import load_registry, pretty, rename_model, write_aliases
+from zoo.registry.file import load_registry, pretty, write_aliases
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
 from zoo.weights.address import HUB, LOCAL, NAME, Address, has_scheme
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import find
-from zoo.weights.release import candidate, release, rename, stored_bits
+from zoo.weights.release import candidate, release, stored_bits
 from zoo.weights.tensors import save_weights
 
 # -- addresses -----------------------------------------------------------------------------------------------------
@@ -122,33 +122,12 @@ def test_a_taken_or_malformed_alias_is_refused(bundled, wrong):
     assert path.read_text() == before
 
 
-def test_a_renamed_model_keeps_all_but_its_name_which_becomes_an_alias(net, bundled):
-    home = bundled.parent
-    release(candidate(find("tiny")), [])  # leaves the file of its bits
-    before = info("tiny")
-    rename("tiny", "small", family="new")
-    after = info("tiny")
-    assert (after.name, after.aliases, after.family) == ("small", ("tiny",), "new")
-    assert (after.results, after.train, after.weights.sha256) == (before.results, before.train, before.weights.sha256)
-    assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
-    assert same_function(load("tiny"), net)
-    with pytest.raises(UnknownModel):
-        rename("nobody", "somebody")
-    with pytest.raises(IntegrityError, match="a name has 1 to 40 letters"):
-        rename("small", "n" * 41)
-    assert sorted(file.name for file in home.iterdir()) == ["small.bits.npz", "small.safetensors"]
-    rename("small", "tiny")
-    assert (info("small").name, info("small").aliases) == ("tiny", ("small",))
-
-
-def test_sub_nets_follow_a_dynamic_net_that_is_renamed(bundled):
+def test_a_budget_of_a_dynamic_net_is_found_under_its_alias_too(bundled):
     path = bundled.parents[1] / "registry.json"
     part = vars(Subnet(of="tiny", weights_sha256=info("tiny").weights.sha256, values={"width": 1.0}, size=10))
-    whole = json.loads(path.read_text())["models"]["tiny"] | {"supernet": "space"}
+    whole = json.loads(path.read_text())["models"]["tiny"] | {"supernet": "space", "aliases": ["old"]}
     path.write_text(pretty(registry_data({"tiny": whole, "tiny@1M": model(8) | {"subnet": part}})))
-    rename_model("tiny", "new")
-    assert info("tiny@1M").subnet.of == "new"
-    assert info(f"tiny@{info('new').macs}") == info("tiny@1M")  # by a budget, under the dynamic net's old name too
+    assert info(f"old@{info('old').macs}") == info("tiny@1M")
 
 
 # -- what was hashed or parsed once ----------------------------------------------------------------------------------

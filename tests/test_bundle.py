@@ -292,7 +292,7 @@ def test_a_truncated_manifest_is_refused_even_if_the_sums_agree(bundle, kept):
     content = (bundle / MANIFEST).read_bytes()
     (bundle / MANIFEST).write_bytes(content[: int(kept * len(content))])
     write_sums(bundle)
-    with pytest.raises(IntegrityError, match=r"manifest\.json' is not a bundle's manifest"):
+    with pytest.raises(IntegrityError, match=r"manifest\.json' is wrong: Invalid JSON"):
         read_bundle(bundle)
 
 

@@ -426,7 +426,7 @@ def test_a_report_of_another_engine_is_refused(home):
         compare("strong", str(engine))
     (engine / "reports" / "verify.json").write_text("{}")
     write_sums(engine)
-    with pytest.raises(IntegrityError, match=r"verify\.json' cannot be read: Field required"):
+    with pytest.raises(IntegrityError, match=r"verify\.json' is damaged at 'artifact_sha256': Field required"):
         compare("strong", str(engine))
 
 

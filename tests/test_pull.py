@@ -27,6 +27,7 @@ from tiny import SPEC, register, same_function
 
 from zoo.cli.app import run
 from zoo.models import build
+from zoo.registry.file import write_aliases
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
 from zoo.weights.load import load
 from zoo.weights.tensors import save_weights
@@ -144,6 +145,11 @@ def test_an_entry_without_a_place_at_the_hub_is_refused_in_a_sentence(bundled, c
     bundled.unlink()
     message = pulled(capsys, "tiny", code=4)["error"]["message"]
     assert "neither in the package nor at the Hub" in message
+
+
+def test_a_glob_matches_aliases_too(registered, capsys):
+    write_aliases("tiny", ["wee"])
+    assert [file["name"] for file in pulled(capsys, "we*")["files"]] == ["tiny"]
 
 
 # -- faults --------------------------------------------------------------------------------------------------------

@@ -37,6 +37,14 @@ def test_results_that_another_process_adds_meanwhile_are_kept(taken):
     assert set(info("tiny").results) == set(stored_bits("tiny")) == set(MEASURED)
 
 
+def test_results_on_two_splits_are_released_at_once(taken):
+    held_out = PROTOCOLS["clean"].model_copy(update={"name": "held-out", "split": "validation", "n": 1000})
+    told = result(300, n=1000, sha256=taken[0].sha256)
+    both = [measured("clean", taken[0].sha256), Measurement(held_out, told, np.arange(1000) < 300, 1000)]
+    release(taken[0], both)
+    assert set(info("tiny").results) == set(stored_bits("tiny")) == {"clean", "held-out"}
+
+
 def test_four_releases_at_once_lose_nothing(taken):
     def work(one: Candidate, name: str) -> None:
         release(one, [measured(name, one.sha256)])

@@ -22,7 +22,7 @@ from pydantic import (
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.specs import ArchSpec, Spec
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.errors import IntegrityError, UsageError, first_fault
 from zoo.system.files import read_utf8
 from zoo.system.records import Line, Name
 
@@ -294,12 +294,7 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise IntegrityError(f"'{path}' cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        fault = f"{first['input']!r} is malformed" if first["type"] == "string_pattern_mismatch" else first["msg"]
-        raise IntegrityError(
-            f"'{path}' is not a bundle's manifest" + (f", at '{where}'" if where else "") + f": {fault}"
-        ) from None
+        raise IntegrityError(f"the bundle's manifest '{path}' is wrong{first_fault(error)}") from None
 
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -313,6 +308,7 @@ def read_report(path: Path, kind: type[Record]) -> Record:
     """
     try:
         return kind.model_validate_json(read_utf8(path))
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
-        raise IntegrityError(f"'{path}' cannot be read: {reason}") from None
+    except OSError as error:
+        raise IntegrityError(f"'{path}' cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise IntegrityError(f"'{path}' is damaged{first_fault(error)}") from None

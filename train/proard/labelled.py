@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_fault
 from zoo.system.files import read_utf8, write_atomic
 from zoo.train.spaces.dynamic import Genes, Space
 
@@ -116,6 +116,4 @@ def read_json(path: Path, schema: type[Schema], content: str) -> Schema:
     try:
         return schema.model_validate_json(read_utf8(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        at = f" at '{'.'.join(map(str, first['loc']))}'" if first["loc"] else ""
-        raise IntegrityError(f"the file '{path}' with {content} is damaged{at}: {first['msg']}") from None
+        raise IntegrityError(f"the file '{path}' with {content} is damaged{first_fault(error)}") from None

@@ -26,7 +26,7 @@ def command(
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of each protocol.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="At most so many images are attacked at once.")] = 250,
     write: Annotated[
-        bool, typer.Option("--write", help="Store results, bits and weights in the registry of this checkout.")
+        bool, typer.Option("--write", help="Store results in the registry, weights and bits beside it.")
     ] = False,
     threat: Annotated[
         str | None,

@@ -113,6 +113,7 @@ def command(
     from zoo.export.engines import backend, choice
     from zoo.export.engines.options import parse_pairs
     from zoo.export.triton import check_served, free_place, write_triton
+    from zoo.registry.pick import matching
 
     output = Output(as_json=as_json, quiet=quiet)
     engines = {backend(one).name: one for one in given.parts(format, "--format")}  # before torch is imported
@@ -132,7 +133,7 @@ def command(
         **{"out": out, "data": data, "offline": offline, "force": force, "keep_failed": keep_failed},
         "sign": given.key_of(sign),
     }
-    names = given.matching(name)
+    names = matching(name)
     alone = len(names) * len(kinds) == 1
     if triton:
         for engine in engines:

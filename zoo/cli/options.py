@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.system.errors import UnknownModel, UsageError, ZooError
+from zoo.system.errors import UsageError, ZooError
 
 if TYPE_CHECKING:
     from zoo.export.bundle.keys import SigningKey
@@ -83,23 +83,6 @@ def check_model(
     find(name, HubFiles(offline=offline, progress=False), pretrained=False, folders=folders)
     if sentence := no_limit(name):
         say(sentence)
-
-
-def matching(pattern: str) -> list[str]:
-    """The models that a pattern of the shell's kind stands for; any other name as it is.
-
-    Raises:
-        UnknownModel: no model's name matches.
-    """
-    from zoo.registry.pick import list_models
-    from zoo.weights.address import has_scheme
-
-    if has_scheme(pattern) or not set(pattern) & set("*?["):
-        return [pattern]
-    names = list_models(pattern)
-    if not names:
-        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' shows them all")
-    return names
 
 
 def parts(text: str, option: str) -> list[str]:

@@ -66,6 +66,7 @@ def command(
       zoo push mine --repo-id me/mine --registry mine/registry.json --license mit
     """
     from zoo.registry.file import chosen
+    from zoo.registry.pick import matching
 
     output = Output(as_json=as_json, quiet=quiet)
     if out and not dry_run:
@@ -75,7 +76,7 @@ def command(
     if dry_run and collection:
         raise UsageError("--dry-run makes no collection: leave --collection out")
     with chosen(registry):
-        names = given.matching(name)
+        names = matching(name)
         if parent and len(names) > 1:
             raise UsageError("--parent is a commit of one repository: push that model alone")
         from zoo.hub.push import gather, orders, prepare, push

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from zoo.hub.pull import Pulled
 from zoo.registry.entry import Commit
-from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_fault
 from zoo.system.files import (
     check_folder,
     check_sha256,
@@ -90,9 +90,7 @@ def read_contents(path: Path) -> Contents:
     try:
         return _adapter().validate_json(read_utf8(path))
     except ValidationError as error:
-        first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    raise IntegrityError(f"'{path}' is wrong" + (f" at '{where}'" if where else "") + f": {first['msg']}")
+        raise IntegrityError(f"'{path}' is wrong{first_fault(error)}") from None
 
 
 def check_target(folder: Path) -> None:

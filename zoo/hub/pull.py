@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from zoo.registry.entry import Entry
-from zoo.registry.file import info, load_registry
-from zoo.system.errors import UnknownModel, Unreachable, UsageError
+from zoo.registry.file import info
+from zoo.registry.pick import matching
+from zoo.system.errors import Unreachable, UsageError
 from zoo.system.files import sha256_file
 from zoo.system.hub import COMMIT, HubFiles, commit_of, promised_sha256
 from zoo.weights.address import HUB, NAME, Address
@@ -48,17 +48,12 @@ def wanted(pattern: str) -> list[Address]:
         UnknownModel, NothingMatches, UsageError: nothing has this name, or it is on this machine already.
         Unreachable: the weights of one of them are neither in the package nor at the Hub.
     """
-    if any(sign in pattern for sign in "*?["):
-        entries = [entry for name, entry in load_registry().models.items() if fnmatch.fnmatchcase(name, pattern)]
-        if not entries:
-            raise UnknownModel(f"no model's name matches '{pattern}' (see 'zoo list')")
-    else:
-        address = Address.parse(pattern)
-        if address.scheme == HUB:
-            return [address]
-        if address.scheme != NAME:
-            raise UsageError(f"'{pattern}' is on this machine already: only names and hf-hub: addresses are pulled")
-        entries = [info(address.place)]
+    address = Address.parse(pattern)
+    if address.scheme == HUB:
+        return [address]
+    if address.scheme != NAME:
+        raise UsageError(f"'{pattern}' is on this machine already: only names and hf-hub: addresses are pulled")
+    entries = [info(name) for name in matching(pattern)]
     for entry in entries:
         for part in _parts(entry):
             if part.weights.hub is None and not bundled(part.weights).exists():

@@ -210,34 +210,6 @@ def write_aliases(name: str, aliases: Iterable[str], *, path: Path | str | None 
         _entry(data, name, path)["aliases"] = sorted(aliases)
 
 
-def rename_model(old: str, new: str, *, path: Path | str | None = None, **identity: str) -> None:
-    """Rename the registry entry ``old`` to ``new``; the old name becomes an alias.
-
-    Results, hashes and the training record are kept; sub-nets and the name of the weights file are updated.
-
-    Args:
-        identity: a new family, description or paper.
-
-    Raises:
-        UnknownModel: there is no such entry.
-        IntegrityError: the new name is malformed or taken; the registry was not changed.
-    """
-    path = registry_path(path).resolve()
-    with _rewriting(path) as data:
-        models = data["models"]
-        model = _entry(data, old, path) | identity
-        if new in models:
-            raise IntegrityError(f"the registry '{path}' already has a model called '{new}'")
-        model["aliases"] = sorted({*model.get("aliases", ()), old} - {new})
-        if model["weights"]["file"] == f"{old}.safetensors":
-            model["weights"] |= {"file": f"{new}.safetensors"}
-        for entry in models.values():
-            if (entry.get("subnet") or {}).get("of") == old:
-                entry["subnet"]["of"] = new
-        del models[old]
-        data["models"] = dict(sorted({**models, new: model}.items()))
-
-
 def _entry(data: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     if name not in data["models"]:
         raise UnknownModel(f"the registry '{path}' no longer has a model called '{name}'")

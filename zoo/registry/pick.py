@@ -7,15 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral
-from typing import Literal, Unpack, get_args, overload
+from typing import Unpack, overload
 
 from zoo.registry.constraints import Budget, Constraint, Limits, MoreLimits, constraints_of, known_protocol
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import load_registry
 from zoo.system.arguments import typed
-from zoo.system.errors import NothingMatches, UsageError, nearest
-
-CostName = Literal["macs", "params", "size"]
+from zoo.system.errors import NothingMatches, UnknownModel, UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,20 @@ def list_models(
     )
 
 
+def matching(pattern: str) -> list[str]:
+    """The names of the models that a glob stands for; a name or an address without ``*``, ``?`` and ``[`` as it is.
+
+    Raises:
+        UnknownModel: no model's name matches.
+    """
+    if ":" in pattern or not set(pattern) & set("*?["):
+        return [pattern]
+    names = list_models(pattern)
+    if not names:
+        raise UnknownModel(f"no model's name matches '{pattern}': 'zoo list' shows them all")
+    return names
+
+
 @overload
 def pick(
     flops: Budget = ...,
@@ -192,24 +204,19 @@ def pick(
     return choice.ranked[0] if n is None else choice.ranked[:n]
 
 
-def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd20") -> list[Entry]:
-    """The Pareto front of ``cost`` and accuracy under ``by``: the entries that no cheaper or equally cheap entry beats,
-    in ascending order of cost. Entries without a measurement under ``by`` are left out.
+def pareto(entries: Iterable[Entry], *, by: str = "pgd20") -> list[Entry]:
+    """The Pareto front of MACs and accuracy under ``by``: the entries that none with as few or fewer MACs beats, in
+    ascending order of MACs. Entries without a measurement under ``by`` are left out.
 
     >>> front = pareto(pick("30M", n=99))
     >>> [entry.macs for entry in front] == sorted(entry.macs for entry in front)
     True
-
-    Raises:
-        UsageError: ``cost`` is not one of the three.
     """
-    typed(entries=(entries, Iterable), cost=(cost, str), by=(by, str))
+    typed(entries=(entries, Iterable), by=(by, str))
     entries = list(entries)
     for entry in entries:
         typed(entries=(entry, Entry))
-    if cost not in get_args(CostName):
-        raise UsageError(f"a cost is one of {', '.join(get_args(CostName))}, not '{cost}'")
-    measured = [(cost_of(entry, cost), -accuracy, entry.name, entry) for entry in entries
+    measured = [(entry.macs, -accuracy, entry.name, entry) for entry in entries
                 if (accuracy := entry.accuracy(by)) is not None]  # fmt: skip
     front: list[Entry] = []
     best = 1.0
@@ -218,8 +225,3 @@ def pareto(entries: Iterable[Entry], *, cost: CostName = "macs", by: str = "pgd2
             best = loss
             front.append(entry)
     return front
-
-
-def cost_of(entry: Entry, cost: CostName) -> int:
-    """MACs, parameters, or bytes of weights of ``entry``."""
-    return {"macs": entry.macs, "params": entry.params, "size": entry.size}[cost]

@@ -22,7 +22,7 @@ from zoo.evaluation.protocols import CORRUPTED, Protocol
 from zoo.evaluation.statistics import Accuracy, wilson
 from zoo.registry.entry import Corruptions, Latency, Model, Result
 from zoo.specs import ArchSpec, cost, parse_spec
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.errors import IntegrityError, UsageError, first_fault
 from zoo.system.records import Bounds, Record, Sha256
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]{0,39}", re.ASCII)
@@ -83,7 +83,7 @@ def check(text: bytes, path: Path) -> None:
     try:
         file = _adapter().validate_json(text)
     except ValidationError as error:
-        raise IntegrityError(f"the registry '{path}' is wrong{_first_fault(error)}") from None
+        raise IntegrityError(f"the registry '{path}' is wrong{first_fault(error)}") from None
     for where, fault in _contradictions(file):
         raise IntegrityError(f"the registry '{path}' is wrong at '{where}': {fault}")
 
@@ -97,14 +97,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     try:
         TypeAdapter(Model).validate_json(json.dumps(model))
     except ValidationError as error:
-        raise UsageError(f"the entry is wrong{_first_fault(error)}") from None
-
-
-def _first_fault(error: ValidationError) -> str:
-    """`` at 'models.small.macs': Input should be ...``"""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return (f" at '{where}'" if where else "") + f": {first['msg']}"
+        raise UsageError(f"the entry is wrong{first_fault(error)}") from None
 
 
 def _contradictions(file: RegistryFile) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ZooError(Exception):
@@ -93,3 +97,11 @@ def nearest(word: str, known: Iterable[str], n: int = 3, *, merit: Callable[[str
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic found: ``" at 'models.small.macs': Input should be ..."``."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    fault = f"{first['input']!r} is malformed" if first["type"] == "string_pattern_mismatch" else first["msg"]
+    return (f" at '{where}'" if where else "") + f": {fault}"

@@ -20,7 +20,7 @@ import numpy as np
 from zoo.evaluation.flags import disagree
 from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import UNKNOWN, Entry
-from zoo.registry.file import info, load_registry, make_registry, rename_model, write_model
+from zoo.registry.file import info, load_registry, make_registry, write_model
 from zoo.registry.schema import check_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from zoo.evaluation.measure import Measurement
 
 LICENSE = "Apache-2.0"  # of the released models; under what others stand is for their owners to say
-SUFFIXES = ("safetensors", "bits.npz", PREDICTOR)  # of a model's files in the package
 
 
 @dataclass(frozen=True)
@@ -143,37 +142,14 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
     model.entry["flags"] = flags_of(model.entry["results"], stored, known_protocols)
-    splits = {item.protocol.split: item for item in measured}
-    datasets = {
-        item.protocol.dataset: {"splits": {split: {"n": item.split_size, "sha256": item.result["dataset_sha256"]}}}
-        for split, item in splits.items()
-    }
+    datasets: dict[str, Any] = {}
+    for item in measured:
+        splits = datasets.setdefault(item.protocol.dataset, {"splits": {}})["splits"]
+        splits[item.protocol.split] = {"n": item.split_size, "sha256": item.result["dataset_sha256"]}
     write_model(model.name, model.entry, datasets=datasets, protocols=[item.protocol for item in measured])
     for removed in before.keys() - load_registry().models.keys():  # sub-nets of replaced weights
         for file in (home() / before[removed].weights.file, _bits_file(removed)):
             file.unlink(missing_ok=True)
-
-
-def rename(old: str, new: str, **identity: str) -> None:
-    """Rename a released model and its files; see :func:`rename_model`.
-
-    Raises:
-        UnknownModel: the registry does not have the old name.
-        IntegrityError: the new name is malformed or taken; nothing was changed.
-    """
-    files = {home() / f"{old}.{suffix}": home() / f"{new}.{suffix}" for suffix in SUFFIXES}
-    files = {before: after for before, after in files.items() if before.exists()}
-    if taken := [after for after in files.values() if after.exists()]:
-        raise IntegrityError(f"'{taken[0]}' exists already: choose another name, or remove it")
-    for before, after in files.items():
-        copy_atomic(before, after)
-    spare = list(files.values())
-    try:
-        rename_model(old, new, **identity)
-        spare = list(files)
-    finally:
-        for file in spare:
-            file.unlink()
 
 
 def flags_of(
