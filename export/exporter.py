@@ -111,7 +111,7 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     options.engine.require(build=True)
     options.engine.load_module().runtime()
     check_here(options.engine, options.engine_options)
-    obstacle, asked = options.obstacle, options.terms.level(level_called(options.verify, notify))
+    obstacle, asked = options.obstacle, options.terms.level(level_called(options.verify))
     if obstacle and asked in ("clean", "attacked"):
         raise WrongDevice(
             f"level '{asked}' runs the engine, and {options.engine.title} engines cannot run here ({obstacle}): "

@@ -17,7 +17,7 @@ from zoo.export.bundle.claims import check_claims
 from zoo.export.bundle.conditions import other_arithmetic
 from zoo.export.bundle.folder import SIGNATURE, SUMS, check_unsigned, files, read_bundle, rewritten
 from zoo.export.bundle.keys import SigningKey, signing_key
-from zoo.export.bundle.manifest import Level, Manifest, Notify, Report, Rung, level_called
+from zoo.export.bundle.manifest import Level, Manifest, Notify, Report, level_called
 from zoo.export.bundle.provenance import remove_signature, sign_bundle
 from zoo.export.bundle.source import is_twin, load_twin
 from zoo.export.engines import backend
@@ -100,7 +100,7 @@ def verify_bundle(
         trust: files with public keys; the bundle must be signed by one of them.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
-        notify: takes one sentence each about a level's former name, terms that are laxer than usual, int8 that is
+        notify: takes one sentence each about terms that are laxer than usual, int8 that is
             computed otherwise than where the bundle was checked before, and a signature that was not checked or was
             removed.
         terms: margin, min_robust, tolerance, n, seed, queries, corruptions, see
@@ -126,7 +126,7 @@ def verify_bundle(
     typed(model=(model, Classifier | None), split=(split, Split | None))
     typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)
-    level = level_called(level, notify)
+    level = level_called(level)
     level = Terms.of("fp32", **terms).level(level)  # refused before anything is read
     key = None if sign is None else signing_key(sign)
     if key and not write:
@@ -217,15 +217,9 @@ def verify_bundle(
 
 def _recorded(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The terms that the bundle was signed off with."""
-    held = [rung for rung in manifest.gates if not _in_logits(rung)]
-    recorded: dict[str, Any] = {key: value for rung in held for key, value in rung.threshold.items()}
-    kinds = [rung.measured.get("kinds") for rung in held if rung.name == CORRUPTIONS]
+    recorded: dict[str, Any] = {key: value for rung in manifest.gates for key, value in rung.threshold.items()}
+    kinds = [rung.measured.get("kinds") for rung in manifest.gates if rung.name == CORRUPTIONS]
     named = all(isinstance(one, dict) and set(one) <= set(KINDS) for one in kinds)
     if not named or not set(recorded) <= set(Terms.__dataclass_fields__):
         raise IntegrityError(f"the manifest of '{folder}' has gates with terms that are not known: do not use it")
     return recorded | {"corruptions": [kind for one in kinds for kind in one]}
-
-
-def _in_logits(rung: Rung) -> bool:
-    """Whether this is a parity rung of before, when the tolerance was absolute."""
-    return rung.name == "parity" and "relative_difference" not in rung.measured

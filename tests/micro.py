@@ -39,8 +39,16 @@ family = "proard"
 [supernet]
 space = "micro"
 
+[teacher]
+name = "largest"
+
+[method]
+name = "ard"
+inner = "n-fgsm"
+ce = 0.5
+kl = 0.5
+
 [train]
-method = "n-fgsm"
 epochs = 2
 batch_size = 50
 images = 500
@@ -67,6 +75,7 @@ steps = 2
 members = 2
 
 [phase.train]
+"supernet.own.name" = "n-fgsm"
 
 [preset.phases]
 "train.epochs" = 1

@@ -205,25 +205,6 @@ def test_the_graph_mirrors_the_manifest(released, own):
     assert "measured" not in metadata_of(own / "model.onnx")
 
 
-def test_a_bundle_of_an_earlier_release_is_verified_as_before(own, retrained, copy):
-    """Its source is a folder, its name that of the recipe, and its graph says less."""
-
-    def older(manifest: dict[str, Any]) -> None:
-        source = manifest["source"]
-        del source["twin"], source["file_sha256"], manifest["dataset"]
-        source["weights_sha256"] = source.pop("tensors_sha256")
-        source["name"], manifest["name"] = retrained, NAME
-
-    bundle = copy(own)
-    (bundle / "twin.safetensors").unlink()
-    tensors = read_bundle(own).source.tensors_sha256
-    gone = dict.fromkeys(("params", "file_sha256", "dataset", "tensors_sha256"))
-    relabelled(edited(bundle, older), **gone, name=NAME, weights_sha256=tensors)
-    assert verify_bundle(bundle, level="parity").reached == "parity"
-    with pytest.raises(IntegrityError, match="tensors_sha256"):
-        verify_bundle(relabelled(bundle, weights_sha256="0" * 64), level="parity")
-
-
 @pytest.mark.parametrize(
     "change",
     [

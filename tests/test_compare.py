@@ -273,11 +273,6 @@ def test_settings_that_one_release_does_not_have_are_no_differences(home):
     del older["settings"]["optimizer"]["weight_decay"], older["precision"]
     found = differing(folder_of(home / "older", older), folder_of(home / "today", trained()))
     assert (found["differ"], found["unstated"]) == ({}, ["optimizer.weight_decay", "train.precision"])
-    oldest = trained()
-    oldest["settings"]["train"] |= {"method": "trades", "beta": 6.0}  # its place before [method]
-    del oldest["settings"]["method"], oldest["settings"]["teacher"]
-    found = differing(folder_of(home / "oldest", oldest), folder_of(home / "today", trained()))
-    assert (found["differ"], found["unstated"]) == ({}, ["method.label_smoothing"])
 
 
 @pytest.mark.parametrize(

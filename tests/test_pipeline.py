@@ -42,13 +42,16 @@ space = "tiny"
 budget = "180k"
 lr = 0.1
 
-[distill]
-teacher = "{teacher}"
+[teacher]
+name = "{teacher}"
+
+[method]
+name = "rnascl"
+hard = "natural"
 tutors = "searched"
 map_size = 8
 
 [train]
-method = "natural"
 epochs = 1
 batch_size = 50
 images = 250
@@ -70,7 +73,7 @@ steps = 1
 
 [phase.trades]
 name = "rnascl-tiny-trades"
-"train.method" = "trades"
+"method.hard" = "trades"
 "attack.step" = 0.02
 
 [phase.longer]
@@ -137,11 +140,10 @@ def test_a_recipe_without_phases_is_one_phase_and_one_with_phases_is_no_single_r
         ("search.budget=many", "search.budget"),
         ("search.tau=[0, 1]", "search.tau"),
         ("search.latensy=1", "did you mean 'latency'"),
-        ("train.method=n-fgsm", "set distill.gamma = 0"),
-        ("train.method=mart", r"takes no \[distill\]"),
-        ("train.method=trades", r"a search needs method.name = 'rnascl' with hard = 'natural'"),
-        ("distill.tutors=deep", r"method\.tutors"),
-        ("distill.gama=1", "did you mean 'gamma'"),
+        ("method.hard=mart", r"method\.hard"),
+        ("method.hard=trades", r"a search needs method.name = 'rnascl' with hard = 'natural'"),
+        ("method.tutors=deep", r"method\.tutors"),
+        ("method.gama=1", "did you mean 'gamma'"),
         ("phase.trades=1", "names no key of a phase"),
         ("phase.trade.train.epochs=1", "names no key of a phase"),
     ],
@@ -156,7 +158,7 @@ def test_a_bad_value_is_one_sentence_that_names_it(phased, override, says):
     ("written", "instead", "says"),
     [
         ('[phase.search]\n"train.epochs" = 2\n\n[phase.train]', "[phase.train]\n\n[phase.search]", "before 'train'"),
-        ('"train.method" = "trades"', 'train.method = "trades"', r'single keys, in quotes: "train.KEY" = VALUE'),
+        ('"method.hard" = "trades"', 'method.hard = "trades"', r'single keys, in quotes: "method.KEY" = VALUE'),
         ("[phase.search]", "[phase.serach]", r"add a table \[phase.search\]"),
     ],
 )
@@ -343,11 +345,11 @@ def test_tutors_by_name_must_name_one_layer_of_the_teacher_for_each_of_the_stude
 
 
 def test_tutors_of_equal_depth_rise_with_the_layer_and_random_ones_follow_the_seed(phased, toy):
-    phases = load_phases(phased, overrides=["distill.tutors=depth"])
+    phases = load_phases(phased, overrides=["method.tutors=depth"])
     tutors = Trainer(phases["train"], toy).parts.tutors
     assert list(tutors.values()) == [f"features.{i}.conv" for i in range(4)]  # as many layers as the student has
     drawn = [
-        Trainer(load_phases(phased, overrides=["distill.tutors=random", f"train.seed={seed}"])["train"], toy)
+        Trainer(load_phases(phased, overrides=["method.tutors=random", f"train.seed={seed}"])["train"], toy)
         for seed in (1, 1, 2)
     ]
     one, again, other = (trainer.parts.tutors for trainer in drawn)
@@ -357,7 +359,7 @@ def test_tutors_of_equal_depth_rise_with_the_layer_and_random_ones_follow_the_se
 @pytest.mark.parametrize("gamma", [0, 1])
 def test_a_step_on_cached_answers_has_the_loss_of_one_that_asks_the_teacher(phased, toy, tmp_path, monkeypatch, gamma):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    settings = [f"distill.gamma={gamma}", "distill.tutors=depth", "distill.versions=2"]
+    settings = [f"method.gamma={gamma}", "method.tutors=depth", "teacher.versions=2"]
     losses = []
     for _ in ("written", "found again", "asked"):
         trainer = Trainer(load_phases(phased, overrides=settings)["train"], toy)
@@ -373,7 +375,7 @@ def test_a_teacher_of_other_images_or_classes_is_refused(phased, toy, teacher_fo
     spec = json.loads((teacher_folder / "config.json").read_text())["spec"] | {"classes": 7}
     save_weights(build(parse_spec(spec)).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"spec": spec}))
-    phases = load_phases(phased, overrides=[f"distill.teacher={tmp_path}", "distill.tutors=depth"])
+    phases = load_phases(phased, overrides=[f"teacher.name={tmp_path}", "method.tutors=depth"])
     for phase, kind in (("search", Searcher), ("train", Trainer)):
         with pytest.raises(UsageError, match=r"the teacher '.*' does not fit: the model has 7 classes"):
             kind(phases[phase], toy)
@@ -404,7 +406,7 @@ def test_a_teacher_that_is_not_robust_is_said_once_with_the_number(phased, toy, 
         bits = {"clean": [True] * 500, "pgd20": [True] * pgd + [False] * (500 - pgd)}
         accuracy = {key: Accuracy.of(one).to_dict() for key, one in bits.items()}
         (folder / "held_out.json").write_text(json.dumps(accuracy))
-    phases = load_phases(phased, overrides=[f"distill.teacher={folder}", "distill.tutors=depth"])
+    phases = load_phases(phased, overrides=[f"teacher.name={folder}", "method.tutors=depth"])
     recorded = [Trainer(phases[phase], toy).teacher_record for phase in ("train", "trades")]
     assert recorded[0] == recorded[1]
     found = recorded[0]["accuracy"]["validation-pgd20"]
@@ -427,7 +429,7 @@ def test_a_teacher_of_the_registry_is_judged_by_its_entry(phased, toy, capfd, mo
 
 def test_every_process_averages_at_the_end_though_one_writes(phased, toy, tmp_path, monkeypatch):
     """SyncBatchNorm's statistics are gathered from all processes: the first would wait for the others forever."""
-    trainer = Trainer(load_phases(phased, overrides=["distill.tutors=depth"])["train"], toy)
+    trainer = Trainer(load_phases(phased, overrides=["method.tutors=depth"])["train"], toy)
     averaged = []
     monkeypatch.setattr(trainer, "averaged", lambda: averaged.append(True) or trainer.net)
     monkeypatch.setattr(type(trainer.accelerator), "is_main_process", False)

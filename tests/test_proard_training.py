@@ -45,10 +45,10 @@ TRAIN = 49_000  # images of CIFAR-10 that are trained on
 
 PROGRESSIVE = """
 [phase.teacher]
-"train.method" = "trades"
+method = "trades"
+teacher = {}
 "supernet.random" = 0
 "supernet.smallest" = false
-"supernet.teacher" = "none"
 
 [phase.width]
 "supernet.elastic" = ["width"]
@@ -56,9 +56,8 @@ PROGRESSIVE = """
 "supernet.smallest" = false
 "supernet.random" = 1
 "supernet.redraw" = "epoch"
-"supernet.teacher" = "teacher"
-"supernet.loss" = "rslad"
-"train.method" = "pgd-at"
+teacher = "teacher"
+method = "rslad"
 
 [phase.depth]
 "supernet.elastic" = ["width", "depth"]
@@ -94,9 +93,9 @@ def trainer(
 ) -> SupernetTrainer:
     data = tomllib.loads(RECIPE)
     del data["phase"], data["preset"]
-    data["supernet"] |= supernet
+    data["supernet"] |= supernet if method else {"own": {"name": "n-fgsm"}, **supernet}
     if method is not None:
-        del data["train"]["method"]
+        del data["teacher"]
         data["method"] = {"name": method, **(how or {})}
         data |= {"teacher": {"name": str(taught_by)}} if METHODS[method].takes_teacher else {}
         data["attack"] = data.get("attack", {}) if METHODS[method]().attacks else {}
@@ -106,7 +105,7 @@ def trainer(
 
 def in_place(*, method: str, own: str, **supernet):
     data = tomllib.loads(RECIPE)
-    del data["phase"], data["preset"], data["train"]["method"]
+    del data["phase"], data["preset"]
     data["supernet"] |= {"own": {"name": own}, **supernet}
     data |= {"method": method, "teacher": {"name": "largest"}, "arch": micro().spec(micro().largest[0]).to_dict()}
     data["attack"] = data["attack"] if METHODS[method]().attacks else {}
@@ -336,7 +335,8 @@ def test_a_run_is_judged_by_sub_nets_that_it_trains(toy, settings, judges, floor
 
 
 def test_a_frozen_teacher_teaches_the_largest_too(recipe, toy):
-    run = trainer(toy, random=0, smallest=False, teacher="trades-s3")
+    halves = {"inner": "n-fgsm", "ce": 0.5, "kl": 0.5}
+    run = trainer(toy, method="ard", how=halves, taught_by="trades-s3", random=0, smallest=False)
     run.net.train()
     net, batch = run.net, run.batch(0)
     soft = run.teacher(batch.x).logits
@@ -465,7 +465,7 @@ def test_a_recipe_that_cannot_be_trained_is_refused(written, overrides, message)
 
 def test_a_method_for_a_net_that_is_never_trained_is_refused():
     data = tomllib.loads(RECIPE)
-    del data["phase"], data["preset"], data["train"]["method"]
+    del data["phase"], data["preset"]
     data["supernet"] |= {"largest": 0.0, "own": {"name": "pgd-at"}}
     data |= {"method": {"name": "rslad"}, "teacher": {"name": "largest"}}
     data["arch"] = micro().spec(micro().largest[0]).to_dict()
@@ -475,7 +475,7 @@ def test_a_method_for_a_net_that_is_never_trained_is_refused():
 
 def test_a_teacher_that_does_not_exist_is_missed_before_the_phases_before_it(written):
     with pytest.raises(UnknownModel, match="no model is called 'techer'"):
-        load_phases(written(PROGRESSIVE), overrides=["phase.depth.supernet.teacher=techer"])
+        load_phases(written(PROGRESSIVE), overrides=["phase.width.teacher=techer"])
 
 
 def test_weights_of_another_space_are_refused(written, toy, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import pytest
 
 from zoo.specs import cost
 from zoo.system.errors import UsageError
-from zoo.train.recipes.migrate import migrated
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.recipes.published import published_recipes
 
@@ -19,8 +18,9 @@ family = "at"
 arch = "staged"
 widths = [[4]]
 resolutions = [16]
+[method]
+name = "pgd-at"
 [train]
-method = "pgd-at"
 epochs = 2
 [attack]
 step = 0.01
@@ -153,7 +153,7 @@ def test_an_override_for_all_phases_wins_over_a_preset_for_one(minimal):
 
 
 def test_an_empty_table_removes_a_section(minimal):
-    minimal.write_text(MINIMAL + '[preset.clean]\nattack = {}\n"train.method" = "natural"\n"attack.eps" = 0.02\n')
+    minimal.write_text(MINIMAL + '[preset.clean]\nattack = {}\nmethod = "natural"\n"attack.eps" = 0.02\n')
     attack = load_recipe(minimal, preset="clean").attack
     assert (attack.eps, attack.model_fields_set) == (0.02, {"eps"})
 
@@ -162,13 +162,13 @@ def test_a_teacher_is_set_by_its_name_alone(minimal):
     for overrides in (["teacher=trades-s3"], ["teacher.name=trades-s3"]):
         assert load_recipe("ard-s3", overrides=overrides).teacher.model_dump() == {"name": "trades-s3", "versions": 0}
     minimal.write_text(MINIMAL.replace("[arch]", 'teacher = "trades-s3"\nmethod = "rslad"\n[arch]'))
-    minimal.write_text(minimal.read_text().replace('method = "pgd-at"\n', ""))
+    minimal.write_text(minimal.read_text().replace('[method]\nname = "pgd-at"\n', ""))
     assert load_recipe(minimal).teacher.name == "trades-s3"
     assert load_recipe(minimal, overrides=["teacher=none", "method=pgd-at"]).teacher is None
 
 
 def test_bare_words_are_strings(minimal):
-    assert load_recipe(minimal, overrides=["train.method=mart"]).method.name == "mart"
+    assert load_recipe(minimal, overrides=["method=mart"]).method.name == "mart"
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,10 @@ def test_bare_words_are_strings(minimal):
         ("train.epochs=0", "greater than or equal to 1"),
         ("train.epochs", "KEY=VALUE"),
         ("name.x=1", "'name' is a value"),
-        ("train.method=n-fgsm", "one attack step"),
+        ("method=n-fgsm", "one attack step"),
         ("attack.objective=cw", "'ce' or 'kl'"),
         ("guard.images=2000", "guard.images"),
         ("arch={ arch = 'staged', widths = [[4]], resolutions = [16], method = 'x' }", "unknown key 'arch.method'"),
-        ("distill=x", r"'distill' must be a section: write \[distill\]"),
         ("optimizer.lr=inf", "'optimizer.lr' is wrong: Input should be a finite number"),
         ("optimizer.lr=nan", "'optimizer.lr' is wrong: Input should be a finite number"),
         ("optimizer.lr=1e9", "'optimizer.lr' is wrong"),
@@ -212,83 +211,14 @@ def test_a_bad_override_is_one_sentence_that_names_the_key(minimal, override, sa
     [
         ("epochs = 2", "epoch = 2", "unknown key 'train.epoch'; did you mean 'epochs'"),
         ("epochs = 2", "", "'train.epochs' is missing"),
-        ('method = "pgd-at"', "", "'method' is missing"),
-        ('[train]\nmethod = "pgd-at"', "[method]\n[train]", "'method.name' is missing"),
+        ('[method]\nname = "pgd-at"', "", "'method' is missing"),
+        ('name = "pgd-at"', "", "'method.name' is missing"),
     ],
 )
 def test_a_missing_key_is_named_unless_it_is_misspelt(minimal, line, instead, says):
     minimal.write_text(MINIMAL.replace(line, instead))
     with pytest.raises(UsageError, match=says):
         load_recipe(minimal)
-
-
-def table(text: str) -> dict:
-    """TOML with a space for a line's end."""
-    return tomllib.loads(text.replace(" ", "\n"))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("train.method='trades' train.beta=3.0", "method.name='trades' method.beta=3.0"),
-        (
-            "train.method='trades' distill.teacher='a'",
-            "method.name='rnascl' method.hard='trades' teacher.name='a'",
-        ),
-        (
-            "train.method='n-fgsm' distill.teacher='a' distill.gamma=0 distill.kl=0.5 distill.versions=2",
-            "method.name='ard' method.inner='n-fgsm' method.kl=0.5 teacher.name='a' teacher.versions=2",
-        ),
-        (
-            "train.method='pgd-at' train.label_smoothing=0.1 supernet.soft=0.25",
-            "method.name='ard' method.inner='pgd' method.ce=0.75 method.kl=0.25 method.label_smoothing=0.1 "
-            "teacher.name='largest' supernet.own.name='pgd-at' supernet.own.label_smoothing=0.1",
-        ),
-        (
-            "train.method='trades' train.beta=3.0 supernet.loss='rslad' supernet.teacher='a' supernet.random=3",
-            "method.name='rslad' teacher.name='a' supernet.random=3",
-        ),
-        (
-            "train.method='trades' train.beta=3.0 supernet.random=3 supernet.teacher='none'",
-            "method.name='trades' method.beta=3.0 supernet.random=3",
-        ),
-        (
-            "train.method='natural' attack.steps=2 attack.eps=0.1",
-            "method.name='natural' attack.eps=0.1",
-        ),
-    ],
-)
-def test_old_keys_are_read_as_todays(old, new):
-    given = table(old)
-    assert migrated(given, "x") == table(new) | {"train": {}}
-    assert given == table(old)  # untouched
-    assert migrated(table(new), "x") == table(new)
-
-
-@pytest.mark.parametrize(
-    ("old", "says"),
-    [
-        ("train.method='mart' train.label_smoothing=0.1", "method 'mart' does not use 'method.label_smoothing'"),
-        ("train.method='n-fgsm' train.beta=3.0", "method 'n-fgsm' does not use 'train.beta'"),
-        (
-            "train.method='trades' train.label_smoothing=0.1 supernet.loss='rslad' supernet.teacher='trades-s3'",
-            "method 'rslad' does not use 'method.label_smoothing'",
-        ),
-        (
-            "train.method='trades' train.label_smoothing=0.1 supernet.loss='rslad' supernet.largest=0",
-            "method 'rslad' does not use 'method.label_smoothing'",
-        ),
-        ("train.method='n-fgsm' supernet.loss='rslad'", "choose method pgd-at or trades"),
-        ("train.method='pgd-at' supernet.soft=2", "a share from 0 to 1"),
-        ("train.method='pgd-at' supernet.loss='rslad' supernet.teacher='none'", "needs a teacher"),
-        ("train.method='pgd-at' supernet.random=1 distill.teacher='a'", "names its teacher itself"),
-        ("train.method='trades' teacher.name='a'", "'train.method' is now 'method': rename it"),
-    ],
-)
-def test_old_keys_that_nothing_uses_are_refused(minimal, old, says):
-    with pytest.raises(UsageError, match=says) as caught:
-        load_recipe(minimal, overrides=old.split())
-    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_there_is_named_with_its_neighbours(minimal, tmp_path):

@@ -276,7 +276,6 @@ def test_a_bundle_with_a_value_of_the_wrong_kind_is_refused_in_a_sentence(attack
             for field in fields[:-1]:
                 inner = inner[field]
             inner[fields[-1]] = value
-            data.pop("dataset", None)  # as in older manifests
             (folder / name).write_text(json.dumps(data), encoding="utf-8", newline="\n")
     write_sums(folder)
     with pytest.raises(IntegrityError):

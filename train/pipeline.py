@@ -102,7 +102,7 @@ def run(
 
 def asked_of(out: Path) -> dict[str, Any] | None:
     """The preset and the overrides of the run in ``out``, as :func:`zoo.train.recipes.phases.load_phases` takes them;
-    None if there is no run, one that was refused, or one of an earlier release."""
+    None if there is no run, or one that was refused."""
     try:
         asked = json.loads((out / ASKED).read_text(encoding="utf-8"))
         return {"preset": asked["preset"], "overrides": asked["overrides"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.export.bundle.folder import read_bundle, rewritten, write_sums
-from zoo.export.bundle.manifest import Sha256, TensorsSha256, _Record, to_json
+from zoo.export.bundle.manifest import Sha256, _Record, to_json
 from zoo.registry.file import entry_called, write_latency
 from zoo.system.errors import IntegrityError
 
@@ -39,7 +39,7 @@ class Timed(_Record):
 
     model: str
     source: str
-    tensors_sha256: TensorsSha256
+    tensors_sha256: Sha256
     file_sha256: Sha256 | None = None
     artifact_sha256: Sha256 | None = None
     engine: str

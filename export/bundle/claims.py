@@ -18,7 +18,7 @@ from zoo.registry.entry import Entry, Registry, Result
 from zoo.registry.file import entry_called
 from zoo.specs import cost, parse_spec
 from zoo.system.errors import IntegrityError
-from zoo.weights.address import LOCAL, has_scheme
+from zoo.weights.address import has_scheme
 
 
 class Claim(NamedTuple):
@@ -93,7 +93,7 @@ def _of_the_registry(manifest: Manifest, registry: Registry | None = None) -> It
         yield from _of_the_entry(manifest, entry)
         return
     taken = entry_called(name, registry=registry)
-    if taken and not source.name.startswith(f"{LOCAL}:"):  # earlier releases gave a retrained model its recipe's name
+    if taken:
         yield Claim("name", name, "its weights are not those of that model, which have SHA-256", taken.weights.sha256)
     for field, figures in (("measured", accuracies(manifest.measured)), ("reported", manifest.reported)):
         yield Claim(field, figures, "only released models have figures, and this one has", {})

@@ -28,10 +28,7 @@ def in_words(facts: dict[str, Any]) -> str:
 
 
 def other_arithmetic(manifest: Manifest, report: Report) -> str | None:
-    """A sentence if int8 is computed otherwise in ``report`` than where the bundle was checked before; else None.
-
-    Bundles of earlier releases do not say how it was.
-    """
+    """A sentence if int8 is computed otherwise in ``report`` than where the bundle was checked before; else None."""
     before, now = _int8(manifest.conditions), _int8(conditions(report))
     portable = manifest.int8 is not None and manifest.int8.portable
     if manifest.artifact.precision != "int8" or portable or before in (None, now):

@@ -6,44 +6,31 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
-    model_validator,
 )
 
-from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.specs import ArchSpec, Spec
 from zoo.system.errors import IntegrityError, UsageError, first_fault
 from zoo.system.files import read_utf8
 from zoo.system.records import Line, Name
 
-LEVELS = ("none", "parity", "clean", "attacked")
 Notify = Callable[[str], None]  # takes one sentence for the user
-FORMER = {"robust": "attacked"}  # how bundles of earlier releases spell a level
-
-
-def _today(level: Any) -> Any:
-    return FORMER.get(level, level) if isinstance(level, str) else level
-
-
-Level = Annotated[Literal["none", "parity", "clean", "attacked"], BeforeValidator(_today)]
+Level = Literal["none", "parity", "clean", "attacked"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 # "built": the engine was built where it cannot run, and the graph that it was built from is right.
-Reached = Annotated[Literal["none", "built", "parity", "clean", "attacked"], BeforeValidator(_today)]
+Reached = Literal["none", "built", "parity", "clean", "attacked"]
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-# "weights_sha256" in older manifests and reports, which elsewhere is the hash of a file.
-TensorsSha256 = Annotated[Sha256, Field(validation_alias=AliasChoices("tensors_sha256", "weights_sha256"))]
 
 
 class _Record(BaseModel):
@@ -57,7 +44,7 @@ class Source(_Record):
     """
 
     name: Line
-    tensors_sha256: TensorsSha256
+    tensors_sha256: Sha256
     file_sha256: Sha256 | None = None
     repo_id: str | None = None
     revision: str | None = None
@@ -247,31 +234,16 @@ class Manifest(_Record):
         """Whether the engine itself was run when its reports were written."""
         return _ran(self.gates)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_before(cls, data: Any) -> Any:
-        """Older manifests do not name the data set: those with labels are of CIFAR-10."""
-        if (
-            isinstance(data, dict)
-            and "dataset" not in data
-            and data.get("labels") in (CIFAR10.classes, list(CIFAR10.classes))
-        ):
-            return data | {"dataset": CIFAR10.name}
-        return data
 
-
-def level_called(asked: str | None, notify: Notify = lambda sentence: None) -> Level | None:
-    """The level that ``asked`` means, None as it is; ``notify`` takes one sentence about a former spelling.
+def level_called(asked: str | None) -> Level | None:
+    """The level that is called ``asked``, None as it is.
 
     Raises:
         UsageError: there is no such level.
     """
-    if asked in FORMER:
-        notify(f"the level '{asked}' is called '{FORMER[asked]}' now, after what is done")
-    level = _today(asked)
-    if level is not None and level not in LEVELS:
-        raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
-    return level
+    if asked is None or asked in LEVELS:
+        return asked
+    raise UsageError(f"a verification level is one of {', '.join(LEVELS)}, not '{asked}'")
 
 
 def now() -> str:

@@ -100,7 +100,7 @@ def _comparison(pair: Paired, bits: Bits) -> dict[str, Any]:
 
 
 def flags_of(rungs: Sequence[Rung]) -> list[str]:
-    """What was flagged on these rungs, each once; nothing in reports of before there were flags."""
+    """What was flagged on these rungs, each once."""
     return list(dict.fromkeys(flag for rung in rungs for flag in rung.measured.get("flags", ())))
 
 
@@ -110,13 +110,12 @@ def verdict(rung: Rung) -> str:
     if rung.name == "integrity":
         return f"integrity: {rung.n} {'file is' if rung.n == 1 else 'files are'} intact"
     if rung.name in ("parity", "graph"):
-        apart, unit = disparity(rung)
         whose = "engine's logits"
         if rung.name == "graph":
             whose = "logits of the ONNX graph that the engine was built from (run by ONNX Runtime, not by the engine)"
         return (
             f"{rung.name}: on {rung.n} images the {whose} differ from the float model's by up to "
-            f"{apart:.2g}{unit} (allowed {rung.threshold['tolerance']:.2g}), "
+            f"{measured['relative_difference']:.2g} of their spread (allowed {rung.threshold['tolerance']:.2g}), "
             f"and {measured['agreement']:.1%} of the decisions agree{_widest(rung)}{_repeats(measured)}{_flagged(rung)}"
         )
     allowed, upper = rung.threshold["margin"], measured["upper95"]
@@ -157,13 +156,6 @@ def remedy(rung: Rung) -> str:
         if needed > rung.n:
             return f"if it is, about {needed} would do (--n); or allow more (--margin), or try another precision"
     return "try another precision, or allow more (--margin)"
-
-
-def disparity(rung: Rung) -> tuple[float, str]:
-    """How far the logits of a parity rung are apart, and the unit: their spread; in reports of before, a logit."""
-    if "relative_difference" in rung.measured:
-        return rung.measured["relative_difference"], " of their spread"
-    return rung.measured["max_logit_difference"], ""
 
 
 def _fault(rung: Rung) -> str:
@@ -215,10 +207,8 @@ def _widest(rung: Rung) -> str:
 
 
 def _repeats(measured: dict[str, Any]) -> str:
-    """How deterministic the engine is; nothing of reports that were written before this was measured."""
-    if "difference_between_runs" not in measured:
-        return ""
-    scale = measured.get("logit_spread") or 1.0  # reports of before are in logits
+    """How deterministic the engine is."""
+    scale = measured["logit_spread"] or 1.0
     batches, runs = (measured[f"difference_between_{what}"] / scale for what in ("batches", "runs"))
     if not batches and not runs:
         return "; the same at every batch size"

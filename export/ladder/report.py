@@ -13,7 +13,7 @@ from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import Manifest, Report, to_json
 from zoo.export.engines import Backend, backend
 from zoo.export.ladder.climb import RANDOM
-from zoo.export.ladder.gate import CORRUPTIONS, FLAGS, disparity, flags_of, verdict
+from zoo.export.ladder.gate import CORRUPTIONS, FLAGS, flags_of, verdict
 from zoo.export.onnx.graph import GRAPH
 
 NORMS = {"linf": "l-infinity", "l2": "l2"}
@@ -109,7 +109,7 @@ def write_reports(folder: Path, manifest: Manifest, report: Report, *, sums: Map
 
 def _expected(manifest: Manifest) -> str:
     """What the snippet prints: rounding, and where the graph is quantised what that does."""
-    parity = [disparity(rung)[0] for rung in manifest.gates if rung.name in ("graph", "parity")]
+    parity = [rung.measured["relative_difference"] for rung in manifest.gates if rung.name in ("graph", "parity")]
     its = manifest.artifact.format == "onnx" or manifest.verified == "built"
     return f"about {parity[0]:.0e}" if parity and its else "small"
 

@@ -14,11 +14,10 @@ from zoo.export.bundle.claims import Claim, accuracies, refuse
 from zoo.export.bundle.manifest import IO, Manifest, Precision, Source
 from zoo.export.onnx.graph import GRAPH, metadata_of
 from zoo.export.onnx.uint8 import CONTRACT, UINT8
-from zoo.specs import Spec, cost, parse_spec
-from zoo.system.errors import IntegrityError, UsageError
+from zoo.specs import Spec, cost
+from zoo.system.errors import IntegrityError
 
 OPTIONAL = ("file_sha256", "dataset", "measured")  # left out where there are none
-FORMER = {"weights_sha256": "tensors_sha256"}  # keys of graphs from earlier releases
 
 
 def metadata(
@@ -56,7 +55,7 @@ def metadata(
 
 def check_metadata(folder: Path, manifest: Manifest, precision: Precision) -> None:
     """Compare the ``manifest`` of the bundle in ``folder`` with the graphs in it, of which model.onnx is in
-    ``precision``. What a graph of an earlier release does not say is not compared.
+    ``precision``.
 
     Raises:
         IntegrityError: they contradict each other, or a graph cannot be read.
@@ -79,22 +78,12 @@ def check_metadata(folder: Path, manifest: Manifest, precision: Precision) -> No
 
 def _held(graph: Path) -> dict[str, str]:
     try:
-        found = metadata_of(graph)
+        return metadata_of(graph)
     except (DecodeError, ValueError):
         raise IntegrityError(f"'{graph}' is not an ONNX file: do not use this bundle") from None
-    return {FORMER.get(key, key): value for key, value in found.items()}
 
 
 def _claims(file: str, said: Mapping[str, str], held: Mapping[str, str]) -> Iterator[Claim]:
     for key in (*said, *OPTIONAL):
         if key in held:
-            known = _today(held[key]) if key == "spec" else held[key]
-            yield Claim(key, said.get(key), f"the metadata of {file} have", known)
-
-
-def _today(spec: str) -> str:
-    """The spec of an earlier release with the fields that were added since."""
-    try:
-        return json.dumps(parse_spec(spec).to_dict(), sort_keys=True)
-    except UsageError:
-        return spec
+            yield Claim(key, said.get(key), f"the metadata of {file} have", held[key])

@@ -15,7 +15,6 @@ from typing import Any
 from zoo.specs import parse_spec
 from zoo.system.errors import UsageError, ZooError
 from zoo.system.files import read_utf8
-from zoo.train.recipes.migrate import migrated
 from zoo.train.recipes.published import RENAMED, published_recipes
 
 LABELS = ("name", "description", "family", "paper", "reported")  # keys of a recipe that train nothing
@@ -56,7 +55,7 @@ def training_of(train: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> Tra
     if settings is None:
         return Training(None, note)
     try:
-        settings = {key: value for key, value in migrated(settings, "its recipe").items() if key not in LABELS}
+        settings = {key: value for key, value in settings.items() if key not in LABELS}
         *before, last = train.get("phases") or [train]
         ran = settings["train"] | {"epochs": last["epochs"] * settings["method"].get("m", 1)}  # a recipe counts replays
         if "precision" in train:

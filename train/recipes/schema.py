@@ -16,7 +16,6 @@ from zoo.train.methods.method import Attack, Section
 from zoo.train.methods.replay import Replayed
 from zoo.train.methods.rnascl import RnasCL
 from zoo.train.methods.rrm import Rrm
-from zoo.train.recipes.migrate import migrated
 from zoo.train.spaces import space_called
 from zoo.train.spaces.rnascl import search_space
 
@@ -302,13 +301,13 @@ class Recipe(Section):
 
 
 def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
-    """The recipe with the contents ``data`` of the file ``origin``; keys of older recipes are read too.
+    """The recipe with the contents ``data`` of the file ``origin``.
 
     Raises:
         UsageError: a key or value is wrong; the sentence names the first.
     """
     try:
-        return Recipe.model_validate(migrated(data, origin))
+        return Recipe.model_validate(data)
     except ValidationError as error:
         # A misspelt key is often the reason why another is missing.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -323,6 +322,8 @@ def parse_recipe(data: dict[str, Any], origin: str) -> Recipe:
         if first["type"] == "extra_forbidden":
             hint = nearest(where[-1], _keys_beside(first["loc"]))
             raise UsageError(f"{origin}: unknown key '{'.'.join(where)}'{hint}") from None
+        if first["type"] == "model_type":
+            raise UsageError(f"{origin}: '{'.'.join(where)}' must be a section: write [{'.'.join(where)}]") from None
         if first["type"] == "union_tag_not_found":
             where.append(first["ctx"]["discriminator"].strip("'"))
         if first["type"] in ("missing", "union_tag_not_found"):

@@ -53,13 +53,11 @@ def how_to_verify(bundles: Sequence[Path]) -> list[str]:
 
 
 def _row(rung: Rung) -> list[str]:
-    from zoo.export.ladder.gate import disparity
-
     last = [f"{rung.n:,}", "holds" if rung.holds else "FAILS"]
     if rung.name == "integrity":
         return [rung.name, "", "", "", "", f"{rung.n} files" if rung.n > 1 else "1 file", last[1]]
     if rung.name in ("parity", "graph"):
-        lost, allowed = disparity(rung)[0], rung.threshold["tolerance"]
+        lost, allowed = rung.measured["relative_difference"], rung.threshold["tolerance"]
         return [rung.name, "", "", f"{lost:.1e}", f"{allowed:.1e}", *last]
     twin, engine = rung.measured["twin"]["accuracy"], rung.measured["engine"]["accuracy"]
     lost, allowed = rung.measured["upper95"], rung.threshold["margin"]
