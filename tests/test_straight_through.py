@@ -15,9 +15,10 @@ from test_export import FAMILIES, model_of
 
 from zoo.datasets.base import to_float
 from zoo.export.engines import onnxruntime
+from zoo.export.gradients.onnx import own_gradients
+from zoo.export.gradients.steps import Steps
 from zoo.export.ladder.climb import Trial, climb
 from zoo.export.ladder.terms import Terms
-from zoo.export.onnx.gradients import StraightThrough, own_gradients
 from zoo.export.onnx.graph import INPUT, save_onnx
 from zoo.export.onnx.int8 import to_int8
 from zoo.system.device import cpu_id
@@ -74,7 +75,7 @@ def test_it_computes_the_graph_as_it_is_written(family, quantised):
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # Q/DQ nodes are not fused
     (written,) = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(None, {INPUT: x.numpy()})
     own = own_gradients(path, model)
-    assert isinstance(own, StraightThrough)
+    assert isinstance(own, Steps)
     with torch.no_grad():
         logits = torch.from_numpy(written)
         assert apart(own(x), logits) < 0.6 * apart(model(x), logits)  # sums that fall to either side of a step

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.export.bundle.manifest import Precision
 from zoo.export.engines import Backend
 from zoo.export.gradients import artifact_gradients
-from zoo.export.onnx.gradients import own_gradients
+from zoo.export.gradients.onnx import own_gradients
 from zoo.models import Classifier
 from zoo.system.errors import IntegrityError, MissingDependency, UsageError, WrongDevice, ZooError, first_line
 from zoo.system.toolchain import clash

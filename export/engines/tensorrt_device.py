@@ -18,7 +18,7 @@ from zoo.export.bundle.manifest import Manifest, read_manifest
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.built_for import misfits, phrase
 from zoo.export.engines.interface import Engine
-from zoo.export.onnx.gradients import own_gradients
+from zoo.export.gradients.onnx import own_gradients
 from zoo.export.onnx.graph import GRAPH
 from zoo.export.runtimes import tensorrt_rtx as plans
 from zoo.export.runtimes.tensorrt_rtx import here, log_of, started

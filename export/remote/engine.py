@@ -17,7 +17,7 @@ from zoo.export.engines.built_for import misfits
 from zoo.export.engines.interface import Engine, check_threads
 from zoo.export.engines.options import reloading
 from zoo.export.gradients import artifact_gradients
-from zoo.export.onnx.gradients import own_gradients
+from zoo.export.gradients.onnx import own_gradients
 from zoo.export.onnx.graph import GRAPH
 from zoo.export.remote import frame
 from zoo.export.remote.link import Dropped, Link, Target, target_of

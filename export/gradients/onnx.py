@@ -6,68 +6,50 @@ is BPDA (Athalye et al. 2018, section 4.1) with the closest surrogate there is: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import NodeProto, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor, nn
 
+from zoo.export.gradients.steps import Operator, Step, Steps, Unsupported
 from zoo.export.onnx.graph import with_weights_of
 from zoo.models import Classifier
 
-Operator = Callable[..., Tensor]
 
-
-class Unsupported(Exception):
-    """An operator, or a form of it, that the quantised graphs of this package do not have."""
-
-
-class StraightThrough(nn.Module):
+def read(path: Path) -> Steps:
     """The graph in the ONNX file ``path``, in float arithmetic.
 
     Raises:
         Unsupported: the graph is not one of this package's; some forms of operators show only when it computes.
     """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        graph = onnx.load(str(path)).graph
-        (self.input,), (self.output,) = ([port.name for port in ports] for ports in (graph.input, graph.output))
-        values = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
-        self.steps: list[tuple[Operator, dict[str, Any], list[str], str]] = []
-        grids: dict[str, list[str]] = {}  # by quantised tensor: the names of its scale and zero point
-        same: dict[str, str] = {}  # by dequantised tensor: the quantised one
-        for node in graph.node:
-            if node.op_type not in OPERATORS:
-                raise Unsupported(f"operator '{node.op_type}'")
-            attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-            operator, inputs = OPERATORS[node.op_type], [same.get(name, name) for name in node.input]
-            if node.op_type == "QuantizeLinear":
-                attributes = {"limits": _limits(values, node)}
-                grids[node.output[0]] = inputs[1:]
-            elif node.op_type == "DequantizeLinear" and inputs[0] in grids:  # which has returned to floats already
-                if inputs[1:] != grids[inputs[0]]:
-                    raise Unsupported("a tensor that is dequantised by another scale")
-                same[node.output[0]] = inputs[0]
-                continue
-            if all(name in values for name in inputs):  # dequantised weights: once
-                values[node.output[0]] = operator(*(values[name] for name in inputs), **attributes)
-            else:
-                self.steps.append((operator, attributes, inputs, node.output[0]))
-        self.output = same.get(self.output, self.output)
-        self.held = {name: value for name, value in values.items() if any(name in step[2] for step in self.steps)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] to logits [N, classes]."""
-        values: dict[str, Any] = {**self.held, self.input: x, "": None}
-        for operator, attributes, inputs, output in self.steps:
-            values[output] = operator(*(values[name] for name in inputs), **attributes)
-        return values[self.output]
+    graph = onnx.load(str(path)).graph
+    (source,), (target,) = ([port.name for port in ports] for ports in (graph.input, graph.output))
+    values: dict[Hashable, Any] = {"": None}  # an input that is left out
+    values |= {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    steps: list[Step] = []
+    grids: dict[str, list[str]] = {}  # by quantised tensor: the names of its scale and zero point
+    same: dict[str, str] = {}  # by dequantised tensor: the quantised one
+    for node in graph.node:
+        if node.op_type not in OPERATORS:
+            raise Unsupported(f"operator '{node.op_type}'")
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        inputs = [same.get(name, name) for name in node.input]
+        if node.op_type == "QuantizeLinear":
+            attributes = {"limits": _limits(values[inputs[2]])}
+            grids[node.output[0]] = inputs[1:]
+        elif node.op_type == "DequantizeLinear" and inputs[0] in grids:  # which has returned to floats already
+            if inputs[1:] != grids[inputs[0]]:
+                raise Unsupported("a tensor that is dequantised by another scale")
+            same[node.output[0]] = inputs[0]
+            continue
+        steps.append((partial(OPERATORS[node.op_type], **attributes), inputs, node.output[0]))
+    return Steps(source, same.get(target, target), values, steps)
 
 
 def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
@@ -75,7 +57,7 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
     if not any(node.op_type == "QuantizeLinear" for node in onnx.load(str(path)).graph.node):
         return with_weights_of(path, model)
     try:
-        net, size = StraightThrough(path), model.spec.image_size
+        net, size = read(path), model.spec.image_size
         with torch.no_grad():
             net(torch.zeros(1, 3, size, size))  # forms of operators show when they compute
         return net
@@ -83,12 +65,11 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
         return None
 
 
-def _limits(values: dict[str, Tensor], node: NodeProto) -> tuple[float, float]:
-    """The ends of the node's range, in steps from its zero point."""
-    zero = values[node.input[2]].numpy()
-    if zero.size > 1:
+def _limits(zero: Tensor) -> tuple[float, float]:
+    """The ends of a quantised tensor's range, in steps from its zero point."""
+    if zero.numel() > 1:
         raise Unsupported("activations with a scale for each channel")
-    held = np.iinfo(zero.dtype)
+    held = torch.iinfo(zero.dtype)
     return float(held.min - int(zero)), float(held.max - int(zero))
 
 
