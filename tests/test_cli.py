@@ -376,7 +376,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_pa
         (["pick", "--pareto", "--export", "onnx"], 2, "--pareto asks for several models"),
         (["pick", "--export", "onnx", "--batch", "1,x"], 2, "--batch takes positive integers"),
         (["pick", "--latency-ms", "2", "--device", "phone"], 3, "no latency was measured on 'phone'"),
-        (["sweep", "small", "--eps", "0,8"], 2, "--eps takes numbers from 0 to 1 on the scale of pixels"),
+        (["sweep", "small", "--eps", "0,8"], 2, "each from 0 to 1 on the scale of pixels"),
         (["sweep", "small", "--out", "no/such/folder/x.json"], 2, "--out takes a file in a folder that is there"),
         (["lst"], 2, "'lst' is not a verb of zoo; did you mean 'list'"),
         (["list", "--falmily", "x"], 2, "--falmily"),

@@ -31,7 +31,7 @@ from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
 from zoo.train.proard.dynamic import dynamic
 from zoo.weights.folder import PREDICTOR
-from zoo.weights.load import bundled, find
+from zoo.weights.load import beside, find
 from zoo.weights.tensors import save_weights
 
 TOKEN = "hf_" + "s" * 30
@@ -500,14 +500,15 @@ def test_a_sub_net_is_loaded_from_its_repository_alone_and_by_the_registry(call,
     assert entry.weights.hub.filename == "subnet.safetensors"
     released = load_registry().models["proard-tiny"]
     (tmp_path / "bundled").mkdir()
-    (tmp_path / "bundled" / released.weights.file).symlink_to(bundled(released.weights))
+    (tmp_path / "bundled" / released.weights.file).symlink_to(beside(released.weights.file))
     monkeypatch.setattr("zoo.weights.load.BUNDLED", tmp_path / "bundled")
     assert same_function(load("proard-tiny@4M"), expected)
 
 
 def test_the_predictor_of_a_dynamic_net_is_fetched_from_the_commit_of_its_weights(server, tmp_path, monkeypatch):
     released = info("proard-tiny").weights
-    stored = bundled(released), bundled(released).with_name(f"proard-tiny.{PREDICTOR}")
+    file = beside(released.file)
+    stored = file, file.with_name(f"proard-tiny.{PREDICTOR}")
     revision = server.hub.add(
         "org/net", dict(zip(("model.safetensors", PREDICTOR), map(Path.read_bytes, stored), strict=True))
     )

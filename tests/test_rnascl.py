@@ -232,9 +232,9 @@ def recipe(teacher_folder, **sections):
         "family": "rnascl",
         "arch": TINY.largest.to_dict(),
         "search": {"space": "tiny", "budget": BUDGET, "lr": 0.1},
-        "distill": {"teacher": str(teacher_folder), "tutors": "searched", "map_size": 8},
+        "teacher": {"name": str(teacher_folder)},
+        "method": {"name": "rnascl", "hard": "natural", "tutors": "searched", "map_size": 8},
         "train": {
-            "method": "natural",
             "epochs": 2,
             "compile": False,
             "precision": "fp32",

@@ -35,7 +35,7 @@ def test_the_textbook_search_has_the_loss_of_ours_and_its_gradients(toy, teacher
 
 
 def test_the_textbook_training_has_the_loss_of_ours(toy, teacher_folder):
-    settings = recipe(teacher_folder, distill={"tutors": "random"}).model_copy(update={"search": None})
+    settings = recipe(teacher_folder, method={"tutors": "random"}).model_copy(update={"search": None})
     trainer = Trainer(settings, toy)
     textbook = TextbookTraining(trainer)
     trainer.net.train()

@@ -153,9 +153,9 @@ def test_eps_may_be_written_as_fractions():
     assert levels("0, 2/255,0.1,1e-3") == (0, 2 * PIXEL, 0.1, 0.001)
 
 
-@pytest.mark.parametrize("text", ["", "0,", "8", "a", "1/0", "nan", "-1/255", "8/255/2", "1e999"])
+@pytest.mark.parametrize("text", ["", "0,", "a", "1/0", "nan", "8/255/2", "1e999"])
 def test_invalid_eps_are_refused(text):
-    with pytest.raises(UsageError, match="--eps takes numbers from 0 to 1"):
+    with pytest.raises(UsageError, match="--eps takes numbers on the scale of pixels"):
         levels(text)
 
 

@@ -39,7 +39,7 @@ from zoo.train.proard import measuring
 from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run.loop import fit
 from zoo.train.teachers.teacher import held_out_accuracy
-from zoo.weights.load import find, load, task_of
+from zoo.weights.load import find, load
 
 L2 = ThreatModel(norm="l2", eps=2.0)  # the faint texture of the pictures has an l2 norm of 1.5, the loud colours of 13
 
@@ -140,13 +140,13 @@ def test_a_name_with_an_impossible_eps_is_refused(name):
 
 def test_a_model_states_its_task_and_older_folders_state_it_in_their_settings(robust, tmp_path):
     def told(**config):
-        return task_of(folder_of(tmp_path / str(len(list(tmp_path.iterdir()))), robust, **config))
+        return find(folder_of(tmp_path / str(len(list(tmp_path.iterdir()))), robust, **config)).task
 
     assert told() == (None, LINF_8)
     assert told(dataset="cifar100", threat={"norm": "l2", "eps": 0.5}) == ("cifar100", ThreatModel(norm="l2", eps=0.5))
     settings = {"dataset": "imagefolder", "attack": {"eps": 4 / 255, "step": 0.01, "steps": 1}}
     assert told(train={"settings": settings}) == ("imagefolder", ThreatModel(eps=4 / 255))
-    assert task_of("trades-s7") == ("cifar10", LINF_8)
+    assert find("trades-s7").task == ("cifar10", LINF_8)
 
 
 def test_a_training_names_its_data_set_and_its_eps(toy, tmp_path):
@@ -156,7 +156,7 @@ def test_a_training_names_its_data_set_and_its_eps(toy, tmp_path):
     brief = parse_recipe(settings | {"dataset": "cifar100", "arch": ARCH}, "brief.toml")
     hundred = replace(CIFAR100, root=toy.root)
     assert (brief.arch.classes, brief.arch.mean) == (100, CIFAR100.mean)
-    assert task_of(f"local-dir:{fit(brief, hundred, tmp_path)}") == ("cifar100", ThreatModel(eps=4 / 255))
+    assert find(f"local-dir:{fit(brief, hundred, tmp_path)}").task == ("cifar100", ThreatModel(eps=4 / 255))
     with pytest.raises(UsageError, match="did you mean 'cifar100'"):
         parse_recipe(settings | {"dataset": "cifar-100"}, "typo.toml")
 
@@ -273,17 +273,13 @@ def test_ten_classes_do_not_make_a_model_one_of_cifar10(robust, world, found, tm
         export_model(name, out=tmp_path / "int8", precision="int8")
 
 
-def test_old_manifests_are_read(robust, tmp_path):
+def test_a_manifest_may_name_no_data_set_but_one_kind_of_access_only(robust, tmp_path):
     name = folder_of(tmp_path / "model", robust, dataset="cifar10", classes=CIFAR10.classes)
     bundle = export_model(name, out=tmp_path, verify="none").folder
     manifest = json.loads((bundle / MANIFEST).read_text())
-    assert manifest["labels"] == list(CIFAR10.classes)
-    del manifest["dataset"]
     path = tmp_path / MANIFEST
-    path.write_text(json.dumps(manifest))
-    assert (read_manifest(path).dataset, read_manifest(path).threat_model) == ("cifar10", LINF_8)
-    path.write_text(json.dumps({**manifest, "labels": []}))
-    assert read_manifest(path).dataset is None
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if key != "dataset"}))
+    assert (read_manifest(path).dataset, read_manifest(path).threat_model) == (None, LINF_8)
     manifest["threat_model"]["access"] = "black-box"
     path.write_text(json.dumps(manifest))
     with pytest.raises(IntegrityError, match="access"):
@@ -316,7 +312,7 @@ def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_
     assert entry.license == "unknown"  # only its owner knows
     assert entry.results.keys() == {"cifar100-clean", "cifar100-fgsm-l2-0.5"}
     assert entry.results["cifar100-clean"].dataset_sha256 == world.split("test").fingerprint
-    assert task_of("model") == ("cifar100", LINF_8)
+    assert find("model").task == ("cifar100", LINF_8)
     kept = {path.name for path in (tmp_path / "mine").iterdir()}
     assert kept == {"registry.json", "model.safetensors", "model.bits.npz"}
     assert load("model")(torch.rand(1, 3, 32, 32)).shape == (1, 100)

@@ -34,8 +34,8 @@ def recipe(**sections):
         "description": "for tests",
         "family": "at",
         "arch": {"arch": "staged", "stem": 6, "widths": [[8], [16]], "resolutions": [16, 8]},
+        "method": {"name": "n-fgsm"},
         "train": {
-            "method": "n-fgsm",
             "epochs": 3,
             "compile": False,
             "precision": "fp32",
@@ -135,7 +135,7 @@ def test_calibration_batches_are_of_about_one_size(toy):
 
 
 def test_without_recalibration_the_statistics_are_averaged_as_the_weights_are(toy, tmp_path):
-    folder = fit(recipe(train={"method": "natural", "epochs": 5}, ema={"recalibrate": 0}), toy, tmp_path)
+    folder = fit(recipe(method={"name": "natural"}, train={"epochs": 5}, ema={"recalibrate": 0}), toy, tmp_path)
     last = json.loads((folder / "config.json").read_text())["train"]["history"][-1]
     assert last["clean"] > 0.6
 
@@ -347,7 +347,8 @@ def stop(phase, step, total, loss):
 
 pipeline.Trainer = Still
 taught = recipe(
-    train={{"epochs": 2, "images": 300}}, distill={{"teacher": {teacher!r}, "gamma": 0}}, ema={{"recalibrate": 0}}
+    train={{"epochs": 2, "images": 300}}, ema={{"recalibrate": 0}},
+    method={{"name": "ard", "inner": "n-fgsm"}}, teacher={{"name": {teacher!r}}}
 )
 assert (taught.method.name, taught.method.inner) == ("ard", "n-fgsm")
 whole = train("whole")
@@ -357,7 +358,7 @@ except Interrupted as error:
     said = str(error)
 parts = train("parts", resume=True)
 
-trainer = Still(recipe(train={{"method": "trades"}}, attack={{"step": 0.02, "steps": 2}}), dataset)
+trainer = Still(recipe(method={{"name": "trades"}}, attack={{"step": 0.02, "steps": 2}}), dataset)
 losses = []
 for _ in range(4):
     trainer.net.train()

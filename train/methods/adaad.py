@@ -33,10 +33,6 @@ class AdaAD(Method):
     def needs(self) -> Needs:
         return Needs(clean=False)
 
-    def check(self, attack: Attack) -> None:
-        if attack.objective == "ce" and "objective" in attack.model_fields_set:
-            raise ValueError("adaad maximises the divergence from its teacher: remove attack.objective = 'ce'")
-
     def teacher_passes(self, attack: Attack) -> float:
         return self.forwards + self.attack_passes(attack)
 

@@ -147,6 +147,8 @@ class Method(Section):
             raise ValueError(
                 f"method '{self.name}' trains on clean images: remove attack.{unused[0]} (--set attack={{}} does)"
             )
+        if type(self).objective is not Method.objective and "objective" in unused and attack.objective == "ce":
+            raise ValueError(f"{self.name} maximises the divergence from its teacher: remove attack.objective = 'ce'")
 
     def images(self, source: InMemory | Streamed, teacher: Teacher | None) -> InMemory | Streamed:
         """The images to train on, in place of those of the data set. It may take long, and should be cached."""

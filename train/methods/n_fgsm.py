@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from zoo.attacks.ball import steepest
 from zoo.train.methods import adversary
-from zoo.train.methods.method import Attack, Method, Step
+from zoo.train.methods.method import Attack, Step
+from zoo.train.methods.pgd_at import PgdAT
 
 
-class NFgsm(Method):
+class NFgsm(PgdAT):
     """CE(x', y), with x' from :func:`single_step`."""
 
     name: Literal["n-fgsm"] = "n-fgsm"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def check(self, attack: Attack) -> None:
         check_single_step(attack)
 
     def attacked(self, step: Step) -> Tensor:
         return single_step(step)
-
-    def loss(self, step: Step, x_adv: Tensor) -> Tensor:
-        return F.cross_entropy(step.forward(x_adv).float(), step.batch.y, label_smoothing=self.label_smoothing)
 
 
 def single_step(step: Step) -> Tensor:

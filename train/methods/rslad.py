@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.train.methods import adversary
 from zoo.train.methods.adversary import Objective
 from zoo.train.methods.losses import kl
-from zoo.train.methods.method import Attack, Method, Step, Temperature
+from zoo.train.methods.method import Method, Step, Temperature
 
 
 class Rslad(Method):
@@ -25,10 +25,6 @@ class Rslad(Method):
     @property
     def forwards(self) -> int:
         return 2
-
-    def check(self, attack: Attack) -> None:
-        if attack.objective == "ce" and "objective" in attack.model_fields_set:
-            raise ValueError("rslad maximises the divergence from its teacher: remove attack.objective = 'ce'")
 
     def objective(self, step: Step) -> Objective:
         return adversary.divergence(step.soft, self.temperature)

@@ -13,7 +13,7 @@ from zoo.attacks.deepfool import deepfool
 from zoo.attacks.fab import fab_targeted
 from zoo.attacks.inputs import ATTACKS, Model
 from zoo.attacks.losses import broken, margin
-from zoo.attacks.pgd import fgsm, gradient_attack, mifgsm, pgd, uniform
+from zoo.attacks.pgd import fgsm, mifgsm, pgd, uniform
 from zoo.attacks.square import square
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "deepfool",
     "fab_targeted",
     "fgsm",
-    "gradient_attack",
     "margin",
     "mifgsm",
     "pgd",

@@ -16,8 +16,6 @@ from zoo.attacks.losses import broken, check_dlr
 from zoo.attacks.pulse import portion
 from zoo.attacks.square import square
 
-PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
-
 
 @attack("autoattack")
 def autoattack(
@@ -66,7 +64,7 @@ def autoattack(
             x_adv = part(model, x[todo], y[todo])
         before += passes[name]
         fell = broken(model(x_adv), y[todo])
-        changed = torch.ones_like(fell) if name == PARTS[0] else fell
+        changed = torch.ones_like(fell) if name == "apgd-ce" else fell
         result[todo[changed]] = x_adv[changed]
         if counts is not None:
             counts[name] += int(fell.sum())

@@ -139,7 +139,7 @@ def _registry() -> dict[str, Any]:
     from zoo.registry.schema import check
     from zoo.system.errors import ZooError
     from zoo.system.files import read_utf8
-    from zoo.weights.load import bundled
+    from zoo.weights.load import beside
     from zoo.weights.tensors import check_file
 
     path = registry_path()
@@ -152,7 +152,7 @@ def _registry() -> dict[str, Any]:
         return state
     state["models"] = len(registry.models)
     for name, entry in registry.models.items():
-        file = bundled(entry.weights)
+        file = beside(entry.weights.file)
         if not file.exists():
             state["weights"][name] = "on the Hub" if entry.weights.hub else "missing"
             if not entry.weights.hub:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model
+from zoo.cli.options import AsJson, BatchSize, Data, ModelName, Offline, Quiet, attack_names, check_model
 from zoo.cli.output import Output, table
 from zoo.cli.process import speaks
 from zoo.system.errors import UsageError
@@ -24,7 +24,7 @@ def command(
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of each protocol.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="At most so many images are attacked at once.")] = 250,
+    batch_size: BatchSize = 250,
     write: Annotated[
         bool, typer.Option("--write", help="Store results in the registry, weights and bits beside it.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, By, Quiet, model_names
+from zoo.cli.options import AsJson, By, Family, MinClean, MinUnderAttack, Quiet, model_names
 from zoo.cli.output import Output
 
 
@@ -16,9 +16,9 @@ def command(
         str | None, typer.Option("--max-flops", "--max-macs", metavar="COUNT", help="At most so many MACs, as 15M.")
     ] = None,
     max_params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
-    min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
-    min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
-    family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
+    min_clean: MinClean = None,
+    min_robust: MinUnderAttack = None,
+    family: Family = None,
     by: By = "pgd20",
     front: Annotated[bool, typer.Option("--pareto", help="Those that no other beats in MACs and accuracy.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy over MACs instead.")] = False,

@@ -13,6 +13,7 @@ from zoo.system.errors import UsageError, ZooError
 
 if TYPE_CHECKING:
     from zoo.export.bundle.keys import SigningKey
+    from zoo.weights.load import Found
 
 
 def _of_registry(table: str) -> Callable[[str], list[str]]:
@@ -71,8 +72,8 @@ engine_names, recipe_names, attack_names = map(_words, (_engines, _recipes, _pro
 
 def check_model(
     name: str, *, folders: bool = False, offline: bool = False, say: Callable[[str], None] = lambda sentence: None
-) -> None:
-    """Raise what :func:`zoo.weights.load.find` raises for a model that is not there, before torch is imported.
+) -> Found:
+    """What :func:`zoo.weights.load.find` finds, without weights, or raises if it is not there; torch is not imported.
 
     ``say`` takes one sentence if the name has a budget that is no limit.
     """
@@ -80,9 +81,10 @@ def check_model(
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
 
-    find(name, HubFiles(offline=offline, progress=False), pretrained=False, folders=folders)
+    found = find(name, HubFiles(offline=offline, progress=False), pretrained=False, folders=folders)
     if sentence := no_limit(name):
         say(sentence)
+    return found
 
 
 def parts(text: str, option: str) -> list[str]:
@@ -160,6 +162,15 @@ ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name."
 By = Annotated[
     str, typer.Option("--by", metavar="PROTOCOL", help="Rank by this protocol.", autocompletion=protocol_names)
 ]
+
+# Limits.
+Macs = Annotated[
+    str | None, typer.Option("--flops", "--macs", metavar="COUNT", help="At most so many MACs an image, as 15M.")
+]
+MinClean = Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")]
+MinUnderAttack = Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")]
+Family = Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="At most so many images are attacked at once.")]
 
 # Of exports and their sign-off.
 Sign = Annotated[

@@ -16,20 +16,18 @@ if TYPE_CHECKING:
 
 
 def command(
-    flops: Annotated[
-        str | None, typer.Option("--flops", "--macs", metavar="COUNT", help="At most so many MACs an image, as 15M.")
-    ] = None,
+    flops: given.Macs = None,
     params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
     size: Annotated[str | None, typer.Option(metavar="BYTES", help="At most such a weights file, as 1.9MB.")] = None,
     latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="At most this median latency.")] = None,
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="Where --latency-ms was measured; 'this': on this machine.")
     ] = None,
-    min_clean: Annotated[str | None, typer.Option(metavar="SHARE", help="Clean accuracy, as 0.7 or 70%.")] = None,
-    min_robust: Annotated[str | None, typer.Option(metavar="SHARE", help="Accuracy under the --by protocol.")] = None,
+    min_clean: given.MinClean = None,
+    min_robust: given.MinUnderAttack = None,
     by: given.By = "pgd20",
     n: Annotated[int, typer.Option("-n", min=1, metavar="K", help="The best K.")] = 1,
-    family: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these families.")] = None,
+    family: given.Family = None,
     pareto: Annotated[bool, typer.Option("--pareto", help="All that no other beats in MACs and accuracy.")] = False,
     flagged: Annotated[bool, typer.Option("--flagged", help="Also models whose accuracy may be too high.")] = False,
     export: Annotated[
@@ -107,17 +105,15 @@ def command(
         "device": device,
         "engine": engine,
     }
-    choice = choose(registry, limits, by=by, family=family, flagged=flagged)
-    if choice.flagged:
-        out_.say(f"passed over because their accuracy may be too high: {', '.join(choice.flagged)}")
-    if choice.left_out:
-        out_.say(f"left out because a measurement is missing: {', '.join(choice.left_out)}")
-    picked = pareto_front(choice.ranked, by=by) if pareto else choice.ranked[:n]
+    found = choose(registry, limits, by=by, family=family, flagged=flagged)
+    for note in found.notes():
+        out_.say(note)
+    picked = pareto_front(found.ranked, by=by) if pareto else found.ranked[:n]
     report: dict[str, Any] = {
         "picked": [{"name": entry.name, **entry.to_dict()} for entry in picked],
         "by": by,
-        "left_out": choice.left_out,
-        "flagged": choice.flagged,
+        "left_out": found.left_out,
+        "flagged": found.flagged,
     }
     text = entries_table(registry, picked, by=by)
     if latency_ms is not None:

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.options import AsJson, Quiet
+from zoo.cli.options import AsJson, Quiet, RegistryFile
 from zoo.cli.output import Output
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the site goes.")] = Path("site"),
-    registry: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The registry; else ZOO_REGISTRY, else the released models.")
-    ] = None,
+    registry: RegistryFile = None,
     bundles: Annotated[
         list[Path] | None, typer.Option("--bundles", metavar="DIR", help="A bundle, or a folder of them; repeatable.")
     ] = None,

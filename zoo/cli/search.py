@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, check_model
+from zoo.cli.options import AsJson, Data, Macs, ModelName, Offline, Quiet, check_model
 from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def command(
     name: ModelName,
-    flops: Annotated[
-        str | None, typer.Option("--flops", "--macs", metavar="COUNT", help="At most so many MACs an image, as 15M.")
-    ] = None,
+    flops: Macs = None,
     latency_ms: Annotated[
         float | None,
         typer.Option(metavar="MS", help="At most this latency of one image on one thread of this machine."),

@@ -8,21 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, Data, ModelName, Offline, Quiet, attack_names, check_model, parts
+from zoo.cli.options import AsJson, BatchSize, Data, ModelName, Offline, Quiet, attack_names, check_model, parts
 from zoo.cli.output import Output, table
 from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
 
 
-def levels(text: str, most: float = 1) -> tuple[float, ...]:
-    """``0,2/255,0.1`` as numbers from 0 to ``most``."""
+def levels(text: str) -> tuple[float, ...]:
+    """``0,2/255,0.1`` as numbers."""
     try:
-        numbers = tuple(float(Fraction(part.strip())) for part in text.split(","))
+        return tuple(float(Fraction(part.strip())) for part in text.split(","))
     except (ValueError, ZeroDivisionError, OverflowError):
-        numbers = ()
-    if not numbers or not all(0 <= number <= most for number in numbers):
-        raise UsageError(f"--eps takes numbers from 0 to {most:g} on the scale of pixels, as 0,2/255,0.1, not '{text}'")
-    return numbers
+        raise UsageError(f"--eps takes numbers on the scale of pixels, as 0,2/255,0.1, not '{text}'") from None
 
 
 def command(
@@ -43,7 +40,7 @@ def command(
         str, typer.Option(metavar="LIST", help="Protocols whose eps is varied.", autocompletion=attack_names)
     ] = "fgsm,pgd20",
     n: Annotated[int, typer.Option("-n", min=1, help="The first N test images.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="At most so many images are attacked at once.")] = 250,
+    batch_size: BatchSize = 250,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON here too.", show_default=False)
     ] = None,
@@ -69,24 +66,25 @@ def command(
     from datetime import UTC, datetime
 
     output = Output(as_json=as_json, quiet=quiet)
-    check_model(name, offline=offline, say=output.say)
+    task = check_model(name, offline=offline, say=output.say).task
 
     from zoo.datasets import dataset_for
     from zoo.datasets.base import check_fits
     from zoo.evaluation.flags import explained
-    from zoo.evaluation.sweep import attacks_called, sweep
+    from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
     from zoo.registry.file import pretty
     from zoo.system.files import write_atomic
     from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import find, task_of
+    from zoo.weights.load import find
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")
     attacks_called(attacks)
-    chosen = norm or task_of(name, offline=offline).threat.norm
-    grid = None if eps is None else levels(eps, 1 if chosen == "linf" else 1000)
+    chosen = norm or task.threat.norm
+    grid = GRIDS[chosen] if eps is None else levels(eps)
+    check_grid(grid, chosen)
     found = find(name, HubFiles(offline=offline))
     dataset = dataset_for(found.spec, found.task.dataset).load(data, offline=offline)
     check_fits(dataset, found.spec)

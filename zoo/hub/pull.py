@@ -15,7 +15,7 @@ from zoo.system.files import sha256_file
 from zoo.system.hub import COMMIT, HubFiles, commit_of, promised_sha256
 from zoo.weights.address import HUB, NAME, Address
 from zoo.weights.folder import CONFIG, TENSORS
-from zoo.weights.load import bundled, find
+from zoo.weights.load import beside, find
 from zoo.weights.tensors import check_header
 
 
@@ -56,7 +56,7 @@ def wanted(pattern: str) -> list[Address]:
     entries = [info(name) for name in matching(pattern)]
     for entry in entries:
         for part in _parts(entry):
-            if part.weights.hub is None and not bundled(part.weights).exists():
+            if part.weights.hub is None and not beside(part.weights.file).exists():
                 raise Unreachable(
                     f"the weights of '{part.name}' are neither in the package nor at the Hub, as the registry names no "
                     "repository for them: reinstall the package, or copy them from where they were trained"
@@ -109,7 +109,7 @@ def _released(entry: Entry, hub: HubFiles, new: list[Path]) -> Pulled:
     source: Literal["package", "cache", "hub"] = "hub" if path in new else "cache"
     return Pulled(
         name=entry.name,
-        source="package" if path == bundled(weights) else source,
+        source="package" if path == beside(weights.file) else source,
         path=path,
         size=weights.size,
         sha256=weights.sha256,

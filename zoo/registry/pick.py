@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral
@@ -26,6 +26,13 @@ class Choice:
     ranked: list[Entry]
     left_out: list[str]
     flagged: list[str]
+
+    def notes(self) -> Iterator[str]:
+        """What was not considered, in sentences."""
+        if self.flagged:
+            yield f"passed over because their accuracy may be too high: {', '.join(self.flagged)}"
+        if self.left_out:
+            yield f"left out because a measurement is missing: {', '.join(self.left_out)}"
 
 
 def choose(registry: Registry, limits: Limits, *, by: str, family: str | None = None, flagged: bool = False) -> Choice:
@@ -197,10 +204,8 @@ def pick(
     if unknown := sorted(limits.keys() - MoreLimits.__annotations__.keys()):
         raise TypeError(f"pick() has no limit called '{unknown[0]}'{nearest(unknown[0], MoreLimits.__annotations__)}")
     choice = choose(registry, {"flops": flops, **limits}, by=by, family=family, flagged=flagged)
-    if choice.flagged:
-        warnings.warn(f"passed over because their accuracy may be too high: {', '.join(choice.flagged)}", stacklevel=2)
-    if choice.left_out:
-        warnings.warn(f"left out because a measurement is missing: {', '.join(choice.left_out)}", stacklevel=2)
+    for note in choice.notes():
+        warnings.warn(note, stacklevel=2)
     return choice.ranked[0] if n is None else choice.ranked[:n]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from zoo.system.errors import IntegrityError, MissingDependency
 from zoo.system.files import cached, intact
 
-PACKAGES = {"jinja2": "jinja2", "itables": "itables", "vl_convert": "vl-convert-python"}
+PACKAGES = {"itables": "itables", "vl_convert": "vl-convert-python"}
 EXPORTS = re.compile(r"export\s*\{([^{}]*)\};?")
 VEGA = "Vega, Vega-Lite and Vega-Embed, (c) University of Washington Interactive Data Lab, BSD-3-Clause"
 

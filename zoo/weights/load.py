@@ -258,11 +258,6 @@ def _state(path: Path | None) -> tuple[int, ...] | None:
     return ((state := path.stat()).st_mtime_ns, state.st_size, state.st_ino) if path else None
 
 
-def task_of(name: str, *, offline: bool = False) -> Task:
-    """The task of the model ``name``. No weights are opened; errors are those of :func:`load`."""
-    return find(name, HubFiles(offline=offline, progress=False), pretrained=False).task
-
-
 def _registered(name: str) -> Entry:
     from zoo.registry.file import info
 
@@ -314,11 +309,6 @@ def home() -> Path:
     return BUNDLED if path == PACKAGED.resolve() else path.parent
 
 
-def bundled(weights: Weights) -> Path:
-    """The path of these weights beside the registry, else in the package; it may not exist."""
-    return beside(weights.file)
-
-
 def beside(file: str) -> Path:
     """The path of ``file`` beside the registry, else in the package; it may not exist."""
     own = home() / file
@@ -347,7 +337,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
     """The weights file of a registry entry, after a check of its hash."""
-    path = bundled(weights)
+    path = beside(weights.file)
     if path.exists():
         check_file(path, size=weights.size, sha256=weights.sha256)
         return path

@@ -27,7 +27,7 @@ from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import copy_atomic, locked, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
-from zoo.weights.load import BUNDLED, Found, beside, bundled, home
+from zoo.weights.load import BUNDLED, Found, beside, home
 
 if TYPE_CHECKING:
     from zoo.evaluation.measure import Measurement
@@ -58,7 +58,7 @@ def candidate(found: Found) -> Candidate:
     facts, path, sha256 = found.facts, found.path, found.sha256
     assert path is not None
     if isinstance(facts, Entry):
-        if path != bundled(facts.weights):
+        if path != beside(facts.weights.file):
             raise UsageError(
                 f"the weights of '{facts.name}' are not beside its registry: --write needs them in '{home().name}/'"
             )
