@@ -24,7 +24,6 @@ from zoo.datasets import DATASETS
 from zoo.datasets.base import Split, to_float
 from zoo.evaluation.cells import summary
 from zoo.evaluation.corruptions import CELLS, KINDS, SEVERITIES, source_of, versions
-from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.statistics import Accuracy, clustered
 from zoo.export import export_model, read_bundle
@@ -91,7 +90,7 @@ def measure(models: list[str], bundles: list[Path], n: int) -> None:
     split = Split("test", test.images[:n], test.labels[:n])
     y = torch.from_numpy(split.labels.astype(np.int64))
     source = source_of(PROTOCOLS["corruptions"], split)
-    asked: dict[str, Engine] = {name: Twin(prepare(load(name)), shape=(3, 32, 32)) for name in models}
+    asked: dict[str, Engine] = {name: Twin.of(load(name)) for name in models}
     asked |= {bundle.name: opened(bundle) for bundle in bundles}
     (STUDY / "bits").mkdir(parents=True, exist_ok=True)
     for kind, severity in (("clean", 0), *CELLS):

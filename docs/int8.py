@@ -67,7 +67,7 @@ class Study:
             save_onnx(self.model, graph)
         split = self.dataset.split("test")
         self.x, self.y = to_float(split.images[:N]), torch.from_numpy(split.labels[:N].astype(np.int64))
-        self.twin = Twin(prepare(self.model))
+        self.twin = Twin.of(self.model)
 
     def measure(self, *cells: str) -> None:
         """Fill in those of the cells "search", "times", "walks" and "square" that are missing."""

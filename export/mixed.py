@@ -119,8 +119,7 @@ class Trials:
     ) -> None:
         self.model, self.graph, self.quantise, self.protocol, self.attempt = model, graph, quantise, protocol, attempt
         self.images, self.labels = held_out.images[: protocol.n], held_out.labels[: protocol.n]
-        size = model.spec.image_size
-        self.twin = Twin(prepare(model), shape=(3, size, size))
+        self.twin = Twin.of(model)
 
     def lost(self, kept: Iterable[Layer], tick: Tick) -> Paired:
         """What is lost under attack with these layers in float."""

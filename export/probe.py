@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from zoo.datasets.base import Split, to_float
-from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.threat import ThreatModel
@@ -31,7 +30,7 @@ def write_probe(bundle: Path, model: Classifier, split: Split | None, threat: Th
     Random images where there is no data; what the model says of them then stands in for their labels.
     """
     x = to_float((split or random_images(model.spec, IMAGES, seed=0)).images[:IMAGES])
-    twin = _twin(model)
+    twin = Twin.of(model)
     y = torch.from_numpy(split.labels[:IMAGES].astype(np.int64)) if split else twin(x).argmax(1)
     x_adv = perturb(PROTOCOLS["pgd20"].under(threat), twin.model, x, y, early_stop=False)
     (bundle / FOLDER).mkdir()
@@ -46,7 +45,7 @@ def check_probe(bundle: Path, model: Classifier) -> None:
     Raises:
         IntegrityError: it does not, or it is damaged.
     """
-    twin = _twin(model)
+    twin = Twin.of(model)
     for kind in (CLEAN, ADVERSARIAL):
         path = bundle / FOLDER / f"{kind}.npz"
         if not path.exists():
@@ -60,7 +59,3 @@ def check_probe(bundle: Path, model: Classifier) -> None:
             raise IntegrityError(
                 f"'{path}' does not hold what the float model answers: it was changed after the export, do not use it"
             )
-
-
-def _twin(model: Classifier) -> Twin:
-    return Twin(prepare(model), shape=(3, model.spec.image_size, model.spec.image_size))

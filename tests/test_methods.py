@@ -22,6 +22,7 @@ from zoo.train.methods import METHODS, adversary
 from zoo.train.methods.mart import mart
 from zoo.train.methods.method import Method
 from zoo.train.methods.rdt import Rdt
+from zoo.train.recipes.differences import UNATTACKED
 from zoo.train.recipes.schema import Recipe, parse_recipe
 from zoo.train.run.trainer import Trainer
 
@@ -72,6 +73,11 @@ def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recip
     for section, values in sections.items():
         data[section] = {**data[section], **values}
     return parse_recipe(data, "test")
+
+
+def test_the_record_of_a_training_knows_which_methods_do_not_attack():
+    clean = {name for name, method in METHODS.items() if not method().attacks}
+    assert clean - {"rnascl"} == {*UNATTACKED}  # which attacks with hard = "trades" only
 
 
 def one_step(settings: dict) -> bool:

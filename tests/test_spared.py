@@ -175,7 +175,7 @@ def test_a_lower_bound_of_the_images_that_only_the_engine_gets_right_never_lower
 
 
 def test_a_twin_is_attacked_once_for_several_engines_and_again_for_other_images(fragile, robust, split, monkeypatch):
-    twin, examples, made = Twin(prepare(fragile)), Examples(), []
+    twin, examples, made = Twin.of(fragile), Examples(), []
     pgd = PROTOCOLS["pgd20"].model_copy(update={"steps": 3, "eps": 2 / 255, "step": 0.8 / 255})
     monkeypatch.setattr(rungs, "perturb", lambda *given, **more: made.append(1) or perturb(*given, **more))
 

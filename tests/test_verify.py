@@ -211,7 +211,7 @@ def sabotaged(robust, tmp_path_factory):
 
 @pytest.mark.parametrize("rung", ["transfer", "surrogate", "black-box"])
 def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_robust(robust, sabotaged, split, rung):
-    twin = Twin(prepare(robust), shape=(3, 32, 32))
+    twin = Twin.of(robust)
     pgd = PROTOCOLS["pgd20"].model_copy(update={"n": len(split)})
     attack = {
         "transfer": lambda: transfer(twin.model, pgd),
@@ -256,7 +256,7 @@ def test_parity_tells_how_deterministic_an_engine_is(robust, split):
             return super().__call__(images) + 1e-3 * len(images) + 1e-4 * self.calls
 
     x = to_float(split.images[:64])
-    steady = parity(robust, Twin(prepare(robust), shape=(3, 32, 32)), x, [1, 8, 64])
+    steady = parity(robust, Twin.of(robust), x, [1, 8, 64])
     assert steady["difference_between_runs"] == 0
     assert steady["difference_between_batches"] < 1e-5
     drifting = parity(robust, Drifting(prepare(robust), shape=(3, 32, 32)), x, [1, 8, 64])

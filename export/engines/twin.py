@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoo.evaluation.evaluate import prepare
 from zoo.export.engines.interface import Engine
+from zoo.models import Classifier
 
 
 class Twin(Engine):
@@ -22,6 +24,12 @@ class Twin(Engine):
         self.model = model
         super().__init__(self._forward, shape, facts, lambda _: model)
         self._turn = nullcontext()  # PyTorch's nets answer several threads at once
+
+    @classmethod
+    def of(cls, model: Classifier) -> Twin:
+        """Of a model in any mode, which is not changed: it is prepared as for an attack."""
+        size = model.spec.image_size
+        return cls(prepare(model), shape=(3, size, size))
 
     @torch.no_grad()
     def _forward(self, images: np.ndarray) -> np.ndarray:

@@ -161,7 +161,7 @@ def _rungs(
     def tick(name: str) -> rungs.Tick:
         return lambda done, total: progress(name, done, total)
 
-    twin = Twin(prepare(model), shape=(3, model.spec.image_size, model.spec.image_size))
+    twin = Twin.of(model)
     images, labels = split.images[:CLEAN_IMAGES], split.labels[:CLEAN_IMAGES]
     bits = rungs.clean(twin, engine, images, labels, tick("clean"))
     yield "clean", compared("clean", bits, (), terms.margin)
