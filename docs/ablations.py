@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from results import put
+from results import markdown, put
 
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.measure import measure
@@ -60,13 +60,13 @@ def ablate(preset: str) -> dict:
 
 def table(results: dict[str, dict]) -> str:
     heads = [f"{phase}: {attack}" for phase in ("distilled", "then TRADES") for attack in ATTACKS]
-    lines = [f"| | M MACs | {' | '.join(heads)} |", f"| --- | {' | '.join('---:' for _ in range(len(heads) + 1))} |"]
+    rows = []
     for preset, words in PRESETS.items():
         if preset in results:
             one = results[preset]
             cells = [f"{100 * one[phase][attack]['value']:.1f}" for phase in ("train", "trades") for attack in ATTACKS]
-            lines.append(f"| {words} | {one['macs'] / 1e6:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([words, f"{one['macs'] / 1e6:.2f}", *cells])
+    return markdown(["", "M MACs", *heads], rows)
 
 
 if __name__ == "__main__":

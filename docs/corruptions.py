@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import put
+from results import markdown, put
 
 from zoo import load
 from zoo.datasets import DATASETS
@@ -170,7 +170,7 @@ def tables(results: list[Facts]) -> str:
         own = [one for one in results if one["model"] == model]
         twin = own[0]
         heads = ["engine", "precision", "clean", "mean", "worst kind", "lost clean", "lost in the mean", *GROUPS]
-        lines = [f"| {' | '.join(heads)} |", f"| --- | --- | {' | '.join('---:' for _ in heads[2:])} |"]
+        rows = []
         for one in own:
             worst = one["engine_table"]
             row = [
@@ -180,26 +180,26 @@ def tables(results: list[Facts]) -> str:
                 *(_lost(one[key]) for key in ("clean", "mean")),
                 *(_lost(one["groups"][group]) if group in one["groups"] else "-" for group in GROUPS),
             ]
-            lines.append(f"| {' | '.join(row)} |")
+            rows.append(row)
         worst = twin["twin"]
         said = [f"clean {_percent(twin['clean']['twin'])}", f"mean {_percent(twin['mean']['twin'])}"]
         said += [f"worst {worst['worst']} {_percent(worst['accuracy'])}; {len(worst['cells'])} of {len(KINDS)} kinds"]
-        parts.append(f"**{model}** — float twin: {', '.join(said)}.\n\n" + "\n".join(lines))
+        parts.append(f"**{model}** — float twin: {', '.join(said)}.\n\n{markdown(heads, rows, 2)}")
     return "\n\n".join(parts)
 
 
 def cells(results: list[Facts]) -> str:
     """The accuracy of each float twin in every kind, mean over the severities and at severities 1 and 5."""
     twins = {one["model"]: one for one in results}
-    lines = [f"| kind | {' | '.join(twins)} |", f"| --- | {' | '.join('---:' for _ in twins)} |"]
+    rows = []
     measured = [kind for kind in KINDS if all(kind in one["twin"]["cells"] for one in twins.values())]
     for kind in measured:
-        row = []
+        row = [kind]
         for one in twins.values():
             right, n = one["twin"]["cells"][kind], one["n"]
             row.append(f"{20 * sum(right) / n:.1f} ({100 * right[0] / n:.0f} to {100 * right[-1] / n:.0f})")
-        lines.append(f"| {kind} | {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    return markdown(["kind", *twins], rows)
 
 
 def redraw(n: int) -> None:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from results import put
+from results import markdown, put
 
 from zoo.evaluation.statistics import Paired
 from zoo.export import export_model, read_bundle
@@ -125,7 +125,7 @@ def _ms(found: Cell, batch: str) -> str:
 
 def table(cells: Iterable[Cell]) -> str:
     heads = ["engine", "precision", "logits", *RUNGS.values(), "lost by transfer", "lost in all", "kB", "batch 1", "32"]
-    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | {' | '.join('---:' for _ in heads[2:])} |"]
+    rows = []
     for one in cells:
         rungs = one["rungs"]
         union = list(rungs.values())[-1]
@@ -139,8 +139,8 @@ def table(cells: Iterable[Cell]) -> str:
             f"{one['size'] / 1e3:,.0f}",
             *(_ms(one, batch) for batch in ("1", "32")),
         ]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    return markdown(heads, rows, 2)
 
 
 def tables(cells: list[Cell]) -> str:

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from results import cells, put
+from results import cells, markdown, put
 
 from zoo import info, list_models, pareto
 from zoo.evaluation.threat import LINF_8
@@ -46,12 +46,8 @@ def table() -> str:
     for one in published():
         told = [f"*{100 * one[key]:.1f}*" if key in one else "" for key in COLUMNS]
         rows.append((one["macs"], [f"*{one['name']}*", f"*{one['macs'] / 1e6:.1f}*", "", *told]))
-    lines = [
-        f"| model | M MACs | M params | {' | '.join(COLUMNS.values())} |",
-        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
-    ]
-    lines += [f"| {' | '.join(row)} |" for _, row in sorted(rows, key=lambda one: one[0])]
-    return "\n".join(lines)
+    heads = ["model", "M MACs", "M params", *COLUMNS.values()]
+    return markdown(heads, [row for _, row in sorted(rows, key=lambda one: one[0])])
 
 
 def published() -> list[dict[str, Any]]:

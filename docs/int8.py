@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import put
+from results import markdown, put
 
 import zoo
 from zoo.datasets import dataset_called
@@ -161,7 +161,7 @@ def lost(attacked: Cell, variant: str) -> str:
 def table(cells: dict[str, Cell]) -> str:
     heads = ["model", "attacks", "twin", *(f"lost: {title}" for title in VARIANTS.values())]
     heads += ["held out", "MACs in float", *(f"ms: {title}" for title in ("fp32", *VARIANTS.values()))]
-    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | {' | '.join('---:' for _ in heads[2:])} |"]
+    rows = []
     for name, one in cells.items():
         if "walks" not in one:
             continue
@@ -173,8 +173,8 @@ def table(cells: dict[str, Cell]) -> str:
                 row += [lost(one[attacks], variant) for variant in VARIANTS]
                 row += [f"{100 * chosen['before']:.1f}, {100 * chosen['lost']:.1f}", f"{100 * chosen['macs']:.0f} %"]
                 row += [f"{times[variant]:.3f}" for variant in ("fp32", *VARIANTS)]
-                lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+                rows.append(row)
+    return markdown(heads, rows, 2)
 
 
 def redraw() -> None:

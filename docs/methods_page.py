@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from methods import RECIPE, ROWS, TEACHERS
-from results import put
+from results import markdown, put
 from scipy.stats import t as student
 
 from zoo.train.recipes.phases import load_recipe
@@ -98,11 +98,6 @@ def signed(found: tuple[float, float, int] | None) -> str:
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"| --- | {' | '.join('---:' for _ in heads[1:])} |"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def compared(runs: Runs, rows: Mapping[str, str], control: str) -> list[list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import COLUMNS, cells, put
+from results import COLUMNS, cells, markdown, put
 from scipy.stats import t as student
 
 from zoo import info, list_models
@@ -69,19 +69,19 @@ def ablation(runs: dict[str, dict[str, Any]]) -> str:
     Differences to the sandwich rule with hard labels, with 95 % intervals: over seeds where there are several."""
     columns = [(key, of, limit) for of, limit in (("all", np.inf), ("small", SMALL)) for key in ("clean", "robust")]
     heads = [f"{'clean' if key == 'clean' else 'PGD-10'}, {of}" for key, of, _ in columns]
-    heads = ["seeds", "10^12 MACs", *heads, *(f"{head}, against hard" for head in heads)]
-    lines = [f"| sampling | {' | '.join(heads)} |", f"| --- | {' | '.join('---:' for _ in heads)} |"]
+    heads = ["sampling", "seeds", "10^12 MACs", *heads, *(f"{head}, against hard" for head in heads)]
+    rows = []
     for arm, words in ARMS.items():
         seeds = {name.partition("/")[2]: one for name, one in runs.items() if name.partition("/")[0] == arm}
         if not seeds:
             continue
-        cells = [str(len(seeds)), f"{next(iter(seeds.values()))['spent'] / 1e12:.0f}"]
+        cells = [words, str(len(seeds)), f"{next(iter(seeds.values()))['spent'] / 1e12:.0f}"]
         cells += [spread([_of(one, key, limit).mean() for one in seeds.values()]) for key, _, limit in columns]
         for key, _, limit in columns:
             pairs = [(one, runs[f"hard/{seed}"]) for seed, one in seeds.items() if f"hard/{seed}" in runs]
             cells.append(apart([_of(one, key, limit) - _of(other, key, limit) for one, other in pairs], arm == "hard"))
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(heads, rows)
 
 
 def _of(one: dict[str, Any], key: str, limit: float) -> np.ndarray:
@@ -121,23 +121,20 @@ def subnets() -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.macs)
 
 
-def row(entry: Entry, words: str) -> str:
-    return f"| {words} | {entry.macs / 1e6:.1f} | {entry.params / 1e6:.2f} | {' | '.join(cells(entry))} |"
+def row(entry: Entry, words: str) -> list[str]:
+    return [words, f"{entry.macs / 1e6:.1f}", f"{entry.params / 1e6:.2f}", *cells(entry)]
 
 
 def results() -> str:
     """Each sub-net, and below it the student of the same architecture that was trained alone, if there is one."""
     alone = {json.dumps(info(name).spec): info(name) for name in list_models("ard-p*-w15")}
-    lines = [
-        f"| sub-net | M MACs | M params | {' | '.join(COLUMNS.values())} |",
-        f"| --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
-    ]
+    rows = []
     for entry in subnets():
-        lines.append(row(entry, f"`{entry.name}` ({shape(entry)})"))
+        rows.append(row(entry, f"`{entry.name}` ({shape(entry)})"))
         control = alone.get(json.dumps(entry.spec))
         if control:
-            lines.append(row(control, f"trained alone: `{control.name}`"))
-    return "\n".join(lines)
+            rows.append(row(control, f"trained alone: `{control.name}`"))
+    return markdown(["sub-net", "M MACs", "M params", *COLUMNS.values()], rows)
 
 
 def shape(entry: Entry) -> str:
@@ -150,18 +147,16 @@ def shape(entry: Entry) -> str:
 
 def costs() -> str:
     """One training of a dynamic net against N separate ones."""
-    lines = [
-        "| space | dynamic net, 10^12 MACs | one student alone | breaks even at N | N = 10 | N = 60 | N = 600 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, (once, alone, teacher) in {
         "tiny, as released": bill_of_tiny(),
         **{name: bill(name) for name in ("resnet", "mbv3")},
     }.items():
         ratios = [f"{(teacher + n * alone) / once:.1f}x" for n in (10, 60, 600)]
         even = (once - teacher) / alone
-        lines.append(f"| {name} | {once / 1e12:,.0f} | {alone / 1e12:,.0f} | {even:.1f} | {' | '.join(ratios)} |")
-    return "\n".join(lines)
+        rows.append([name, f"{once / 1e12:,.0f}", f"{alone / 1e12:,.0f}", f"{even:.1f}", *ratios])
+    heads = ["space", "dynamic net, 10^12 MACs", "one student alone", "breaks even at N", "N = 10", "N = 60", "N = 600"]
+    return markdown(heads, rows)
 
 
 def bill_of_tiny() -> tuple[float, float, float]:
@@ -240,13 +235,12 @@ def points(axes, entries: list[Entry], key: str, marker: str, colour: str, label
 
 def predictor(told: dict[str, Any]) -> str:
     """Scores on sub-nets of folds that were not fitted to."""
-    lines = ["| | Kendall's tau | mean absolute error, points | bias | within two deviations |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    rows = []
     for key, words in (("clean", "clean"), ("robust", "PGD-10")):
         one = told["predictor"][key]
         cells = [f"{one['tau']:.3f}", f"{100 * one['mae']:.2f}", f"{100 * one['bias']:+.2f}", f"{one['coverage']:.0%}"]
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([words, *cells])
+    return markdown(["", "Kendall's tau", "mean absolute error, points", "bias", "within two deviations"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the pages here share: the columns of a table of results, and the places in a page where tables go."""
+"""What the pages here share: the columns of a table of results, tables, and the places in a page where tables go."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from zoo.evaluation.statistics import Accuracy
@@ -28,6 +28,12 @@ def cells(entry: Entry, columns: Iterable[str] = COLUMNS) -> list[str]:
 def percent(accuracy: Accuracy) -> str:
     low, high = accuracy.ci95
     return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table; its columns are aligned to the right but for the first ``left``."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
 
 
 def put(page: Path, tables: Mapping[str, str]) -> None:

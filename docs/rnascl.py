@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from results import COLUMNS, cells, put
+from results import COLUMNS, cells, markdown, put
 
 from zoo import info, list_models
 from zoo.report.stories import RELEASED
@@ -27,10 +27,7 @@ def take_over(runs: list[str]) -> None:
 
 def table() -> str:
     """Ours, and the paper's below it where it reports something; then the control."""
-    lines = [
-        f"| model | M MACs | {' | '.join(COLUMNS.values())} | minutes |",
-        f"| --- | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
-    ]
+    rows = []
     for space in SPACES:
         for name in (
             *sorted(list_models(f"rnascl-{space}-*")),
@@ -39,11 +36,11 @@ def table() -> str:
         ):
             entry = info(name)
             minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases or (entry.train,))
-            lines.append(f"| `{name}` | {entry.macs / 1e6:.1f} | {' | '.join(cells(entry))} | {minutes} |")
+            rows.append([f"`{name}`", f"{entry.macs / 1e6:.1f}", *cells(entry), minutes])
             if entry.reported:
                 told = [f"{100 * entry.reported[key].value:.1f}" if key in entry.reported else "" for key in COLUMNS]
-                lines.append(f"| the paper's | | {' | '.join(told)} | |")
-    return "\n".join(lines)
+                rows.append(["the paper's", "", *told, ""])
+    return markdown(["model", "M MACs", *COLUMNS.values(), "minutes"], rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import installed
-from results import put
+from results import markdown, put
 
 from zoo.registry.file import PACKAGED, pretty
 from zoo.system.files import locked
@@ -226,13 +226,13 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 def table() -> str:
     heads = ["what", "along", "from", "to", "seconds", "then", "exponent"]
-    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | {' | '.join('---:' for _ in heads[2:])} |"]
+    rows = []
     for curve, (axis, what, *_) in CURVES.items():
         if len(points := points_of(curve)) > 1:
             (x0, s0), (x1, s1) = points[0], points[-1]
             along = [f"{x:,.0f}" if x >= 10 else f"{x:.1f}" for x in (x0, x1)]
-            lines.append(f"| {' | '.join([what, axis, *along, f'{s0:.2g}', f'{s1:.2g}', f'{exponent(points):.2f}'])} |")
-    return "\n".join(lines)
+            rows.append([what, axis, *along, f"{s0:.2g}", f"{s1:.2g}", f"{exponent(points):.2f}"])
+    return markdown(heads, rows, 2)
 
 
 def draw() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import shapes
-from results import cells, percent, put
+from results import cells, markdown, percent, put
 from workers import stored
 
 from zoo import info
@@ -30,32 +30,26 @@ WHOLE = {**COLUMNS, "autoattack10k": "all 10,000"}
 
 
 def released() -> str:
-    lines = [
-        f"| model | M MACs | epochs | minutes | {' | '.join(WHOLE.values())} | goal |",
-        f"| --- | ---: | ---: | ---: | {' | '.join('---:' for _ in WHOLE)} | ---: |",
-    ]
+    rows = []
     for name in RELEASED:
         entry, told = info(name), info(name).train
-        facts = f"| `{name}` | {entry.macs / 1e6:.1f} | {_training(told.epochs, told.wall_s, told.device)} |"
-        lines.append(f"{facts} {' | '.join(cells(entry, WHOLE))} | {GOALS.get(name, '')} |")
-    return "\n".join(lines)
+        facts = [f"`{name}`", f"{entry.macs / 1e6:.1f}", *_training(told.epochs, told.wall_s, told.device)]
+        rows.append([*facts, *cells(entry, WHOLE), GOALS.get(name, "")])
+    return markdown(["model", "M MACs", "epochs", "minutes", *WHOLE.values(), "goal"], rows)
 
 
-def _training(epochs: float, seconds: float, device: str) -> str:
-    return f"{epochs:.0f} | {seconds / 60:.0f}, {'H100' if 'H100' in device else 'CPU'}"
+def _training(epochs: float, seconds: float, device: str) -> tuple[str, str]:
+    return f"{epochs:.0f}", f"{seconds / 60:.0f}, {'H100' if 'H100' in device else 'CPU'}"
 
 
 def pairs() -> str:
     """Students minus their controls on the same images, in points, with paired 95 % intervals."""
-    lines = [
-        f"| student - control | {' | '.join(COLUMNS.values())} |",
-        f"| --- | {' | '.join('---:' for _ in COLUMNS)} |",
-    ]
+    rows = []
     for student, control in CONTROLS.items():
         found = compare(student, control).protocols
         gaps = [_gap(found[key]) if key in found else "-" for key in COLUMNS]
-        lines.append(f"| `{student}` - `{control}` | {' | '.join(gaps)} |")
-    return "\n".join(lines)
+        rows.append([f"`{student}` - `{control}`", *gaps])
+    return markdown(["student - control", *COLUMNS.values()], rows)
 
 
 def _gap(paired: Mapping[str, Any]) -> str:
@@ -64,24 +58,19 @@ def _gap(paired: Mapping[str, Any]) -> str:
 
 
 def tried() -> str:
-    lines = [
-        f"| shape of | what differs | epochs | minutes | {' | '.join(COLUMNS.values())} |",
-        f"| --- | --- | ---: | ---: | {' | '.join('---:' for _ in COLUMNS)} |",
-    ]
-    before = None
+    rows, before = [], None
     for one in json.loads((DOCS / "students.json").read_bytes()):
         released = info(one["beside"])
-        shape = f"| {released.macs / 1e6:.1f} M |"
+        shape = f"{released.macs / 1e6:.1f} M"
         if released.name != before:
             told = released.train
-            facts = f"{shape} nothing: `{released.name}` | {_training(told.epochs, told.wall_s, told.device)} |"
-            lines.append(f"{facts} {' | '.join(cells(released, COLUMNS))} |")
+            facts = [shape, f"nothing: `{released.name}`", *_training(told.epochs, told.wall_s, told.device)]
+            rows.append([*facts, *cells(released, COLUMNS)])
         found = {key: percent(Accuracy(**accuracy)) for key, accuracy in one["results"].items()}
-        accuracies = " | ".join(found.get(key, "-") for key in COLUMNS)
         training = _training(one["epochs"], one["wall_s"], one["device"])
-        lines.append(f"{shape} {one['what']} | {training} | {accuracies} |")
+        rows.append([shape, one["what"], *training, *(found.get(key, "-") for key in COLUMNS)])
         before = released.name
-    return "\n".join(lines)
+    return markdown(["shape of", "what differs", "epochs", "minutes", *COLUMNS.values()], rows, 2)
 
 
 def studied(size: str) -> str:
@@ -94,16 +83,13 @@ def studied(size: str) -> str:
         if of == size and result is not None:
             found.setdefault(variant, []).append(result)
             what[variant] = run.what
-    lines = [
-        "| what differs | M MACs | seeds | clean | CW-20 | CW-20 - base |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     base = _mean(found["base"], "cw20")
     for variant, results in sorted(found.items(), key=lambda one: -_mean(one[1], "cw20")):
         gain = f"{_mean(results, 'cw20') - base:+.1f}" if variant != "base" else ""
-        accuracies = " | ".join(_spread(results, key) for key in ("clean", "cw20"))
-        lines.append(f"| {what[variant]} | {results[0]['macs'] / 1e6:.1f} | {len(results)} | {accuracies} | {gain} |")
-    return "\n".join(lines)
+        accuracies = [_spread(results, key) for key in ("clean", "cw20")]
+        rows.append([what[variant], f"{results[0]['macs'] / 1e6:.1f}", str(len(results)), *accuracies, gain])
+    return markdown(["what differs", "M MACs", "seeds", "clean", "CW-20", "CW-20 - base"], rows)
 
 
 def _mean(results: list[dict[str, Any]], key: str) -> float:
