@@ -34,6 +34,7 @@ STORE = DOCS / "methods.json"
 RECIPE, PASSES, SEEDS = "methods-s3", 105, 3
 ROWS = {  # presets of the recipe
     "n-fgsm": "N-FGSM, the control",
+    "n-fgsm-twice": "N-FGSM, twice the loss",
     "natural": "natural",
     "pgd-at": "PGD-AT",
     "trades": "TRADES",
@@ -87,7 +88,7 @@ def cells(seeds: int = SEEDS) -> list[Cell]:
     found += [Cell(f"temperature/s3/{t}/0", "ard", (f"method.temperature={t}",)) for t in (5.0, 10.0)]
     found += [Cell(f"lambda/s3/{lam}/0", "rrm", (f"method.lam={lam}",)) for lam in (5e-5, 5e-4, 5e-2, 0.5)]
     for net, arch in (("w1", W1), ("w2", W2), ("w15", W15)):
-        found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "rrm", "ard-nfgsm")]
+        found += [Cell(f"students/{net}/{row}/0", row, arch) for row in ("n-fgsm", "n-fgsm-twice", "rrm", "ard-nfgsm")]
     found.append(natural := Cell("teachers/w15/natural/0", "natural", W15))
     for row in ("ard-nfgsm", "kd"):
         for teacher in ("trades-s3", "nfgsm-wrn34-2", "nfgsm-w100"):

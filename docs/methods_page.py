@@ -147,7 +147,7 @@ def by_student(runs: Runs) -> list[list[str]]:
     """Some methods on students of growing cost, each against the control of the same student."""
     places = {"students/w1": "1.0", "students/w2": "2.4", "methods/w4": "3.8", "students/w15": "14.8"}  # M MACs
     lines = []
-    for row in ("n-fgsm", "ard-nfgsm", "rrm"):
+    for row in ("n-fgsm", "n-fgsm-twice", "ard-nfgsm", "rrm"):
         for place, macs in places.items():
             lines += compared(runs, {f"{place}/{row}": f"{ROWS[row]}, {macs} M MACs"}, f"{place}/n-fgsm")
     return lines
