@@ -161,7 +161,8 @@ def _unreleased(given: str) -> Subject:
     found = find(given, HubFiles(offline=True, progress=False))
     assert found.path is not None
     macs, params = cost(found.spec)
-    return Subject(str(found.address), "weights that are not released", macs, params, found.path.stat().st_size, {})
+    size = found.path.stat().st_size if found.facts.subnet is None else found.facts.subnet.size
+    return Subject(str(found.address), "weights that are not released", macs, params, size, {})
 
 
 def _released(given: str) -> Subject:

@@ -122,7 +122,9 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
     calibrating = _calibrating(known.dataset, found.spec, options) if options.sampling else None
     if options.terms.corruptions:
         require_corruptions(found.spec.image_size)
-    level, split = choose_level(asked, known.dataset, found.spec, options.data, offline=options.offline)
+    level, split = choose_level(
+        asked, known.dataset, found.spec, options.data, offline=options.offline, classes=known.labels
+    )
     if obstacle and level != "none":
         level = "parity"
         notify(never_run(options.engine))

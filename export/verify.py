@@ -38,11 +38,18 @@ from zoo.system.errors import DataNotFound, IntegrityError, UsageError, WrongDev
 
 
 def choose_level(
-    asked: Level | None, dataset: str | None, spec: Spec, data: Path | str | None, *, offline: bool
+    asked: Level | None,
+    dataset: str | None,
+    spec: Spec,
+    data: Path | str | None,
+    *,
+    offline: bool,
+    classes: Sequence[str] = (),
 ) -> tuple[Level, Split | None]:
     """How high to climb, and the test images for it: as asked, else as high as the data at hand allow.
 
-    ``dataset`` is the name of the data set that the model of ``spec`` is for, None where it names none. What is not at
+    ``dataset`` is the name of the data set that the model of ``spec`` is for, None where it names none, and ``classes``
+    are the names of the model's classes, where it has some. What is not at
     hand is fetched only for a level that was asked for and cannot do without.
 
     Raises:
@@ -66,7 +73,7 @@ def choose_level(
         if needed or named.named_folder(data):
             raise
         return "parity", None
-    check_fits(loaded, spec)
+    check_fits(loaded, spec, classes)
     return asked or "attacked", loaded.split("test")
 
 
@@ -173,7 +180,9 @@ def verify_bundle(
             "device, with --device ssh://USER@HOST or there"
         )
     if split is None:
-        level, split = choose_level(level, manifest.dataset, manifest.spec, data, offline=offline)
+        level, split = choose_level(
+            level, manifest.dataset, manifest.spec, data, offline=offline, classes=manifest.labels
+        )
     if agreed.corruptions and level in (None, "clean", "attacked"):
         require_corruptions(manifest.spec.image_size)
     if model is None:

@@ -104,7 +104,10 @@ def test_an_alias_survives_new_results_and_new_weights(net, short, folder):
     config = ModelConfig(name="tiny", family="t", description="again", spec=SPEC.to_dict(), train=train)
     ModelFolder(folder).write(config)
     save_weights({key: value + 1 for key, value in net.state_dict().items()}, ModelFolder(folder).weights)
-    release(candidate(find(f"local-dir:{folder}")), [])
+    found = find(f"local-dir:{folder}")
+    with pytest.raises(UsageError, match=r"the registry has other weights called 'tiny', .* --replace"):
+        candidate(found)
+    release(candidate(found, replace=True), [])
     assert (info(short).description, info(short).aliases) == ("again", ("t", "wee"))
     ModelFolder(folder).write(ModelConfig(**{**vars(config), "name": "wee"}))
     with pytest.raises(UsageError, match=r"'wee' is an alias of 'tiny': give the model .* another name"):

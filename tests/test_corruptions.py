@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -55,6 +57,15 @@ def test_what_becomes_of_an_image_depends_on_it_and_on_the_seed_alone(split, kin
     assert np.array_equal(np.random.get_state()[1], before)
     if kind in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):
         assert not np.array_equal(corrupted(images, kind, 3, seed=2), whole)
+
+
+def test_threads_get_the_same_images_and_standard_output_stays(split):
+    images, kinds, out = split.images[:20], ("gaussian_noise", "snow", "shot_noise"), sys.stdout
+    alone = [corrupted(images, kind, 3) for kind in kinds]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda kind: corrupted(images, kind, 3), kinds))
+    assert all(map(np.array_equal, alone, together))
+    assert sys.stdout is out
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])

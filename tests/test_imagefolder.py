@@ -313,6 +313,26 @@ def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, teache
     assert "100 classes" in capsys.readouterr().err
 
 
+def test_images_of_other_classes_or_in_another_order_are_refused(folder, teacher, tmp_path, capsys):
+    model = Path(shutil.copytree(teacher(224, 3), tmp_path / "named"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"dataset": "imagefolder", "classes": ["n000", "n001", "n002"]})
+    )
+    assert command_line(["eval", f"local-dir:{model}", f"--data={folder}", "-p", "clean", "-n", "1", "-q"]) == 0
+    for part in ("train", "val"):
+        (folder / part / "n000").rename(folder / part / "wasp")
+    for verb in (["eval", "-p", "clean"], ["sweep"], ["export", "--verify", "clean", "--out", str(tmp_path / "out")]):
+        assert command_line([verb[0], f"local-dir:{model}", f"--data={folder}", "-q", *verb[1:]]) == 2
+        assert "such as 'n001' in place of 'n000'" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_back_is_refused(folder):
+    (folder / "val" / "n000" / "loop").symlink_to("..")
+    with pytest.raises(UsageError, match="leads back to a folder that it is in"):
+        IMAGEFOLDER.load(folder)
+
+
 def test_a_model_of_image_folders_is_evaluated_and_swept_on_one(folder, teacher, capsys):
     model = f"local-dir:{teacher(224, 3)}"
     assert command_line(["eval", model, f"--data={folder}", "-p", "clean", "-p", "fgsm", "--json", "-q"]) == 0

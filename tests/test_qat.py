@@ -129,8 +129,10 @@ description = "for tests"
 family = "at"
 start = "{start}"
 
+[method]
+name = "trades"
+
 [train]
-method = "trades"
 epochs = 2
 batch_size = 100
 images = 500

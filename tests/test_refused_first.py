@@ -106,6 +106,12 @@ def test_a_gpu_that_is_not_there(monkeypatch, capsys):
         ),
         (["train", "ard-mobilenetv2"], 4, "'runs/trades-wrn34-10/model': make it with `zoo train trades-wrn34-10`"),
         (["train", "ard-s7", "--set", "teacher.name=runs/mine/model"], 4, "no folder 'runs/mine/model'"),
+        (["train", "proard-tuned", "--set", "start=hf-hub:org/none", "--offline"], 4, "the network must not be used"),
+        (["export", "trades-s3", "--tolerance", "inf"], 2, "a tolerance is 0 or more, and finite, not inf"),
+        (["export", "trades-s3", "-n", "-5"], 2, "1 image or more, not -5"),
+        (["export", "trades-s3", "--seed", str(2**70)], 2, "a seed is 0 or more"),
+        (["search", "proard-tiny", "--seed", "-1"], 2, "--seed"),
+        (["eval", "trades-s3", "--replace"], 2, "--replace is for --write"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )

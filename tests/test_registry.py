@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -625,3 +626,10 @@ def test_an_empty_registry_says_that_it_is_empty(path):
         pick(flops="15M")
     with pytest.raises(UnknownModel, match="the registry is empty"):
         info("small")
+
+
+def test_an_entry_can_be_sent_to_another_process():
+    entry = pick("15M")
+    sent = pickle.dumps(entry)
+    assert pickle.loads(sent) == entry
+    assert len(sent) < 200_000  # not the whole registry

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from zoo.evaluation.sweep import GRIDS, at, sweep
 from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.system.errors import UsageError
+from zoo.system.files import write_atomic
 from zoo.weights.tensors import save_weights
 
 PIXEL = 1 / 255
@@ -194,5 +197,10 @@ def test_the_command_prints_and_writes_the_same_with_its_provenance(folder, toy,
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(folder, capsys, monkeypatch):
     monkeypatch.setattr("zoo.evaluation.sweep.sweep", lambda *arguments, **options: pytest.fail("worked"))
-    assert run(["sweep", f"local-dir:{folder}", "--out", str(folder)]) == 2
-    assert "--out takes a file in a folder that is there" in capsys.readouterr().err
+    os.mkfifo(folder / "pipe")
+    for out in (folder, folder / "pipe"):
+        assert run(["sweep", f"local-dir:{folder}", "--out", str(out)]) == 2
+        assert "--out takes a file in a folder that is there" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is a named pipe, not a file"):
+        write_atomic(folder / "pipe", "text")
+    assert stat.S_ISFIFO((folder / "pipe").stat().st_mode)

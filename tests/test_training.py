@@ -25,6 +25,7 @@ from zoo.train.run.loop import Interrupted, fit
 from zoo.train.run.precision import precision_on
 from zoo.train.run.trainer import Trainer
 from zoo.weights.load import find, load
+from zoo.weights.tensors import save_weights
 
 
 def recipe(**sections):
@@ -47,7 +48,7 @@ def recipe(**sections):
         "guard": {"images": 100, "steps": 3},
     }
     for section, values in sections.items():
-        data[section] = {**data.get(section, {}), **values}
+        data[section] = {**data.get(section, {}), **values} if values else {}
     return parse_recipe(data, "test")
 
 
@@ -135,7 +136,9 @@ def test_calibration_batches_are_of_about_one_size(toy):
 
 
 def test_without_recalibration_the_statistics_are_averaged_as_the_weights_are(toy, tmp_path):
-    folder = fit(recipe(method={"name": "natural"}, train={"epochs": 5}, ema={"recalibrate": 0}), toy, tmp_path)
+    folder = fit(
+        recipe(method={"name": "natural"}, attack={}, train={"epochs": 5}, ema={"recalibrate": 0}), toy, tmp_path
+    )
     last = json.loads((folder / "config.json").read_text())["train"]["history"][-1]
     assert last["clean"] > 0.6
 
@@ -205,6 +208,40 @@ def test_an_interrupted_run_resumes_to_the_same_weights_as_one_that_was_not(toy,
     assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["position"]["step"] == 21
     parts = fit(recipe(), toy, tmp_path / "parts", resume=True)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_a_signal_while_the_last_epoch_is_judged_stops_the_run_and_a_model_without_a_config_is_made_again(
+    toy, tmp_path, monkeypatch
+):
+    judged, how = Trainer.averaged, recipe(train={"epochs": 1, "images": 200})
+
+    def stopped(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judged(self)
+
+    monkeypatch.setattr(Trainer, "averaged", stopped)
+    with pytest.raises(Interrupted, match="after the last step"):
+        fit(how, toy, tmp_path)
+    monkeypatch.undo()
+    model = fit(how, toy, tmp_path, resume=True)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "config.json").unlink()  # as a kill between the two leaves it
+    assert (fit(how, toy, tmp_path, resume=True) / "config.json").is_file()
+    assert (model / "model.safetensors").read_bytes() == weights
+
+
+def test_the_record_of_a_start_is_of_the_weights_that_were_read(toy, tmp_path):
+    how = recipe(train={"epochs": 1, "images": 200})
+    start = fit(how, toy, tmp_path / "start")
+    before = find(f"local-dir:{start}").sha256
+
+    def retrained(step, total, loss):
+        save_weights({key: value + 1 for key, value in load(f"local-dir:{start}").state_dict().items()}, again)
+
+    again, asked = start / "model.safetensors", how.model_copy(update={"start": str(start)})
+    model = fit(asked, toy, tmp_path / "run", start=str(start), tick=retrained)
+    assert json.loads((model / "config.json").read_text())["train"]["start"]["weights_sha256"] == before
+    assert find(f"local-dir:{start}").sha256 != before
 
 
 def test_a_signal_that_breaks_a_step_stops_the_run(toy, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ head stay in float.
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from zoo.export.engines import backend
 from zoo.export.engines.batchnorm import without_batchnorm
 from zoo.export.engines.interface import Built, Engine, Order, run_locally
 from zoo.system.errors import ExportFailed, first_line
+from zoo.system.silence import silence
 
 BACKEND = backend("litert")
 ARTIFACT = "model.tflite"
@@ -47,7 +48,7 @@ def build(order: Order, folder: Path) -> Built:
     litert_torch, _ = (BACKEND.imported(converter) for converter in BACKEND.converters)
     size = order.model.spec.image_size
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # they draw progress bars
+        with silence(), redirect_stderr(io.StringIO()):  # they draw progress bars
             edge = litert_torch.convert(without_batchnorm(order.model).cpu(), (torch.zeros(1, 3, size, size),))
             content = edge.model_content()
             if order.precision == "fp16":

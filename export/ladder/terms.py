@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -50,13 +51,17 @@ class Terms:
             raise UsageError(f"a margin lies between 0 and 1 (0.01 is one point), not at {self.margin:g}")
         if self.min_robust is not None and not 0 <= self.min_robust <= 1:
             raise UsageError(f"the least robust accuracy is a share from 0 to 1, not {self.min_robust:g}")
-        if not self.tolerance >= 0:
-            raise UsageError(f"a tolerance is 0 or more, not {self.tolerance:g}")
+        if not 0 <= self.tolerance < math.inf:
+            raise UsageError(f"a tolerance is 0 or more, and finite, not {self.tolerance:g}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"a seed is 0 or more and has at most 63 bits, not {self.seed}")
+        if self.n < 1 or self.queries < 0:
+            raise UsageError(
+                f"verification takes 1 image or more, not {self.n}, and 0 queries or more, not {self.queries}"
+            )
         if self.n < len(self.corruptions):
             kinds = len(self.corruptions)
             raise UsageError(f"{kinds} kinds of corruption need {kinds} images or more, not {self.n}: name fewer kinds")
-        if self.n < 1 or self.queries < 0:
-            raise UsageError(f"verification takes 1 image or more, not {self.n}, and 0 queries or more")
         check_kinds(self.corruptions)
 
     @classmethod

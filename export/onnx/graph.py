@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from zoo.models import Classifier
 from zoo.models.fold import fold_batchnorm
 from zoo.system.errors import ExportFailed, first_line
+from zoo.system.silence import silence
 
 OPSET = 20
 GRAPH, INPUT, OUTPUT = "model.onnx", "images", "logits"
@@ -104,11 +104,12 @@ def _plain(proto: Any) -> Any:
 
 @contextmanager
 def quiet(logger: logging.Logger) -> Iterator[None]:
-    """Keep a converter's progress and its advice to developers off the user's terminal; errors are still raised."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+    """Keep a converter's progress and its advice to developers off the user's terminal; errors are still raised. One
+    thread at a time: converters have states that are the whole program's."""
+    with silence(), warnings.catch_warnings(action="ignore"):
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)

@@ -21,6 +21,7 @@ from zoo.system.files import check_folder, write_atomic
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.trainer import Trainer
+from zoo.weights.folder import CONFIG
 
 CHECKPOINT = "checkpoint.pt"
 Report = Callable[[dict[str, Any]], None]
@@ -89,8 +90,9 @@ def fit(
             raise UsageError(f"'{checkpoint}' is not a checkpoint of zoo train: choose another --out")
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
-        if state["position"].get("done") and kind.leaves(out).exists():
-            return kind.leaves(out)
+        left = kind.leaves(out)
+        if state["position"].get("done") and (left.is_file() or (left / CONFIG).is_file()):  # which is written last
+            return left
     trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier, teacher=teacher)
     accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     if state is not None:
@@ -103,6 +105,8 @@ def fit(
     with _signals() as signals, _tensorboard(out, enabled=main) as board:
         try:
             _run(trainer, checkpoint, signals, report, board, tick)
+            if _anyone(trainer, signals.stop):
+                raise Interrupted("stopped after the last step")
         except Exception as error:
             if not signals.stop or isinstance(error, ZooError):
                 raise

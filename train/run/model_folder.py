@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from zoo.weights.folder import ModelConfig, ModelFolder
-from zoo.weights.load import find
 from zoo.weights.tensors import save_weights
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) ->
             "recipe": recipe.name,
             "settings": recipe.model_dump(mode="json"),
             "seed": recipe.train.seed,
-            "start": find(recipe.start, folders=True).reference() if recipe.start else None,
+            "start": trainer.started_from if recipe.start else None,
             "teacher": trainer.teacher_record,
             **{key: round(sum(phase[key] for phase in phases), 2) for key in ("epochs", "images_seen", "wall_s")},
             "phases": phases,

@@ -96,6 +96,7 @@ class Trainer:
         )
 
         net = self.network()
+        self.started_from: dict[str, Any] | None = None if start is None else find(start, folders=True).reference()
         if start is not None:
             self.begin(net, start)
         if recipe.train.int8:
@@ -399,6 +400,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "parts": self.parts.state_dict() if self.parts else {},
             "position": vars(self.position),
+            "start": self.started_from,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -408,3 +410,4 @@ class Trainer:
         if self.parts:
             self.parts.load_state_dict(state["parts"])
         self.position = Position(**state["position"])
+        self.started_from = state.get("start", self.started_from)

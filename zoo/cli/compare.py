@@ -10,6 +10,7 @@ import typer
 from zoo.cli.options import AsJson, Quiet, check_model, model_names
 from zoo.cli.output import Output, table
 from zoo.system.errors import UsageError
+from zoo.system.hub import without_network
 
 if TYPE_CHECKING:
     from zoo.export.compare import Comparison, Subject
@@ -50,7 +51,9 @@ def command(
     for one in (a, b):
         if one not in recipes and one not in bundles:
             check_model(one, offline=True)
-    output, trained = Output(as_json=as_json, quiet=quiet), None if bundles else _trained(a, b)
+    output = Output(as_json=as_json, quiet=quiet)
+    with without_network():
+        trained = None if bundles else _trained(a, b)
     if recipes:
         if bundles:
             raise UsageError(

@@ -28,6 +28,9 @@ def command(
     write: Annotated[
         bool, typer.Option("--write", help="Store results in the registry, weights and bits beside it.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --write, in the place of other weights with this name.")
+    ] = False,
     threat: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="As 'l2 0.5' or 'linf 4/255'; else the model's own.", show_default=False),
@@ -92,16 +95,18 @@ def command(
     from zoo.weights.load import find
     from zoo.weights.release import candidate, release
 
+    if replace and not write:
+        raise UsageError("--replace is for --write: add --write, or leave --replace out")
     found = find(name, HubFiles(offline=offline))
-    releasing, task = candidate(found) if write else None, found.task
+    releasing, task = candidate(found, replace=replace) if write else None, found.task
     if releasing and task.dataset is None:
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
     dataset = dataset_for(found.spec, task.dataset).load(data, offline=offline)
-    check_fits(dataset, found.spec)
+    check_fits(dataset, found.spec, found.classes)
     chosen = list(dict.fromkeys(protocol(one, asked_threat or task.threat) for one in names))
     if elsewhere := [one.name for one in known if one.dataset not in (DATASET, dataset.name)]:
         raise UsageError(f"'{name}' is evaluated on {dataset.name}: leave {', '.join(elsewhere)} out")
-    chosen = [one.on(dataset.name) for one in chosen]
+    chosen = list(dict.fromkeys(one.on(dataset.name) for one in chosen))
     if n is not None:
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     for each in chosen:

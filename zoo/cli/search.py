@@ -36,7 +36,7 @@ def command(
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Cut the best one out, to DIR.")
     ] = None,
     candidates: Annotated[int, typer.Option(min=100, metavar="COUNT", help="Sub-nets that are looked at.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="One seed, one answer.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="One seed, one answer.")] = 0,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

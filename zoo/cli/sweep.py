@@ -73,12 +73,12 @@ def command(
     from zoo.evaluation.flags import explained
     from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
     from zoo.registry.file import pretty
-    from zoo.system.files import write_atomic
+    from zoo.system.files import kind_of, write_atomic
     from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
     from zoo.weights.load import find
 
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the work, not after
+    if out is not None and (kind_of(out) or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")
     attacks_called(attacks)
@@ -87,7 +87,7 @@ def command(
     check_grid(grid, chosen)
     found = find(name, HubFiles(offline=offline))
     dataset = dataset_for(found.spec, found.task.dataset).load(data, offline=offline)
-    check_fits(dataset, found.spec)
+    check_fits(dataset, found.spec, found.classes)
     model, split = found.load(), dataset.split("test")
 
     start = time.perf_counter()

@@ -76,20 +76,24 @@ def command(
     from zoo.attacks.pulse import listening
     from zoo.datasets import dataset_called
     from zoo.datasets.base import check_fits
+    from zoo.system.hub import without_network
     from zoo.train.pipeline import asked_of, run
     from zoo.train.recipes.phases import load_phases
     from zoo.train.run.loop import CHECKPOINT, check_free
     from zoo.train.teachers.teacher import check_teacher
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
-    phases = load_phases(recipe, overrides=overrides or (), preset=preset)
+    with without_network(offline):
+        phases = load_phases(recipe, overrides=overrides or (), preset=preset)
     first = next(iter(phases.values()))
     folder = out or Path("runs") / first.name
     asked: dict[str, Any] = {"preset": preset, "overrides": list(overrides or ())}
     if resume and (before := asked_of(folder)):
         asked = {"preset": preset or before["preset"], "overrides": [*before["overrides"], *asked["overrides"]]}
-        phases = load_phases(recipe, **asked)
-        if phases == load_phases(recipe, **before):
+        with without_network(offline):
+            phases = load_phases(recipe, **asked)
+            as_before = phases == load_phases(recipe, **before)
+        if as_before:
             asked = before
         elif any(folder.rglob(CHECKPOINT)):  # otherwise it was stopped before it trained
             raise UsageError(f"'{folder}' holds a run with other settings: leave --set and --preset out to continue it")
@@ -118,7 +122,7 @@ def command(
             + f"{metrics['images_per_s']:.0f} images/s"
         )
 
-    with output.progress() as advance:
+    with without_network(offline), output.progress() as advance:
 
         def tick(phase: str, step: int, total: int, loss: float) -> None:
             images = phases[phase].train.batch_size if phase in phases else 1  # the predictor's sub-nets come singly

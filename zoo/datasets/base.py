@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,8 +114,9 @@ def check_split(name: str) -> None:
         raise UsageError(f"no split is called '{name}' (known: {', '.join(get_args(SplitName))})")
 
 
-def check_fits(dataset: Dataset, spec: Spec) -> None:
-    """Raise UsageError unless ``dataset`` has the image size and the number of classes of ``spec``."""
+def check_fits(dataset: Dataset, spec: Spec, classes: Sequence[str] = ()) -> None:
+    """Raise UsageError unless ``dataset`` has the image size and as many classes as ``spec``, and the names of the
+    model's ``classes`` in their order, where they are known."""
     if dataset.image_size != spec.image_size:
         raise UsageError(
             f"the model takes images of {spec.image_size} pixels, but those in '{dataset.root}' "
@@ -125,6 +126,11 @@ def check_fits(dataset: Dataset, spec: Spec) -> None:
         raise UsageError(
             f"the model has {spec.classes} classes, but '{dataset.root}' has {len(dataset.classes)}: "
             "use the data set of the model"
+        )
+    if differ := [pair for pair in zip(classes, dataset.classes, strict=False) if pair[0] != pair[1]]:
+        raise UsageError(
+            f"the classes in '{dataset.root}' are others than the model's, or in another order, such as "
+            f"'{differ[0][1]}' in place of '{differ[0][0]}': use the data set of the model"
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
-from zoo.system.errors import DataNotFound, IntegrityError
+from zoo.system.errors import DataNotFound, IntegrityError, UsageError
 from zoo.system.files import cached, encoded, kind_of, mapped
 
 if TYPE_CHECKING:
@@ -151,13 +151,20 @@ def _plain(name: str) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files in the class folder ``folder`` in alphabetical order."""
-    paths = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(ENDINGS) and not name.startswith(".")
-    )
+    """The image files in the class folder ``folder`` in alphabetical order.
+
+    Raises:
+        DataNotFound: there are none.
+        UsageError: a link in it leads to a folder that it is in.
+    """
+    paths: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = [one.resolve() for one in (Path(place), *Path(place).parents)]
+        for one in folders:
+            if (Path(place) / one).resolve() in above:
+                raise UsageError(f"the link '{Path(place) / one}' leads back to a folder that it is in: remove it")
+        paths += [Path(place) / name for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+    paths.sort()
     if not paths:
         raise DataNotFound(f"'{folder}' holds no images ({', '.join(ENDINGS)})")
     return paths

@@ -13,9 +13,8 @@ Torch is not imported here.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from zoo.datasets import cifar10_c
 from zoo.evaluation.protocols import CIFAR10_C, Protocol
 from zoo.system.errors import MissingDependency, UsageError, first_line, nearest
+from zoo.system.silence import silence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def corrupted(
     from imagecorruptions import corrupt
 
     result = np.empty_like(images)
-    with _as_before(), redirect_stdout(io.StringIO()):  # the library prints on images that are not square
+    with silence(), _as_before():  # the library prints on images that are not square
         for i, number in enumerate(range(len(images)) if index is None else index):
             key = (seed, KINDS.index(kind), severity, int(number))
             drawn = int(np.random.SeedSequence(key).generate_state(1)[0])

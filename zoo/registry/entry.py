@@ -198,6 +198,9 @@ class Entry(Model):
         vars(entry).update(known, name=name, _read=read)
         return entry
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Entry.from_dict, (self.name, self.to_dict())  # not the whole registry, which ``_read`` holds
+
     def __getattr__(self, field: str) -> Any:
         if "_read" not in vars(self) or field not in self.__dataclass_fields__:
             raise AttributeError(f"an entry of the registry has no '{field}'")

@@ -46,16 +46,17 @@ def registry_of(index: bytes, content: bytes) -> Registry:
         AttributeError, LookupError, TypeError, ValueError: it is no index.
     """
 
-    def rest(name: str, begin: int, end: int) -> Entry:
-        return Entry.from_dict(name, json.loads(content[begin:end]))
-
     with _without_gc():
         data = json.loads(index)
         models = {
-            name: Entry.listed(name, facts, partial(rest, name, begin, end))
+            name: Entry.listed(name, facts, partial(_rest, content, name, begin, end))
             for name, (begin, end, facts) in data["models"].items()
         }
     return Registry(protocols=data["protocols"], datasets=data["datasets"], models=models)
+
+
+def _rest(content: bytes, name: str, begin: int, end: int) -> Entry:
+    return Entry.from_dict(name, json.loads(content[begin:end]))
 
 
 @contextmanager

@@ -39,8 +39,11 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     is replaced, not the link.
 
     Raises:
+        UsageError: ``path`` is a folder, a pipe or a device.
         OSError: the folder cannot be written, or the disk is full.
     """
+    if kind := kind_of(path):
+        raise UsageError(f"'{path}' is {kind}, not a file: choose a file")
     path = path.resolve()
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

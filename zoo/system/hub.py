@@ -124,6 +124,20 @@ class _File:
         return UsageError(f"'{self.repo_id}' is not a Hub repository: write it as organisation/name")
 
 
+_barred = 0  # blocks of without_network that are entered
+
+
+@contextmanager
+def without_network(wanted: bool = True) -> Iterator[None]:
+    """Inside, no access to the Hub uses the network, whoever asks for it; nothing changes if not ``wanted``."""
+    global _barred
+    _barred += wanted
+    try:
+        yield
+    finally:
+        _barred -= wanted
+
+
 @dataclass(frozen=True)
 class HubFiles:
     """Access to the Hub: the client's cache folder (None: the default), and whether the network may be used.
@@ -197,7 +211,7 @@ class HubFiles:
     def _offline(self) -> bool:
         from huggingface_hub import constants
 
-        return self.offline or constants.HF_HUB_OFFLINE
+        return self.offline or _barred > 0 or constants.HF_HUB_OFFLINE
 
     def _cached(self, file: _File) -> Path | None:
         """The path in the cache; None if the file is not there, and may be downloaded."""

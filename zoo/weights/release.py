@@ -45,14 +45,17 @@ class Candidate:
     entry: dict[str, Any]
 
 
-def candidate(found: Found) -> Candidate:
+def candidate(found: Found, *, replace: bool = False) -> Candidate:
     """The candidate of a registry entry, or of the trained model in a folder.
 
     "reported" in the folder's config.json goes into the entry, even if the weights were released before.
 
+    Args:
+        replace: it may take the place of other weights with its name, whose results are removed.
+
     Raises:
         UsageError: the folder was not written by training, a field of its config.json is malformed, or its name is
-            an alias of another model.
+            an alias of another model, or belongs to other weights that must not be replaced.
         IntegrityError: the stored per-image bits are damaged.
     """
     facts, path, sha256 = found.facts, found.path, found.sha256
@@ -79,6 +82,11 @@ def candidate(found: Found) -> Candidate:
     named = load_registry().named.get(facts.name)
     if named is not None and named.name != facts.name:
         raise UsageError(f"'{facts.name}' is an alias of '{named.name}': give the model in '{where}' another name")
+    if named is not None and named.weights.sha256 != sha256 and not replace:
+        raise UsageError(
+            f"the registry has other weights called '{facts.name}', whose results would be lost: give the model "
+            f"another name in '{where}', or add --replace (replace=True)"
+        )
     macs, params = cost(found.spec)
     entry_so_far = {
         **{key: getattr(facts, key) for key in ("family", "description", "paper", "spec")},
