@@ -218,6 +218,8 @@ def seconds(times: Mapping[str, Any]) -> str:
         teacher = sum(rows[name]["epochs"] * rows[name]["epoch_s"] for name in TEACHERS)
         lines = []
         for row, name in ROWS.items():
+            if row not in rows:  # it has the cost of its control
+                continue
             one = rows[row]
             total = one["epochs"] * one["epoch_s"] + one.get("before_s", 0)
             taught = f"{total + teacher:,.0f}" if row in TAUGHT else ""
