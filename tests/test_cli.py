@@ -499,6 +499,17 @@ def test_the_shell_completes_verbs_options_models_and_protocols(line, offered):
     assert set(done.stdout.split()) == offered, done.stderr
 
 
+def test_one_of_several_processes_prints_the_error_as_json(call, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    printed = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        code, printed[rank], told = call("show", "none-such", "--json")
+        assert (code, "no model is called" in told) == (3, True)
+    assert json.loads(printed["0"])["error"]["type"] == "UnknownModel"
+    assert printed["1"] == ""
+
+
 def test_doctor_reports_packages_engines_data_and_weights(call, registry, monkeypatch, tmp_path):
     registry.write_text(pretty(registry_data({})))
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "nowhere"))

@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli.output import OutputLost, show
-from zoo.cli.process import INTERRUPTED
+from zoo.cli.process import INTERRUPTED, speaks
 from zoo.system.errors import UsageError, ZooError, nearest
 from zoo.version import __version__
 
@@ -176,6 +176,6 @@ def _report(error: BaseException, *, as_json: bool) -> int:
     if len(message) > 2000:
         message = f"{message[:2000]} ..."
     _say(f"zoo: error: {message}")
-    if as_json:
+    if as_json and speaks():
         show(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}, indent=2))
     return code

@@ -40,9 +40,9 @@ class ModelConfig:
     description: str | None = None
     paper: str | None = None
     spec: dict[str, Any]
-    dataset: Text | None = None  # older folders have it in train.settings, like the threat model
+    dataset: Text | None = None
     threat: ThreatModel | None = None
-    classes: tuple[Line, ...] | None = None  # names, in the order of the logits; older folders have none
+    classes: tuple[Line, ...] | None = None  # names, in the order of the logits
     reported: Any = None
     train: dict[str, Any] | None = None
     tutors: dict[str, str] | None = None  # of a student: the teacher's convolution for each of the student's

@@ -130,13 +130,8 @@ class Found:
 
     @property
     def task(self) -> Task:
-        """Its data set and threat model. Old folders state them only in ``train.settings``."""
-        facts = self.facts
-        if isinstance(facts, Entry):
-            return Task(facts.dataset, facts.threat)
-        settings = (facts.train or {}).get("settings") or {}
-        attack = {key: value for key, value in settings.get("attack", {}).items() if key in ("norm", "eps")}
-        return Task(facts.dataset or settings.get("dataset"), facts.threat or ThreatModel(**attack))
+        """Its data set, and its threat model: l-infinity with 8/255 where it states none."""
+        return Task(self.facts.dataset, self.facts.threat or ThreatModel())
 
     @property
     def classes(self) -> tuple[str, ...]:
