@@ -326,15 +326,6 @@ def test_a_manifest_of_another_artifact_is_refused(bundle):
         read_bundle(bundle)
 
 
-def test_a_bundle_from_before_the_hash_over_tensors_had_its_name_is_still_read(bundle):
-    manifest = read_bundle(bundle)
-    text = (bundle / MANIFEST).read_text()
-    assert text.count('"tensors_sha256"') == 1
-    (bundle / MANIFEST).write_text(text.replace('"tensors_sha256"', '"weights_sha256"'))
-    write_sums(bundle)
-    assert read_bundle(bundle) == manifest
-
-
 def test_a_manifest_survives_the_round_trip(bundle):
     manifest = read_bundle(bundle)
     (bundle / MANIFEST).write_text(to_json(manifest))

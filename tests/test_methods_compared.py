@@ -43,6 +43,10 @@ def test_rows_share_all_but_method_teacher_attack_and_epochs(methods):
     for row in methods.ROWS:
         other = load_recipe(methods.RECIPE, preset=row).model_dump()
         differs = {key for key in control if control[key] != other[key]}
+        if row == "n-fgsm-twice":  # steps of twice the loss, with as much decay
+            rates = [(one["optimizer"]["lr"], one["optimizer"]["weight_decay"]) for one in (control, other)]
+            assert rates == [(0.2, 5e-4), (0.4, 2.5e-4)]
+            differs -= {"optimizer"}
         assert differs <= {"method", "teacher", "attack", "train"}
         assert {**control["train"], "epochs": 0} == {**other["train"], "epochs": 0}
         assert control["attack"]["eps"] == other["attack"]["eps"]

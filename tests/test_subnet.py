@@ -94,7 +94,9 @@ def put(name: str, toy) -> None:
     model = load(name)
     protocols = [PROTOCOLS[key].model_copy(update={"n": 50}) for key in ("clean", "pgd20")]
     results = measure(model, weights_sha256(model), toy, protocols)
-    release(candidate(find(name)), [replace(one, protocol=PROTOCOLS[one.protocol.name]) for one in results])
+    release(
+        candidate(find(name), replace=True), [replace(one, protocol=PROTOCOLS[one.protocol.name]) for one in results]
+    )
 
 
 def test_a_saved_sub_net_is_the_frozen_one_and_its_file_holds_statistics_only(folder, toy, tmp_path):
