@@ -49,8 +49,8 @@ def choose_level(
     """How high to climb, and the test images for it: as asked, else as high as the data at hand allow.
 
     ``dataset`` is the name of the data set that the model of ``spec`` is for, None where it names none, and ``classes``
-    are the names of the model's classes, where it has some. What is not at
-    hand is fetched only for a level that was asked for and cannot do without.
+    are the names of the model's classes, where it has some. What is not at hand is fetched only for a level that was
+    asked for and cannot do without.
 
     Raises:
         DataNotFound: the level needs images, or a place for them was named, and they are not there.
@@ -107,12 +107,11 @@ def verify_bundle(
         trust: files with public keys; the bundle must be signed by one of them.
         model: the float twin, if it is not to be rebuilt from the source that the manifest names.
         split: labelled images in place of the data set's test split.
-        notify: takes one sentence each about terms that are laxer than usual, int8 that is
-            computed otherwise than where the bundle was checked before, and a signature that was not checked or was
-            removed.
+        notify: takes one sentence each about terms that are laxer than usual, int8 that is computed otherwise than
+            where the bundle was checked before, and a signature that was not checked or was removed.
         terms: margin, min_robust, tolerance, n, seed, queries, corruptions, see
             :class:`zoo.export.ladder.terms.Terms`; margin, min_robust, tolerance and corruptions are by default those
-            that the bundle was signed off with (a tolerance in logits, as older bundles have it, is not used).
+            that the bundle was signed off with.
 
     Returns:
         The report; :func:`sign_off` raises if a gate in it does not hold.

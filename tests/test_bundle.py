@@ -326,6 +326,16 @@ def test_a_manifest_of_another_artifact_is_refused(bundle):
         read_bundle(bundle)
 
 
+def test_parity_in_logits_is_refused_since_its_tolerance_would_be_lax(bundle):
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    (parity,) = (rung for rung in manifest["gates"] if rung["name"] == "parity")
+    del parity["measured"]["relative_difference"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    write_sums(bundle)
+    with pytest.raises(IntegrityError, match=r"wrong at 'gates\.\d': .*measured in logits.*: export the model again"):
+        read_bundle(bundle)
+
+
 def test_a_manifest_survives_the_round_trip(bundle):
     manifest = read_bundle(bundle)
     (bundle / MANIFEST).write_text(to_json(manifest))

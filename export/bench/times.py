@@ -98,7 +98,7 @@ def write_to_registry(report: Bench) -> list[str]:
     """
     latencies: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for one in report.engines:
-        entry = entry_called(one.source)  # in older bundles it may be a name that has become an alias, or a budget
+        entry = entry_called(one.source)  # it may be an alias, or have a budget
         if entry and entry.weights.sha256 == one.file_sha256:
             latency = latencies.setdefault((entry.name, entry.weights.sha256), {})
             if one.device and one.times:

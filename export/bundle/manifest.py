@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 
 from zoo.evaluation.threat import LINF_8, ThreatModel
@@ -173,6 +174,13 @@ class Rung(_Record):
     measured: dict[str, Any] = {}
     seconds: float
     bits: dict[str, str] | None = None  # hexadecimal, first image in the highest bit: who is right on which image
+
+    @model_validator(mode="after")
+    def _is_by_the_spread(self) -> Rung:
+        """The first bundles had tolerances in logits, which would be far too lax as shares of their spread."""
+        if self.name in ("graph", "parity") and not {"relative_difference", "logit_spread"} <= self.measured.keys():
+            raise ValueError("parity was measured in logits, as the first bundles had it: export the model again")
+        return self
 
 
 def _ran(rungs: tuple[Rung, ...]) -> bool:

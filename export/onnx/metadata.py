@@ -54,8 +54,7 @@ def metadata(
 
 
 def check_metadata(folder: Path, manifest: Manifest, precision: Precision) -> None:
-    """Compare the ``manifest`` of the bundle in ``folder`` with the graphs in it, of which model.onnx is in
-    ``precision``.
+    """Compare the ``manifest`` of the bundle in ``folder`` with the graphs in it; model.onnx is in ``precision``.
 
     Raises:
         IntegrityError: they contradict each other, or a graph cannot be read.
