@@ -282,7 +282,8 @@ def check_phases(space: str, out: Path) -> None:
         assert [one["name"] for one in config["train"]["phases"]] == phases
 
 
-@pytest.mark.parametrize("space", ["m", pytest.param("l", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["m", "l"])
 def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path):
     toy = replace(toy, sizes={**toy.sizes, "validation": 16})
     name = f"rnascl-{space}-wrt34-10"

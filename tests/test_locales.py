@@ -34,6 +34,7 @@ def plainly(*arguments: str, **changes: str) -> subprocess.CompletedProcess[byte
     return subprocess.run([sys.executable, *arguments], env=PLAIN | changes, capture_output=True, cwd=TESTS)
 
 
+@pytest.mark.slow
 def test_the_light_part_of_the_suite_passes_without_utf8():
     light = ("test_cli.py", "test_registry.py", "test_recipe.py", "test_address.py")
     slow = ("imports_", "at_the_same_time", "schema", "completes", "reader", "pareto", "affordable")

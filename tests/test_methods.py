@@ -496,7 +496,9 @@ def test_pgd_reaches_the_best_point_of_the_ball_on_a_linear_model(norm):
     assert torch.allclose(x_adv - x, 0.3 * steepest(weight, norm), atol=1e-3)
 
 
-@pytest.mark.parametrize("threat", [{"norm": "linf", "eps": 8 / 255}, {"norm": "l2", "eps": 2.0}])
+@pytest.mark.parametrize(
+    "threat", [pytest.param({"norm": "linf", "eps": 8 / 255}, marks=pytest.mark.slow), {"norm": "l2", "eps": 2.0}]
+)
 def test_training_for_a_threat_model_resists_it(toy, threat):
     robust = {}
     for name, attack in (("natural", threat), ("pgd-at", {**threat, "step": threat["eps"] / 2, "steps": 2})):
