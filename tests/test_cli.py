@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from test_registry import MODELS, REPORTED, model, registry_data, result, taught
 
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
+from zoo.cli.output import Output
 from zoo.registry.file import pretty, write_model
 from zoo.system.errors import ParityGateFailed
 
@@ -101,6 +103,16 @@ def test_what_is_not_there_is_refused_without_torch():
         *("verify 2 set()", "train 2 set()", "search 3 set()", "show 3 set()"),
         *("show local-dir: 4 set()", "compare small local-dir: 4 set()"),
     ], done.stderr
+
+
+def test_an_empty_path_is_not_the_folder_that_the_command_runs_in(call):
+    assert call("export", "small", "--out", "") == (2, "", "zoo: error: --out is an empty path: give a path\n")
+    assert call("verify", "") == (2, "", "zoo: error: BUNDLE is an empty path: give a path\n")
+
+
+def test_json_has_no_numbers_that_it_lacks(capsys):
+    Output(as_json=True).result({"loss": [1.5, math.nan], "best": (-math.inf, None, True)}, "")
+    assert json.loads(capsys.readouterr().out) == {"loss": [1.5, None], "best": [None, None, True]}
 
 
 def test_legends_are_as_wide_as_the_terminal(call, monkeypatch):
@@ -351,6 +363,14 @@ def test_without_an_export_the_fastest_engine_is_named_with_the_command_for_it(c
     timed_with(registry, **{"torch.compile_fp32": 0.05})  # a peer, which nothing is exported to
     code, out, _ = call("pick", "--latency-ms", "0.1")
     assert (code, "torch.compile-fp32 on laptop" in out, "zoo export" in out) == (0, True, False)
+
+
+@pytest.mark.parametrize("useless", [["--precision", "int8"], ["--verify", "none"], ["-o", "there"], ["--sign", "key"]])
+def test_options_of_an_export_are_refused_without_one(call, useless):
+    spelled = {"-o": "--out"}.get(useless[0], useless[0])
+    told = f"zoo: error: {spelled} is for what --export makes: add --export, or leave {spelled} out\n"
+    assert call("pick", "--flops", "15M", *useless) == (2, "", told)
+    assert call("pick", "--offline")[0] == 0  # as always
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, exporter, tmp_path):

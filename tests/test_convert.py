@@ -277,6 +277,14 @@ def test_integers_are_no_weights(tmp_path, capsys):
     assert "holds integers in '" in capsys.readouterr().err
 
 
+def test_a_variance_is_not_negative(tmp_path, capsys):
+    state = TradesWideResNet().state_dict()
+    state["bn1.running_var"][3] = -1e-3
+    torch.save(state, tmp_path / "net.pt")
+    assert run(["convert", str(tmp_path / "net.pt"), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 5
+    assert "holds a negative variance in 'bn1.running_var'" in capsys.readouterr().err
+
+
 def test_no_file_and_a_taken_folder_are_refused(trades, tmp_path, capsys):
     assert run(["convert", str(tmp_path / "no.pt"), *WIDE, NONE, "-o", str(tmp_path / "m")]) == 2
     assert "there is no file" in capsys.readouterr().err

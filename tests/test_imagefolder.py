@@ -293,7 +293,7 @@ def test_smoke_of_the_large_cifar_spaces(space, toy, teacher, tmp_path):
 
 
 @pytest.mark.parametrize("space", ["is", *(pytest.param(space, marks=pytest.mark.slow) for space in IMAGENET[1:])])
-def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeypatch):
+def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeypatch, capsys):
     name = f"rnascl-{space}-r18"
     overrides = [*BRIEF, f"teacher.name={teacher(224, 100)}"]
     arguments = [f"--set={one}" for one in overrides]
@@ -306,6 +306,10 @@ def test_smoke_of_the_imagenet_spaces(space, hundred, teacher, tmp_path, monkeyp
     assert command_line(ask) == 0
     (entry,) = load_registry().models.values()
     assert (entry.dataset, [*entry.results]) == ("imagefolder", ["imagefolder-clean"])
+    capsys.readouterr()
+    assert command_line(["list", "--by", "imagefolder-clean"]) == 0
+    said, n = capsys.readouterr().out, entry.results["imagefolder-clean"].accuracy.n
+    assert f"imagefolder-clean: no attack, n = {n} test images." in said
 
 
 def test_the_command_line_refuses_data_that_do_not_fit_the_recipe(folder, teacher, capsys):

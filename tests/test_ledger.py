@@ -19,7 +19,9 @@ import zoo.evaluation.ledger
 from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.ledger import run_key
 from zoo.evaluation.protocols import Protocol, protocol
+from zoo.evaluation.together import alone
 from zoo.evaluation.workers import equal_parts
+from zoo.system.errors import UsageError
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import load
 from zoo.weights.tensors import save_weights
@@ -239,6 +241,16 @@ def test_the_key_has_everything_that_decides_the_bits(net, pixels, monkeypatch):
     monkeypatch.setattr(zoo.evaluation.ledger, "_sources", lambda: "other code")
     keys.append(key())
     assert len(set(keys)) == len(keys)
+
+
+def test_processes_that_cannot_meet_are_refused(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="WORLD_SIZE is '2' and RANK is not set: start the processes with torchrun"):
+        alone()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert alone()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"0": 1}', b'{"0": [[1, 1', b"\xff\xfe"])

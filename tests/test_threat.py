@@ -20,7 +20,7 @@ from zoo.cli.app import run
 from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.cifar100 import CIFAR100
-from zoo.evaluation.protocols import PROTOCOLS, Protocol, protocol
+from zoo.evaluation.protocols import PROTOCOLS, Protocol, dataset_of, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
 from zoo.export.bundle.folder import MANIFEST, write_sums
@@ -121,6 +121,12 @@ def test_a_name_that_states_a_threat_model_keeps_it(in_l2, capsys):
     assert "name the attack 'fgsm', not 'fgsm-l2-0.5'" in capsys.readouterr().err
     assert run(["eval", in_l2, "-p", "cifar100-pgd20", "-q"]) == 2
     assert "is evaluated on cifar10: leave cifar100-pgd20 out" in capsys.readouterr().err
+
+
+def test_a_name_that_states_the_usual_data_set_states_one():
+    names = ("pgd20", "cifar10-pgd20", "cifar10-c", "cifar100-pgd20-l2-0.5")
+    assert [dataset_of(name) for name in names] == [None, "cifar10", None, "cifar100"]
+    assert protocol("cifar10-pgd20") == protocol("pgd20")
 
 
 @pytest.mark.parametrize("name", ["pgd21-l2-0.5", "pgd20-l1-0.5", "pgd20-l2", "mnist-pgd20", "-l2-0.5"])

@@ -166,6 +166,8 @@ def test_devices_and_revisions_that_do_not_exist_are_refused(bundled):
         load("tiny", device="abacus")
     with pytest.raises(WrongDevice, match="cuda:99"):
         load("tiny", device="cuda:99")
+    with pytest.raises(WrongDevice, match="torch cannot use 'hpu' here"):
+        load("tiny", device="hpu")
     with pytest.raises(UsageError, match="has no revisions"):
         load("tiny", revision="main")
 

@@ -17,6 +17,7 @@ from zoo.models.subnet import STATISTICS
 from zoo.registry.entry import Subnet, Train
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
+from zoo.system.files import locked
 from zoo.system.hub import HubFiles
 from zoo.train.data.images import source_of
 from zoo.train.proard.elastic import Elastic
@@ -116,8 +117,10 @@ class Dynamic:
             train=asdict(facts.train) if isinstance(facts.train, Train) else facts.train,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(statistics, place.weights, **{CUT_FROM: self.sha256})
-        place.write(config)
+        with locked(folder):  # of two that cut to one folder at once, the first
+            place.check_free()
+            save_weights(statistics, place.weights, **{CUT_FROM: self.sha256})
+            place.write(config)
         return folder
 
 

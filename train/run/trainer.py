@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.attacks.inputs import generator
 from zoo.datasets.base import Dataset, to_float
+from zoo.evaluation.together import alone
 from zoo.models import build
 from zoo.models.depthwise import thin
 from zoo.system.errors import UsageError
@@ -69,6 +70,7 @@ class Trainer:
         """Arguments as in :func:`zoo.train.run.loop.fit`."""
         self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
         self.phase, self.earlier, self.earlier_model = phase, list(earlier), teacher
+        alone()  # refused here where the other processes cannot be found
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         self.precision = precision_on(self.device, recipe.train.precision)

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
 
@@ -55,7 +56,13 @@ def _converting_what_is_given(parameter: Any) -> Callable[[Any, Any], Any]:
         source = ctx.get_parameter_source(parameter.name)
         given = source is None or source.name != "DEFAULT" or parameter.required or parameter.multiple
         text = isinstance(value, str) and _is_text(parameter)
-        return convert(ctx, value) if given and not text else value
+        if not given or text:
+            return value
+        converted = convert(ctx, value)
+        if value == "" and isinstance(converted, Path):  # the folder that the command runs in is "."
+            name = max(parameter.opts, key=len)
+            raise UsageError(f"{name if name.startswith('-') else name.upper()} is an empty path: give a path")
+        return converted
 
     return process_value
 

@@ -68,7 +68,7 @@ def command(
       zoo eval trades-s7 -p autoattack --gpu --batch-size 1000
       torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
-    from zoo.evaluation.protocols import CORRUPTED, DATASET, RELEASED, protocol
+    from zoo.evaluation.protocols import CORRUPTED, RELEASED, dataset_of, protocol
     from zoo.evaluation.threat import ThreatModel
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
@@ -104,7 +104,7 @@ def command(
     dataset = dataset_for(found.spec, task.dataset).load(data, offline=offline)
     check_fits(dataset, found.spec, found.classes)
     chosen = list(dict.fromkeys(protocol(one, asked_threat or task.threat) for one in names))
-    if elsewhere := [one.name for one in known if one.dataset not in (DATASET, dataset.name)]:
+    if elsewhere := [one for one in names if dataset_of(one) not in (None, dataset.name)]:
         raise UsageError(f"'{name}' is evaluated on {dataset.name}: leave {', '.join(elsewhere)} out")
     chosen = list(dict.fromkeys(one.on(dataset.name) for one in chosen))
     if n is not None:

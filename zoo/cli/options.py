@@ -111,6 +111,13 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
+def options_in(ctx: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of the parameters ``names`` that were given on the command line, as they are spelled there at length."""
+    spelled = {one.name: max(one.opts, key=len) for one in ctx.command.params}
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    return [spelled[name] for name, source in sources.items() if source and source.name != "DEFAULT"]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import threading
@@ -32,6 +33,15 @@ def show(text: str) -> None:
         raise OutputLost from error
 
 
+def _finite(data: Any) -> Any:
+    """``data`` with None for numbers that JSON lacks, which a file from elsewhere may hold."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 @dataclass(frozen=True)
 class Output:
     """How this call prints: as JSON or text, with or without messages."""
@@ -49,7 +59,7 @@ class Output:
         """The outcome, on stdout: ``data`` as JSON, or ``text``; either may be a function that makes it."""
         shown = data if self.as_json else text
         found = shown() if callable(shown) else shown
-        show(json.dumps(found, indent=2) if self.as_json else found)
+        show(json.dumps(_finite(found), indent=2) if self.as_json else found)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

@@ -14,8 +14,11 @@ from zoo.cli.output import Output
 if TYPE_CHECKING:
     from zoo.registry.entry import Entry
 
+OF_EXPORTS = ("precision", "batch", "verify", "out", "data", "force", "keep_failed", "sign")
+
 
 def command(
+    ctx: typer.Context,
     flops: given.Macs = None,
     params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most so many parameters.")] = None,
     size: Annotated[str | None, typer.Option(metavar="BYTES", help="At most such a weights file, as 1.9MB.")] = None,
@@ -82,8 +85,8 @@ def command(
         raise UsageError(f"{several} asks for several models and --export takes one: leave one of them out")
     if pareto and n > 1:
         raise UsageError("--pareto lists the whole front: leave -n out")
-    if sign and not export:
-        raise UsageError("--sign signs what --export makes: add --export, or leave --sign out")
+    if not export and (useless := given.options_in(ctx, OF_EXPORTS)):
+        raise UsageError(f"{useless[0]} is for what --export makes: add --export, or leave {useless[0]} out")
     batches, engine = given.batch_sizes(batch), None
     if export:
         from zoo.export.engines import backend, choice

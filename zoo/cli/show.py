@@ -118,7 +118,7 @@ def _lines(registry: Registry, entry: Entry) -> Iterator[str]:
     yield _accuracies(entry, names) if names else "Nothing was measured."
     yield ""
     for name in entry.results:  # not of what only the paper has: its protocol may differ in detail
-        yield from wrapped(f"{name}: {described(registry.protocols[name])}.", indent="  ")
+        yield from wrapped(f"{name}: {described(registry.protocols[name], [entry.measured(name)])}.", indent="  ")
     for source in dict.fromkeys(number.source for number in entry.reported.values()):
         stated = ", ".join(name for name, number in entry.reported.items() if number.source == source)
         yield from wrapped(f"paper % ({stated}), as stated, not measured here: {source}", indent="  ")

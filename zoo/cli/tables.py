@@ -36,7 +36,11 @@ def entries_table(registry: Registry, entries: Sequence[Entry], *, by: str = "pg
     flagged = {flag for entry in entries for flag in entry.flags}
     legend = [
         "MACs (multiply-accumulates) of one image; accuracy in %, ± half of the 95 % Wilson interval.",
-        *(f"{name}: {described(registry.protocols[name])}." for name in shown if name in registry.protocols),
+        *(
+            f"{name}: {described(registry.protocols[name], [entry.measured(name) for entry in entries])}."
+            for name in shown
+            if name in registry.protocols
+        ),
         *(["! means that the accuracy may be too high, for these reasons:"] if flagged else []),
         *(f"{line}." for line in explained(flagged)),
     ]

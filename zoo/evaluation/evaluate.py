@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from zoo.evaluation.together import gathered, place
 from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
 from zoo.models.classifier import GlobalAveragePool
 from zoo.models.fold import as_built, fold_batchnorm
+from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
 Batch = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # indices [B] to images [B, C, H, W] and labels [B]
@@ -106,13 +108,16 @@ def evaluate(
         bool [min(N, protocol.n)]; a tie between the correct class and another counts as wrong.
 
     Raises:
-        UsageError: there are no images, images or labels are not as above, or the answer to an image depends on the
-            others in its batch.
+        UsageError: there are no images, an argument is not as above, or the answer to an image depends on the others
+            in its batch.
 
     Warns:
         UserWarning: a flag was raised, and ``flags`` was not given.
     """
+    typed(model=(model, nn.Module), protocol=(protocol, Protocol), batch_size=(batch_size, Integral))
     _check(images, labels)
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, not {batch_size}")
     n = min(protocol.n, len(images))
     with limited(1):  # a few images: threads would only wait for each other
         prepared = prepare(model, to_float(images[:2])).to(device)

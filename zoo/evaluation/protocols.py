@@ -124,6 +124,11 @@ PROTOCOLS |= _named(  # others, which papers report
 )
 
 
+def dataset_of(name: str) -> str | None:
+    """The data set that the name of a protocol begins with, such as ``cifar100-pgd20``; None if it states none."""
+    return None if name in PROTOCOLS else next((each for each in DATASETS if name.startswith(f"{each}-")), None)
+
+
 def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
     """The protocol called ``name``: a named one, or one for another data set or threat model that is derived from it,
     such as ``pgd20-l2-0.5`` or ``cifar100-pgd20-linf-4-255``.
@@ -134,10 +139,8 @@ def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
     Raises:
         UsageError: the name is unknown; the message suggests the nearest. Or the protocol has no form in that norm.
     """
-    dataset, base, stated = DATASET, name, threat or LINF_8
-    prefix = next((each for each in DATASETS if base.startswith(f"{each}-")), None)
-    if prefix and base not in PROTOCOLS:
-        dataset, base = prefix, base.removeprefix(f"{prefix}-")
+    dataset, stated = dataset_of(name) or DATASET, threat or LINF_8
+    base = name if name in PROTOCOLS else name.removeprefix(f"{dataset}-")
     if base not in PROTOCOLS and (suffix := re.fullmatch(r"(.+)-(linf|l2)-(?:([0-9]+)-255|([0-9.]+))", base)):
         base, norm, levels, eps = suffix.groups()
         if base in PROTOCOLS and PROTOCOLS[base].attack in CORRUPTED:

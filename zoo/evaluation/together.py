@@ -10,16 +10,37 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from zoo.system.errors import UsageError
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # how long a process waits for one with more to do
 
 
+def alone() -> bool:
+    """Whether this process is the only one.
+
+    Raises:
+        UsageError: ``WORLD_SIZE`` says that there are others, and the other variables do not say where.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size != "1" and missing:
+        raise UsageError(
+            f"WORLD_SIZE is '{size}' and {missing[0]} is not set: start the processes with torchrun, "
+            "or unset WORLD_SIZE for one alone"
+        )
+    return size == "1"
+
+
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Inside, this process and the others can exchange results; False if it is the only one."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone or dist.is_initialized():  # the same processes cannot meet twice
-        yield not alone
+    """Inside, this process and the others can exchange results; False if it is the only one.
+
+    Raises:
+        UsageError: as :func:`alone`.
+    """
+    if alone() or dist.is_initialized():  # the same processes cannot meet twice
+        yield not alone()
         return
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:

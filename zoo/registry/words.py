@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zoo.evaluation.statistics import Accuracy
@@ -22,9 +22,15 @@ def points(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.value:.1f} ±{50 * (high - low):.1f}"
 
 
-def described(protocol: Mapping[str, Any]) -> str:
-    """A protocol in a few words: ``pgd, linf 8/255, 20 steps of 2/255, loss ce, n = 10,000 test images``."""
-    return f"{attack_of(protocol)}, n = {protocol['n']:,} {protocol['split']} images"
+def described(protocol: Mapping[str, Any], measured: Iterable[Accuracy | None] = ()) -> str:
+    """A protocol in a few words: ``pgd, linf 8/255, 20 steps of 2/255, loss ce, n = 10,000 test images``.
+
+    Args:
+        measured: accuracies under it; n is theirs, since a data set may have fewer images than the protocol asks for.
+    """
+    counts = sorted({one.n for one in measured if one} or {protocol["n"]})
+    n = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    return f"{attack_of(protocol)}, n = {n} {protocol['split']} images"
 
 
 def attack_of(protocol: Mapping[str, Any]) -> str:

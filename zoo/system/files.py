@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # -- writing ---------------------------------------------------------------------------------------------------
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, or for this user, or in one file
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` atomically; see :func:`replaced`."""
@@ -40,7 +43,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         UsageError: ``path`` is a folder, a pipe or a device.
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full; it names ``path``.
     """
     if kind := kind_of(path):
         raise UsageError(f"'{path}' is {kind}, not a file: choose a file")
@@ -53,9 +56,12 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(scratch, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(scratch, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(scratch)
+        full = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises its own
+        if isinstance(full, OSError) and full.errno in FULL:
+            raise OSError(full.errno, full.strerror, str(path)) from None
         raise
 
 

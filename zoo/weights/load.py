@@ -14,7 +14,7 @@ from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
-from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice
+from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice, first_line
 from zoo.system.files import sha256_file
 from zoo.system.hub import HubFiles, check_size, commit_of, promised_sha256
 from zoo.weights.address import HUB, LOCAL, NAME, Address
@@ -355,4 +355,8 @@ def _device(device: str | torch.device) -> torch.device:
         raise UsageError(f"'{device}' is not a device: use cpu, cuda, cuda:1 or mps") from None
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise WrongDevice(f"torch finds {torch.cuda.device_count()} CUDA devices, but not '{device}': use cpu")
+    try:
+        torch.empty(0, device=where)
+    except Exception as error:  # of every kind of device another
+        raise WrongDevice(f"torch cannot use '{device}' here ({first_line(error)}): use cpu") from None
     return where

@@ -116,7 +116,7 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path, names: Ma
     """Copy ``tensors`` into ``model``; ``names`` are those that they have in the file ``path``, if they are others.
 
     Raises:
-        IntegrityError: names or shapes differ from the model's, or integers stand for floats.
+        IntegrityError: names or shapes differ from the model's, integers stand for floats, or a variance is negative.
     """
     expected, names = model.state_dict(), names or {}
     for fault, keys in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
@@ -133,6 +133,8 @@ def fill(model: Classifier, tensors: Mapping[str, Tensor], path: Path, names: Ma
             )
         if value.is_floating_point() and not tensors[key].is_floating_point():
             raise IntegrityError(f"'{path}' holds integers in '{names.get(key, key)}', where weights are floats")
+        if key.endswith("running_var") and (tensors[key] < 0).any():
+            raise IntegrityError(f"'{path}' holds a negative variance in '{names.get(key, key)}'")
     model.load_state_dict(dict(tensors))
 
 
