@@ -234,10 +234,7 @@ def test_lasting_faults_end_in_a_sentence_and_leave_nothing_behind(
 
 
 def test_a_server_that_is_killed_in_the_middle_and_comes_back(server, registered, net, capsys):
-    def restart() -> None:
-        threading.Thread(target=lambda: (server.stop(), server.start())).start()
-
-    server.fault(LARGE, cut=True, then=restart)
+    server.fault(LARGE, cut=True, then=lambda: (server.stop(), server.start()))  # all connections end with stop
     pulled(capsys, "tiny")
     assert same_function(load("tiny", local_files_only=True), net)
 

@@ -60,8 +60,9 @@ def _licences(name: str, version: str) -> list[dict[str, Any]]:
         return []
     if about["Version"] != version:
         return []
-    if expression := about["License-Expression"]:
-        return [{"expression": expression}]
+    if "License-Expression" in about:
+        return [{"expression": about["License-Expression"]}]
     classifiers = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier", []) if line.startswith("License")]
-    names = classifiers or [line for line in (about["License"] or "").splitlines() if line][:1]
+    stated = [line for text in about.get_all("License", []) for line in text.splitlines() if line]
+    names = classifiers or stated[:1]
     return [{"license": {"name": one}} for one in names]
