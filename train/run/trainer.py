@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import Tensor, nn
 
 from zoo.attacks.inputs import generator
@@ -71,7 +71,9 @@ class Trainer:
         self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
         self.phase, self.earlier, self.earlier_model = phase, list(earlier), teacher
         alone()  # refused here where the other processes cannot be found
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        # Statistics that the first process sends at every pass would change under a loss of two passes (PyTorch 2.11).
+        own_statistics = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[own_statistics])
         self.device = self.accelerator.device
         self.precision = precision_on(self.device, recipe.train.precision)
         processes = self.accelerator.num_processes
