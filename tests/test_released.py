@@ -32,7 +32,7 @@ def test_weights_are_small_enough_to_come_with_the_package():
     sizes = {path.name: path.stat().st_size for path in BUNDLED.glob("*.safetensors")}
     assert len(sizes) > 20
     assert max(sizes.values()) <= 5e6
-    assert sum(sizes.values()) <= 45e6
+    assert sum(sizes.values()) <= 40e6
 
 
 @pytest.mark.parametrize("name", list_models())
