@@ -148,6 +148,10 @@ def test_invalid_requests_are_refused(net, pixels, toy):
         evaluate(net, images, labels[:-1], small("clean"))
     with pytest.raises(UsageError, match="got 0 images"):
         evaluate(net, images[:0], labels[:0], small("clean"))
+    with pytest.raises(UsageError, match="protocol must be a value of type Protocol, not a value of type str"):
+        evaluate(net, images, labels, "pgd20")
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+        evaluate(net, images, labels, small("clean"), batch_size=0)
     with pytest.raises(UsageError, match="the test split"):
         evaluate_split(net, toy.split("validation"), small("clean"))
     with pytest.raises(UsageError, match="did you mean 'pgd20'"):

@@ -71,7 +71,7 @@ class Trainer:
         self.recipe, self.dataset, self.time_budget = recipe, dataset, time_budget
         self.phase, self.earlier, self.earlier_model = phase, list(earlier), teacher
         alone()  # refused here where the other processes cannot be found
-        # Statistics that the first process sends at every pass would change under a loss of two passes (PyTorch 2.11).
+        # BatchNorm statistics sent at every pass would change under a loss of two passes, which PyTorch 2.11 refuses.
         own_statistics = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[own_statistics])
         self.device = self.accelerator.device
