@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from zoo.export.compare import compare
 from zoo.registry.file import load_registry, no_limit, pretty
 from zoo.registry.schema import check
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
-from zoo.train.proard.dynamic import dynamic
+from zoo.train.proard.dynamic import Dynamic, dynamic
 from zoo.train.proard.elastic import Elastic
 from zoo.train.spaces import SPACES
 from zoo.weights.load import find, weights_sha256
@@ -261,3 +263,28 @@ def test_nothing_is_overwritten_and_genes_out_of_range_leave_nothing_behind(fold
     net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
     with pytest.raises(UsageError, match="already holds a model"):
         net.save(net.space.smallest[0], toy, tmp_path / "cut", name="small")
+
+
+def test_of_two_that_cut_to_one_folder_at_once_the_second_is_refused(folder, toy, tmp_path, monkeypatch):
+    both, cut = Barrier(2), Dynamic.cut
+
+    def late(net, genes, dataset):
+        model = cut(net, genes, dataset)
+        both.wait(timeout=60)  # neither has written yet
+        return model
+
+    def save(genes):
+        try:
+            dynamic(str(folder)).save(genes, toy, tmp_path / "cut", name="one")
+        except UsageError as error:
+            return str(error)
+        return genes
+
+    monkeypatch.setattr(Dynamic, "cut", late)
+    space = micro()
+    with ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(save, (space.smallest[0], space.largest[0])))
+    (refused,) = [one for one in told if isinstance(one, str)]
+    (kept,) = [one for one in told if not isinstance(one, str)]
+    assert "already holds a model" in refused
+    assert load(f"local-dir:{tmp_path / 'cut'}").spec == space.spec(kept)
