@@ -21,10 +21,11 @@ from zoo.export.compare import compare
 
 DOCS = Path(__file__).parent
 RELEASED = ("ard-w4", "nfgsm-w4", "ard-w7", "nfgsm-w7", "ard-w15", "nfgsm-w15-long", "nfgsm-w15")
-RELEASED += ("nfgsm-w41", "ard-w100", "nfgsm-w100")
+RELEASED += ("ard-w41", "nfgsm-w41", "ard-w100", "nfgsm-w100")
 GOALS = {"ard-w4": "68 / 41 / 38", "ard-w7": "70 / 43 / 39", "ard-w15": "74 / 46 / 42"}
-GOALS |= {"nfgsm-w41": "78 / 48.5 / 44", "ard-w100": "80 / 50 / 46"}
-CONTROLS = {"ard-w4": "nfgsm-w4", "ard-w7": "nfgsm-w7", "ard-w15": "nfgsm-w15-long", "ard-w100": "nfgsm-w100"}
+GOALS |= {"ard-w41": "78 / 48.5 / 44", "ard-w100": "80 / 50 / 46"}
+CONTROLS = {"ard-w4": "nfgsm-w4", "ard-w7": "nfgsm-w7", "ard-w15": "nfgsm-w15-long", "ard-w41": "nfgsm-w41"}
+CONTROLS |= {"ard-w100": "nfgsm-w100"}
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
 WHOLE = {**COLUMNS, "autoattack10k": "all 10,000"}
 
