@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 
 import numpy as np
 import pytest
-from test_registry import result
+from test_registry import result, taught
 
 from zoo.evaluation.measure import Measurement
 from zoo.evaluation.protocols import PROTOCOLS
-from zoo.registry.file import info
-from zoo.system.errors import IntegrityError
+from zoo.registry.file import check_splits, info, load_registry
+from zoo.system.errors import IntegrityError, UsageError
 from zoo.weights.load import find
 from zoo.weights.release import Candidate, candidate, release, stored_bits
 
@@ -72,3 +73,58 @@ def test_damaged_bits_are_named_before_anything_is_measured(taken, bundled, dama
     for read in (lambda: stored_bits("tiny"), lambda: candidate(find("tiny"))):
         with pytest.raises(IntegrityError, match=rf"the per-image bits in '{path}' are damaged"):
             read()
+
+
+def folder_of(tmp_path, seed: int) -> str:
+    """A trained model called "mine", whose weights differ with ``seed``; returns the name that opens it."""
+    folder = tmp_path / f"trained-{seed}"
+    folder.mkdir()
+    student = taught()
+    config = {
+        "name": "mine",
+        **{key: student[key] for key in ("family", "description", "spec")},
+        "paper": None,
+        "train": {key: value for key, value in student["train"].items() if key != "recipe_sha256"}
+        | {"commit": None, "settings": {"epochs": 2.5}, "history": []},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"weights %d" % seed)
+    return f"local-dir:{folder}"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_a_release_that_is_refused_changes_no_file(taken, bundled, tmp_path):
+    first = candidate(find(folder_of(tmp_path, 1)))
+    release(first, [measured("clean", first.sha256)])
+    release(taken[0], [measured("clean", taken[0].sha256)])
+    before = contents(bundled.parent)
+    other = candidate(find(folder_of(tmp_path, 2)), replace=True)
+    one = measured("clean", other.sha256)
+    one.result["dataset_sha256"] = "e" * 64  # an image was added to the folder; another entry has results without it
+    splits = {"cifar10": {"splits": {"test": {"n": 10_000, "sha256": "e" * 64}}}}
+    for work in (lambda: check_splits("mine", other.entry, splits), lambda: release(other, [one])):
+        with pytest.raises(IntegrityError, match="has results of 'tiny' on other images in the test split of cifar10"):
+            work()
+    assert contents(bundled.parent) == before
+
+
+def test_replaced_weights_may_be_measured_on_other_images(bundled, tmp_path):
+    first = candidate(find(folder_of(tmp_path, 1)))
+    release(first, [measured("clean", first.sha256)])
+    other = candidate(find(folder_of(tmp_path, 2)), replace=True)
+    one = measured("clean", other.sha256)
+    one.result["dataset_sha256"] = "e" * 64
+    release(other, [one])
+    assert info("mine").weights.sha256 == other.sha256
+    assert load_registry().datasets["cifar10"]["splits"]["test"]["sha256"] == "e" * 64
+
+
+def test_a_file_that_is_not_the_registrys_is_never_overwritten(bundled, tmp_path):
+    own = bundled.with_name("mine.safetensors")
+    own.write_bytes(b"work of days")
+    with pytest.raises(UsageError, match=r"mine\.safetensors' is no file of this registry, and would be overwritten"):
+        candidate(find(folder_of(tmp_path, 1)), replace=True)
+    assert own.read_bytes() == b"work of days"

@@ -93,7 +93,7 @@ def command(
     from zoo.system.files import cache_root
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
-    from zoo.weights.release import candidate, release
+    from zoo.weights.release import candidate, check_images, release
 
     if replace and not write:
         raise UsageError("--replace is for --write: add --write, or leave --replace out")
@@ -112,6 +112,8 @@ def command(
     for each in chosen:
         if each.attack in CORRUPTED:
             source_of(each, dataset.split(each.split))  # refused before the model is loaded
+    if releasing:
+        check_images(releasing, dataset, chosen)
     model = found.load()
 
     done: list[Measurement] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -160,6 +160,7 @@ def write_model(
     *,
     datasets: Mapping[str, Any] | None = None,
     protocols: Iterable[Protocol] = (),
+    files: Callable[[], None] = lambda: None,
     path: Path | str | None = None,
 ) -> None:
     """Add ``model`` to the registry as ``name``, or replace it, atomically and with one writer at a time.
@@ -168,9 +169,10 @@ def write_model(
 
     Args:
         model: the entry as JSON data; see :meth:`zoo.registry.entry.Entry.to_dict`.
-        datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for the splits of the results; splits that the
-            registry already has must be equal.
+        datasets: ``{dataset: {"splits": {split: {"n", "sha256"}}}}`` for the splits of the results; one that differs
+            from the registry's takes its place if no result refers to that any more.
         protocols: the protocols of the results, besides the named ones.
+        files: writes the files of the entry; called when the registry is known to stay valid, and before it is written.
 
     Raises:
         IntegrityError: the registry would become invalid; it was not changed.
@@ -178,12 +180,7 @@ def write_model(
     from zoo.evaluation.protocols import PROTOCOLS
 
     path = registry_path(path).resolve()
-    with _rewriting(path) as data:
-        for dataset, facts in (datasets or {}).items():
-            splits = data["datasets"].setdefault(dataset, {"splits": {}})["splits"]
-            for split, stored in facts["splits"].items():
-                if splits.setdefault(split, dict(stored)) != dict(stored):
-                    raise IntegrityError(f"the registry '{path}' has other images in the {split} split of {dataset}")
+    with _rewriting(path, files) as data:
         known = PROTOCOLS | {protocol.name: protocol for protocol in protocols}
         for protocol in model.get("results", {}):
             if protocol in known:
@@ -192,10 +189,43 @@ def write_model(
                     raise IntegrityError(
                         f"the registry '{path}' defines protocol '{protocol}' differently: give the new one a new name"
                     )
-        models = {**data["models"], name: dict(model)}
-        sha256 = model["weights"]["sha256"]
-        stale = [key for key, entry in models.items() if _cut_from(entry, name) not in (None, sha256)]
-        data["models"] = {key: models[key] for key in sorted(models) if key not in stale}
+        data["models"] = _with_model(data, name, model)
+        _take_splits(data, datasets or {}, path)
+
+
+def check_splits(name: str, model: Mapping[str, Any], datasets: Mapping[str, Any], *, path: Path | None = None) -> None:
+    """Raise now what :func:`write_model` would raise of the images: IntegrityError if results of ``model``, or of
+    another entry than ``name``, are on other images than those of ``datasets``."""
+    path = registry_path(path).resolve()
+    data = json.loads(_read(path))
+    data["models"] = _with_model(data, name, model)
+    _take_splits(data, datasets, path)
+
+
+def _with_model(data: Mapping[str, Any], name: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The models of ``data`` with ``model``, by name, but without sub-nets that were cut from other weights of it."""
+    models = {**data["models"], name: dict(model)}
+    sha256 = model["weights"]["sha256"]
+    return {key: models[key] for key in sorted(models) if _cut_from(models[key], name) in (None, sha256)}
+
+
+def _take_splits(data: dict[str, Any], datasets: Mapping[str, Any], path: Path) -> None:
+    """Write the splits of ``datasets`` into ``data``, the contents of the registry ``path``."""
+    for dataset, facts in datasets.items():
+        splits = data["datasets"].setdefault(dataset, {"splits": {}})["splits"]
+        for split, new in facts["splits"].items():
+            old = splits.get(split, new)
+            users = [
+                name
+                for name, entry in data["models"].items()
+                if any(result["dataset_sha256"] == old["sha256"] for result in entry.get("results", {}).values())
+            ]
+            if old != new and users:
+                raise IntegrityError(
+                    f"the registry '{path}' has results of '{users[0]}' on other images in the {split} split of "
+                    f"{dataset}: measure on those, or set ZOO_REGISTRY to another file for these"
+                )
+            splits[split] = dict(new)
 
 
 def write_aliases(name: str, aliases: Iterable[str], *, path: Path | str | None = None) -> None:
@@ -289,8 +319,11 @@ def chosen(path: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON of the registry ``path``, to edit in place: validated before and after, one writer at a time."""
+def _rewriting(path: Path, files: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
+    """The JSON of the registry ``path``, to edit in place: validated before and after, one writer at a time.
+
+    ``files`` is called when all is valid, before the registry is written.
+    """
     from zoo.registry.schema import check
 
     with locked(path.parent):
@@ -300,6 +333,7 @@ def _rewriting(path: Path) -> Iterator[dict[str, Any]]:
         yield data
         text = encoded(pretty(data) + "\n")
         check(text, path)
+        files()
         write_atomic(path, text)
     _parsed.cache_clear()
 

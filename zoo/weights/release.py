@@ -20,16 +20,17 @@ import numpy as np
 from zoo.evaluation.flags import disagree
 from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import UNKNOWN, Entry
-from zoo.registry.file import info, load_registry, make_registry, write_model
+from zoo.registry.file import check_splits, info, load_registry, make_registry, write_model
 from zoo.registry.schema import check_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
-from zoo.system.files import copy_atomic, locked, write_atomic
+from zoo.system.files import copy_atomic, locked, sha256_file, write_atomic
 from zoo.weights.address import LOCAL
 from zoo.weights.folder import CONFIG, PREDICTOR
 from zoo.weights.load import BUNDLED, Found, beside, home
 
 if TYPE_CHECKING:
+    from zoo.datasets.base import Dataset
     from zoo.evaluation.measure import Measurement
 
 LICENSE = "Apache-2.0"  # of the released models; under what others stand is for their owners to say
@@ -54,8 +55,9 @@ def candidate(found: Found, *, replace: bool = False) -> Candidate:
         replace: it may take the place of other weights with its name, whose results are removed.
 
     Raises:
-        UsageError: the folder was not written by training, a field of its config.json is malformed, or its name is
-            an alias of another model, or belongs to other weights that must not be replaced.
+        UsageError: the folder was not written by training, a field of its config.json is malformed, its name is an
+            alias of another model or belongs to other weights that must not be replaced, or the weights would
+            overwrite a file that is not the registry's.
         IntegrityError: the stored per-image bits are damaged.
     """
     facts, path, sha256 = found.facts, found.path, found.sha256
@@ -87,6 +89,13 @@ def candidate(found: Found, *, replace: bool = False) -> Candidate:
             f"the registry has other weights called '{facts.name}', whose results would be lost: give the model "
             f"another name in '{where}', or add --replace (replace=True)"
         )
+    target = home() / f"{facts.name}.safetensors"
+    known = (sha256, named.weights.sha256 if named else None)
+    if target.exists() and target.resolve() != path.resolve() and sha256_file(target) not in known:
+        raise UsageError(
+            f"'{target}' is no file of this registry, and would be overwritten: move it, or give the model another "
+            f"name in '{where}'"
+        )
     macs, params = cost(found.spec)
     entry_so_far = {
         **{key: getattr(facts, key) for key in ("family", "description", "paper", "spec")},
@@ -95,7 +104,7 @@ def candidate(found: Found, *, replace: bool = False) -> Candidate:
         "params": params,
         **({"dataset": found.task.dataset} if found.task.dataset else {}),
         "threat": asdict(found.task.threat),
-        "weights": {"file": f"{facts.name}.safetensors", "size": path.stat().st_size, "sha256": sha256},
+        "weights": {"file": target.name, "size": path.stat().st_size, "sha256": sha256},
         "license": LICENSE if home() == BUNDLED else UNKNOWN,
         "train": train,
         "results": {},
@@ -121,11 +130,11 @@ def _checked(model: Candidate) -> Candidate:
 def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
     """Add ``measurements`` to the entry of ``model`` in the registry; its weights and bits are copied beside it.
 
-    The registry is written last, so that it never refers to missing files. Only one process releases at a time; results
-    that another process added meanwhile are kept.
+    The registry is written last, so that it never refers to missing files, and no file is written unless the registry
+    stays valid. Only one process releases at a time; results that another process added meanwhile are kept.
 
     Raises:
-        IntegrityError: the registry would become invalid, and was not changed; or the stored bits are damaged.
+        IntegrityError: the registry would become invalid, or the stored bits are damaged; nothing was changed.
     """
     home().mkdir(exist_ok=True)
     with locked(home()):
@@ -133,13 +142,7 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
 
 
 def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
-    target = home() / model.entry["weights"]["file"]
-    if target.resolve() != model.weights.resolve():
-        copy_atomic(model.weights, target)
-        predictor = model.weights.with_name(PREDICTOR)
-        if predictor.is_file():
-            copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
-    stored = _store_bits(_bits_file(model.name), model.sha256, measured)
+    arrays = _with_bits(_kept_bits(model.name), model.sha256, measured)
     before = load_registry().models
     known = before.get(model.name)
     if known is not None and known.weights.sha256 == model.sha256:  # measured or timed since the evaluation began
@@ -149,15 +152,49 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
     model.entry["results"] |= {item.protocol.name: item.result for item in measured}
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
-    model.entry["flags"] = flags_of(model.entry["results"], stored, known_protocols)
-    datasets: dict[str, Any] = {}
-    for item in measured:
-        splits = datasets.setdefault(item.protocol.dataset, {"splits": {}})["splits"]
-        splits[item.protocol.split] = {"n": item.split_size, "sha256": item.result["dataset_sha256"]}
-    write_model(model.name, model.entry, datasets=datasets, protocols=[item.protocol for item in measured])
+    model.entry["flags"] = flags_of(model.entry["results"], _unpacked(arrays), known_protocols)
+    write_model(
+        model.name,
+        model.entry,
+        datasets=_splits((one.protocol, one.split_size, one.result["dataset_sha256"]) for one in measured),
+        protocols=[item.protocol for item in measured],
+        files=lambda: _write_files(model, arrays),
+    )
     for removed in before.keys() - load_registry().models.keys():  # sub-nets of replaced weights
         for file in (home() / before[removed].weights.file, _bits_file(removed)):
             file.unlink(missing_ok=True)
+
+
+def _write_files(model: Candidate, arrays: Mapping[str, Any]) -> None:
+    target = home() / model.entry["weights"]["file"]
+    if target.resolve() != model.weights.resolve():
+        copy_atomic(model.weights, target)
+        predictor = model.weights.with_name(PREDICTOR)
+        if predictor.is_file():
+            copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(_bits_file(model.name), buffer.getvalue())
+
+
+def check_images(model: Candidate, dataset: Dataset, protocols: Sequence[Protocol]) -> None:
+    """Refuse now what :func:`release` would refuse after the first of ``protocols`` has been measured on ``dataset``.
+
+    Raises:
+        IntegrityError: the registry has results on other images in such a split.
+    """
+    first = protocols[0]
+    split = dataset.split(first.split)
+    kept = {name: result for name, result in model.entry["results"].items() if name != first.name}
+    check_splits(model.name, {**model.entry, "results": kept}, _splits([(first, len(split), split.fingerprint)]))
+
+
+def _splits(measured: Iterable[tuple[Protocol, int, str]]) -> dict[str, Any]:
+    """The splits of protocols, their sizes and fingerprints, as the registry has them."""
+    datasets: dict[str, Any] = {}
+    for protocol, n, sha256 in measured:
+        datasets.setdefault(protocol.dataset, {"splits": {}})["splits"][protocol.split] = {"n": n, "sha256": sha256}
+    return datasets
 
 
 def flags_of(
@@ -178,21 +215,14 @@ def _kept_bits(name: str) -> dict[str, Any]:
     return _read_bits(beside(f"{name}.bits.npz"))
 
 
-def _store_bits(path: Path, weights_sha256: str, measured: Iterable[Measurement]) -> dict[str, np.ndarray]:
-    """Store packed bits [n / 8] and n by protocol, and return all that are stored now, bool [n] each.
-
-    Stored bits of other weights are removed.
-    """
-    arrays = _read_bits(beside(path.name))
-    if arrays.get("weights_sha256") != weights_sha256:
-        arrays = {"weights_sha256": np.array(weights_sha256)}
+def _with_bits(stored: Mapping[str, Any], weights_sha256: str, measured: Iterable[Measurement]) -> dict[str, Any]:
+    """``stored`` with the packed bits [n / 8] and n of what was measured; without the bits of other weights."""
+    known = stored.get("weights_sha256") == weights_sha256
+    arrays = {**stored} if known else {"weights_sha256": np.array(weights_sha256)}
     for item in measured:
         arrays[item.protocol.name] = np.packbits(item.bits)
         arrays[f"{item.protocol.name}.n"] = np.array(len(item.bits))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-    return _unpacked(arrays)
+    return arrays
 
 
 def _unpacked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
