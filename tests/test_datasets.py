@@ -63,7 +63,7 @@ def written(name: str, folder: Path, seed: int = 0) -> Dataset:
     write_parquet(place / "train-00000-of-00002.parquet", images[:20], labels[:20], dataset.label)
     write_parquet(place / "train-00001-of-00002.parquet", images[20:30], labels[20:30], dataset.label, "WEBP")
     write_parquet(place / "test-00000-of-00001.parquet", images[30:], labels[30:], dataset.label)
-    return replace(dataset, sizes=SIZES, test_sha256=None)
+    return replace(dataset, sizes=SIZES, test_sha256=None, train_sha256=None)
 
 
 @pytest.fixture
@@ -236,6 +236,8 @@ def test_the_real_data_set_matches_its_value(name):
     test = dataset.split("test")
     if isinstance(dataset, Parquet):
         assert test.fingerprint == dataset.test_sha256
+        parts = (np.load(dataset.root / f"train_{part}.npy", mmap_mode="r") for part in ("images", "labels"))
+        assert Split("train", *parts).fingerprint == dataset.train_sha256
     assert test.images.shape[1:] == (dataset.image_size, dataset.image_size, 3)
     counts = np.bincount(test.labels, minlength=len(dataset.classes))
     assert np.unique(counts).size == 1 or name == "restricted-imagenet"  # of every class as many
@@ -273,6 +275,28 @@ def test_the_cache_answers_once_the_data_are_gone(name, folder):
     assert dataset.load().split("test").fingerprint == before
     with pytest.raises(DataNotFound):  # another data set's images do not stand in
         next(other for key, other in DATASETS.items() if key != name).load(offline=True)
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_other_training_images_are_used_only_where_their_folder_is_named(name, folder, tmp_path):
+    dataset, other = written(name, folder), tmp_path / "other"
+    first = dataset.load(folder).root
+    original = Split("train", *(np.load(first / f"train_{part}.npy") for part in ("images", "labels"))).fingerprint
+    dataset = replace(dataset, train_sha256=original)
+    shutil.copytree(folder, other)
+    shards = [pq.read_table(path) for path in sorted(other.rglob("train-*"))]
+    for path, table in zip(sorted(other.rglob("train-*")), shards, strict=True):
+        turned = pa.array(len(dataset.classes) - 1 - table[dataset.label].to_numpy())
+        pq.write_table(table.set_column(1, dataset.label, turned), path)
+    changed = dataset.load(other)
+    assert changed.root != first
+    assert dataset.load().root == first
+    shutil.rmtree(first)
+    with pytest.raises(DataNotFound, match=dataset.variable):
+        dataset.load(offline=True)
+    hub = changed.root.with_name(f"{name}-hub-{dataset.revision[:12]}")
+    dataset.load(folder).root.rename(hub)  # as if it had been fetched
+    assert dataset.load(offline=True).root == hub
 
 
 def test_png_and_lossless_webp_shards_decode_to_the_same_pixels_in_order(folder):

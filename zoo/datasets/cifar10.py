@@ -19,4 +19,5 @@ DATASET = CIFAR10 = Parquet(
     folder="plain_text",
     revision="0b2714987fa478483af9968de7c934580d0bb9a2",
     test_sha256="e81c1046abd54f51999ecfbed92dcd77f3d74aa7886e2f85ac2296d431e675b0",
+    train_sha256="658a487509eaafd053817459c11d44249a1796266be4a79ae643ca7675768e7d",
 )

@@ -28,4 +28,5 @@ DATASET = CIFAR100 = Parquet(
     folder="cifar100",
     revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
     test_sha256="bd251483addf0530bc3e831455074dfa75f7657056fc2639e6b6aced382c06a9",
+    train_sha256="f062ca493c4d44a3d0921f223fbc3b1e88b46fd03322e97c635a0ac2a5f8baab",
 )

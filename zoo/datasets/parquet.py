@@ -32,6 +32,7 @@ class Parquet(Dataset):
         repo_id: the repository on the Hub; ``folder``: the folder of the files in it.
         revision: the commit to download.
         test_sha256: the fingerprint of the test split, which the files must have; None: not checked.
+        train_sha256: that of all training images; files with others are used only where their folder is named.
         files: the files of a loaded data set, to decode the images again; empty: they must come from the Hub.
         offline: of a loaded data set: do not use the Hub.
     """
@@ -41,17 +42,16 @@ class Parquet(Dataset):
     folder: str
     revision: str
     test_sha256: str | None = None
+    train_sha256: str | None = None
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     offline: bool = False
 
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
         named = self.named_folder(data)
-        if named is None:
-            for mark in sorted(cache_root().glob(f"{self.name}-*/{MARK}")):
-                if mark.stat().st_size:  # older caches have no record
-                    return replace(self, root=mark.parent, offline=offline)
+        if named is None and (root := self._decoded()):
+            return replace(self, root=root, offline=offline)
         files = self._from_hub(offline) if named is None else self._files(named)
-        key = f"{self.name}-hub-{self.revision[:12]}" if named is None else self._key(files)
+        key = self._hub_key if named is None else self._key(files)
         found = replace(self, files=files)
         return replace(found, root=cached(key, found._decode))
 
@@ -77,6 +77,28 @@ class Parquet(Dataset):
             f"'{folder}' does not hold train-*.parquet and test-*.parquet: "
             f"give a folder with the layout of {self.repo_id} on the Hub"
         )
+
+    @property
+    def _hub_key(self) -> str:
+        return f"{self.name}-hub-{self.revision[:12]}"
+
+    def _decoded(self) -> Path | None:
+        """The folder of the cache with the files of the Hub, else with the same images from a folder named before."""
+        marks = cache_root().glob(f"{self.name}-*/{MARK}")
+        for root in (mark.parent for mark in sorted(marks) if mark.stat().st_size):  # older caches have no record
+            if root.name == self._hub_key or self._original(root):
+                return root
+        return None
+
+    def _original(self, root: Path) -> bool:
+        """Whether ``root`` has this data set's training images and labels."""
+        if self.train_sha256 is None:
+            return True
+        try:
+            images, labels = (mapped(root / f"train_{part}.npy") for part in ("images", "labels"))
+        except IntegrityError:
+            return False
+        return Split("train", images, labels).fingerprint == self.train_sha256
 
     def _key(self, files: dict[str, list[Path]]) -> str:
         """The cache key: it changes with the parquet files. No file is read."""
