@@ -546,6 +546,21 @@ def test_when_nothing_matches_the_binding_constraint_and_the_nearest_miss_are_na
         pick(**limits)
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+def test_floors_are_on_the_data_set_of_the_entry(path):
+    names = {one.name: one for one in (PROTOCOLS[name].on("cifar100") for name in ("clean", "pgd20"))}
+    splits = {"cifar100": TEST_SPLIT["cifar10"]}
+    for name, clean, pgd20 in (("weak", 9000, 500), ("strong", 6000, 3000)):
+        entry = model(8, **{"cifar100-clean": clean, "cifar100-pgd20": pgd20})
+        write_model(name, {**entry, "dataset": "cifar100"}, datasets=splits, protocols=names.values(), path=path)
+    assert pick(by="cifar100-clean", min_clean=0.8).name == "weak"
+    assert pick(by="cifar100-clean", min_robust=0.2).name == "strong"
+    assert pick(by="cifar100-pgd20", min_clean=0.5, min_robust=0.2).name == "strong"
+    assert list_models(min_clean=0.6) == ["dull", "middle", "strong", "unmeasured", "weak", "wide"]
+    with pytest.raises(NothingMatches, match=r"at least 40\.0% accuracy under cifar100-pgd20; the best is strong"):
+        pick(by="cifar100-clean", min_robust=0.4)
+
+
 def test_invalid_budgets_are_usage_errors(path):
     for limits in ({"flops": "-1"}, {"n": 0}, {"min_clean": 70}, {"device": "phone"}, {"latency_ms": -1.0}):
         with pytest.raises(UsageError):

@@ -58,8 +58,8 @@ class MoreLimits(TypedDict, total=False):
 
     params: Budget
     size: Budget  # bytes of weights
-    min_clean: Budget
-    min_robust: Budget  # under the ranking protocol, or under PGD-20 if that is "clean"
+    min_clean: Budget  # on the data set of the entry
+    min_robust: Budget  # under the ranking protocol, or under PGD-20 if that has no attack
     latency_ms: float | None  # median of one image
     device: str | None  # on which it was measured
     engine: str | None  # with which it was measured, such as "onnxruntime-int8"; None: the fastest
@@ -89,11 +89,13 @@ def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> 
     if size is not None:
         bytes_ = parse_size(size)
         required.append(Constraint(lambda e: e.size, bytes_, True, "of weights", "the smallest is", format_size))
-    robust = by if by != "clean" else "pgd20"
-    for minimum, protocol in ((limits.get("min_clean"), "clean"), (limits.get("min_robust"), robust)):
-        if minimum is not None:
-            known_protocol(registry, protocol)
-            required.append(_accuracy_floor(parse_share(minimum), protocol))
+    if (minimum := limits.get("min_clean")) is not None:
+        required.append(_accuracy_floor(minimum, "accuracy (clean)", lambda entry: on(entry.dataset, "clean")))
+    if (minimum := limits.get("min_robust")) is not None:
+        known_protocol(registry, by)
+        asked = registry.protocols[by]
+        under = by if asked["attack"] != "none" else on(asked.get("dataset", "cifar10"), "pgd20")
+        required.append(_accuracy_floor(minimum, f"accuracy under {under}", lambda entry: under))
     if latency_ms is not None:
         required.append(_latency_ceiling(registry, latency_ms, device, engine))
     elif device is not None or engine is not None:
@@ -102,9 +104,16 @@ def constraints_of(registry: Registry, limits: Limits, *, by: str = "pgd20") -> 
     return required
 
 
-def _accuracy_floor(minimum: float, protocol: str) -> Constraint:
-    noun = "accuracy (clean)" if protocol == "clean" else f"accuracy under {protocol}"
-    return Constraint(lambda entry: entry.accuracy(protocol), minimum, False, noun, "the best is", format_share)
+def on(dataset: str, protocol: str) -> str:
+    """The name of the CIFAR-10 protocol ``protocol`` on another data set, as :meth:`Protocol.on` makes it."""
+    return protocol if dataset == "cifar10" else f"{dataset}-{protocol}"
+
+
+def _accuracy_floor(minimum: str | float, noun: str, protocol: Callable[[Entry], str]) -> Constraint:
+    def accuracy(entry: Entry) -> float | None:
+        return entry.accuracy(protocol(entry))
+
+    return Constraint(accuracy, parse_share(minimum), False, noun, "the best is", format_share)
 
 
 def _latency_ceiling(registry: Registry, latency_ms: float, device: str | None, engine: str | None) -> Constraint:
