@@ -221,6 +221,24 @@ def test_a_missing_key_is_named_unless_it_is_misspelt(minimal, line, instead, sa
         load_recipe(minimal)
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("preset = 3", r"at-tiny.toml: 'preset' must be made of tables: \[preset.NAME\]"),
+        ("phase = 3", "'phase' must be made of tables"),
+        ("phase = { a = 3 }", "'phase' must be made of tables"),
+        ("preset = { x = 5 }", "'preset' must be made of tables"),
+        ('[phase."../../out"]', "'../../out' is no name for a phase: use letters, digits, - and _"),
+        ('[phase."a.b"]', "'a.b' is no name for a phase"),
+    ],
+)
+def test_phases_and_presets_are_tables_with_names_that_a_folder_may_have(minimal, more, says):
+    text = MINIMAL.partition("[preset")[0]
+    minimal.write_text(f"{more}\n{text}" if "=" in more else f"{text}\n{more}\n")
+    with pytest.raises(UsageError, match=says):
+        load_phases(minimal)
+
+
 def test_what_is_not_there_is_named_with_its_neighbours(minimal, tmp_path):
     with pytest.raises(UsageError, match="did you mean 'trades-s7'"):
         load_recipe("trades-s77")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from test_recipe import MINIMAL
@@ -56,7 +57,11 @@ def test_a_run_is_resumed_without_its_settings_and_not_with_others(call, tmp_pat
     assert call("--resume", "--set", "train.epochs=1") == (0, "")
     code, err = call("--resume", "--set", "train.epochs=2")
     assert (code, "holds a run with other settings" in err) == (2, True)
-    (tmp_path / "run" / "asked.json").write_text(json.dumps([]))
+    damaged = ([], {"preset": 3, "overrides": []}, {"preset": None, "overrides": [1]}, {"preset": None})
+    for asked in damaged:
+        (tmp_path / "run" / "asked.json").write_text(json.dumps(asked))
+        code, err = call("--resume")
+        assert (code, "asked.json' is damaged" in err) == (5, True)
     code, err = call("--resume")
     assert (code, "is damaged" in err) == (5, True)
 
@@ -103,7 +108,10 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_settings(call
 def test_settings_may_change_until_a_run_has_a_checkpoint(call, tmp_path):
     settings = [part for one in SETTINGS for part in ("--set", one)]
     assert call(*settings) == (0, "")
-    for file in (tmp_path / "run" / "checkpoint.pt", tmp_path / "run" / "model" / "held_out.json"):
-        file.unlink()
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    code, said = call("--resume")
+    assert code == 2
+    assert "is the result of a run whose checkpoint is gone: choose another --out" in said
+    shutil.rmtree(tmp_path / "run" / "model")
     assert call("--resume", "--set", "train.batch_size=25") == (0, "")
     assert asked_of(tmp_path / "run")["overrides"] == [*SETTINGS, "train.batch_size=25"]

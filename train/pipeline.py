@@ -105,7 +105,10 @@ def asked_of(out: Path) -> dict[str, Any] | None:
     None if there is no run, or one that was refused."""
     try:
         asked = json.loads((out / ASKED).read_text(encoding="utf-8"))
-        return {"preset": asked["preset"], "overrides": asked["overrides"]}
+        preset, overrides = asked["preset"], asked["overrides"]
+        if not isinstance(preset, str | None) or not all(isinstance(one, str) for one in [*overrides]):
+            raise TypeError
+        return {"preset": preset, "overrides": [*overrides]}
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError):

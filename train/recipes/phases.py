@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         data = tomllib.loads(read_utf8(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' is not TOML: {error}") from None
-    presets = data.pop("preset", {})
+    presets, tables = (_tables(data.pop(key, {}), key, path) for key in ("preset", "phase"))
     if preset is not None and preset not in presets:
         raise UsageError(
             f"'{path.name}' has no preset '{preset}'{nearest(preset, presets)} (it has: {', '.join(presets) or 'none'})"
@@ -63,7 +64,7 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
         if not equals:
             raise UsageError(f"--set needs KEY=VALUE, such as train.epochs=2, not '{override}'")
         changes[key.strip()] = _toml_value(text.strip())
-    tables = data.pop("phase", {}) or {ONLY: {}}
+    tables = tables or {ONLY: {}}
     for key in (*chosen, *changes):
         if key.startswith("phase.") and (key.count(".") < 2 or key.split(".")[1] not in tables):
             raise UsageError(f"'{key}' names no key of a phase of '{path.name}' (it has: {', '.join(tables)})")
@@ -92,6 +93,16 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
                 f"choose depth or random, or name the tutors"
             )
     return phases
+
+
+def _tables(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
+    """``found`` if it is made of tables ``[key.NAME]``; names of phases are names of folders too."""
+    if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
+        raise UsageError(f"{path.name}: '{key}' must be made of tables: [{key}.NAME]")
+    for name in found:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise UsageError(f"{path.name}: '{name}' is no name for a {key}: use letters, digits, - and _")
+    return found
 
 
 def _is_section(key: str) -> bool:

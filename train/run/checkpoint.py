@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file raises anything, one that is cut short EINVAL
+        if isinstance(error, OSError) and error.errno != EINVAL:
+            raise
         raise IntegrityError(
             f"'{path}' is not a readable checkpoint ({type(error).__name__}): remove it to start afresh"
         ) from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zoo.datasets.base import Dataset
-from zoo.system.errors import TrainingDiverged, UsageError, ZooError
+from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError, ZooError
 from zoo.system.files import check_folder, write_atomic
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
@@ -40,10 +40,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Raise UsageError if ``out`` is a file, or holds a run and ``resume`` is off."""
+    """Raise UsageError if ``out`` is a file, holds a run and ``resume`` is off, or holds what a run left without its
+    checkpoint, which would be overwritten."""
     check_folder(out)
-    if (out / CHECKPOINT).exists() and not resume:
-        raise UsageError(f"'{out}' already holds a run: pass --resume to continue it, or choose another --out")
+    if (out / CHECKPOINT).exists():
+        if not resume:
+            raise UsageError(f"'{out}' already holds a run: pass --resume to continue it, or choose another --out")
+        return
+    for left in (Trainer.leaves(out) / CONFIG, out / "search.json"):
+        if left.exists():
+            raise UsageError(f"'{left}' is the result of a run whose checkpoint is gone: choose another --out")
 
 
 def fit(
@@ -79,6 +85,7 @@ def fit(
 
     Raises:
         UsageError: ``out`` holds a run and ``resume`` is off, or it holds the run of another recipe.
+        IntegrityError: the checkpoint is damaged, or of a version that stored other things.
         TrainingDiverged: robustness collapsed more often than ``guard.rollbacks``.
         Interrupted: a signal stopped the run.
     """
@@ -86,7 +93,7 @@ def fit(
     check_free(out, resume=resume)  # before the trainer is built, which may take minutes
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
-        if not isinstance(state, dict) or "recipe" not in state:
+        if not isinstance(state, dict) or "recipe" not in state or not isinstance(state.get("position"), dict):
             raise UsageError(f"'{checkpoint}' is not a checkpoint of zoo train: choose another --out")
         if state["recipe"] != recipe.model_dump(mode="json"):
             raise UsageError(f"'{out}' holds a run of another recipe or other settings: choose another --out")
@@ -96,7 +103,13 @@ def fit(
     trainer = kind(recipe, dataset, start=start, time_budget=time_budget, phase=phase, earlier=earlier, teacher=teacher)
     accelerator, main = trainer.accelerator, trainer.accelerator.is_main_process
     if state is not None:
-        trainer.restore(state)
+        try:
+            trainer.restore(state)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"'{checkpoint}' is damaged, or was written by another version ({type(error).__name__}): "
+                "continue it with that version, or choose another --out"
+            ) from None
     elif main:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")

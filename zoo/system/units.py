@@ -11,6 +11,7 @@ from zoo.system.errors import UsageError
 
 _POWERS = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12}
 # At most three digits of exponent: "1e999999999" would become an integer of that length.
+MOST = 10**300  # so that every count is a float too
 _NUMBER = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*([kKMGT]?)", re.ASCII)
 
 
@@ -20,13 +21,15 @@ def parse_count(text: str | float) -> int:
     Fractions are rounded down: a budget is an upper bound.
 
     Raises:
-        UsageError: ``text`` is negative, not finite, or not a number with one of the units k, M, G, T.
+        UsageError: ``text`` is negative, above 1e300, or not a number with one of the units k, M, G, T.
     """
     if isinstance(text, str):
         match = _NUMBER.fullmatch(text.strip())
         if match:
-            return int(Decimal(match[1]).scaleb(_POWERS[match[2]]))
-    elif isinstance(text, Real) and not isinstance(text, bool) and math.isfinite(text) and text >= 0:
+            count = Decimal(match[1]).scaleb(_POWERS[match[2]])
+            if count < MOST:
+                return int(count)
+    elif isinstance(text, Real) and not isinstance(text, bool) and 0 <= text < MOST:
         return int(text)
     raise UsageError(f"'{text}' is not a count: write it as 15000000, 15e6 or 15M (units k, M, G, T, decimal)")
 
