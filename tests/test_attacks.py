@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from operator import attrgetter
 
 import numpy as np
@@ -130,6 +131,7 @@ def test_adversarial_images_lie_in_the_ball_and_in_the_box(name, norm, eps, shap
     x = (torch.rand(shape, generator=generator, dtype=dtype) * 1.4 - 0.2).clamp(0, 1)  # many at the box
     y = torch.randint(0, 5, shape[:1], generator=generator)
     x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    eps = min(eps, 1.0) if norm == "linf" else eps
     x_adv = QUICK[name](tiny_net(shape[1], dtype=dtype), x, y, eps=eps, norm=norm, seed=seed)
     assert x_adv.shape == x.shape
     assert x_adv.dtype == x.dtype
@@ -655,6 +657,7 @@ def test_malformed_images_and_labels_are_refused(x, y, says, name):
         ({"eps": -0.1}, "eps must be"),
         ({"eps": float("nan")}, "eps must be"),
         ({"eps": "8/255"}, "eps must be"),
+        ({"eps": 8}, "eps must be at most 1, as pixels lie in .0, 1., not 8: 8/255 is eight grey levels"),
         ({"norm": "l1"}, "'linf' or 'l2', not 'l1'"),
         ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
         ({"steps": 2.5}, "steps must be"),
@@ -667,6 +670,20 @@ def test_malformed_images_and_labels_are_refused(x, y, says, name):
 def test_impossible_options_are_refused(options, says):
     with pytest.raises(UsageError, match=says):
         attacks.pgd(tiny_net(3), GOOD, LABELS, **({"eps": 0.1} | options))
+
+
+@pytest.mark.parametrize(
+    ("attack", "option", "values"),
+    [
+        (attacks.mifgsm, "decay", (math.nan, math.inf, -1.0)),
+        (attacks.deepfool, "overshoot", (math.nan, -2)),
+        (attacks.square, "p_init", (math.nan, 0, -0.1, 1.5)),
+    ],
+)
+def test_options_of_single_attacks_that_would_weaken_them_are_refused(attack, option, values):
+    for value in values:
+        with pytest.raises(UsageError, match=f"{option} must be a finite number"):
+            attack(tiny_net(3), GOOD, LABELS, eps=0.1, **{option: value})
 
 
 @pytest.mark.parametrize("name", QUICK)

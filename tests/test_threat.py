@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sturdy import SPEC
 from test_registry import model as entry_of
@@ -69,6 +71,30 @@ def test_the_short_form_is_read_back(text):
 def test_an_invalid_threat_model_is_refused(text):
     with pytest.raises(UsageError, match="a norm and its eps"):
         ThreatModel.parse(text)
+
+
+@given(st.sampled_from(["linf", "l2"]), st.floats(1e-9, 1, allow_subnormal=False))
+def test_every_threat_model_has_a_name_of_its_own_that_is_read_back(norm, eps):
+    threat = ThreatModel(norm=norm, eps=eps)
+    assert ThreatModel.parse(str(threat)) == threat
+    named = PROTOCOLS["pgd20"].under(threat)
+    assert protocol(named.name) == named
+    assert abs(threat.eps - eps) < 1e-8
+
+
+def test_decimals_of_eight_grey_levels_are_eight_grey_levels():
+    assert ThreatModel.parse("linf 0.031372549") == ThreatModel(eps=0.0313725490) == LINF_8
+    assert PROTOCOLS["pgd20"].under(ThreatModel.parse("linf 0.031372549")) == PROTOCOLS["pgd20"]
+    assert ThreatModel.parse("linf 0.03137") != LINF_8
+
+
+@pytest.mark.parametrize(
+    "threat", [{"norm": "linf", "eps": 5.0}, {"norm": "linf", "eps": 0.0}, {"norm": "l2", "eps": 0.0}]
+)
+def test_a_folder_that_states_an_impossible_threat_model_is_refused(tmp_path, capsys, threat):
+    name = folder_of(tmp_path / "model", build(SPEC), threat=threat)
+    assert run(["eval", name, "-n", "10", "-q"]) == 5
+    assert "its eps must be above 0, and at most 1 in linf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ Norm = Literal["linf", "l2"]
 P = ParamSpec("P")
 
 COUNTS = ("steps", "restarts", "targets", "queries")
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of options that single attacks have
+    "decay": ("of at least 0", lambda value: value >= 0),
+    "overshoot": ("of at least 0", lambda value: value >= 0),
+    "p_init": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+}
 
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; the options of an attack are in its signature
@@ -131,6 +136,12 @@ def _check_options(options: dict[str, Any]) -> None:
         raise UsageError(f"the step must be a finite number above 0 on the scale of [0, 1] pixels, not {step!r}")
     if norm not in ("linf", "l2"):
         raise UsageError(f"the norm must be 'linf' or 'l2', not {norm!r}")
+    if norm == "linf" and eps > 1:
+        raise UsageError(f"eps must be at most 1, as pixels lie in [0, 1], not {eps!r}: 8/255 is eight grey levels")
+    for name, (words, holds) in RANGES.items():
+        value = options.get(name, 1.0)
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and holds(value)):
+            raise UsageError(f"{name} must be a finite number {words}, not {value!r}")
     for name in COUNTS:
         count = options.get(name, 1)
         if not isinstance(count, int) or count < 1:

@@ -131,7 +131,12 @@ class Found:
     @property
     def task(self) -> Task:
         """Its data set, and its threat model: l-infinity with 8/255 where it states none."""
-        return Task(self.facts.dataset, self.facts.threat or ThreatModel())
+        threat = self.facts.threat or ThreatModel()
+        if not threat.sound:
+            raise IntegrityError(
+                f"'{self.address}' states a threat model of {threat}: its eps must be above 0, and at most 1 in linf"
+            )
+        return Task(self.facts.dataset, threat)
 
     @property
     def classes(self) -> tuple[str, ...]:
