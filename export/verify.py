@@ -26,7 +26,7 @@ from zoo.export.engines.options import TRUSTED, check_here, patient, reloading
 from zoo.export.ladder.climb import Progress, Trial, climb, silent
 from zoo.export.ladder.gate import CORRUPTIONS
 from zoo.export.ladder.report import findings, write_reports
-from zoo.export.ladder.terms import Terms
+from zoo.export.ladder.terms import Terms, check_needed
 from zoo.export.onnx.graph import GRAPH
 from zoo.export.onnx.metadata import check_metadata
 from zoo.export.probe import check_probe
@@ -133,6 +133,7 @@ def verify_bundle(
     typed(progress=(progress, Callable), notify=(notify, Callable))
     folder = Path(folder)
     level = level_called(level)
+    check_needed(level, terms)
     level = Terms.of("fp32", **terms).level(level)  # refused before anything is read
     key = None if sign is None else signing_key(sign)
     if key and not write:

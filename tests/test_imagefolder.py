@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,7 +17,7 @@ from torchvision.transforms import functional
 import zoo.datasets.imagefolder
 from zoo.cli.app import run as command_line
 from zoo.datasets.base import check_fits
-from zoo.datasets.imagefolder import IMAGEFOLDER
+from zoo.datasets.imagefolder import IMAGEFOLDER, opened
 from zoo.models import build
 from zoo.registry.file import load_registry
 from zoo.specs import StagedSpec
@@ -125,6 +127,25 @@ def test_images_of_every_mode_and_nested_folders_are_read_and_other_files_are_no
     test = IMAGEFOLDER.load(folder).split("test")
     assert len(test) == 8
     assert (test.images[test.labels == 0][-1] == 7).all()  # a/deeper/grey.PNG comes last
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "deep.png"), ("F", "deep.tiff"), ("I", "deep.tiff")])
+def test_an_image_that_pillow_would_clip_is_refused(folder, mode, name):
+    path = folder / "val" / "n000" / name
+    Image.new(mode, (20, 20), 1).save(path)
+    with pytest.raises(IntegrityError, match=f"{name}' has more than 8 bits a channel: save it with 8"):
+        opened(path)
+
+
+def test_colours_of_sixteen_bits_keep_their_leading_eight(folder):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixel = struct.pack(">HHH", 0x80FF, 0x0100, 0xFFFF)
+    path = folder / "val" / "n000" / "deep.png"
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + pixel)) + chunk(b"IEND", b""))
+    assert opened(path).getpixel((0, 0)) == (0x80, 0x01, 0xFF)
 
 
 def remove(*names):

@@ -24,13 +24,15 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
     """``["a=1", "b=x"]`` as ``{"a": "1", "b": "x"}``.
 
     Raises:
-        UsageError: one is not KEY=VALUE.
+        UsageError: one is not KEY=VALUE, or a key is given twice.
     """
-    given = {}
+    given: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"an engine's option is KEY=VALUE, such as provider=cuda, not '{pair}'")
+        if key.strip() in given:
+            raise UsageError(f"option '{key.strip()}' is given twice: give it once")
         given[key.strip()] = value.strip()
     return given
 

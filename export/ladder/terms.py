@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from zoo.evaluation.corruptions import check_kinds, kinds_called
-from zoo.export.bundle.manifest import Level, Precision
+from zoo.export.bundle.manifest import LEVELS, Level, Precision
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
 
@@ -20,6 +20,12 @@ from zoo.system.errors import UsageError
 TOLERANCE: dict[Precision, float] = {"fp32": 5e-4, "fp16": 0.03, "int8": 0.6}
 FAITHFUL = 5e-4  # of the spread: a float model this close to an engine has its gradients
 QUERIES = 1000
+NEEDED: dict[str, Level] = {"margin": "clean", "min_robust": "attacked", "queries": "attacked"}
+TOLD = {
+    "margin": "--margin (margin=)",
+    "min_robust": "--min-robust (min_robust=)",
+    "queries": "--square (queries=)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +105,17 @@ class Terms:
 
 
 DEFAULTS = Terms()
+
+
+def check_needed(asked: Level | None, given: Mapping[str, Any]) -> None:
+    """Refuse terms that are ``given`` (not None) for rungs that the level ``asked`` leaves out.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name, needed in NEEDED.items():
+        enough = asked is None or LEVELS.index(asked) >= LEVELS.index(needed)
+        if given.get(name) is not None and not enough:
+            raise UsageError(
+                f"{TOLD[name]} is for level '{needed}', and '{asked}' was asked for: verify '{needed}', or leave it out"
+            )

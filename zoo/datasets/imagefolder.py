@@ -188,7 +188,7 @@ def opened(path: Path) -> Image:
     """The RGB image in the file ``path``.
 
     Raises:
-        IntegrityError: the file is damaged or not an image.
+        IntegrityError: the file is damaged, not an image, or has more than 8 bits a channel, which Pillow would clip.
     """
     from PIL import Image
 
@@ -196,9 +196,12 @@ def opened(path: Path) -> Image:
         raise IntegrityError(f"'{path}' is not a readable image: it is {kind}")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            deep = image.mode in ("F", "I") or image.mode.startswith("I;")
+            if not deep:
+                return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise IntegrityError(f"'{path}' is not a readable image: {str(error).splitlines()[0]}") from None
+    raise IntegrityError(f"'{path}' has more than 8 bits a channel: save it with 8")
 
 
 def centred(image: Image) -> np.ndarray:
