@@ -24,6 +24,7 @@ def model():
             torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
             r"float32 \[N, 3, 32, 32\] in \[0, 1\], not uint8 \[2, 3, 32, 32\]",
         ),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), r"must be float32 .* not float64 \[2, 3, 32, 32\]"),
         (torch.zeros(2, 3, 64, 64), r"not float32 \[2, 3, 64, 64\]"),
         (torch.zeros(2, 32, 32, 3), r"not float32 \[2, 32, 32, 3\]"),
         (torch.zeros(2, 1, 32, 32), r"not float32 \[2, 1, 32, 32\]"),

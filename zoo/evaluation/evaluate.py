@@ -34,6 +34,7 @@ from zoo.models.classifier import GlobalAveragePool
 from zoo.models.fold import as_built, fold_batchnorm
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
+from zoo.system.torch_device import torch_device
 
 Batch = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # indices [B] to images [B, C, H, W] and labels [B]
 Progress = Callable[[int, int], None]  # images done, images in all; called by several threads, one at a time
@@ -110,6 +111,7 @@ def evaluate(
     Raises:
         UsageError: there are no images, an argument is not as above, or the answer to an image depends on the others
             in its batch.
+        WrongDevice: torch cannot use ``device`` here.
 
     Warns:
         UserWarning: a flag was raised, and ``flags`` was not given.
@@ -118,6 +120,7 @@ def evaluate(
     _check(images, labels)
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+    device = torch_device(device)
     n = min(protocol.n, len(images))
     with limited(1):  # a few images: threads would only wait for each other
         prepared = prepare(model, to_float(images[:2])).to(device)
@@ -134,7 +137,7 @@ def evaluate(
     if low < 0 or high >= classes:
         raise UsageError(f"this model needs labels from 0 to {classes - 1}, but these go from {low} to {high}")
 
-    paired = torch.device(device).type == "cpu"  # elsewhere there is one worker
+    paired = device.type == "cpu"  # elsewhere there is one worker
     split = partial(equal_parts, largest=batch_size, paired=paired)
     crew = Crew.of(prepared, batch(np.arange(min(n, 8)))[0], len(split(n)), len(split(n)[0]))
     with limited(crew.threads), exact():

@@ -37,8 +37,9 @@ class Classifier(nn.Module):
         """Images [N, 3, H, W] in [0, 1] to logits [N, classes].
 
         Raises:
-            UsageError: ``x`` has another shape or is not of floats; on a CPU in eval mode also if values are NaN, below
-                -1 or above 2. Where gradients of ``x`` are asked for, values are not looked at.
+            UsageError: ``x`` has another shape, is not of floats, or is of float64 where the model is not; on a CPU in
+                eval mode also if values are NaN, below -1 or above 2. Where gradients of ``x`` are asked for, values
+                are not looked at.
         """
         if not torch.compiler.is_compiling():
             self._check(x)
@@ -50,7 +51,8 @@ class Classifier(nn.Module):
                 return
             raise UsageError(f"images must be a tensor, not a value of type {type(x).__name__}")
         size = self.spec.image_size
-        if x.dim() != 4 or x.shape[1:] != (3, size, size) or not x.is_floating_point():
+        fits = x.is_floating_point() and (x.dtype != torch.float64 or self.mean.dtype == torch.float64)
+        if x.dim() != 4 or x.shape[1:] != (3, size, size) or not fits:
             found = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
             raise UsageError(f"images must be float32 [N, 3, {size}, {size}] in [0, 1], not {found}")
         if self.training or x.requires_grad or x.device.type != "cpu" or type(x) is not Tensor or not len(x):

@@ -14,9 +14,10 @@ from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
-from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError, WrongDevice, first_line
+from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
 from zoo.system.files import sha256_file
 from zoo.system.hub import HubFiles, check_size, commit_of, promised_sha256
+from zoo.system.torch_device import torch_device
 from zoo.weights.address import HUB, LOCAL, NAME, Address
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 from zoo.weights.tensors import HEADER_LIMIT, check_count, check_file, fill, read_metadata, read_tensors
@@ -180,7 +181,7 @@ class Found:
 
         from zoo.models import build
 
-        where = _device(device)
+        where = torch_device(device)
         if self.path is None:
             return build(spec).eval().to(where)
         tensors = _tensors(self)
@@ -349,19 +350,3 @@ def _released(name: str, weights: Weights, hub: HubFiles) -> Path:
 
     file = weights.hub
     return hub.fetch(file.repo_id, file.filename, file.revision, check=check, limit=weights.size)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    import torch
-
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UsageError(f"'{device}' is not a device: use cpu, cuda, cuda:1 or mps") from None
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise WrongDevice(f"torch finds {torch.cuda.device_count()} CUDA devices, but not '{device}': use cpu")
-    try:
-        torch.empty(0, device=where)
-    except Exception as error:  # of every kind of device another
-        raise WrongDevice(f"torch cannot use '{device}' here ({first_line(error)}): use cpu") from None
-    return where
