@@ -672,6 +672,14 @@ def test_impossible_options_are_refused(options, says):
         attacks.pgd(tiny_net(3), GOOD, LABELS, **({"eps": 0.1} | options))
 
 
+def test_an_attack_in_inference_mode_finds_the_same(net, images):
+    x, y = images
+    expected = attacks.pgd(net, x, y, eps=16 / 255, steps=3)
+    with torch.inference_mode():
+        assert torch.equal(attacks.pgd(net, x, y, eps=16 / 255, steps=3), expected)
+        assert torch.equal(attacks.pgd(net, x + 0, y + 0, eps=16 / 255, steps=3), expected)
+
+
 @pytest.mark.parametrize(
     ("attack", "option", "values"),
     [

@@ -13,6 +13,7 @@ from zoo.models import build
 from zoo.specs import StagedSpec
 from zoo.system.errors import UsageError
 from zoo.train.run.loop import fit
+from zoo.weights.load import load
 
 N = 200
 
@@ -140,6 +141,13 @@ def test_images_and_labels_of_another_kind_are_refused_in_one_sentence(net, pixe
 def test_labels_may_be_integers_of_any_size(net, pixels, kind):
     expected = evaluate(net, *pixels, small("fgsm"))
     assert (evaluate(net, pixels[0], pixels[1].astype(kind), small("fgsm")) == expected).all()
+
+
+def test_a_caller_in_inference_mode_gets_the_same(net, pixels):
+    expected = evaluate(net, *pixels, small("fgsm"))
+    with torch.inference_mode():
+        assert (evaluate(net, *pixels, small("fgsm")) == expected).all()
+        assert all(not one.is_inference() for one in load("nfgsm-w4").parameters())
 
 
 def test_invalid_requests_are_refused(net, pixels, toy):

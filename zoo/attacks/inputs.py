@@ -63,7 +63,8 @@ def attack(
             if not len(x) or not options.get("eps", 1.0):
                 return x.clone(memory_format=torch.contiguous_format)
             guarded = model if isinstance(model, Guarded) else Guarded(model, classes=int(y.max()) + 1)  # in AutoAttack
-            with without_gradients(model), torch.no_grad():
+            with torch.inference_mode(False), without_gradients(model), torch.no_grad():
+                x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
                 x_adv = craft(guarded, x, y, *args, **options)
             return x_adv.contiguous()
 

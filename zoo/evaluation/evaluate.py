@@ -67,6 +67,7 @@ class _Pool(nn.Module):
         return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
+@torch.inference_mode(mode=False)  # whatever the caller's: attacks need gradients
 def evaluate(
     model: nn.Module,
     images: np.ndarray,

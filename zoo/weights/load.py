@@ -179,17 +179,20 @@ class Found:
         """The model, with fresh weights if ``path`` is None. Errors are those of :func:`load`."""
         spec = self.spec
 
+        import torch
+
         from zoo.models import build
 
         where = torch_device(device)
-        if self.path is None:
-            return build(spec).eval().to(where)
-        tensors = _tensors(self)
-        check_count(tensors, spec, self.path)
-        model = build(spec)
-        fill(model, tensors, self.path)
-        vars(model)[_ORIGIN] = self.sha256
-        return model.eval().to(where)
+        with torch.inference_mode(False):  # its weights may be trained and attacked later
+            if self.path is None:
+                return build(spec).eval().to(where)
+            tensors = _tensors(self)
+            check_count(tensors, spec, self.path)
+            model = build(spec)
+            fill(model, tensors, self.path)
+            vars(model)[_ORIGIN] = self.sha256
+            return model.eval().to(where)
 
     def companion(self, name: str) -> Path | None:
         """The file ``name`` that belongs to the weights, such as a predictor: beside them, else where the registry says
