@@ -23,8 +23,6 @@ def net(toy, tmp_path_factory):
     """A small net, trained for some seconds so that there is robustness to lose."""
     from test_training import recipe
 
-    from zoo.weights.load import load
-
     folder = tmp_path_factory.mktemp("net")
     return load(f"local-dir:{fit(recipe(train={'epochs': 8}, guard={'every': 8}), toy, folder / 'run')}")
 

@@ -556,3 +556,17 @@ def test_a_card_names_first_the_autoattack_on_the_most_images():
     less = replace(entry, results={key: one for key, one in entry.results.items() if key != "autoattack10k"})
     assert Facts(entry, registry, "me/nfgsm-w4").strongest == "autoattack10k"
     assert Facts(less, registry, "me/nfgsm-w4").strongest == "autoattack"
+
+
+def test_a_dry_run_that_fails_leaves_nothing_in_the_way_of_the_next(call, registry, tmp_path, monkeypatch):
+    def full(order_found, facts, folder, **options):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    asked = ("push", "sturdy", "--repo-id", "org/sturdy", "--dry-run", "--out", tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("zoo.hub.push.write_repository", full)
+        assert call(*asked)[0] == 1
+    assert call(*asked)[0] == 0
+    assert (tmp_path / "out" / "sturdy" / "README.md").is_file()

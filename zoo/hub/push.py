@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 
 from zoo.export.ladder.climb import Progress, silent
@@ -83,7 +84,7 @@ def orders(names: Sequence[str], pattern: str, *, license: str | None = None, of
 def prepare(
     orders: Sequence[Order], out: Path, *, say: Say = lambda sentence: None, progress: Progress = silent
 ) -> list[Content]:
-    """Write each repository into a folder of its name in ``out``.
+    """Write each repository into a folder of its name in ``out``; all or, after an error, none.
 
     Raises:
         UsageError: such a folder is there already.
@@ -95,9 +96,15 @@ def prepare(
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(f"'{folder}' exists already: choose another folder")
     made = []
-    for order in orders:
-        say(f"{order.repo_id}: writing card and ONNX graph ...")
-        made.append(write_repository(order.found, order.facts, folders[order.repo_id], notify=say, progress=progress))
+    try:
+        for order in orders:
+            say(f"{order.repo_id}: writing card and ONNX graph ...")
+            folder = folders[order.repo_id]
+            made.append(write_repository(order.found, order.facts, folder, notify=say, progress=progress))
+    except BaseException:
+        for folder in folders.values():
+            rmtree(folder, ignore_errors=True)
+        raise
     return made
 
 
