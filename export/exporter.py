@@ -40,6 +40,7 @@ from zoo.export.ladder.climb import WALK, Progress, Trial, climb, silent
 from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
+from zoo.export.ladder.terms import check_needed
 from zoo.export.mixed import search
 from zoo.export.onnx.calibration import calibration_images
 from zoo.export.onnx.fp16 import to_fp16
@@ -104,10 +105,11 @@ def job_of(name: str, options: ExportOptions, *, notify: Notify = warnings.warn)
 
     Raises:
         MissingDependency: the engine is not installed.
-        UsageError: the bundle exists, or the data set is not one for the model.
+        UsageError: the bundle exists, the data set is not one for the model, or a term is for a higher level.
         UnknownModel, Unreachable, DataNotFound, IntegrityError: the model or the data cannot be had.
         WrongDevice: the level runs the engine, and this machine cannot.
     """
+    check_needed(level_called(options.verify), vars(options))
     options.engine.require(build=True)
     options.engine.load_module().runtime()
     check_here(options.engine, options.engine_options)

@@ -13,7 +13,7 @@ from zoo.export.bundle.keys import SigningKey, signing_key
 from zoo.export.bundle.manifest import PRECISIONS, Precision, level_called
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.options import options_of
-from zoo.export.ladder.terms import Terms, check_needed
+from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.calibration import Sampling
 from zoo.system.arguments import typed
 from zoo.system.errors import UsageError
@@ -106,7 +106,6 @@ class ExportOptions:
             raise UsageError(
                 f"what may be lost is a share from 0 to 1 (0.005 is half a point), not {self.keep_robust:g}"
             )
-        check_needed(level_called(self.verify), vars(self))
         self.terms.level(level_called(self.verify))  # terms are checked as they are made
         options_of(engine, self.engine_options)
         if self.sign is not None:  # read once: the file may be gone when the key is needed

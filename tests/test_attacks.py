@@ -680,6 +680,16 @@ def test_an_attack_in_inference_mode_finds_the_same(net, images):
         assert torch.equal(attacks.pgd(net, x + 0, y + 0, eps=16 / 255, steps=3), expected)
 
 
+def test_a_model_made_in_inference_mode_is_attacked_by_square_alone(images):
+    x, y = images
+    with torch.inference_mode():
+        made = tiny_net(x.shape[1])
+    assert attacks.square(made, x, y % 3, eps=0.1, queries=5).shape == x.shape
+    with pytest.raises(UsageError, match=r"made in torch\.inference_mode\(\): make it outside"):
+        attacks.pgd(made, x, y % 3, eps=0.1)
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
 @pytest.mark.parametrize(
     ("attack", "option", "values"),
     [

@@ -278,6 +278,18 @@ def test_the_cache_answers_once_the_data_are_gone(name, folder):
 
 
 @pytest.mark.parametrize("name", TOP)
+def test_damaged_training_images_do_not_hide_the_test_split(name, folder):
+    dataset = replace(written(name, folder), train_sha256="0" * 64)
+    root = dataset.load(folder).root
+    shutil.rmtree(folder)
+    zeroed(root / "train_images.npy")
+    found = dataset.load(offline=True)
+    assert len(found.split("test")) == SIZES["test"]
+    with pytest.raises(DataNotFound, match=dataset.variable):
+        found.split("train")
+
+
+@pytest.mark.parametrize("name", TOP)
 def test_other_training_images_are_used_only_where_their_folder_is_named(name, folder, tmp_path):
     dataset, other = written(name, folder), tmp_path / "other"
     first = dataset.load(folder).root

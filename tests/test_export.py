@@ -165,6 +165,17 @@ def test_wrong_arguments_are_named(local_name, tmp_path):
         export_model(local_name, out=tmp_path, batches=8)
 
 
+def test_terms_may_be_given_where_images_are_not_at_hand(local_name, no_data, tmp_path):
+    terms = {"margin": 0.02, "min_robust": 0.3, "queries": 50}
+    with pytest.warns(UserWarning, match="robustness was NOT verified"):
+        done = export_model(local_name, out=tmp_path, **terms)
+    assert done.manifest.verified == "parity"
+    again = {"out": tmp_path / "again", "verify": "parity"}
+    assert export_model(local_name, **again, queries=0).folder.is_dir()
+    with pytest.raises(UsageError, match=r"--min-robust \(min_robust=\) is for level 'attacked'"):
+        export_model(local_name, **again, min_robust=0.3)
+
+
 def test_without_data_python_is_warned(local_name, no_data, tmp_path):
     with pytest.warns(UserWarning, match="NOT verified"):
         export_model(local_name, out=tmp_path, offline=True)

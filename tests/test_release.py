@@ -122,6 +122,35 @@ def test_replaced_weights_may_be_measured_on_other_images(bundled, tmp_path):
     assert load_registry().datasets["cifar10"]["splits"]["test"]["sha256"] == "e" * 64
 
 
+def test_after_a_full_disk_any_weights_may_be_released(bundled, tmp_path, monkeypatch):
+    first = candidate(find(folder_of(tmp_path, 1)))
+    release(first, [measured("clean", first.sha256)])
+
+    def full(source, target):
+        target.write_bytes(b"half")  # and then the disk is full
+        raise OSError(28, "No space left on device")
+
+    other = candidate(find(folder_of(tmp_path, 2)), replace=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("zoo.weights.release.copy_atomic", full)
+        with pytest.raises(OSError, match="No space"):
+            release(other, [measured("clean", other.sha256)])
+    assert info("mine").weights.sha256 == first.sha256
+    again = candidate(find(f"local-dir:{tmp_path}/trained-1"))
+    release(again, [measured("fgsm", again.sha256)])
+    assert bundled.with_name("mine.safetensors").read_bytes() == b"weights 1"
+    assert set(info("mine").results) == {"clean", "fgsm"}
+
+
+def test_bits_that_are_not_the_registrys_are_never_overwritten(bundled, tmp_path):
+    own = bundled.with_name("mine.bits.npz")
+    np.savez(own, weights_sha256=np.array("f" * 64))
+    before = own.read_bytes()
+    with pytest.raises(UsageError, match=r"mine\.bits\.npz' is no file of this registry"):
+        candidate(find(folder_of(tmp_path, 1)))
+    assert own.read_bytes() == before
+
+
 def test_a_file_that_is_not_the_registrys_is_never_overwritten(bundled, tmp_path):
     own = bundled.with_name("mine.safetensors")
     own.write_bytes(b"work of days")

@@ -25,6 +25,7 @@ from zoo.datasets.cifar100 import CIFAR100
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, dataset_of, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
+from zoo.export.bundle.claims import _of_the_reports as claims_of
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import read_manifest
 from zoo.export.engines.twin import Twin
@@ -241,6 +242,16 @@ def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):
     assert {one["norm"] for rung in report.rungs for one in rung.protocols} == {"l2"}
 
 
+def test_a_report_with_decimals_of_grey_levels_does_not_contradict_its_manifest():
+    attacked = {"norm": "linf", "eps": 0.031372549}  # as older bundles have it
+    rung = SimpleNamespace(name="transfer", holds=True, n=9, threshold={}, measured={}, protocols=[attacked])
+    report = SimpleNamespace(reached="attacked", rungs=[rung], engine={})
+    told = {"verified": "attacked", "conditions": None, "gates": [rung]}
+    for threat, agrees in ((LINF_8, True), (ThreatModel(eps=4 / 255), False)):
+        claims = claims_of(SimpleNamespace(**told, threat_model=threat), report)
+        assert all(one.said == one.known for one in claims) == agrees
+
+
 def test_an_engine_that_is_not_robust_in_l2_fails_the_gate(bundle, fragile):
     save_onnx(fragile, bundle / "model.onnx")
     manifest = json.loads((bundle / MANIFEST).read_text())
@@ -350,6 +361,21 @@ def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_
     capsys.readouterr()
     assert run(["list", "--by", "cifar100-fgsm-l2-0.5"]) == 0
     assert "fgsm, l2 0.5" in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_images_than_the_registrys_are_refused_before_anything_is_measured(
+    hundred, world, found, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
+    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
+    changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
+    np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
+    found(replace(CIFAR100, root=changed))
+    monkeypatch.setattr("zoo.evaluation.measure.measure", lambda *given, **more: pytest.fail("it was measured"))
+    assert run(["eval", hundred, "-p", "clean", "--write", "-q"]) == 5
+    assert "has results of 'model' on other images in the test split of cifar100" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
 
 
 def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):

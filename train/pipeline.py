@@ -106,9 +106,10 @@ def asked_of(out: Path) -> dict[str, Any] | None:
     try:
         asked = json.loads((out / ASKED).read_text(encoding="utf-8"))
         preset, overrides = asked["preset"], asked["overrides"]
-        if not isinstance(preset, str | None) or not all(isinstance(one, str) for one in [*overrides]):
+        listed = isinstance(overrides, list) and all(isinstance(one, str) for one in overrides)
+        if not isinstance(preset, str | None) or not listed:
             raise TypeError
-        return {"preset": preset, "overrides": [*overrides]}
+        return {"preset": preset, "overrides": overrides}
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.datasets import DATASETS
+from zoo.evaluation.threat import ThreatModel
 from zoo.export.bundle.conditions import conditions
 from zoo.export.bundle.manifest import Manifest, Report, io_of, read_report
 from zoo.registry.entry import Entry, Registry, Result
@@ -138,5 +139,8 @@ def _of_the_reports(manifest: Manifest, report: Report) -> Iterator[Claim]:
         for fact in ("holds", "n", "threshold", "measured"):
             yield Claim(f"gates.{gate.name}.{fact}", getattr(gate, fact), source, getattr(rung, fact))
         for protocol in gate.protocols:
-            for fact in threat.keys() & protocol.keys():
-                yield Claim(f"threat_model.{fact}", threat[fact], "its engine was attacked under", protocol[fact])
+            attacked = {fact: protocol[fact] for fact in threat.keys() & protocol.keys()}
+            if isinstance(attacked.get("eps"), float):  # decimals of 8/255 too
+                attacked["eps"] = ThreatModel(norm=protocol.get("norm", "linf"), eps=attacked["eps"]).eps
+            for fact, value in attacked.items():
+                yield Claim(f"threat_model.{fact}", threat[fact], "its engine was attacked under", value)

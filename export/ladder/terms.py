@@ -115,7 +115,7 @@ def check_needed(asked: Level | None, given: Mapping[str, Any]) -> None:
     """
     for name, needed in NEEDED.items():
         enough = asked is None or LEVELS.index(asked) >= LEVELS.index(needed)
-        if given.get(name) is not None and not enough:
+        if given.get(name) not in (None, 0 if name == "queries" else None) and not enough:
             raise UsageError(
                 f"{TOLD[name]} is for level '{needed}', and '{asked}' was asked for: verify '{needed}', or leave it out"
             )

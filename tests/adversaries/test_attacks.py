@@ -88,8 +88,9 @@ def test_no_trick_looks_more_robust_than_it_is(fragile, world, truth, trick, nam
 
 
 def test_a_flag_that_nobody_asks_for_is_a_warning(fragile, world):
-    with pytest.warns(UserWarning, match="too high: masked: its gradient vanishes"):
+    with pytest.warns(UserWarning, match="too high: masked: its gradient vanishes") as caught:
         evaluate(TRICKS["rounded inputs"](fragile), *world, under("fgsm"))
+    assert caught[0].filename == __file__  # Python shows a warning once for each place
 
 
 def test_random_answers_are_attacked_in_expectation_and_the_verdict_repeats(fragile, world):

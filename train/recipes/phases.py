@@ -96,12 +96,12 @@ def load_phases(source: str | Path, *, overrides: Iterable[str] = (), preset: st
 
 
 def _tables(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
-    """``found`` if it is made of tables ``[key.NAME]``; names of phases are names of folders too."""
+    """``found`` if it is made of tables ``[key.NAME]``; the name of a phase is that of a folder too."""
     if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
         raise UsageError(f"{path.name}: '{key}' must be made of tables: [{key}.NAME]")
     for name in found:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UsageError(f"{path.name}: '{name}' is no name for a {key}: use letters, digits, - and _")
+        if key == "phase" and not re.fullmatch(r"[\w-]+", name):
+            raise UsageError(f"{path.name}: '{name}' is no name for a phase: use letters, digits, - and _")
     return found
 
 

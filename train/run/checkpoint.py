@@ -30,5 +30,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError) and error.errno != EINVAL:
             raise
         raise IntegrityError(
-            f"'{path}' is not a readable checkpoint ({type(error).__name__}): remove it to start afresh"
+            f"'{path}' is not a readable checkpoint ({type(error).__name__}): choose another --out"
         ) from None

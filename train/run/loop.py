@@ -105,6 +105,8 @@ def fit(
     if state is not None:
         try:
             trainer.restore(state)
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise IntegrityError(
                 f"'{checkpoint}' is damaged, or was written by another version ({type(error).__name__}): "

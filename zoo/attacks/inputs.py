@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
@@ -110,7 +111,7 @@ def generator(seed: int, stream: str, device: torch.device) -> torch.Generator:
 def without_gradients(model: Model) -> Iterator[None]:
     """Freeze the parameters: their gradients are not needed and take a third of every backward pass."""
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [one for one in parameters if one.requires_grad and not one.is_inference()]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -141,7 +142,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise UsageError(f"eps must be at most 1, as pixels lie in [0, 1], not {eps!r}: 8/255 is eight grey levels")
     for name, (words, holds) in RANGES.items():
         value = options.get(name, 1.0)
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and holds(value)):
+        if not (isinstance(value, Real) and math.isfinite(value) and holds(float(value))):
             raise UsageError(f"{name} must be a finite number {words}, not {value!r}")
     for name in COUNTS:
         count = options.get(name, 1)

@@ -107,7 +107,12 @@ def slope(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor,
 def _differentiated(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        z = model(x)
+        try:
+            z = model(x)
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise UsageError("the model was made in torch.inference_mode(): make it outside, for gradients") from None
         losses = loss(z, *labels)
         total = losses.sum()  # with grad_outputs in its place, PyTorch imports SymPy first: a second
     if not losses.requires_grad:

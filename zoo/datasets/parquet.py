@@ -84,20 +84,20 @@ class Parquet(Dataset):
 
     def _decoded(self) -> Path | None:
         """The folder of the cache with the files of the Hub, else with the same images from a folder named before."""
-        marks = cache_root().glob(f"{self.name}-*/{MARK}")
-        for root in (mark.parent for mark in sorted(marks) if mark.stat().st_size):  # older caches have no record
+        marks = sorted(cache_root().glob(f"{self.name}-*/{MARK}"), key=lambda mark: mark.parent.name != self._hub_key)
+        for root in (mark.parent for mark in marks if mark.stat().st_size):  # older caches have no record
             if root.name == self._hub_key or self._original(root):
                 return root
         return None
 
     def _original(self, root: Path) -> bool:
-        """Whether ``root`` has this data set's training images and labels."""
+        """Whether ``root`` has this data set's training images and labels, as far as they can be read."""
         if self.train_sha256 is None:
             return True
         try:
             images, labels = (mapped(root / f"train_{part}.npy") for part in ("images", "labels"))
-        except IntegrityError:
-            return False
+        except IntegrityError:  # split("train") names the file, or makes it again
+            return True
         return Split("train", images, labels).fingerprint == self.train_sha256
 
     def _key(self, files: dict[str, list[Path]]) -> str:

@@ -165,7 +165,8 @@ def evaluate(
     if flags is not None:
         flags |= seen.flags
     elif seen.flags:
-        warnings.warn(f"this accuracy may be too high: {'; '.join(explained(seen.flags))}", stacklevel=2)
+        told = f"this accuracy may be too high: {'; '.join(explained(seen.flags))}"
+        warnings.warn(told, stacklevel=3)  # past the decorator
     ledger.remove()
     return right
 

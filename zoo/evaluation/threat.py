@@ -28,7 +28,7 @@ class ThreatModel(Record):
     def _levels(self) -> int | None:
         """A whole number of 1/255 that an l-infinity eps is, else None."""
         levels = self.eps * 255
-        whole = self.norm == "linf" and self.eps <= 1 and abs(levels - round(levels)) < 1e-6
+        whole = self.norm == "linf" and 0 <= self.eps <= 1 and abs(levels - round(levels)) < 1e-6
         return round(levels) if whole and (round(levels) or not levels) else None
 
     @property

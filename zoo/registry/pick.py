@@ -183,7 +183,7 @@ def pick(
         flops: at most this many multiply-accumulates per image, as ``"15M"``, ``15e6`` or ``15000000``.
         params: at most this many parameters; ``size``: at most this many bytes of weights, as ``"1.9MB"``.
         min_clean: at least this clean accuracy, as ``0.7`` or ``"70%"``; ``min_robust`` likewise, under ``by`` (under
-            "pgd20" if ``by`` is "clean").
+            PGD-20 on the same data set if ``by`` has no attack).
         latency_ms: at most this median latency of one image on ``device`` ("this" is the present machine), with
             ``engine``, such as "onnxruntime-int8". Without ``engine`` the fastest one counts, which need not be the one
             that you export to: :func:`zoo.registry.constraints.fastest` names it.

@@ -40,7 +40,8 @@ def attack_of(protocol: Mapping[str, Any]) -> str:
     if threat := threat_of(protocol):
         words.append(threat)
     if protocol.get("steps"):
-        of = f" of {ThreatModel(norm=protocol['norm'], eps=step).size}" if step else ""
+        size = ThreatModel(norm=protocol["norm"], eps=step).size if step else ""
+        of = f" of {size if '/' in size else f'{step:g}'}" if step else ""
         words.append(f"{protocol['steps']} steps{of}")
     if protocol.get("restarts", 1) > 1:
         words.append(f"{protocol['restarts']} restarts")

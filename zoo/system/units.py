@@ -29,8 +29,10 @@ def parse_count(text: str | float) -> int:
             count = Decimal(match[1]).scaleb(_POWERS[match[2]])
             if count < MOST:
                 return int(count)
-    elif isinstance(text, Real) and not isinstance(text, bool) and 0 <= text < MOST:
-        return int(text)
+    elif isinstance(text, Real) and not isinstance(text, bool):
+        number = text if isinstance(text, int) else float(text)  # numpy's numbers, too
+        if 0 <= number < MOST:
+            return int(number)
     raise UsageError(f"'{text}' is not a count: write it as 15000000, 15e6 or 15M (units k, M, G, T, decimal)")
 
 

@@ -90,10 +90,9 @@ def candidate(found: Found, *, replace: bool = False) -> Candidate:
             f"another name in '{where}', or add --replace (replace=True)"
         )
     target = home() / f"{facts.name}.safetensors"
-    known = (sha256, named.weights.sha256 if named else None)
-    if target.exists() and target.resolve() != path.resolve() and sha256_file(target) not in known:
+    if named is None and target.resolve() != path.resolve() and (foreign := _foreign(target, sha256)):
         raise UsageError(
-            f"'{target}' is no file of this registry, and would be overwritten: move it, or give the model another "
+            f"'{foreign}' is no file of this registry, and would be overwritten: move it, or give the model another "
             f"name in '{where}'"
         )
     macs, params = cost(found.spec)
@@ -120,6 +119,14 @@ def candidate(found: Found, *, replace: bool = False) -> Candidate:
     except UsageError as error:
         raise UsageError(f"'{where}' cannot become a registry entry: {error}") from None
     return _checked(Candidate(facts.name, path, sha256, entry_so_far))
+
+
+def _foreign(target: Path, sha256: str) -> Path | None:
+    """A file where the new model's would go that an interrupted release of the same weights has not left."""
+    bits = _bits_file(target.stem)
+    if bits.exists() and _read_bits(bits).get("weights_sha256") != sha256:
+        return bits
+    return target if target.exists() and sha256_file(target) != sha256 else None
 
 
 def _checked(model: Candidate) -> Candidate:
@@ -166,15 +173,16 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
 
 
 def _write_files(model: Candidate, arrays: Mapping[str, Any]) -> None:
+    """The bits first: those of other weights than the registry's are ignored."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(_bits_file(model.name), buffer.getvalue())
     target = home() / model.entry["weights"]["file"]
     if target.resolve() != model.weights.resolve():
         copy_atomic(model.weights, target)
         predictor = model.weights.with_name(PREDICTOR)
         if predictor.is_file():
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(_bits_file(model.name), buffer.getvalue())
 
 
 def check_images(model: Candidate, dataset: Dataset, protocols: Sequence[Protocol]) -> None:
