@@ -109,6 +109,19 @@ def taught(width: int = 20, **right: int) -> dict[str, Any]:
     return entry
 
 
+def config_of(**changes: Any) -> dict[str, Any]:
+    """The config.json that training leaves, with ``changes``."""
+    student = taught()
+    trained = {key: value for key, value in student["train"].items() if key != "recipe_sha256"}
+    return {
+        "name": "student",
+        **{key: student[key] for key in ("family", "description", "spec")},
+        "paper": None,
+        "train": trained | {"commit": None, "settings": {"epochs": 2.5}, "history": []},
+        **changes,
+    }
+
+
 def registry_data(models: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": 1,
@@ -197,15 +210,7 @@ def trained(tmp_path):
     """Write the folder that training leaves, its config.json with ``changes``; returns the name that opens it."""
 
     def written(**changes: Any) -> str:
-        student = taught()
-        config = {
-            "name": "student",
-            **{key: student[key] for key in ("family", "description", "spec")},
-            "paper": None,
-            "train": {key: value for key, value in student["train"].items() if key != "recipe_sha256"}
-            | {"commit": None, "settings": {"epochs": 2.5}, "history": []},
-        }
-        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        (tmp_path / "config.json").write_text(json.dumps(config_of(**changes)))
         (tmp_path / "model.safetensors").write_bytes(b"weights")
         return f"local-dir:{tmp_path}"
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_registry import result, taught
+from test_registry import config_of, result
 
 from zoo.evaluation.measure import Measurement
 from zoo.evaluation.protocols import PROTOCOLS
@@ -79,15 +79,7 @@ def folder_of(tmp_path, seed: int) -> str:
     """A trained model called "mine", whose weights differ with ``seed``; returns the name that opens it."""
     folder = tmp_path / f"trained-{seed}"
     folder.mkdir()
-    student = taught()
-    config = {
-        "name": "mine",
-        **{key: student[key] for key in ("family", "description", "spec")},
-        "paper": None,
-        "train": {key: value for key, value in student["train"].items() if key != "recipe_sha256"}
-        | {"commit": None, "settings": {"epochs": 2.5}, "history": []},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config_of(name="mine")))
     (folder / "model.safetensors").write_bytes(b"weights %d" % seed)
     return f"local-dir:{folder}"
 

@@ -20,11 +20,10 @@ from zoo.system.errors import UsageError
 TOLERANCE: dict[Precision, float] = {"fp32": 5e-4, "fp16": 0.03, "int8": 0.6}
 FAITHFUL = 5e-4  # of the spread: a float model this close to an engine has its gradients
 QUERIES = 1000
-NEEDED: dict[str, Level] = {"margin": "clean", "min_robust": "attacked", "queries": "attacked"}
-TOLD = {
-    "margin": "--margin (margin=)",
-    "min_robust": "--min-robust (min_robust=)",
-    "queries": "--square (queries=)",
+NEEDED: dict[str, tuple[str, Level]] = {  # as a message names a term, and the lowest level with its rung
+    "margin": ("--margin (margin=)", "clean"),
+    "min_robust": ("--min-robust (min_robust=)", "attacked"),
+    "queries": ("--square (queries=)", "attacked"),
 }
 
 
@@ -108,14 +107,14 @@ DEFAULTS = Terms()
 
 
 def check_needed(asked: Level | None, given: Mapping[str, Any]) -> None:
-    """Refuse terms that are ``given`` (not None) for rungs that the level ``asked`` leaves out.
+    """Refuse terms that are ``given`` (not None, and not 0, which asks for nothing) for rungs that the level ``asked``
+    leaves out.
 
     Raises:
         UsageError: there is one.
     """
-    for name, needed in NEEDED.items():
-        enough = asked is None or LEVELS.index(asked) >= LEVELS.index(needed)
-        if given.get(name) not in (None, 0 if name == "queries" else None) and not enough:
+    for name, (told, needed) in NEEDED.items():
+        if given.get(name) and asked is not None and LEVELS.index(asked) < LEVELS.index(needed):
             raise UsageError(
-                f"{TOLD[name]} is for level '{needed}', and '{asked}' was asked for: verify '{needed}', or leave it out"
+                f"{told} is for level '{needed}', and '{asked}' was asked for: verify '{needed}', or leave it out"
             )

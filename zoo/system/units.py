@@ -10,8 +10,8 @@ from numbers import Real
 from zoo.system.errors import UsageError
 
 _POWERS = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12}
-# At most three digits of exponent: "1e999999999" would become an integer of that length.
 MOST = 10**300  # so that every count is a float too
+# At most three digits of exponent: "1e999999999" would become an integer of that length.
 _NUMBER = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*([kKMGT]?)", re.ASCII)
 
 
