@@ -432,14 +432,14 @@ def test_robust_data_look_to_the_teacher_as_the_images_do(toy, teacher_folder, m
     trainer, plain = Trainer(settings, toy), Trainer(recipe("natural", None, train={"images": 200}), toy)
     represent = trainer.teacher.model.penultimate
     middle = (slice(None), slice(4, -4), slice(4, -4))
-    x, x_r = (one.source.images[middle].permute(0, 3, 1, 2) / 255 for one in (plain, trainer))
+    x, x_r = (one.batches.source.images[middle].permute(0, 3, 1, 2) / 255 for one in (plain, trainer))
     other = x[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
     distance = {name: (represent(z) - represent(x)).norm(dim=1).mean() for name, z in (("made", x_r), ("start", other))}
     assert distance["made"] < 0.3 * distance["start"]
     assert (x_r - x).abs().mean() > 0.5 * (other - x).abs().mean()  # it is not the image itself
-    assert torch.equal(trainer.source.labels, plain.source.labels)
+    assert torch.equal(trainer.batches.source.labels, plain.batches.source.labels)
     monkeypatch.setattr(Rdt, "robust", None)  # now it comes from the cache
-    assert torch.equal(Trainer(settings, toy).source.images, trainer.source.images)
+    assert torch.equal(Trainer(settings, toy).batches.source.images, trainer.batches.source.images)
 
 
 def test_robust_data_are_made_on_where_a_run_stopped(toy, teacher_folder, monkeypatch, tmp_path):

@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -128,11 +126,6 @@ def test_an_odd_last_batch_does_not_distort_the_statistics():
     apart = [part.transpose(0, 1).flatten(1).var(1) for part in images.split(64)]
     assert torch.allclose(norm.running_var, (64 * apart[0] + apart[1]) / 65, atol=1e-5)
     assert (norm.momentum, norm.training, norm.num_batches_tracked.item()) == (0.3, False, 2)
-
-
-def test_calibration_batches_are_of_about_one_size(toy):
-    sizes = [len(batch) for batch in Trainer(recipe(), toy).samples(501)]
-    assert (sum(sizes), len(sizes), max(sizes) - min(sizes)) == (501, 6, 1)
 
 
 def test_without_recalibration_the_statistics_are_averaged_as_the_weights_are(toy, tmp_path):
@@ -345,30 +338,9 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(toy, tmp_path):
 
 def test_the_held_out_images_are_never_trained_on(toy):
     trainer = Trainer(recipe(train={"images": None}), toy)
-    assert len(trainer.source) == len(toy.split("train")) == 2000
+    assert len(trainer.batches.source) == len(toy.split("train")) == 2000
     trained = {bytes(image) for image in toy.split("train").images.reshape(2000, -1)}
     assert not any(bytes(image) in trained for image in toy.split("validation").images.reshape(1000, -1))
-
-
-DRAW = """
-import torch
-from types import SimpleNamespace as Of
-from zoo.train.run.trainer import Trainer
-from zoo.weights.load import load
-
-keys = [(seed, attempt, key) for seed in (0, 1) for attempt in (0, 1) for key in ((0, 1), (1, 0), (2, 1, 0))]
-for seed, attempt, key in keys:
-    run = Of(recipe=Of(train=Of(seed=seed)), position=Of(attempt=attempt), device=torch.device("cpu"))
-    print(torch.rand(2, generator=Trainer.generator(run, *key)).tolist())
-"""
-
-
-def test_random_streams_depend_on_their_keys_and_not_on_the_process(capfd):
-    elsewhere = os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
-    drawn = subprocess.run([sys.executable, "-c", DRAW], env=elsewhere, capture_output=True, text=True, check=True)
-    exec(DRAW, {})
-    assert capfd.readouterr().out == drawn.stdout
-    assert len(set(drawn.stdout.splitlines())) == 12
 
 
 TWO_PROCESSES = """

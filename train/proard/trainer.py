@@ -171,7 +171,7 @@ class SupernetTrainer(Trainer):
             central = "middle" if "middle" in judges else "largest"
             judges = {central: judges[central]}
         for name, spec in judges.items():
-            frozen = net.freeze(spec, self.samples(self.recipe.ema.recalibrate))
+            frozen = net.freeze(spec, self.batches.samples(self.recipe.ema.recalibrate))
             clean, pgd = super().guarded_accuracy(frozen)
             self.judged[name] = {"clean": clean, "pgd": pgd}
         clean, pgd = (sum(self.judged[name][key] for name in judges) / len(judges) for key in ("clean", "pgd"))
@@ -182,4 +182,4 @@ class SupernetTrainer(Trainer):
         return {f"{name}_{key}": value for name, both in self.judged.items() for key, value in both.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        return self.ema.module.released(self.samples(self.recipe.ema.recalibrate))
+        return self.ema.module.released(self.batches.samples(self.recipe.ema.recalibrate))

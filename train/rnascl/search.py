@@ -79,7 +79,7 @@ class Searcher(Trainer):
     def sample(self, key: int) -> tuple[list[Tensor], Tensor]:
         """Gumbel weights g over the choices of each block, and over the tutors [n_s, n_t]."""
         tau = self.tau
-        generator = self.generator(2, self.position.step, key)
+        generator = self.batches.generator(self.position.attempt, 2, self.position.step, key)
         noise = self.search.noise
         g = [gumbel_softmax(v, tau, noise=noise, generator=generator) for v in self.blocks(self.widths)]
         return g, gumbel_softmax(self.tutors, tau, noise=noise, generator=generator)

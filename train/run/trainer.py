@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import Tensor, nn
 
-from zoo.attacks.inputs import generator
 from zoo.datasets.base import Dataset, to_float
 from zoo.evaluation.together import alone
 from zoo.models import build
@@ -20,12 +19,13 @@ from zoo.models.depthwise import thin
 from zoo.system.errors import UsageError
 from zoo.system.notice import say_once
 from zoo.train.data.images import InMemory, source_of
-from zoo.train.methods import adversary
 from zoo.train.methods.method import Batch, Method, Step
 from zoo.train.recipes.schema import ONLY, Recipe
 from zoo.train.run import schedule
+from zoo.train.run.batches import Batches
 from zoo.train.run.ema import Average, recalibrate
 from zoo.train.run.graph import Graphed
+from zoo.train.run.judge import accuracies
 from zoo.train.run.model_folder import save_model
 from zoo.train.run.precision import precision_on
 from zoo.train.run.qat import floating, quantised
@@ -47,11 +47,7 @@ class Position:
 
 
 class Trainer:
-    """A run of a recipe.
-
-    Every process draws the random numbers of the whole batch and takes its own rows. The result is the same for any
-    number of processes.
-    """
+    """A run of a recipe; its result is the same for any number of processes."""
 
     fused = True  # SGD in one kernel
     steady = True  # every step is the same work
@@ -87,12 +83,9 @@ class Trainer:
         set_seed(recipe.train.seed)
 
         train, held_out = dataset.split("train"), dataset.split("validation")
-        self.source = source_of(train, self.device, recipe.train.images)
-        if len(self.source) < recipe.train.batch_size:
-            raise UsageError(
-                f"{len(self.source)} training images do not fill a batch of {recipe.train.batch_size}: "
-                f"lower train.batch_size"
-            )
+        images = source_of(train, self.device, recipe.train.images)
+        place = {"process": self.accelerator.process_index, "processes": processes}
+        self.batches = Batches(images, recipe.train.batch_size, recipe.train.seed, **place)
         guarded = slice(0, recipe.guard.images)
         self.held_out = (
             to_float(held_out.images[guarded]).to(self.device, memory_format=torch.channels_last),
@@ -104,7 +97,7 @@ class Trainer:
         if start is not None:
             self.begin(net, start)
         if recipe.train.int8:
-            net = quantised(net, self.samples())
+            net = quantised(net, self.batches.samples())
         if self.precision == "bf16" and self.device.type == "cpu":
             thin(net)
         net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,14 +113,13 @@ class Trainer:
             self.ema.module.compile(dynamic=False)
         self.forward = self.parallel(self.net) if processes > 1 else self.net
         options = recipe.optimizer
-        self.versions: Versions | None = None
         self.teacher_record: dict[str, Any] | None = None
         self.teacher = self.named_teacher()
         self.parts = self.own_parts()  # refuses layers that the teacher does not have, before what takes long
         if self.teacher is not None:
             self.consult(self.teacher)
         with self.accelerator.main_process_first():
-            self.source = recipe.method.images(self.source, self.teacher)
+            self.batches.source = recipe.method.images(self.batches.source, self.teacher)
         self.optimizer = torch.optim.SGD(
             [*self.net.parameters(), *(self.parts.parameters() if self.parts else ())],
             fused=self.fused,
@@ -159,14 +151,6 @@ class Trainer:
         """``net`` in a data-parallel wrapper, which averages gradients over all processes."""
         return self.accelerator.prepare_model(net)
 
-    def samples(self, n: int = 512) -> Iterator[Tensor]:
-        """Batches of ``n`` augmented training images in all, drawn by the recipe's seed; none is much smaller than the
-        others."""
-        seeded = torch.Generator(self.device).manual_seed(self.recipe.train.seed)
-        chosen = torch.randperm(len(self.source), generator=seeded, device=self.device)[:n]
-        parts = chosen.tensor_split(-(-len(chosen) // self.share))
-        return (self.source.augmented(part, seeded)[0] for part in parts)
-
     @property
     def teacher_name(self) -> str | None:
         """The name or the folder of the frozen teacher, if the method needs one."""
@@ -190,11 +174,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.teacher_record = record(name, self.dataset)
         if settings.versions:
-            if not isinstance(self.source, InMemory):
+            if not isinstance(self.batches.source, InMemory):
                 raise UsageError("answers can be cached for images in memory only: set teacher.versions = 0")
-            self.versions = Versions(self.source, settings.versions)
+            self.batches.versions = versions = Versions(self.batches.source, settings.versions)
             with self.accelerator.main_process_first():
-                teacher.cached = CachedAnswers(teacher, self.versions, self.autocast(), precision=self.precision)
+                teacher.cached = CachedAnswers(teacher, versions, self.autocast(), precision=self.precision)
 
     def own_parts(self) -> nn.Module | None:
         """Modules that the method trains beside the net."""
@@ -207,16 +191,11 @@ class Trainer:
         """The net whose layers the method's modules look at."""
         return self.net
 
-    # -- schedule and batches --------------------------------------------------------------------------------
-
-    @property
-    def share(self) -> int:
-        """Images of a batch for each process."""
-        return self.recipe.train.batch_size // self.accelerator.num_processes
+    # -- schedule and steps ----------------------------------------------------------------------------------
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.source) // self.recipe.train.batch_size
+        return self.batches.per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -244,38 +223,12 @@ class Trainer:
             return options.lr * schedule.cosine(progress)
         return options.lr * schedule.step(progress, milestones=options.milestones, gamma=options.gamma)
 
-    def generator(self, *key: int) -> torch.Generator:
-        """A generator seeded by the recipe, the attempt and ``key``: any step can be repeated by itself."""
-        return generator(self.recipe.train.seed, f"training {(self.position.attempt, *key)}", self.device)
-
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def batch(self, step: int) -> Batch:
         """This process's share of batch ``step``."""
-        index, seeded = self._drawn(step)
-        rows = None
-        if self.versions is None:
-            x, y = self.source.augmented(index, seeded)
-            self.source.expect(*self._drawn(step + 1))
-        else:
-            rows = self.versions.rows(index, seeded)
-            x, y = self.versions[rows]
-        noise = torch.empty_like(x).uniform_(-1, 1, generator=seeded)
-        # Interleaved: the leading parts of all shares together are the leading part of the batch, as a search needs.
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        return Batch(x[mine], y[mine], noise[mine], None if rows is None else rows[mine])
-
-    def _drawn(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """The indices of the images of batch ``step``, and the generator for everything random in it."""
-        size = self.recipe.train.batch_size
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if getattr(self, "_shuffled", None) != (epoch, self.position.attempt):
-            order = self.generator(0, epoch)
-            self._order = torch.randperm(len(self.source), generator=order, device=self.device)
-            self._shuffled = (epoch, self.position.attempt)
-        index = self._order[place * size : (place + 1) * size]
-        return index, self.generator(1, step)
+        return self.batches.batch(step, self.position.attempt)
 
     def step(self, batch: Batch) -> Step:
         """``batch`` and the net that learns from it, with the teacher's answer on clean images if it is needed."""
@@ -292,7 +245,7 @@ class Trainer:
     def graphs(self) -> bool:
         """Whether a step's attack, loss and gradients are one CUDA graph: they must be the same work in every step."""
         one_update = type(self.recipe.method).updates is Method.updates
-        same = self.steady and one_update and self.versions is None and not self.recipe.train.int8
+        same = self.steady and one_update and self.batches.versions is None and not self.recipe.train.int8
         return self.recipe.train.graph and same and self.on_one_gpu
 
     def train_step(self) -> Tensor:
@@ -347,23 +300,14 @@ class Trainer:
         weights are if ``ema.recalibrate`` is 0."""
         if self.recipe.ema.recalibrate:
             with torch.no_grad():
-                recalibrate(self.ema.module, self.samples(self.recipe.ema.recalibrate))
+                recalibrate(self.ema.module, self.batches.samples(self.recipe.ema.recalibrate))
         return self.ema.module.eval()
 
     def guarded_accuracy(self, net: nn.Module) -> tuple[float, float]:
         """Clean and PGD accuracy of ``net`` on the guard's held-out images."""
-        steps, attack = self.recipe.guard.steps, self.recipe.attack
-        seeded = torch.Generator(self.device).manual_seed(0)
-        hits = torch.zeros(2, device=self.device)
-        with self.autocast(), adversary.frozen(net):
-            for x, y in zip(*(part.split(self.share) for part in self.held_out), strict=True):
-                ball, noise = attack.ball(x), torch.empty_like(x).uniform_(-1, 1, generator=seeded)
-                start, objective = adversary.random_start(ball, noise), adversary.log_odds(y)
-                x_adv = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
-                with torch.no_grad():
-                    hits += torch.stack([(net(images).argmax(1) == y).sum() for images in (x, x_adv)])
-        clean, robust = (hits / len(self.held_out[1])).tolist()
-        return clean, robust
+        steps, size = self.recipe.guard.steps, self.batches.share
+        with self.autocast():
+            return accuracies(net, *self.held_out, self.recipe.attack, steps=steps, batch_size=size)
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of an epoch besides loss, rate and accuracies."""
