@@ -25,7 +25,8 @@ from zoo.hub import repository
 from zoo.hub.card import Facts
 from zoo.models import build
 from zoo.registry.entry import Hub
-from zoo.registry.file import PACKAGED, info, load_registry, pretty, write_hub
+from zoo.registry.file import PACKAGED, info, load_registry
+from zoo.registry.write import pretty, write_hub
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
@@ -218,7 +219,9 @@ def test_no_folder_of_this_machine_is_published(call, registry, tmp_path):
     assert config["train"]["settings"]["teacher"]["name"] == "local-dir:.../wide"
 
 
-def test_another_data_set_and_threat_model_are_what_the_card_says(call, registry, shelf):
+def test_another_data_set_and_threat_model_are_what_the_card_says(call, registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))  # images of CIFAR-100 that are at hand would not fit the toy model
+    monkeypatch.delenv("ZOO_DATA_CIFAR100", raising=False)
     data = json.loads(registry.read_text())
     for name, dataset in (("cifar100-pgd20-l2-0.5", "cifar100"), ("imagefolder-pgd20-l2-0.5", "imagefolder")):
         asked = {**data["protocols"]["pgd20"], "name": name, "dataset": dataset}
@@ -232,7 +235,8 @@ def test_another_data_set_and_threat_model_are_what_the_card_says(call, registry
     registry.write_text(pretty(data))
     cards = {}
     for name in ("frail", "sturdy@2M"):
-        _, told, _ = call("push", name, "--repo-id", "org/{name}", "--dry-run")
+        code, told, _ = call("push", name, "--repo-id", "org/{name}", "--dry-run")
+        assert code == 0, told
         cards[name] = told["repositories"][0]
     card = ModelCard(cards["frail"]["card"])
     assert card.data.datasets == ["uoft-cs/cifar100"]
