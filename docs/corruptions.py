@@ -33,7 +33,7 @@ from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.rungs import right
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.system.errors import ZooError
 
 DOCS = Path(__file__).parent

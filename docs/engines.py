@@ -20,7 +20,7 @@ from zoo.evaluation.statistics import Paired
 from zoo.export import export_model, read_bundle
 from zoo.export.bench.times import REPORT, Bench
 from zoo.export.engines import ENGINES, backend
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.system.errors import ZooError
 
 DOCS = Path(__file__).parent

@@ -22,7 +22,7 @@ from results import cells, markdown, put
 
 from zoo import info, list_models, pareto
 from zoo.evaluation.threat import LINF_8
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.report.charts import anchors_of
 from zoo.report.choice import Task
 from zoo.report.stories import CURVES

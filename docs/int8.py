@@ -38,7 +38,7 @@ from zoo.export.mixed import search
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import to_int8
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.system.device import cpu_id
 from zoo.system.files import locked
 

@@ -22,7 +22,8 @@ from typing import Any
 import installed
 from results import markdown, put
 
-from zoo.registry.file import PACKAGED, pretty
+from zoo.registry.file import PACKAGED
+from zoo.registry.write import pretty
 from zoo.system.files import locked
 from zoo.system.toolchain import toolchain
 

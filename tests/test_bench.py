@@ -25,7 +25,8 @@ from zoo.export.bench.contestant import PEERS, Contestant
 from zoo.export.bench.entrants import as_bundle, entrants
 from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_registry
 from zoo.models import build
-from zoo.registry.file import info, pretty, write_aliases, write_latency
+from zoo.registry.file import info
+from zoo.registry.write import pretty, write_aliases, write_latency
 from zoo.specs import parse_spec
 from zoo.system import device, fingerprint
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id

@@ -14,8 +14,9 @@ from test_weights import flip_a_bit
 from tiny import register
 
 from zoo.cli.app import run
+from zoo.system.downloads import Download
 from zoo.system.files import cache_root, cached
-from zoo.system.hub import Download, HubFiles
+from zoo.system.hub import HubFiles
 from zoo.weights.load import load
 
 

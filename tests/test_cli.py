@@ -15,7 +15,7 @@ from test_registry import MODELS, REPORTED, model, registry_data, result, taught
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
 from zoo.cli.output import Output
-from zoo.registry.file import pretty, write_model
+from zoo.registry.write import pretty, write_model
 from zoo.system.errors import ParityGateFailed
 
 LONGEST = "a-name-of-forty-characters-is-the-longes"  # what the schema allows

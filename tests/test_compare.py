@@ -22,7 +22,7 @@ from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Re
 from zoo.export.compare import compare
 from zoo.export.ladder.gate import compared
 from zoo.export.ladder.report import write_reports
-from zoo.registry.file import pretty, write_aliases
+from zoo.registry.write import pretty, write_aliases
 from zoo.system.errors import IntegrityError
 from zoo.system.files import sha256_file
 from zoo.train.methods import METHODS

@@ -14,8 +14,8 @@ from zoo.cli.app import run
 from zoo.evaluation.flags import FLAGS, disagree, explained
 from zoo.evaluation.protocols import PROTOCOLS, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
-from zoo.registry.file import pretty
 from zoo.registry.pick import list_models, pick
+from zoo.registry.write import pretty
 from zoo.system.errors import NothingMatches
 from zoo.system.notice import say_once
 from zoo.train.teachers.teacher import held_out_accuracy

@@ -23,7 +23,7 @@ from zoo.cli.app import run
 from zoo.hub.carry import CONTENTS, read_contents
 from zoo.models import build
 from zoo.registry import file as registry_file
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.specs import parse_spec
 from zoo.system.errors import ZooError
 from zoo.weights.folder import read_config

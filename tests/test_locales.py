@@ -15,7 +15,8 @@ from PIL import Image
 from test_registry import MODELS, registry_data
 from tiny import SPEC
 
-from zoo.registry.file import load_registry, pretty
+from zoo.registry.file import load_registry
+from zoo.registry.write import pretty
 from zoo.system.errors import UsageError
 from zoo.train.recipes.phases import load_phases
 from zoo.train.recipes.published import RECIPES

@@ -27,7 +27,7 @@ from tiny import SPEC, register, same_function
 
 from zoo.cli.app import run
 from zoo.models import build
-from zoo.registry.file import write_aliases
+from zoo.registry.write import write_aliases
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
 from zoo.weights.load import load
 from zoo.weights.tensors import save_weights

@@ -18,9 +18,10 @@ from zoo.cli.app import run
 from zoo.evaluation.protocols import PROTOCOLS, RELEASED, protocol
 from zoo.evaluation.statistics import wilson
 from zoo.registry.entry import Entry, Registry
-from zoo.registry.file import info, linked, load_registry, pretty, write_model
+from zoo.registry.file import info, linked, load_registry
 from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
+from zoo.registry.write import pretty, write_model
 from zoo.specs import StagedSpec, cost
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.system.files import cache_root
@@ -484,7 +485,7 @@ def test_a_write_that_would_be_invalid_or_is_cut_short_leaves_the_file_as_it_was
 def test_writers_at_the_same_time_lose_nothing(path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_registry import model; "
-        "from zoo.registry.file import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
+        "from zoo.registry.write import write_model; [write_model(f'{sys.argv[3]}-{i}', model(8), path=sys.argv[2])"
         " for i in range(8)]"
     )
     writers = [

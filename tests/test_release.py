@@ -12,7 +12,8 @@ from test_registry import config_of, result
 
 from zoo.evaluation.measure import Measurement
 from zoo.evaluation.protocols import PROTOCOLS
-from zoo.registry.file import check_splits, info, load_registry
+from zoo.registry.file import info, load_registry
+from zoo.registry.write import check_splits
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.weights.load import find
 from zoo.weights.release import Candidate, candidate, release, stored_bits

@@ -21,8 +21,9 @@ from zoo import info, load, pick
 from zoo.evaluation.measure import measure
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export.compare import compare
-from zoo.registry.file import load_registry, no_limit, pretty
+from zoo.registry.file import load_registry, no_limit
 from zoo.registry.schema import check
+from zoo.registry.write import pretty
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
 from zoo.train.proard.dynamic import Dynamic, dynamic
 from zoo.train.proard.elastic import Elastic

@@ -11,7 +11,7 @@ import torch
 from test_registry import model, registry_data
 
 from zoo.models import Classifier, build
-from zoo.registry.file import pretty
+from zoo.registry.write import pretty
 from zoo.specs import StagedSpec, cost
 from zoo.system.files import sha256_file
 from zoo.weights.tensors import save_weights

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from zoo.export.bundle.folder import read_bundle, rewritten, write_sums
 from zoo.export.bundle.manifest import Sha256, _Record, to_json
-from zoo.registry.file import entry_called, write_latency
+from zoo.registry.file import entry_called
+from zoo.registry.write import write_latency
 from zoo.system.errors import IntegrityError
 
 REPORT = "reports/bench.json"

@@ -80,7 +80,7 @@ def command(
         if parent and len(names) > 1:
             raise UsageError("--parent is a commit of one repository: push that model alone")
         from zoo.hub.push import gather, orders, prepare, push
-        from zoo.system.hub import client_output
+        from zoo.system.client import client_output
 
         ordered = orders(names, repo_id, license=license, offline=dry_run)
         with output.progress() as advance, client_output(not quiet):

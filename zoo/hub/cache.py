@@ -1,7 +1,7 @@
 """What the caches hold: files of the Hub that were downloaded here, and the folder of the package's own cache.
 
 The Hub's cache is shared with other programs. Only files that are in the record of downloads (see
-:class:`zoo.system.hub.Download`) are listed and removed; a revision in which others keep files stays.
+:class:`zoo.system.downloads.Download`) are listed and removed; a revision in which others keep files stays.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry.file import load_registry
+from zoo.system.downloads import Download
 from zoo.system.errors import IntegrityError, NothingMatches, UsageError, ZooError
 from zoo.system.files import MARK, cache_root, check_sha256, intact, stored_json
-from zoo.system.hub import Download
 
 # Files of the package's cache that are no folder with a record: the folder, its files, and what they are.
 LOOSE = (

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from zoo.hub.pull import Pulled
 from zoo.registry.entry import Commit
+from zoo.system.downloads import Download, check_blob, git_hash
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_fault
 from zoo.system.files import (
     check_folder,
@@ -31,7 +32,7 @@ from zoo.system.files import (
     sha256_file,
     write_atomic,
 )
-from zoo.system.hub import Download, check_blob, check_size, git_hash
+from zoo.system.hub import check_size
 from zoo.system.records import Bounds, Record, Sha256
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT
 

@@ -10,9 +10,10 @@ from typing import Literal
 from zoo.registry.entry import Entry
 from zoo.registry.file import info
 from zoo.registry.pick import matching
+from zoo.system.downloads import COMMIT, commit_of, stated_sha256
 from zoo.system.errors import Unreachable, UsageError
 from zoo.system.files import sha256_file
-from zoo.system.hub import COMMIT, HubFiles, commit_of, promised_sha256
+from zoo.system.hub import HubFiles
 from zoo.weights.address import HUB, NAME, Address
 from zoo.weights.folder import CONFIG, TENSORS
 from zoo.weights.load import beside, find
@@ -84,7 +85,7 @@ def pull(address: Address, hub: HubFiles) -> list[Pulled]:
             source="hub" if path in new else "cache",
             path=path,
             size=path.stat().st_size,
-            sha256=promised_sha256(path) or sha256_file(path),
+            sha256=stated_sha256(path) or sha256_file(path),
             repo_id=address.place,
             revision=commit,
             filename=path.name,

@@ -15,7 +15,8 @@ from zoo.hub.card import Facts
 from zoo.hub.remote import GIT, Held, check_may_write, check_token, collect, commit, create, look
 from zoo.hub.repository import CARD, NAME, Content, repository_id, write_repository
 from zoo.registry.entry import Hub
-from zoo.registry.file import info, load_registry, registry_path, write_hub
+from zoo.registry.file import info, load_registry, registry_path
+from zoo.registry.write import write_hub
 from zoo.system.errors import IntegrityError, UsageError, ZooError
 from zoo.system.files import check_folder
 from zoo.system.hub import HubFiles

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoo.system.client import without_token
+from zoo.system.downloads import git_hash
 from zoo.system.errors import IntegrityError, Unreachable, UsageError, first_line
 from zoo.system.files import sha256_file
-from zoo.system.hub import git_hash, without_token
 
 LOGIN = "run `hf auth login`, or set HF_TOKEN, with a token that may write"
 GIT = ".gitattributes"  # the Hub's own, which says what is stored as LFS

@@ -14,9 +14,10 @@ from zoo.datasets import DATASETS
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
+from zoo.system.downloads import commit_of, stated_sha256
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
 from zoo.system.files import sha256_file
-from zoo.system.hub import HubFiles, check_size, commit_of, promised_sha256
+from zoo.system.hub import HubFiles, check_size
 from zoo.system.torch_device import torch_device
 from zoo.weights.address import HUB, LOCAL, NAME, Address
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
@@ -243,7 +244,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
         if pretrained:  # from the same commit, also if the branch has moved on
             path = hub.fetch(address.place, TENSORS, commit_of(file, CONFIG), limit=_room(config))
         state = _state(path)
-        return Found(address, config, path, (promised_sha256(path) or sha256_file(path)) if path else "", hub, state)
+        return Found(address, config, path, (stated_sha256(path) or sha256_file(path)) if path else "", hub, state)
     entry = _registered(address.place)
     path = _released(entry.name, entry.weights, hub) if pretrained else None
     return Found(Address(NAME, entry.name), entry, path, entry.weights.sha256, hub, _state(path))

@@ -20,8 +20,9 @@ import numpy as np
 from zoo.evaluation.flags import disagree
 from zoo.evaluation.protocols import Protocol
 from zoo.registry.entry import UNKNOWN, Entry
-from zoo.registry.file import check_splits, info, load_registry, make_registry, write_model
+from zoo.registry.file import info, load_registry
 from zoo.registry.schema import check_model
+from zoo.registry.write import check_splits, make_registry, write_model
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import copy_atomic, locked, sha256_file, write_atomic
