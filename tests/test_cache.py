@@ -14,8 +14,8 @@ from test_weights import flip_a_bit
 from tiny import register
 
 from zoo.cli.app import run
+from zoo.system.cache import cache_root, cached
 from zoo.system.downloads import Download
-from zoo.system.files import cache_root, cached
 from zoo.system.hub import HubFiles
 from zoo.weights.load import load
 

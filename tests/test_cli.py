@@ -561,7 +561,7 @@ def test_doctor_exits_with_5_when_weights_are_missing_or_altered(call, monkeypat
 def test_doctor_names_files_of_the_cache_that_are_damaged(call, registry, tmp_path):
     import numpy as np
 
-    from zoo.system.files import cached, mapped
+    from zoo.system.cache import cached, mapped
 
     registry.write_text(pretty(registry_data({})))
     folder = cached("cifar10-0123", lambda folder: np.save(folder / "test_labels.npy", np.arange(100)))

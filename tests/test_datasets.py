@@ -25,8 +25,8 @@ from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.parquet import Parquet
 from zoo.datasets.restricted_imagenet import RANGES, RESTRICTED_IMAGENET
 from zoo.specs import StagedSpec
+from zoo.system.cache import MARK, cache_root
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
-from zoo.system.files import MARK, cache_root
 
 SIZES = {"train": 26, "validation": 4, "test": 10}
 TOP = [name for name, dataset in DATASETS.items() if isinstance(dataset, Parquet)]

@@ -23,8 +23,8 @@ from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
 from zoo.registry.write import pretty, write_model
 from zoo.specs import StagedSpec, cost
+from zoo.system.cache import cache_root
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
-from zoo.system.files import cache_root
 from zoo.weights.load import find
 from zoo.weights.release import candidate
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from zoo.export.engines import Backend, backend
 from zoo.export.engines.tensorrt_device import here, log_of, opened, runtime
 from zoo.export.runtimes.tensorrt_rtx import reason
+from zoo.system.cache import cache_root
 from zoo.system.errors import ExportFailed
-from zoo.system.files import cache_root, write_atomic
+from zoo.system.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zoo.attacks.ball import steepest
 from zoo.attacks.pulse import pulse
+from zoo.system.cache import cached, mapped
 from zoo.system.errors import UsageError
-from zoo.system.files import cached, mapped
 from zoo.train.data.augment import PAD, padded
 from zoo.train.data.images import InMemory, Streamed
 from zoo.train.methods.method import Needs

@@ -18,9 +18,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from zoo.specs.base import Conv
+from zoo.system.cache import cache_root
 from zoo.system.device import cpu_id
 from zoo.system.errors import IntegrityError, UsageError, ZooError
-from zoo.system.files import cache_root, write_atomic
+from zoo.system.files import write_atomic
 from zoo.system.notice import say_once
 from zoo.system.toolchain import toolchain
 from zoo.train.proard.labelled import read_json

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.system.files import cached, mapped
+from zoo.system.cache import cached, mapped
 from zoo.train.data.images import InMemory
 from zoo.train.teachers.teacher import Answer, Teacher
 

@@ -96,7 +96,8 @@ def _devices() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from zoo.system.files import cache_root, existing
+    from zoo.system.cache import cache_root
+    from zoo.system.files import existing
 
     root = cache_root()
     files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
@@ -111,7 +112,7 @@ def _cache() -> dict[str, Any]:
 def _data() -> dict[str, Any]:
     """What the variables of the data sets name, which are decoded in the cache, and files there that are damaged."""
     from zoo.datasets import DATASETS, cifar10_c
-    from zoo.system.files import MARK, cache_root, intact
+    from zoo.system.cache import MARK, cache_root, intact
 
     found: dict[str, Any] = {}
     for variable in dict.fromkeys([*(dataset.variable for dataset in DATASETS.values()), cifar10_c.VARIABLE]):

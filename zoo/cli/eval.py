@@ -90,7 +90,7 @@ def command(
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.statistics import Accuracy
     from zoo.evaluation.together import joined
-    from zoo.system.files import cache_root
+    from zoo.system.cache import cache_root
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
     from zoo.weights.release import candidate, check_images, release

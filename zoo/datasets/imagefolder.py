@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
+from zoo.system.cache import cached, mapped
 from zoo.system.errors import DataNotFound, IntegrityError, UsageError
-from zoo.system.files import cached, encoded, kind_of, mapped
+from zoo.system.files import encoded, kind_of
 
 if TYPE_CHECKING:
     import numpy as np

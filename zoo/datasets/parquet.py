@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from zoo.datasets.base import Dataset, Split, SplitName, check_split
+from zoo.system.cache import MARK, cache_root, cached, mapped
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
-from zoo.system.files import MARK, cache_root, cached, kind_of, mapped
+from zoo.system.files import kind_of
 from zoo.system.hub import HubFiles
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry.file import load_registry
+from zoo.system.cache import MARK, cache_root, intact
 from zoo.system.downloads import Download
 from zoo.system.errors import IntegrityError, NothingMatches, UsageError, ZooError
-from zoo.system.files import MARK, cache_root, check_sha256, intact, stored_json
+from zoo.system.files import check_sha256, stored_json
 
 # Files of the package's cache that are no folder with a record: the folder, its files, and what they are.
 LOOSE = (
@@ -194,7 +195,7 @@ def _target(path: Path) -> Path:
 
 
 def _recorded() -> Iterator[Item]:
-    """Folders whose last file is a record of the others' hashes, made by :func:`zoo.system.files.cached`."""
+    """Folders whose last file is a record of the others' hashes, made by :func:`zoo.system.cache.cached`."""
     root = cache_root()
     groups: dict[Path, list[Path]] = {}
     for mark in sorted([*root.glob(f"*/{MARK}"), *root.glob(f"robust-data-*/*/{MARK}")]):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.index import LAYOUT, index_of, registry_of
 from zoo.system.arguments import typed
+from zoo.system.cache import cache_root
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError, nearest
-from zoo.system.files import cache_root, kind_of, read_utf8, write_atomic
+from zoo.system.files import kind_of, read_utf8, write_atomic
 from zoo.system.units import format_count, parse_count
 from zoo.version import __version__
 

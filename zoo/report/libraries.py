@@ -9,8 +9,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from zoo.system.cache import cached, intact
 from zoo.system.errors import IntegrityError, MissingDependency
-from zoo.system.files import cached, intact
 
 PACKAGES = {"itables": "itables", "vl_convert": "vl-convert-python"}
 EXPORTS = re.compile(r"export\s*\{([^{}]*)\};?")

@@ -10,8 +10,9 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from zoo.system.cache import cache_root
 from zoo.system.errors import IntegrityError
-from zoo.system.files import cache_root, check_sha256, stored_json, write_atomic
+from zoo.system.files import check_sha256, stored_json, write_atomic
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
