@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +151,23 @@ def test_a_file_that_is_not_the_registrys_is_never_overwritten(bundled, tmp_path
     with pytest.raises(UsageError, match=r"mine\.safetensors' is no file of this registry, and would be overwritten"):
         candidate(find(folder_of(tmp_path, 1)), replace=True)
     assert own.read_bytes() == b"work of days"
+
+
+def test_results_on_two_splits_that_have_both_changed_are_replaced_one_after_the_other(taken):
+    def moved(one: Measurement, letter: str) -> Measurement:
+        return replace(one, result={**one.result, "dataset_sha256": letter * 64})
+
+    sha256 = taken[0].sha256
+    held_out = PROTOCOLS["clean"].model_copy(update={"name": "held-out", "split": "validation", "n": 1000})
+    told = Measurement(held_out, result(300, n=1000, sha256=sha256), np.arange(1000) < 300, 1000)
+    pair = measured("clean", sha256), moved(told, "a")
+    release(taken[0], pair)
+    old = frozenset(one.result["dataset_sha256"] for one in pair)
+    again = replace(candidate(find("tiny")), outdated=old)
+    new = moved(pair[0], "b"), moved(pair[1], "c")
+    for one in new:
+        release(again, [one])
+    assert {name: one.dataset_sha256[0] for name, one in info("tiny").results.items()} == {
+        "clean": "b",
+        "held-out": "c",
+    }

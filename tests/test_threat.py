@@ -43,6 +43,7 @@ from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run.loop import fit
 from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.load import find, load
+from zoo.weights.release import stored_bits
 
 L2 = ThreatModel(norm="l2", eps=2.0)  # the faint texture of the pictures has an l2 norm of 1.5, the loud colours of 13
 
@@ -374,8 +375,25 @@ def test_other_images_than_the_registrys_are_refused_before_anything_is_measured
     found(replace(CIFAR100, root=changed))
     monkeypatch.setattr("zoo.evaluation.measure.measure", lambda *given, **more: pytest.fail("it was measured"))
     assert run(["eval", hundred, "-p", "clean", "--write", "-q"]) == 5
-    assert "has results of 'model' on other images in the test split of cifar100" in capsys.readouterr().err
+    told = "results of 'model' on other images in the test split of cifar100: measure cifar100-fgsm anew too, or add"
+    assert told in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("options", "left"), [(["-p", "clean"], {"clean", "fgsm"}), (["--replace"], {"fgsm"})])
+def test_all_results_of_a_model_may_move_to_other_images(
+    options, left, hundred, world, found, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
+    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
+    old = info("model").results["cifar100-clean"].dataset_sha256
+    changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
+    np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
+    found(replace(CIFAR100, root=changed))
+    assert run(["eval", "model", "-p", "fgsm", *options, "--write", "-q"]) == 0
+    results = info("model").results
+    assert results.keys() == stored_bits("model").keys() == {f"cifar100-{name}" for name in left}
+    assert old not in {one.dataset_sha256 for one in results.values()}
 
 
 def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):

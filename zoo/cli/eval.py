@@ -29,7 +29,11 @@ def command(
         bool, typer.Option("--write", help="Store results in the registry, weights and bits beside it.")
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="With --write, in the place of other weights with this name.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="With --write, in the place of other weights with this name, or of results on other images.",
+        ),
     ] = False,
     threat: Annotated[
         str | None,
@@ -93,7 +97,7 @@ def command(
     from zoo.system.cache import cache_root
     from zoo.system.hub import HubFiles
     from zoo.weights.load import find
-    from zoo.weights.release import candidate, check_images, release
+    from zoo.weights.release import candidate, on_images, release
 
     if replace and not write:
         raise UsageError("--replace is for --write: add --write, or leave --replace out")
@@ -113,7 +117,7 @@ def command(
         if each.attack in CORRUPTED:
             source_of(each, dataset.split(each.split))  # refused before the model is loaded
     if releasing:
-        check_images(releasing, dataset, chosen)
+        releasing = on_images(releasing, dataset, chosen, replace=replace)
     model = found.load()
 
     done: list[Measurement] = []

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -39,12 +40,14 @@ LICENSE = "Apache-2.0"  # of the released models; under what others stand is for
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to release: its name, the weights file with its hash, and its entry so far."""
+    """A model to release: its name, the weights file with its hash, its entry so far, and the hashes of images that a
+    split no longer has: results on them are removed."""
 
     name: str
     weights: Path
     sha256: str
     entry: dict[str, Any]
+    outdated: frozenset[str] = frozenset()
 
 
 def candidate(found: Found, *, replace: bool = False) -> Candidate:
@@ -157,6 +160,8 @@ def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
         now = known.to_dict()
         model.entry["latency"] = now["latency"]
         model.entry["results"] |= now["results"]
+    results = model.entry["results"].items()
+    model.entry["results"] = {name: one for name, one in results if one["dataset_sha256"] not in model.outdated}
     model.entry["results"] |= {item.protocol.name: item.result for item in measured}
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
@@ -186,16 +191,32 @@ def _write_files(model: Candidate, arrays: Mapping[str, Any]) -> None:
             copy_atomic(predictor, target.with_name(f"{target.stem}.{PREDICTOR}"))
 
 
-def check_images(model: Candidate, dataset: Dataset, protocols: Sequence[Protocol]) -> None:
-    """Refuse now what :func:`release` would refuse after the first of ``protocols`` has been measured on ``dataset``.
+def on_images(model: Candidate, dataset: Dataset, protocols: Sequence[Protocol], *, replace: bool = False) -> Candidate:
+    """``model``, to be measured under ``protocols`` on ``dataset``; refuses now what :func:`release` would refuse.
+
+    Where the split has other images than those that the registry's results are on, all of the model's results on those
+    must be measured anew, or removed.
+
+    Args:
+        replace: results that are not measured anew may be removed.
 
     Raises:
-        IntegrityError: the registry has results on other images in such a split.
+        IntegrityError: the registry has results on other images, of this model or of another.
     """
-    first = protocols[0]
-    split = dataset.split(first.split)
-    kept = {name: result for name, result in model.entry["results"].items() if name != first.name}
-    check_splits(model.name, {**model.entry, "results": kept}, _splits([(first, len(split), split.fingerprint)]))
+    splits = {one.split: dataset.split(one.split) for one in protocols}
+    registered = load_registry().datasets.get(dataset.name, {"splits": {}})["splits"]
+    changed = [name for name in splits if name in registered and registered[name]["sha256"] != splits[name].fingerprint]
+    outdated = frozenset(registered[name]["sha256"] for name in changed)
+    results = model.entry["results"]
+    kept = {name: result for name, result in results.items() if result["dataset_sha256"] not in outdated}
+    if not replace and (lost := sorted(results.keys() - kept.keys() - {one.name for one in protocols})):
+        raise IntegrityError(
+            f"the registry has results of '{model.name}' on other images in the {' and the '.join(changed)} split of "
+            f"{dataset.name}: measure {', '.join(lost)} anew too, or add --replace (replace=True), which removes them"
+        )
+    asked = [(one, len(splits[one.split]), splits[one.split].fingerprint) for one in protocols]
+    check_splits(model.name, {**model.entry, "results": kept}, _splits(asked))
+    return replaced(model, outdated=outdated)
 
 
 def _splits(measured: Iterable[tuple[Protocol, int, str]]) -> dict[str, Any]:
