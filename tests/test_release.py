@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import sys
 from dataclasses import replace
+from unittest.mock import MagicMock as Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from zoo.registry.file import info, load_registry
 from zoo.registry.write import check_splits
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.weights.load import find
-from zoo.weights.release import Candidate, candidate, release, stored_bits
+from zoo.weights.release import Candidate, candidate, on_images, release, stored_bits
 
 MEASURED = ("clean", "noise", "fgsm", "pgd20")
 
@@ -153,21 +154,52 @@ def test_a_file_that_is_not_the_registrys_is_never_overwritten(bundled, tmp_path
     assert own.read_bytes() == b"work of days"
 
 
-def test_results_on_two_splits_that_have_both_changed_are_replaced_one_after_the_other(taken):
-    def moved(one: Measurement, letter: str) -> Measurement:
-        return replace(one, result={**one.result, "dataset_sha256": letter * 64})
+def on(one: Measurement, letter: str) -> Measurement:
+    """The measurement as if the images had another hash."""
+    return replace(one, result={**one.result, "dataset_sha256": letter * 64})
 
-    sha256 = taken[0].sha256
+
+class Images:
+    """A data set whose splits have these fingerprints."""
+
+    name = "cifar10"
+
+    def __init__(self, **letters: str) -> None:
+        self.letters = letters
+
+    def split(self, name: str) -> Mock:
+        split = Mock(fingerprint=self.letters[name] * 64)
+        split.__len__ = lambda self: {"test": 10_000, "validation": 1000}[name]
+        return split
+
+
+def test_two_splits_may_both_have_other_images(taken):
     held_out = PROTOCOLS["clean"].model_copy(update={"name": "held-out", "split": "validation", "n": 1000})
-    told = Measurement(held_out, result(300, n=1000, sha256=sha256), np.arange(1000) < 300, 1000)
-    pair = measured("clean", sha256), moved(told, "a")
-    release(taken[0], pair)
-    old = frozenset(one.result["dataset_sha256"] for one in pair)
-    again = replace(candidate(find("tiny")), outdated=old)
-    new = moved(pair[0], "b"), moved(pair[1], "c")
-    for one in new:
-        release(again, [one])
-    assert {name: one.dataset_sha256[0] for name, one in info("tiny").results.items()} == {
-        "clean": "b",
-        "held-out": "c",
-    }
+    told = result(300, n=1000, sha256=taken[0].sha256)
+    one, other = measured("clean", taken[0].sha256), Measurement(held_out, told, np.arange(1000) < 300, 1000)
+    release(taken[0], [on(one, "a"), on(other, "b")])
+    again = on_images(candidate(find("tiny")), Images(test="c", validation="d"), [one.protocol, other.protocol])
+    release(again, [on(one, "c"), on(other, "d")])
+    images = {name: one.dataset_sha256[0] for name, one in info("tiny").results.items()}
+    assert images == {"clean": "c", "held-out": "d"}
+
+
+def test_a_result_that_is_added_meanwhile_on_the_old_images_is_not_lost(taken, bundled):
+    clean, sha256 = measured("clean", taken[0].sha256), taken[0].sha256
+    release(taken[0], [on(clean, "a")])
+    moving = on_images(candidate(find("tiny")), Images(test="b"), [clean.protocol])
+    release(taken[1], [on(measured("fgsm", sha256), "a")])
+    before = contents(bundled.parent)
+    with pytest.raises(IntegrityError):
+        release(moving, [on(clean, "b")])
+    assert contents(bundled.parent) == before
+
+
+def test_models_of_one_registry_cannot_move_to_other_images_one_by_one(taken, tmp_path):
+    mine = candidate(find(folder_of(tmp_path, 1)))
+    clean = measured("clean", taken[0].sha256)
+    for one in (taken[0], mine):
+        release(one, [measured("clean", one.sha256), measured("fgsm", one.sha256)])
+    for given in (False, True):  # in either case this is what is wrong
+        with pytest.raises(IntegrityError, match=r"results of 'mine' on other images .* set ZOO_REGISTRY"):
+            on_images(candidate(find("tiny")), Images(test="b"), [clean.protocol], replace=given)

@@ -22,6 +22,7 @@ from zoo.cli.app import run
 from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.cifar100 import CIFAR100
+from zoo.evaluation.measure import measure
 from zoo.evaluation.protocols import PROTOCOLS, Protocol, dataset_of, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
@@ -375,7 +376,7 @@ def test_other_images_than_the_registrys_are_refused_before_anything_is_measured
     found(replace(CIFAR100, root=changed))
     monkeypatch.setattr("zoo.evaluation.measure.measure", lambda *given, **more: pytest.fail("it was measured"))
     assert run(["eval", hundred, "-p", "clean", "--write", "-q"]) == 5
-    told = "results of 'model' on other images in the test split of cifar100: measure cifar100-fgsm anew too, or add"
+    told = "results of 'model' on other images of cifar100: measure cifar100-fgsm anew too, or add --replace"
     assert told in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
 
@@ -390,10 +391,35 @@ def test_all_results_of_a_model_may_move_to_other_images(
     changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
     np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
     found(replace(CIFAR100, root=changed))
-    assert run(["eval", "model", "-p", "fgsm", *options, "--write", "-q"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "model", "-p", "fgsm", *options, "--write"]) == 0
+    told = "results on other images were removed: cifar100-clean"
+    assert (told in capsys.readouterr().err) == ("clean" not in left)
     results = info("model").results
     assert results.keys() == stored_bits("model").keys() == {f"cifar100-{name}" for name in left}
     assert old not in {one.dataset_sha256 for one in results.values()}
+    with np.load(tmp_path / "mine" / "model.bits.npz") as kept:
+        assert {key for key in kept if not key.endswith(".n")} == {*results, "weights_sha256"}
+
+
+def test_an_interruption_before_all_are_measured_on_other_images_leaves_the_registry_as_it_was(
+    hundred, world, found, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
+    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
+    changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
+    np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
+    found(replace(CIFAR100, root=changed))
+    true = measure
+
+    def stopped(*given, **more):
+        yield next(true(*given, **more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.evaluation.measure.measure", stopped)
+    assert run(["eval", "model", "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 130
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
 
 
 def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):

@@ -22,9 +22,10 @@ class Batches:
     number of processes.
 
     Args:
-        source: the training images; a method may put others in their place (:attr:`source`).
-        size: images of a batch, in all processes.
-        process: the number of this process among ``processes``, which must divide ``size``.
+        source: the training images; a method may put others in their place. With cached answers, images are taken from
+            ``versions``, which is set later.
+        size: images of a batch, in all processes; a multiple of ``processes``.
+        process: the number of this process.
 
     Raises:
         UsageError: the images do not fill a batch.
@@ -37,7 +38,7 @@ class Batches:
             raise UsageError(f"{len(source)} training images do not fill a batch of {size}: lower train.batch_size")
         self.source, self.size, self.seed = source, size, seed
         self.process, self.processes = process, processes
-        self.versions: Versions | None = None  # that images are taken from, if a teacher's answers are cached
+        self.versions: Versions | None = None
         self._shuffled: tuple[tuple[int, int], Tensor] | None = None
 
     @property

@@ -32,7 +32,7 @@ def command(
         bool,
         typer.Option(
             "--replace",
-            help="With --write, in the place of other weights with this name, or of results on other images.",
+            help="With --write: other weights with this name are replaced, and results on other images removed.",
         ),
     ] = False,
     threat: Annotated[
@@ -135,8 +135,12 @@ def command(
             directions="fp32" if exact else "auto",
         ):
             done.append(measurement)
-            if releasing and speaks():
+            if releasing and not releasing.outdated and speaks():
                 release(releasing, [measurement])  # as each is done: an interruption loses nothing
+        if releasing and releasing.outdated and speaks():
+            release(releasing, done)  # at once: no result is removed before all are there
+            if removed := sorted(releasing.outdated.keys() - {one.protocol.name for one in done}):
+                output.say(f"results on other images were removed: {', '.join(removed)}")
 
     rows, tables = [], []
     for one in done:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo.registry.entry import Entry, Registry
 from zoo.registry.index import LAYOUT, index_of, registry_of
@@ -18,9 +17,6 @@ from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, Usag
 from zoo.system.files import kind_of, read_utf8, write_atomic
 from zoo.system.units import format_count, parse_count
 from zoo.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 
 def linked(path: Path) -> Path:

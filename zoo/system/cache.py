@@ -1,4 +1,4 @@
-"""The cache of decoded data sets, downloads and records of checked files: folders that are whole or not there."""
+"""The cache: its place, and folders in it that are whole or not there, such as decoded data sets."""
 
 from __future__ import annotations
 

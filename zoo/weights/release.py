@@ -5,13 +5,13 @@ Those of the released registry are in the package; a registry of one's own has t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from dataclasses import replace as replaced
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -40,14 +40,16 @@ LICENSE = "Apache-2.0"  # of the released models; under what others stand is for
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to release: its name, the weights file with its hash, its entry so far, and the hashes of images that a
-    split no longer has: results on them are removed."""
+    """A model to release: its name, the weights file with its hash, and its entry so far.
+
+    ``outdated`` has its results on images that have changed, by protocol with the hash of those: they are removed.
+    """
 
     name: str
     weights: Path
     sha256: str
     entry: dict[str, Any]
-    outdated: frozenset[str] = frozenset()
+    outdated: Mapping[str, str] = field(default_factory=dict)
 
 
 def candidate(found: Found, *, replace: bool = False) -> Candidate:
@@ -153,16 +155,18 @@ def release(model: Candidate, measurements: Iterable[Measurement]) -> None:
 
 
 def _release(model: Candidate, measured: Sequence[Measurement]) -> None:
-    arrays = _with_bits(_kept_bits(model.name), model.sha256, measured)
     before = load_registry().models
     known = before.get(model.name)
     if known is not None and known.weights.sha256 == model.sha256:  # measured or timed since the evaluation began
         now = known.to_dict()
         model.entry["latency"] = now["latency"]
-        model.entry["results"] |= now["results"]
-    results = model.entry["results"].items()
-    model.entry["results"] = {name: one for name, one in results if one["dataset_sha256"] not in model.outdated}
-    model.entry["results"] |= {item.protocol.name: item.result for item in measured}
+        model.entry["results"] = now["results"]
+    so_far, outdated = model.entry["results"].items(), model.outdated
+    results = {name: result for name, result in so_far if outdated.get(name) != result["dataset_sha256"]}
+    model.entry["results"] = results | {item.protocol.name: item.result for item in measured}
+    named = {*results, "weights_sha256"}
+    bits = {key: array for key, array in _kept_bits(model.name).items() if key.removesuffix(".n") in named}
+    arrays = _with_bits(bits, model.sha256, measured)
     known_protocols = {name: Protocol(**asked) for name, asked in load_registry().protocols.items()}
     known_protocols |= {item.protocol.name: item.protocol for item in measured}
     model.entry["flags"] = flags_of(model.entry["results"], _unpacked(arrays), known_protocols)
@@ -194,29 +198,31 @@ def _write_files(model: Candidate, arrays: Mapping[str, Any]) -> None:
 def on_images(model: Candidate, dataset: Dataset, protocols: Sequence[Protocol], *, replace: bool = False) -> Candidate:
     """``model``, to be measured under ``protocols`` on ``dataset``; refuses now what :func:`release` would refuse.
 
-    Where the split has other images than those that the registry's results are on, all of the model's results on those
-    must be measured anew, or removed.
+    Where a split has other images than those that the registry's results are on, all of the model's results on those
+    must be measured anew, and released at once, or removed.
 
     Args:
         replace: results that are not measured anew may be removed.
 
     Raises:
-        IntegrityError: the registry has results on other images, of this model or of another.
+        IntegrityError: the registry has results on other images: of another model, or of this one, and they are neither
+            measured anew nor to be removed.
     """
     splits = {one.split: dataset.split(one.split) for one in protocols}
     registered = load_registry().datasets.get(dataset.name, {"splits": {}})["splits"]
     changed = [name for name in splits if name in registered and registered[name]["sha256"] != splits[name].fingerprint]
-    outdated = frozenset(registered[name]["sha256"] for name in changed)
-    results = model.entry["results"]
-    kept = {name: result for name, result in results.items() if result["dataset_sha256"] not in outdated}
-    if not replace and (lost := sorted(results.keys() - kept.keys() - {one.name for one in protocols})):
-        raise IntegrityError(
-            f"the registry has results of '{model.name}' on other images in the {' and the '.join(changed)} split of "
-            f"{dataset.name}: measure {', '.join(lost)} anew too, or add --replace (replace=True), which removes them"
-        )
+    before = {registered[name]["sha256"] for name in changed}
+    on = {name: result["dataset_sha256"] for name, result in model.entry["results"].items()}
+    outdated = {name: sha256 for name, sha256 in on.items() if sha256 in before}
+    kept = {name: result for name, result in model.entry["results"].items() if name not in outdated}
     asked = [(one, len(splits[one.split]), splits[one.split].fingerprint) for one in protocols]
     check_splits(model.name, {**model.entry, "results": kept}, _splits(asked))
-    return replaced(model, outdated=outdated)
+    if not replace and (lost := sorted(outdated.keys() - {one.name for one in protocols})):
+        raise IntegrityError(
+            f"the registry has results of '{model.name}' on other images of {dataset.name}: measure {', '.join(lost)} "
+            "anew too, or add --replace (replace=True), which removes them"
+        )
+    return dataclasses.replace(model, outdated=outdated)
 
 
 def _splits(measured: Iterable[tuple[Protocol, int, str]]) -> dict[str, Any]:
