@@ -33,8 +33,8 @@ from zoo.export.engines.interface import Engine
 from zoo.export.engines.options import reloading
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.rungs import right
-from zoo.registry.write import pretty
 from zoo.system.errors import ZooError
+from zoo.system.files import pretty
 
 DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "corruptions.json", DOCS / "corruptions.md"

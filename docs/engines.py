@@ -20,8 +20,8 @@ from zoo.evaluation.statistics import Paired
 from zoo.export import export_model, read_bundle
 from zoo.export.bench.times import REPORT, Bench
 from zoo.export.engines import ENGINES, backend
-from zoo.registry.write import pretty
 from zoo.system.errors import ZooError
+from zoo.system.files import pretty
 
 DOCS = Path(__file__).parent
 STORE, PAGE, PLOT = DOCS / "engines.json", DOCS / "engines.md", DOCS / "engines.png"

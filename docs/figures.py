@@ -22,10 +22,10 @@ from results import cells, markdown, put
 
 from zoo import info, list_models, pareto
 from zoo.evaluation.threat import LINF_8
-from zoo.registry.write import pretty
 from zoo.report.charts import anchors_of
 from zoo.report.choice import Task
 from zoo.report.stories import CURVES
+from zoo.system.files import pretty
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

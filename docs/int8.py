@@ -38,9 +38,8 @@ from zoo.export.mixed import search
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import to_int8
-from zoo.registry.write import pretty
 from zoo.system.device import cpu_id
-from zoo.system.files import locked
+from zoo.system.files import locked, pretty
 
 DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "int8.json", DOCS / "int8.md"

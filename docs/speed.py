@@ -23,8 +23,7 @@ import installed
 from results import markdown, put
 
 from zoo.registry.file import PACKAGED
-from zoo.registry.write import pretty
-from zoo.system.files import locked
+from zoo.system.files import locked, pretty
 from zoo.system.toolchain import toolchain
 
 DOCS = Path(__file__).parent

@@ -16,8 +16,9 @@ from zoo.cli.options import model_names
 from zoo.evaluation.threat import ThreatModel
 from zoo.registry.entry import Subnet
 from zoo.registry.file import load_registry
-from zoo.registry.write import pretty, write_aliases
+from zoo.registry.write import write_aliases
 from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageError
+from zoo.system.files import pretty
 from zoo.weights.address import HUB, LOCAL, NAME, Address, has_scheme
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.load import find

@@ -26,12 +26,12 @@ from zoo.export.bench.entrants import as_bundle, entrants
 from zoo.export.bench.times import Bench, Timed, write_to_bundle, write_to_registry
 from zoo.models import build
 from zoo.registry.file import info
-from zoo.registry.write import pretty, write_aliases, write_latency
+from zoo.registry.write import write_aliases, write_latency
 from zoo.specs import parse_spec
 from zoo.system import device, fingerprint
 from zoo.system.device import cpu_id, gpu_id, is_this, remote_id
 from zoo.system.errors import IntegrityError, MissingDependency, UnknownModel, UsageError, ZooError
-from zoo.system.files import sha256_file
+from zoo.system.files import pretty, sha256_file
 from zoo.weights.load import find
 from zoo.weights.release import candidate, release
 from zoo.weights.tensors import save_weights

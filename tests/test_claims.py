@@ -29,9 +29,8 @@ from zoo.export.bundle.source import public, source_of
 from zoo.export.onnx.graph import metadata_of
 from zoo.export.onnx.uint8 import UINT8
 from zoo.registry.file import info, load_registry
-from zoo.registry.write import pretty
 from zoo.system.errors import IntegrityError, Unreachable
-from zoo.system.files import kind_of, sha256_file
+from zoo.system.files import kind_of, pretty, sha256_file
 from zoo.weights.load import BUNDLED, find, load
 
 NAME = "trades-s3"

@@ -15,8 +15,9 @@ from test_registry import MODELS, REPORTED, model, registry_data, result, taught
 from zoo.cli import app
 from zoo.cli.app import VERBS, run
 from zoo.cli.output import Output
-from zoo.registry.write import pretty, write_model
+from zoo.registry.write import write_model
 from zoo.system.errors import ParityGateFailed
+from zoo.system.files import pretty
 
 LONGEST = "a-name-of-forty-characters-is-the-longes"  # what the schema allows
 

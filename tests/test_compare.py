@@ -22,9 +22,9 @@ from zoo.export.bundle.manifest import IO, Artifact, Compute, Manifest, Port, Re
 from zoo.export.compare import compare
 from zoo.export.ladder.gate import compared
 from zoo.export.ladder.report import write_reports
-from zoo.registry.write import pretty, write_aliases
+from zoo.registry.write import write_aliases
 from zoo.system.errors import IntegrityError
-from zoo.system.files import sha256_file
+from zoo.system.files import pretty, sha256_file
 from zoo.train.methods import METHODS
 from zoo.train.recipes.published import published_recipes
 from zoo.weights.folder import ModelConfig, ModelFolder

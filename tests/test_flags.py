@@ -15,8 +15,8 @@ from zoo.evaluation.flags import FLAGS, disagree, explained
 from zoo.evaluation.protocols import PROTOCOLS, protocol
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.pick import list_models, pick
-from zoo.registry.write import pretty
 from zoo.system.errors import NothingMatches
+from zoo.system.files import pretty
 from zoo.system.notice import say_once
 from zoo.train.teachers.teacher import held_out_accuracy
 from zoo.weights.release import flags_of

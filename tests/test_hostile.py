@@ -23,9 +23,9 @@ from zoo.cli.app import run
 from zoo.hub.carry import CONTENTS, read_contents
 from zoo.models import build
 from zoo.registry import file as registry_file
-from zoo.registry.write import pretty
 from zoo.specs import parse_spec
 from zoo.system.errors import ZooError
+from zoo.system.files import pretty
 from zoo.weights.folder import read_config
 from zoo.weights.load import load
 from zoo.weights.tensors import read_tensors, save_weights

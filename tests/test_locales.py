@@ -16,8 +16,8 @@ from test_registry import MODELS, registry_data
 from tiny import SPEC
 
 from zoo.registry.file import load_registry
-from zoo.registry.write import pretty
 from zoo.system.errors import UsageError
+from zoo.system.files import pretty
 from zoo.train.recipes.phases import load_phases
 from zoo.train.recipes.published import RECIPES
 from zoo.weights.load import find

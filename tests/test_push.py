@@ -26,10 +26,10 @@ from zoo.hub.card import Facts
 from zoo.models import build
 from zoo.registry.entry import Hub
 from zoo.registry.file import PACKAGED, info, load_registry
-from zoo.registry.write import pretty, write_hub
+from zoo.registry.write import write_hub
 from zoo.specs import cost
 from zoo.system.errors import IntegrityError
-from zoo.system.files import sha256_file
+from zoo.system.files import pretty, sha256_file
 from zoo.train.proard.dynamic import dynamic
 from zoo.weights.folder import PREDICTOR
 from zoo.weights.load import beside, find

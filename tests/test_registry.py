@@ -21,10 +21,11 @@ from zoo.registry.entry import Entry, Registry
 from zoo.registry.file import info, linked, load_registry
 from zoo.registry.pick import list_models, pareto, pick
 from zoo.registry.schema import check, json_schema
-from zoo.registry.write import pretty, write_model
+from zoo.registry.write import write_model
 from zoo.specs import StagedSpec, cost
 from zoo.system.cache import cache_root
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.system.files import pretty
 from zoo.weights.load import find
 from zoo.weights.release import candidate
 

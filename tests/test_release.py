@@ -190,7 +190,7 @@ def test_a_result_that_is_added_meanwhile_on_the_old_images_is_not_lost(taken, b
     moving = on_images(candidate(find("tiny")), Images(test="b"), [clean.protocol])
     release(taken[1], [on(measured("fgsm", sha256), "a")])
     before = contents(bundled.parent)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="has results of 'tiny' on other images in the test split of cifar10"):
         release(moving, [on(clean, "b")])
     assert contents(bundled.parent) == before
 

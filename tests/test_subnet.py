@@ -23,8 +23,8 @@ from zoo.evaluation.protocols import PROTOCOLS
 from zoo.export.compare import compare
 from zoo.registry.file import load_registry, no_limit
 from zoo.registry.schema import check
-from zoo.registry.write import pretty
 from zoo.system.errors import IntegrityError, NothingMatches, UnknownModel, UsageError
+from zoo.system.files import pretty
 from zoo.train.proard.dynamic import Dynamic, dynamic
 from zoo.train.proard.elastic import Elastic
 from zoo.train.spaces import SPACES

@@ -365,32 +365,34 @@ def test_an_evaluation_on_another_data_set_goes_into_the_registry_under_its_own_
     assert "fgsm, l2 0.5" in " ".join(capsys.readouterr().out.split())
 
 
-def test_other_images_than_the_registrys_are_refused_before_anything_is_measured(
-    hundred, world, found, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def moved(hundred, world, found, tmp_path, monkeypatch) -> Path:
+    """The folder of a registry with two results of "model", measured before an image of the data set changed."""
+    home = tmp_path / "mine"
+    monkeypatch.setenv("ZOO_REGISTRY", str(home / "registry.json"))
     assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
     changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
     np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
     found(replace(CIFAR100, root=changed))
+    return home
+
+
+def test_other_images_than_the_registrys_are_refused_before_anything_is_measured(moved, hundred, monkeypatch, capsys):
+    before = files_of(moved)
     monkeypatch.setattr("zoo.evaluation.measure.measure", lambda *given, **more: pytest.fail("it was measured"))
     assert run(["eval", hundred, "-p", "clean", "--write", "-q"]) == 5
     told = "results of 'model' on other images of cifar100: measure cifar100-fgsm anew too, or add --replace"
     assert told in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
+    assert files_of(moved) == before
 
 
 @pytest.mark.parametrize(("options", "left"), [(["-p", "clean"], {"clean", "fgsm"}), (["--replace"], {"fgsm"})])
-def test_all_results_of_a_model_may_move_to_other_images(
-    options, left, hundred, world, found, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
-    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
+def test_all_results_of_a_model_may_move_to_other_images(options, left, moved, capsys):
     old = info("model").results["cifar100-clean"].dataset_sha256
-    changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
-    np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
-    found(replace(CIFAR100, root=changed))
     capsys.readouterr()
     assert run(["eval", "model", "-p", "fgsm", *options, "--write"]) == 0
     told = "results on other images were removed: cifar100-clean"
@@ -398,28 +400,19 @@ def test_all_results_of_a_model_may_move_to_other_images(
     results = info("model").results
     assert results.keys() == stored_bits("model").keys() == {f"cifar100-{name}" for name in left}
     assert old not in {one.dataset_sha256 for one in results.values()}
-    with np.load(tmp_path / "mine" / "model.bits.npz") as kept:
+    with np.load(moved / "model.bits.npz") as kept:
         assert {key for key in kept if not key.endswith(".n")} == {*results, "weights_sha256"}
 
 
-def test_an_interruption_before_all_are_measured_on_other_images_leaves_the_registry_as_it_was(
-    hundred, world, found, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "mine" / "registry.json"))
-    assert run(["eval", hundred, "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()}
-    changed = Path(shutil.copytree(world.root, tmp_path / "changed"))
-    np.load(changed / "test_images.npy", mmap_mode="r+")[0] ^= 255
-    found(replace(CIFAR100, root=changed))
-    true = measure
-
+def test_an_interruption_before_all_are_measured_on_other_images_leaves_the_registry_as_it_was(moved, monkeypatch):
     def stopped(*given, **more):
-        yield next(true(*given, **more))
+        yield next(measure(*given, **more))
         raise KeyboardInterrupt
 
+    before = files_of(moved)
     monkeypatch.setattr("zoo.evaluation.measure.measure", stopped)
     assert run(["eval", "model", "-p", "clean", "-p", "fgsm", "--write", "-q"]) == 130
-    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.is_file()} == before
+    assert files_of(moved) == before
 
 
 def test_int8_ranges_are_chosen_by_the_models_own_data_set(hundred, tmp_path):

@@ -11,9 +11,8 @@ import torch
 from test_registry import model, registry_data
 
 from zoo.models import Classifier, build
-from zoo.registry.write import pretty
 from zoo.specs import StagedSpec, cost
-from zoo.system.files import sha256_file
+from zoo.system.files import pretty, sha256_file
 from zoo.weights.tensors import save_weights
 
 SPEC = StagedSpec(widths=((8,), (12,)), resolutions=(16, 8), stem=4)

@@ -72,8 +72,7 @@ def command(
     from zoo.datasets.base import check_fits
     from zoo.evaluation.flags import explained
     from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
-    from zoo.registry.write import pretty
-    from zoo.system.files import kind_of, write_atomic
+    from zoo.system.files import kind_of, pretty, write_atomic
     from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
     from zoo.weights.load import find

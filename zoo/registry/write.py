@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from zoo.registry.entry import Hub
 from zoo.registry.file import forget, read_registry, registry_path
 from zoo.system.errors import IntegrityError, UnknownModel
-from zoo.system.files import encoded, locked, write_atomic
+from zoo.system.files import encoded, locked, pretty, write_atomic
 
 if TYPE_CHECKING:
     from zoo.evaluation.protocols import Protocol
 
 
-def make_registry(path: Path | str | None = None) -> None:
+def make_registry() -> None:
     """Write a registry without models where there is none."""
     from zoo.evaluation.protocols import PROTOCOLS, RELEASED
 
-    path = registry_path(path)
+    path = registry_path()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         protocols = {name: PROTOCOLS[name].model_dump(mode="json") for name in RELEASED}
@@ -68,10 +68,10 @@ def write_model(
         _take_splits(data, datasets or {}, path)
 
 
-def check_splits(name: str, model: Mapping[str, Any], datasets: Mapping[str, Any], *, path: Path | None = None) -> None:
+def check_splits(name: str, model: Mapping[str, Any], datasets: Mapping[str, Any]) -> None:
     """Raise now what :func:`write_model` would raise of the images: IntegrityError if results of ``model``, or of
     another entry than ``name``, are on other images than those of ``datasets``."""
-    path = registry_path(path).resolve()
+    path = registry_path().resolve()
     data = json.loads(read_registry(path))
     data["models"] = _with_model(data, name, model)
     _take_splits(data, datasets, path)
@@ -197,17 +197,3 @@ def _rewriting(path: Path, files: Callable[[], None] = lambda: None) -> Iterator
         files()
         write_atomic(path, text)
     forget()
-
-
-def pretty(data: Any, indent: str = "", width: int = 120) -> str:
-    """Readable, stable JSON: a value is on one line if it fits there."""
-    line = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    if not isinstance(data, dict | list) or not data or (len(indent) + len(line) <= width and indent):
-        return line
-    deeper = indent + "  "
-    if isinstance(data, dict):
-        parts = [f"{json.dumps(str(key))}: {pretty(value, deeper, width)}" for key, value in data.items()]
-    else:
-        parts = [pretty(value, deeper, width) for value in data]
-    opening, closing = "{}" if isinstance(data, dict) else "[]"
-    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"

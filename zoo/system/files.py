@@ -88,6 +88,20 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def pretty(data: Any, indent: str = "", width: int = 120) -> str:
+    """Readable, stable JSON: a value is on one line if it fits there."""
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if not isinstance(data, dict | list) or not data or (len(indent) + len(line) <= width and indent):
+        return line
+    deeper = indent + "  "
+    if isinstance(data, dict):
+        parts = [f"{json.dumps(str(key))}: {pretty(value, deeper, width)}" for key, value in data.items()]
+    else:
+        parts = [pretty(value, deeper, width) for value in data]
+    opening, closing = "{}" if isinstance(data, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
+
+
 def stored_json(path: Path) -> Any:
     """The JSON in ``path``, a file that can be made again.
 
