@@ -21,7 +21,7 @@ def number(ratio: float) -> str:
 
 def page(report: dict, names: list[str]) -> str:
     lines = [
-        f"# Speed: {', '.join(names) or 'all benchmarks'}",
+        f"# Speed: {', '.join(names) or 'all benchmarks'} ({report['measured_at'][:10]})",
         "",
         f"Measured {report['measured_at']} on {report['toolchain']['cpu']}, {report['toolchain']['cores']} cores, "
         f"torch {report['toolchain']['torch']}. Medians; a ratio above 1 means that ours is faster.",

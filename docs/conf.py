@@ -30,9 +30,9 @@ CONTENTS = {
     "Reference": ("cli", "api", "../examples/README"),
     "Speed": (
         "speed",
-        "../benchmarks/results/2026-11-21",
         "../benchmarks/results/2026-11-27",
         "../benchmarks/results/2026-11-26",
+        "../benchmarks/results/2026-11-21",
         "../benchmarks/results/bundle",
         "../benchmarks/results/autoattack",
         "../benchmarks/results/rnascl",
