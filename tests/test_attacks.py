@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo import attacks
-from zoo.attacks import broken, fab, margin
+from zoo.attacks import broken, fab, inputs, margin
 from zoo.attacks.apgd import checkpoints
 from zoo.attacks.ball import Ball
 from zoo.attacks.fab import project
@@ -45,6 +45,8 @@ QUICK = {
     "autoattack": functools.partial(attacks.autoattack, steps=4, targets=3, queries=20),
 }
 RANDOM = [name for name in QUICK if name not in ("fgsm", "mifgsm", "deepfool", "fab-t")]
+_covered = {getattr(one, "func", one) for one in QUICK.values()}
+QUICK |= {name: one for name, one in attacks.ATTACKS.items() if one not in _covered}  # a new attack, as it is
 
 
 def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -733,12 +735,33 @@ def test_logits_of_another_shape_are_refused(name):
             QUICK[name](wrong, GOOD, LABELS, eps=0.1)
 
 
-def test_nan_logits_count_as_broken_and_nan_gradients_do_no_harm():
-    assert broken(torch.tensor([[1.0, torch.nan], [torch.nan, 0.0], [1.0, 0.0]]), torch.zeros(3).long()).tolist() == [
-        True,
-        True,
-        False,
-    ]
+@pytest.mark.parametrize(
+    ("craft", "says"),
+    [
+        (lambda x: torch.full_like(x, 0.5), r"went .* far, with eps = 0\.03"),
+        (lambda x: x * torch.nan, r"images in \[0, 1\], not in \[nan"),
+        (lambda x: x[:1], r"must return torch.float32 \[8, 3, 8, 8\] on cpu, not torch.float32 \[1, "),
+        (lambda x: x.double(), "not torch.float64"),
+        (lambda x: None, "not NoneType"),
+    ],
+)
+def test_an_attack_that_breaks_its_promise_is_not_believed(craft, says, monkeypatch):
+    monkeypatch.setattr("zoo.attacks.inputs.ATTACKS", {})
+    monkeypatch.setattr("zoo.attacks.inputs.KINDS", {})
+    wrong = inputs.attack("wrong")(lambda model, x, y, *, eps, norm="linf": craft(x))
+    with pytest.raises(RuntimeError, match=f"the attack 'wrong' is wrong: it .*{says}"):
+        wrong(tiny_net(3), torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64), eps=8 / 255)
+    with pytest.raises(TypeError, match="two attacks are called 'wrong'"):
+        inputs.attack("wrong")(attacks.pgd)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_count_as_broken_whichever_class_has_them(odd):
+    z = torch.tensor([[1.0, 0.0, odd], [odd, 0.0, 0.0], [1.0, odd, odd], [1.0, 0.0, 0.0]])
+    assert broken(z, torch.zeros(4).long()).tolist() == [True, True, True, False]
+
+
+def test_nan_gradients_do_no_harm():
 
     def poisoned(x):  # sqrt has an infinite slope at 0: 0 * inf is NaN
         s = (0 * x).sum((1, 2, 3)).sqrt() + x.mean((1, 2, 3))

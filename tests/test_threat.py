@@ -19,6 +19,7 @@ from test_registry import model as entry_of
 
 from zoo.attacks.ball import norm_of
 from zoo.cli.app import run
+from zoo.datasets import DATASETS
 from zoo.datasets.base import to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.datasets.cifar100 import CIFAR100
@@ -156,6 +157,11 @@ def test_a_name_that_states_the_usual_data_set_states_one():
     names = ("pgd20", "cifar10-pgd20", "cifar10-c", "cifar100-pgd20-l2-0.5")
     assert [dataset_of(name) for name in names] == [None, "cifar10", None, "cifar100"]
     assert protocol("cifar10-pgd20") == protocol("pgd20")
+
+
+def test_a_data_set_may_extend_the_name_of_another(monkeypatch):
+    monkeypatch.setitem(DATASETS, "cifar10-gray", CIFAR10)
+    assert [protocol(f"{name}-pgd20").dataset for name in ("cifar10-gray", "cifar10")] == ["cifar10-gray", "cifar10"]
 
 
 @pytest.mark.parametrize("name", ["pgd21-l2-0.5", "pgd20-l1-0.5", "pgd20-l2", "mnist-pgd20", "-l2-0.5"])

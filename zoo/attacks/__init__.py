@@ -3,8 +3,10 @@
 All take images [N, C, H, W] in [0, 1] and labels [N], and return adversarial images of the same shape, type and device.
 The model maps images to logits, in eval mode. ``square`` accepts any function; the other attacks need its gradients.
 
-To add one, write a file with a function under ``@attack(name)`` and import it here. Protocols can then name it and set
-the options in its signature. Its loop says how far it has come (:mod:`zoo.attacks.pulse`).
+To add one, write a file with a function under ``@attack(name)`` and import it here; one that does not follow gradients
+step by step states its ``Kind``. Protocols can then name it, and set its ``step``, ``steps``, ``restarts``, ``loss``
+and ``queries``; one in :data:`zoo.evaluation.protocols.PROTOCOLS` makes it known to ``zoo eval``. Its loop says how far
+it has come (:mod:`zoo.attacks.pulse`).
 """
 
 from zoo.attacks.apgd import apgd, apgd_targeted

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.batch import survivors
-from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.inputs import Kind, Model, Norm, attack, generator
 from zoo.attacks.losses import Loss, ascend, broken, dlr_targeted, estimate, loss_called, runners_up
 from zoo.attacks.pulse import portion, pulse
 
@@ -54,7 +54,7 @@ def apgd(
     return _tries(model, x, y, tries, eps, norm, steps, chosen, early_stop, seed, only)
 
 
-@attack("apgd-t")
+@attack("apgd-t", Kind(strong=False))
 def apgd_targeted(
     model: Model,
     x: Tensor,

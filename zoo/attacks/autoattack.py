@@ -11,13 +11,13 @@ from torch import Tensor
 
 from zoo.attacks.apgd import apgd, apgd_targeted
 from zoo.attacks.fab import fab_targeted
-from zoo.attacks.inputs import Model, Norm, attack
+from zoo.attacks.inputs import Kind, Model, Norm, attack
 from zoo.attacks.losses import broken, check_dlr
 from zoo.attacks.pulse import portion
 from zoo.attacks.square import square
 
 
-@attack("autoattack")
+@attack("autoattack", Kind(queries=True, strong=False))
 def autoattack(
     model: Model,
     x: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
-from zoo.attacks.inputs import Model, Norm, attack
+from zoo.attacks.inputs import Kind, Model, Norm, attack
 from zoo.attacks.losses import broken, difference, runners_up, slope
 from zoo.attacks.pulse import pulse
 
@@ -16,7 +16,7 @@ EXTRA = 1e-4  # added to every step in the authors' code, so that rounding canno
 FAR = 1e4  # longer than any step within [0, 1]; keeps what nearly flat logits ask for finite
 
 
-@attack("deepfool")
+@attack("deepfool", Kind(guided=False, strong=False))
 def deepfool(
     model: Model,
     x: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.attacks.ball import DIMS, Ball, norm_of
 from zoo.attacks.batch import padded, survivors
-from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.inputs import Kind, Model, Norm, attack, generator
 from zoo.attacks.losses import broken, difference, runners_up, slope
 from zoo.attacks.pulse import portion, pulse
 
@@ -23,7 +23,7 @@ STUCK = 0.9  # nor in the last eight steps to less than this part of the least d
 NEWTON_STEPS = 50
 
 
-@attack("fab-t")
+@attack("fab-t", Kind(guided=False, strong=False))
 def fab_targeted(
     model: Model,
     x: Tensor,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -25,19 +26,41 @@ Model = Callable[[Tensor], Tensor]  # float images [N, C, H, W] in [0, 1] to log
 Norm = Literal["linf", "l2"]
 P = ParamSpec("P")
 
+# What options may be; an option that a new attack brings has its line here.
 COUNTS = ("steps", "restarts", "targets", "queries")
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of options that single attacks have
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "decay": ("of at least 0", lambda value: value >= 0),
     "overshoot": ("of at least 0", lambda value: value >= 0),
     "p_init": ("above 0 and at most 1", lambda value: 0 < value <= 1),
 }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What an evaluation must know of an attack.
+
+    Attributes:
+        gradients: it follows the model's gradients, which must then be looked at.
+        queries: it asks the model for answers to points that no gradient led to; one that does not is followed by
+            Square where gradients are in doubt.
+        guided: its directions may come from a copy of the model (:mod:`zoo.attacks.guide`).
+        strong: it should find nearly as much as the strongest does: if not, it was misled.
+    """
+
+    gradients: bool = True
+    queries: bool = False
+    guided: bool = True
+    strong: bool = True
+
+
 ATTACKS: dict[str, Callable[..., Tensor]] = {}  # by name; the options of an attack are in its signature
+KINDS: dict[str, Kind] = {}  # by name, of the same attacks
+USUAL = Kind()
+NO_ATTACK = Kind(gradients=False, guided=False, strong=False)
 
 
 def attack(
-    name: str,
+    name: str, kind: Kind = USUAL
 ) -> Callable[
     [Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]], Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]
 ]:
@@ -47,8 +70,12 @@ def attack(
     ``eps`` of ``x`` and in [0, 1]. It does not change the model's mode, its parameters' flags or the global
     random state.
 
+    Args:
+        kind: by default that of an iterative attack along gradients.
+
     Raises:
         UsageError: an option, the images, the labels, the logits or the model's mode is invalid.
+        RuntimeError: ``craft`` broke the promise above.
     """
 
     def decorate(
@@ -67,12 +94,21 @@ def attack(
             with torch.inference_mode(False), without_gradients(model), torch.no_grad():
                 x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
                 x_adv = craft(guarded, x, y, *args, **options)
+                if fault := _fault(x_adv, x, options):
+                    raise RuntimeError(f"the attack '{name}' is wrong: {fault}")
             return x_adv.contiguous()
 
-        ATTACKS[name] = checked
+        if name in ATTACKS:
+            raise TypeError(f"two attacks are called '{name}'")
+        ATTACKS[name], KINDS[name] = checked, kind
         return checked
 
     return decorate
+
+
+def kind_of(name: str) -> Kind:
+    """What is known of the attack that protocols call ``name``; without attack, :data:`NO_ATTACK`."""
+    return KINDS.get(name, NO_ATTACK)
 
 
 class Guarded:
@@ -119,6 +155,19 @@ def without_gradients(model: Model) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _fault(x_adv: Any, x: Tensor, options: Mapping[str, Any]) -> str | None:
+    """In what ``x_adv`` is no adversarial image of x for an attack with these options; None if it is one."""
+    if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype, x_adv.device) != (x.shape, x.dtype, x.device):
+        got = f"{x_adv.dtype} {list(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        return f"it must return {x.dtype} {list(x.shape)} on {x.device}, not {got}"
+    low, high = (bound.item() for bound in x_adv.aminmax())  # NaN if any pixel is
+    if not (low >= 0 and high <= 1):
+        return f"it must return images in [0, 1], not in [{low:.4g}, {high:.4g}]"
+    eps, delta = float(options.get("eps", torch.inf)), (x_adv - x).flatten(1)
+    far = float((delta.norm(dim=1) if options.get("norm") == "l2" else delta.abs().amax(1)).max())
+    return f"it went {far:.4g} far, with eps = {eps:.4g}" if far > eps * (1 + 1e-4) + 1e-6 else None
 
 
 def _check_eval(model: Model) -> None:

@@ -22,13 +22,14 @@ DLR_CLASSES = 4
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
-    """The margin of the correct class, z_y - max over k != y of z_k: [N]."""
+    """The margin of the correct class, z_y - max over k != y of z_k: [N]; NaN where a logit is infinite or NaN."""
     right = y[:, None]
-    return z.gather(1, right).squeeze(1) - z.scatter(1, right, -torch.inf).amax(1)
+    m = z.gather(1, right).squeeze(1) - z.scatter(1, right, -torch.inf).amax(1)
+    return torch.where(z.isfinite().all(1), m, torch.nan)
 
 
 def broken(z: Tensor, y: Tensor) -> Tensor:
-    """Whether each image is misclassified, bool [N]; ties and NaN count as misclassified."""
+    """Whether each image is misclassified, bool [N]; ties, and logits that are not finite, count as misclassified."""
     return ~(margin(z, y) > 0)
 
 

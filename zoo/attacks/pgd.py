@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
-from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.inputs import NO_ATTACK, Kind, Model, Norm, attack, generator
 from zoo.attacks.losses import Loss, ascend, broken, loss_called, rough, slope
 from zoo.attacks.pulse import pulse
 from zoo.system.errors import UsageError
@@ -22,7 +22,7 @@ Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 Start = Callable[[Ball, torch.Generator], Tensor]
 
 
-@attack("fgsm")
+@attack("fgsm", Kind(strong=False))
 def fgsm(
     model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", loss: str = "ce", seed: int = 0
 ) -> Tensor:
@@ -128,7 +128,7 @@ def mifgsm(
     )
 
 
-@attack("uniform")
+@attack("uniform", NO_ATTACK)
 def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", seed: int = 0) -> Tensor:
     """Noise drawn uniformly from the ball, independent of the model: it should break few images."""
     return Ball(x, eps, norm).random(generator(seed, "uniform", x.device))

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.attacks.ball import Ball, norm_of
 from zoo.attacks.batch import survivors
 from zoo.attacks.foresight import Foresight, is_open
-from zoo.attacks.inputs import Model, Norm, attack, generator
+from zoo.attacks.inputs import Kind, Model, Norm, attack, generator
 from zoo.attacks.losses import margin
 from zoo.attacks.pulse import pulse
 
@@ -25,7 +25,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # the l2 attack starts from a grid of 5 x 5 tiles
 
 
-@attack("square")
+@attack("square", Kind(gradients=False, queries=True, strong=False))
 def square(
     model: Model,
     x: Tensor,

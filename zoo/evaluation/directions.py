@@ -9,7 +9,6 @@ from zoo.attacks.guide import Guided, Rough, fast_bf16
 from zoo.attacks.inputs import without_gradients
 from zoo.attacks.losses import ascend, cross_entropy, margin
 
-UNLED = ("none", "uniform", "fab-t", "deepfool")  # attacks that have no use for a guide
 WORTH = 50_000  # parameters; smaller nets spend their time elsewhere
 SLACK = 2  # times the largest error of a margin that was seen
 CLOSE, ALIKE = 0.25, 0.95  # at most this share of the median margin; at least this share of equal signs of the gradient

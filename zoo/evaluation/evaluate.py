@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attacks import broken
+from zoo.attacks.inputs import kind_of
 from zoo.attacks.pulse import Meter
 from zoo.datasets.base import Split, to_float
-from zoo.evaluation.directions import UNLED, guided
+from zoo.evaluation.directions import guided
 from zoo.evaluation.exact import exact
 from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
-from zoo.evaluation.look import BLIND, IMAGES, MASKED_SHARE, Look, look, wrong_gradient
+from zoo.evaluation.look import IMAGES, MASKED_SHARE, Look, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.together import gathered, place
@@ -144,7 +145,7 @@ def evaluate(
     with limited(crew.threads), exact():
         seen = look(prepared, *batch(np.arange(min(n, IMAGES))), protocol, alone=batch_size == 1)
         attacked = seen.model
-        if directions == "auto" and attacked is prepared and not seen.flags and protocol.attack not in UNLED:
+        if directions == "auto" and attacked is prepared and not seen.flags and kind_of(protocol.attack).guided:
             attacked = guided(attacked, *batch(np.arange(min(n, IMAGES))))
             if notes is not None and attacked is not prepared:
                 notes["directions"] = "bf16"
@@ -226,7 +227,7 @@ def _attack(
                 robust = (~broken(seen.model(x_adv), y)).cpu().numpy()
             if one is not protocol:
                 parts[one.attack] = float(len(index) - robust.sum())
-            elif one.attack not in BLIND and robust.any():
+            elif kind_of(one.attack).gradients and robust.any():
                 left = torch.from_numpy(robust).to(y.device).nonzero()[:, 0]
                 few, more = left[: -(-IMAGES * len(index) // len(standing))], left[:IMAGES]
                 wrong = wrong_gradient(seen.model, x_adv[few], y[few])
@@ -249,7 +250,8 @@ def _attack(
     attack(protocol)
     if ledger.counts.get(WRONG, 0.0) > MASKED_SHARE * ledger.counts.get(LOOKED_AT, 0.0):
         seen.flags.add("masked")
-    if seen.flags & {"masked", "coarse"} and protocol.attack not in ("square", "autoattack", "uniform"):
+    kind = kind_of(protocol.attack)
+    if seen.flags & {"masked", "coarse"} and kind.gradients and not kind.queries:
         attack(protocol.model_copy(update={**SQUARE, "name": protocol.name}))
     if counts is not None:
         counts.update({part: count for part, count in ledger.counts.items() if part not in (WRONG, LOOKED_AT)})

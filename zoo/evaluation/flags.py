@@ -25,7 +25,6 @@ FLAGS = {
     "unreliable": "gradient attacks find much less than another attack finds on the same images",
 }
 
-ITERATIVE = ("pgd", "mifgsm", "apgd")  # attacks of protocols that should all be nearly as strong as the strongest
 APART = 0.10  # a plain net may lose 4 to 7 points more to AutoAttack than to PGD-20
 APART_FROM_ONE_STEP = 0.02  # one step should not find what twenty miss
 SQUARE_GAIN = 0.002  # share of the images that Square may break after the white-box attacks of AutoAttack
@@ -37,19 +36,21 @@ def explained(flags: Iterable[str]) -> list[str]:
 
 
 def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
-    """Whether an iterative attack leaves far more images right than another attack with the same threat model does.
+    """Whether an attack that should be strong leaves far more images right than another with the same threat model.
 
     Args:
         measured: protocols with their bits, bool [n]: is each of the leading n images of the split right.
 
     Returns:
-        True if it is shown, with 95 % confidence on the images that both have, that an iterative attack leaves over 10
+        True if it is shown, with 95 % confidence on the images that both have, that a strong attack leaves over 10
         points more than another, or over 2 points more than FGSM.
     """
+    from zoo.attacks.inputs import kind_of
+
     attacked = [(one, bits) for one, bits in measured if one.attacked]
     for (strong, left), (other, fewer) in permutations(attacked, 2):
         same = (strong.dataset, strong.split, strong.threat) == (other.dataset, other.split, other.threat)
-        if same and strong.attack in ITERATIVE:
+        if same and kind_of(strong.attack).strong:
             n = min(len(left), len(fewer))
             apart = APART_FROM_ONE_STEP if other.attack == "fgsm" else APART
             if Paired.of(left[:n], fewer[:n]).inferior(apart):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.attacks.adaptive import Expectation, Normalised, StraightThrough
 from zoo.attacks.ball import Ball, steepest
-from zoo.attacks.inputs import generator, without_gradients
+from zoo.attacks.inputs import generator, kind_of, without_gradients
 from zoo.attacks.losses import ascend, broken, cross_entropy
 from zoo.evaluation.exact import exact
 from zoo.evaluation.protocols import Protocol
@@ -30,7 +30,6 @@ PROBE = 1 / 8  # of eps: the step along the gradient that must raise the loss
 STEPS, DIRECTIONS, ALIKE = (0.5 / 255, 4 / 255), 4, 0.5  # how the gradient is compared with differences of the loss
 ROUNDING = 16  # units in the last place of the logits, by which these may differ anyhow
 RADIUS = {"linf": 1 / 255, "l2": 0.1}  # it is taken in a ball of this size at least, where eps is next to nothing
-BLIND = ("none", "uniform", "square")  # attacks without gradients
 
 
 @dataclass
@@ -86,17 +85,14 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
     if (z.std(1, correction=0) < FLAT).float().mean() > FLAT_SHARE:
         model = Normalised(model).eval()
         z = _answers(model, x)
-    if protocol.attack not in BLIND and masked_share(model, x, y, protocol) > MASKED_SHARE:
+    gradients = kind_of(protocol.attack).gradients
+    if gradients and masked_share(model, x, y, protocol) > MASKED_SHARE:
         flags.add("masked")
         straight = StraightThrough(model).eval()
         if same(_answers(straight, x), z) and masked_share(straight, x, y, protocol) <= MASKED_SHARE:
             model = straight
     right = ~broken(z, y)
-    if (
-        protocol.attack not in BLIND
-        and right.any()
-        and wrong_gradient(model, x[right], y[right]).float().mean() > MASKED_SHARE
-    ):
+    if gradients and right.any() and wrong_gradient(model, x[right], y[right]).float().mean() > MASKED_SHARE:
         flags.add("masked")
     return Look(model, x, z, flags)
 

@@ -126,7 +126,8 @@ PROTOCOLS |= _named(  # others, which papers report
 
 def dataset_of(name: str) -> str | None:
     """The data set that the name of a protocol begins with, such as ``cifar100-pgd20``; None if it states none."""
-    return None if name in PROTOCOLS else next((each for each in DATASETS if name.startswith(f"{each}-")), None)
+    known = [each for each in DATASETS if name.startswith(f"{each}-")]
+    return None if name in PROTOCOLS else max(known, key=len, default=None)  # one may extend the name of another
 
 
 def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
