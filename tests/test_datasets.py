@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from zoo.datasets import DATASETS, dataset_called, dataset_for
-from zoo.datasets.base import Dataset, Split, to_float
+from zoo.datasets.base import Dataset, Split, check_labels, to_float
 from zoo.datasets.cifar10 import CIFAR10
+from zoo.datasets.imagefolder import ImageFolder
 from zoo.datasets.parquet import Parquet
 from zoo.datasets.restricted_imagenet import RANGES, RESTRICTED_IMAGENET
 from zoo.specs import StagedSpec
@@ -43,19 +44,7 @@ def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray, column: st
     pq.write_table(pa.table({"img": rows, column: labels}), path)
 
 
-def written(name: str, folder: Path, seed: int = 0) -> Dataset:
-    """The data set ``name`` with few images, random ones, in ``folder``; not loaded yet."""
-    dataset, rng = DATASETS[name], np.random.default_rng(seed)
-    if not isinstance(dataset, Parquet):
-        for part, count in (("train", 10), ("val", 2)):
-            for place in (folder / part / f"class{label}" for label in range(3)):
-                place.mkdir(parents=True)
-                for k in range(count):
-                    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(place / f"{k}.png")
-            if dataset.ranges:
-                (folder / part / "unused").mkdir()
-        ranges = {"dog": (2, 2), "cat": (0, 0), "frog": (1, 1)}
-        return replace(dataset, ranges=ranges, folders=4) if dataset.ranges else dataset
+def of_parquet(dataset: Parquet, folder: Path, rng: np.random.Generator) -> Dataset:
     size = dataset.image_size
     images, labels = rng.integers(0, 256, (40, size, size, 3), np.uint8), rng.integers(0, len(dataset.classes), 40)
     place = folder / dataset.folder
@@ -64,6 +53,28 @@ def written(name: str, folder: Path, seed: int = 0) -> Dataset:
     write_parquet(place / "train-00001-of-00002.parquet", images[20:30], labels[20:30], dataset.label, "WEBP")
     write_parquet(place / "test-00000-of-00001.parquet", images[30:], labels[30:], dataset.label)
     return replace(dataset, sizes=SIZES, test_sha256=None, train_sha256=None)
+
+
+def of_folders(dataset: ImageFolder, folder: Path, rng: np.random.Generator) -> Dataset:
+    for part, count in (("train", 10), ("val", 2)):
+        for place in (folder / part / f"class{label}" for label in range(3)):
+            place.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(place / f"{k}.png")
+        if dataset.ranges:
+            (folder / part / "unused").mkdir()
+    ranges = {"dog": (2, 2), "cat": (0, 0), "frog": (1, 1)}
+    return replace(dataset, ranges=ranges, folders=4) if dataset.ranges else dataset
+
+
+CACHED = (Parquet, ImageFolder)  # kinds whose images are decoded into the cache
+WRITERS = {Parquet: of_parquet, ImageFolder: of_folders}  # a new layout of files needs its own
+
+
+def written(name: str, folder: Path, seed: int = 0) -> Dataset:
+    """The data set ``name`` with 30 training images and few for tests, random ones, in ``folder``; not loaded yet."""
+    dataset = DATASETS[name]
+    return WRITERS[type(dataset)](dataset, folder, np.random.default_rng(seed))
 
 
 @pytest.fixture
@@ -151,6 +162,8 @@ def test_a_damaged_file_is_named_and_leaves_no_cache(name, folder):
 
 def decoded(name: str, part: str) -> Path:
     """The file of the test split's images or labels in the cache."""
+    if not isinstance(DATASETS[name], CACHED):
+        pytest.skip("it is read as it is")
     (path,) = cache_root().rglob(f"test_{part}.npy" if name in TOP else f"{part}.npy")
     return path
 
@@ -215,6 +228,27 @@ def test_it_is_found_by_its_variable_or_by_its_name_in_zoo_data(name, folder, tm
     assert dataset.load().split("test").fingerprint == expected
     with pytest.raises(DataNotFound, match="elsewhere"):  # a place that is passed is the only one
         dataset.load(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)),
+        (np.zeros((2, 32, 32, 3), np.uint8), np.zeros(3, np.int64)),
+    ],
+)
+def test_a_split_is_uint8_images_in_the_last_layout_and_a_label_for_each(images, labels):
+    with pytest.raises(TypeError, match=r"uint8 \[N, H, W, 3\] and labels int64 \[N\], not .*\["):
+        Split("train", images, labels)
+
+
+@pytest.mark.parametrize("labels", [(0, 3), (-1, 2), (1, 2, 3)])
+def test_labels_outside_the_classes_are_refused(labels):
+    check_labels(np.array([0, 2]), 3)
+    with pytest.raises(IntegrityError, match=f"go from 0 to 2, but these from {min(labels)} to {max(labels)}"):
+        check_labels(np.array(labels), 3)
 
 
 def test_the_fingerprint_is_that_of_the_pixels_and_the_labels(name, folder, tmp_path):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import Tensor, nn
 
-from zoo.datasets.base import Dataset, to_float
+from zoo.datasets.base import Dataset, check_labels, to_float
 from zoo.evaluation.together import alone
 from zoo.models import build
 from zoo.models.depthwise import thin
@@ -83,6 +83,8 @@ class Trainer:
         set_seed(recipe.train.seed)
 
         train, held_out = dataset.split("train"), dataset.split("validation")
+        for part in (train, held_out):
+            check_labels(part.labels, recipe.arch.classes)
         images = source_of(train, self.device, recipe.train.images)
         place = {"process": self.accelerator.process_index, "processes": processes}
         self.batches = Batches(images, recipe.train.batch_size, recipe.train.seed, **place)

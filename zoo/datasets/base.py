@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from zoo.system.errors import UsageError
+from zoo.system.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,15 @@ class Split:
     name: str
     images: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        right = str(images.dtype) == "uint8" and images.ndim == 4 and images.shape[-1] == 3
+        if not right or str(labels.dtype) != "int64" or labels.shape != images.shape[:1]:
+            raise TypeError(
+                f"a split has images uint8 [N, H, W, 3] and labels int64 [N], not {images.dtype} {list(images.shape)} "
+                f"and {labels.dtype} {list(labels.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,7 +92,7 @@ class Dataset:
             DataNotFound: the given folder does not hold it, or it is in none of these places.
             IntegrityError: a file is damaged, or does not match this data set.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define load()")
 
     def split(self, name: SplitName) -> Split:
         """A split of the loaded data set. ``validation`` is part of the training images and is never trained on.
@@ -92,7 +101,7 @@ class Dataset:
             UsageError: there is no such split.
             DataNotFound: the data set is not loaded.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define split()")
 
     def named_folder(self, data: Path | str | None = None) -> Path | None:
         """The folder given for it: ``data``, else that in ``variable``, else the one with its name in ``ZOO_DATA``; or
@@ -112,6 +121,15 @@ def check_split(name: str) -> None:
     """Raise UsageError if no split is called ``name``."""
     if name not in get_args(SplitName):
         raise UsageError(f"no split is called '{name}' (known: {', '.join(get_args(SplitName))})")
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raise IntegrityError unless labels int64 [N] are below ``classes`` and at least 0."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise IntegrityError(
+            f"the labels of {classes} classes go from 0 to {classes - 1}, but these from {low} to {high}"
+        )
 
 
 def check_fits(dataset: Dataset, spec: Spec, classes: Sequence[str] = ()) -> None:
