@@ -83,7 +83,9 @@ def test_a_spec_cannot_be_changed():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"arch": "inception"}, "inception"),
+        ({"arch": "inception"}, r"no architecture is called 'inception' \(known: staged, "),
+        ({"arch": "resnett"}, "did you mean 'resnet'"),
+        ({"depth": 18}, r"has no 'arch' \(known: staged, "),
         ({"arch": "wideresnet", "depth": 35}, "6n \\+ 4"),
         ({"arch": "staged", "widths": [[8]], "resolutions": [31]}, "resolution 32 to 31"),
         ({"arch": "staged", "widths": [[8], []], "resolutions": [16, 8]}, "at least one block"),

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import get_args
 
 from torch import nn
 
 from zoo.models.classifier import Classifier
-from zoo.specs import ArchSpec, Spec
+from zoo.specs import SPECS, Spec
 
 __all__ = ["Classifier", "build", "family"]
 
-ARCHS = tuple(spec.model_fields["arch"].default for spec in get_args(get_args(ArchSpec)[0]))
+ARCHS = tuple(SPECS)
 
 
 def family(arch: str) -> ModuleType:

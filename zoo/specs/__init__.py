@@ -54,6 +54,7 @@ ArchSpec = Annotated[
     Field(discriminator="arch"),
     AfterValidator(bounded),
 ]
+SPECS: dict[str, type[Spec]] = {one.model_fields["arch"].default: one for one in get_args(get_args(ArchSpec)[0])}
 
 
 @cache
@@ -77,13 +78,16 @@ def parse_spec(data: dict[str, Any] | str) -> ArchSpec:
         first = error.errors()[0]
     if first["type"] == "json_invalid":
         raise UsageError(f"the architecture spec is not JSON: {first['msg']}")
+    if first["type"] == "union_tag_not_found":
+        raise UsageError(f"the architecture spec has no 'arch' (known: {', '.join(SPECS)})")
+    if first["type"] == "union_tag_invalid":
+        arch = str(first["ctx"]["tag"])
+        raise UsageError(f"no architecture is called '{arch}'{nearest(arch, SPECS)} (known: {', '.join(SPECS)})")
     where = ".".join(str(part) for part in first["loc"]) or "spec"
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 2:
         arch, key = map(str, first["loc"])
-        keys = next(
-            one.model_fields for one in get_args(get_args(ArchSpec)[0]) if one.model_fields["arch"].default == arch
-        )
-        raise UsageError(f"the architecture spec is wrong: '{arch}' has no key '{key}'{nearest(key, keys)}")
+        hint = nearest(key, SPECS[arch].model_fields)
+        raise UsageError(f"the architecture spec is wrong: '{arch}' has no key '{key}'{hint}")
     raise UsageError(f"the architecture spec is wrong at '{where}': {first['msg'].removeprefix('Value error, ')}")
 
 

@@ -59,7 +59,7 @@ class Spec(Part):
 
     def sections(self) -> Iterator[list[Conv]]:
         """The convolutions and linear layers of each part of the net, in forward order: stem, blocks, head."""
-        raise TypeError(f"{type(self).__name__} has no sections")
+        raise TypeError(f"{type(self).__name__} must define convs() or sections()")
 
     def convs(self) -> Iterator[Conv]:
         """Every convolution and linear layer, in forward order."""
