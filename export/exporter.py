@@ -225,6 +225,7 @@ def write_bundle(
             precision=precision,
             opset=opset,
             batches=options.sizes,
+            tf32=bool(built.options.get("tf32")),
             size=sum((scratch / part).stat().st_size for part in parts),
             sha256=artifact_sha256(sums, parts),
             companions=built.companions,

@@ -48,7 +48,7 @@ def int8(engine, model, tmp_path_factory) -> Path:
 
 
 def own(engine: ModuleType, path: Path, model: Classifier) -> nn.Module | None:
-    return artifact_gradients(engine.BACKEND.name, path, model)
+    return artifact_gradients(engine.BACKEND.module, path, model)
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

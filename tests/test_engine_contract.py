@@ -169,6 +169,7 @@ def test_lower_precisions_are_close_and_are_not_fp32(row, precision, model, tmp_
         assert least < (engine(x) - logits).abs().max() / logits.std() < most
 
 
+@pytest.mark.parametrize("row", [name for name, precision in LOWER if precision == "int8"], indirect=True)
 def test_int8_ranges_come_from_the_calibration_images(row, model, tmp_path, capsys):
     """A net that was calibrated with grey images only cannot represent what other images cause."""
     x = images(33, seed=3)
@@ -364,7 +365,7 @@ def absent(request, monkeypatch) -> Backend:
         ("pick", "--flops", "15M", "--dry-run", "--export"),
         ("pick", "--flops", "15M", "--export"),
         ("export", "trades-s3", "-f"),
-        ("export", "trades-s3", "--precision", "fp32,fp16", "-f"),
+        ("export", "trades-s3", "--precision", "PRECISIONS", "-f"),
         ("bench", "trades-s3", "--peers", "none", "-f"),
     ],
     ids=" ".join,
@@ -373,6 +374,7 @@ def test_an_engine_that_is_not_installed_is_refused_before_anything_is_done(
     verb, absent, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    verb = [one.replace("PRECISIONS", ",".join(absent.precisions)) for one in verb]
     assert run([*verb, absent.aliases[-1], "--offline"]) == MissingDependency.exit_code
     assert f"{absent.title} is not installed" in (error := capsys.readouterr().err)
     assert f'pip install "{absent.requires}"' in error

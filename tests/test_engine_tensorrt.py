@@ -283,6 +283,13 @@ def bundle(eleven, exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / exported.name))
 
 
+def test_a_manifest_says_whether_a_plan_rounds_to_tf32(bundle, small, eleven, tmp_path):
+    assert not read_bundle(bundle).artifact.tf32
+    known, options = Known("a-name", "small"), {"tf32": True}
+    rounded = bundle_of(small, known, out=tmp_path / "tf32", verify="none", format=BACKEND.name, engine_options=options)
+    assert read_bundle(rounded).artifact.tf32
+
+
 def test_elsewhere_a_bundle_is_refused_with_the_way_out_and_can_be_rebuilt(bundle, small, eleven, monkeypatch):
     assert verify_bundle(bundle, level="parity", model=small).reached == "parity"
     assert read_bundle(bundle).artifact.built_for["gpu"] == "NVIDIA Fake 9000"

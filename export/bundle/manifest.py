@@ -88,7 +88,8 @@ def io_of(spec: Spec) -> IO:
 class Artifact(_Record):
     """The file that an engine runs, and the files that it needs besides.
 
-    ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all.
+    ``sha256`` is the file's own, or where there are companions that of the lines "digest  name" of them all. ``tf32``:
+    whether it was built to round to 10 bits of mantissa; what a runtime may do is among the conditions of a report.
     """
 
     file: Name

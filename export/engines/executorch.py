@@ -167,7 +167,7 @@ def load(path: Path | str, *, threads: int | None = None) -> Engine:
         "backend": "xnnpack",
         "threads": library._threadpool_get_thread_count(),
     }
-    read = partial(artifact_gradients, BACKEND.name, Path(path))
+    read = partial(artifact_gradients, BACKEND.module, Path(path))
     return Engine(run, (channels, height, width), facts, read)
 
 

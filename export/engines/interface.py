@@ -154,7 +154,7 @@ def run_locally(
             raise refused from None
         raise IntegrityError(f"{engine.title} cannot load '{parts[0]}': {first_line(error)}") from None
     facts = {"engine": engine.name, "version": version, **facts} | ({"callers": callers} if callers > 1 else {})
-    read = partial(artifact_gradients, engine.name, parts[0]) if graph is None else partial(own_gradients, graph)
+    read = partial(artifact_gradients, engine.module, parts[0]) if graph is None else partial(own_gradients, graph)
     return Engine(run, shape, facts, read, callers)
 
 

@@ -151,7 +151,7 @@ class Remote(Engine):
     def differentiable(self, model: Classifier) -> nn.Module | None:
         """``model`` with the weights of the bundle's graph if the artifact is made from it, else of the artifact."""
         if not self.runner.from_onnx:
-            return artifact_gradients(self.runner.name, self.bundle / self.artifact.file, model)
+            return artifact_gradients(self.runner.module, self.bundle / self.artifact.file, model)
         graph = self.bundle / GRAPH
         return own_gradients(graph, model) if graph.is_file() else None
 
