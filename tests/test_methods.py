@@ -10,6 +10,8 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from processes import torchrun
 from test_training import recipe as old_recipe
 from torch import nn
@@ -18,10 +20,11 @@ from zoo import attacks
 from zoo.attacks.ball import Ball, norm_of, steepest
 from zoo.attacks.pulse import listening
 from zoo.system.errors import UsageError
-from zoo.train.methods import METHODS, adversary
+from zoo.train.methods import METHODS, adversary, by_name
 from zoo.train.methods.mart import mart
-from zoo.train.methods.method import Method
+from zoo.train.methods.method import Attack, Method
 from zoo.train.methods.rdt import Rdt
+from zoo.train.methods.trades import Trades
 from zoo.train.recipes.differences import UNATTACKED
 from zoo.train.recipes.schema import Recipe, parse_recipe
 from zoo.train.run.trainer import Trainer
@@ -77,7 +80,7 @@ def recipe(name: str, teacher, changes: dict | None = None, **sections) -> Recip
 
 def test_the_record_of_a_training_knows_which_methods_do_not_attack():
     clean = {name for name, method in METHODS.items() if not method().attacks}
-    assert clean - {"rnascl"} == {*UNATTACKED}  # which attacks with hard = "trades" only
+    assert clean - {"rnascl"} == {*UNATTACKED}, "name them in train/recipes/differences.py"  # rnascl: hard = "trades"
 
 
 def one_step(settings: dict) -> bool:
@@ -519,13 +522,17 @@ def test_training_for_a_threat_model_resists_it(toy, threat):
     [
         ("pgd-at", {"norm": "l2", "step": 0.1}, "default eps is for norm = 'linf'"),
         ("pgd-at", {"norm": "l2", "eps": 0.5}, r"default attack.step is for norm = 'linf'"),
+        ("n-fgsm", {}, r"a single attack step needs attack.step.* N-FGSM's and Free AT's papers have attack.eps"),
+        ("ard", {"eps": 0.02}, r"a single attack step needs attack.step"),
+        ("ard", {"step": 0.01, "objective": "kl"}, "ard' maximises the cross-entropy"),
+        ("fast-at", {"step": 0.01, "objective": "kl"}, "fast-at maximises the cross-entropy"),
         ("n-fgsm", {"norm": "l2", "eps": 0.5, "step": 0.1}, "choose pgd-at for l2"),
-        ("rslad", {"objective": "ce"}, "rslad maximises the divergence"),
-        ("adaad", {"objective": "ce"}, "adaad maximises the divergence"),
+        ("rslad", {"objective": "ce"}, "rslad has an inner maximisation of its own"),
+        ("adaad", {"objective": "ce"}, "adaad has an inner maximisation of its own"),
         ("fast-at", {"steps": 2}, "fast-at takes one attack step"),
-        ("fast-at", {}, r"fast-at needs attack.step: the paper has .* 10/255"),
+        ("fast-at", {}, r"that of Fast AT 1\.25 attack.eps"),
         ("free-at", {"steps": 2}, "free-at takes one attack step in each replay"),
-        ("free-at", {}, r"free-at needs attack.step: Shafahi et al. have attack.eps"),
+        ("free-at", {}, r"a single attack step needs attack.step"),
         ("fast-ard", {"objective": "kl"}, "fast-ard climbs its own loss"),
     ],
 )
@@ -555,6 +562,30 @@ def test_an_attack_that_the_method_does_not_make_is_refused(name, attack, says, 
 def test_settings_out_of_range_are_refused(name, changes, key, teacher_folder):
     with pytest.raises(UsageError, match=f"'method.{key}' is wrong: Input should be"):
         recipe(name, teacher_folder, changes)
+
+
+def test_two_methods_cannot_have_one_name_and_each_has_one():
+    class Second(Trades):
+        pass
+
+    class Nameless(Trades):
+        name: Literal["nameless"]
+
+    class Misspelt(Trades):
+        name: Literal["spelt"] = "misspelt"
+
+    with pytest.raises(TypeError, match="two training methods are called 'trades'"):
+        by_name((Trades, Second))
+    for wrong in (Nameless, Misspelt):
+        with pytest.raises(TypeError, match=f"{wrong.__name__} must state its name as in name: Literal"):
+            by_name((Trades, wrong))
+
+
+@given(eps=st.floats(1e-3, 0.3))
+@settings(max_examples=20)
+def test_the_step_is_a_quarter_of_eps_unless_it_is_stated(eps):
+    assert Attack(eps=eps).step == eps / 4
+    assert Attack(eps=eps, step=0.01).step == 0.01
 
 
 def test_replays_must_divide_the_epochs(teacher_folder):

@@ -398,7 +398,7 @@ def test_the_record_of_a_teacher_describes_the_weights_that_are_loaded(toy, teac
     assert set(teacher.record("trades-s7", toy)["accuracy"]) == {"validation-clean"}
 
 
-@pytest.mark.parametrize("pgd", [10, 60, None])  # right of 500 by held_out.json; None: it is measured
+@pytest.mark.parametrize("pgd", [10, 60, 80, None])  # right of 500 by held_out.json; None: it is measured
 def test_a_teacher_that_is_not_robust_is_said_once_with_the_number(phased, toy, teacher_folder, tmp_path, capfd, pgd):
     say_once.cache_clear()
     folder = shutil.copytree(teacher_folder, tmp_path / "mine")
@@ -414,7 +414,7 @@ def test_a_teacher_that_is_not_robust_is_said_once_with_the_number(phased, toy, 
     said = capfd.readouterr().err.count(
         f"the teacher '{folder}' is not robust: its accuracy is {found['value']:.1%} under validation-pgd20"
     )
-    assert said == int(found["value"] < 0.1)
+    assert said == int(found["ci95"][0] <= 1 / 10)  # 60 of 500 are 12.0 (9.4 to 15.1) %
 
 
 def test_a_teacher_of_the_registry_is_judged_by_its_entry(phased, toy, capfd, monkeypatch):

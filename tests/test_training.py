@@ -4,7 +4,9 @@ import copy
 import itertools
 import json
 import os
+import re
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError
 from zoo.train.data.augment import PAD, crop_and_flip, padded
 from zoo.train.methods import adversary
 from zoo.train.recipes.schema import parse_recipe
-from zoo.train.run import loop, schedule
+from zoo.train.run import loop, model_folder, schedule
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.ema import Average, recalibrate
 from zoo.train.run.loop import Interrupted, fit
@@ -24,6 +26,18 @@ from zoo.train.run.precision import precision_on
 from zoo.train.run.trainer import Trainer
 from zoo.weights.load import find, load
 from zoo.weights.tensors import save_weights
+
+
+def test_the_commit_is_that_of_this_code_and_not_of_a_project_that_it_is_installed_in(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    (tmp_path / "ours.py").touch()
+    (tmp_path / "installed.py").touch()
+    for command in (["init", "-q"], ["add", "ours.py"], ["commit", "-q", "-m", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(model_folder, "__file__", str(tmp_path / "ours.py"))
+    assert re.fullmatch("[0-9a-f]{40}", model_folder.commit())
+    monkeypatch.setattr(model_folder, "__file__", str(tmp_path / "installed.py"))
+    assert model_folder.commit() is None
 
 
 def recipe(**sections):

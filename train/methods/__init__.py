@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from zoo.train.methods.adaad import AdaAD
 from zoo.train.methods.ard import Ard
 from zoo.train.methods.fast_ard import FastArd
@@ -36,4 +38,23 @@ TABLE: tuple[type[Method], ...] = (
     Rdt,
     RnasCL,
 )
-METHODS: dict[str, type[Method]] = {method.model_fields["name"].default: method for method in TABLE}
+
+
+def by_name(table: tuple[type[Method], ...]) -> dict[str, type[Method]]:
+    """The methods by name.
+
+    Raises:
+        TypeError: a method does not state its name as in ``name: Literal["trades"] = "trades"``, or another has it.
+    """
+    found: dict[str, type[Method]] = {}
+    for method in table:
+        name = method.model_fields["name"]
+        if get_args(name.annotation) != (name.default,):
+            raise TypeError(f'{method.__name__} must state its name as in name: Literal["trades"] = "trades"')
+        if name.default in found:
+            raise TypeError(f"two training methods are called '{name.default}'")
+        found[name.default] = method
+    return found
+
+
+METHODS = by_name(TABLE)

@@ -19,7 +19,8 @@ class Ard(Method):
     With ``alpha`` it is the paper's eq. 1, by Algorithm 1: alpha t^2 KL(T_t(x) || S_t(x')) + (1 - alpha) CE(S(x), y) at
     temperature t, with hard labels on clean images. Without ``alpha`` the hard labels are learnt on adversarial images
     too: ce CE(S(x'), y) + kl t^2 KL(T_t(x) || S_t(x')). In both, x' maximises the student's cross-entropy. Eq. 1 prints
-    S_t in both cross-entropies; here they have temperature 1, as in the authors' code.
+    S_t in both cross-entropies; here they have temperature 1, as in the authors' code. It also prints KL(S_t, T_t), the
+    student first; here it is the divergence from the teacher, which PyTorch's KLDivLoss(student, teacher) computes.
     """
 
     name: Literal["ard"] = "ard"
@@ -43,6 +44,8 @@ class Ard(Method):
             raise ValueError("method 'ard' has no loss with ce = 0 and kl = 0: set one of them")
         if not self.ce and self.label_smoothing:
             raise ValueError("method.label_smoothing is of the hard labels, which ce = 0 leaves out: remove it")
+        if attack.objective != "ce":
+            raise ValueError("method 'ard' maximises the cross-entropy: leave attack.objective at 'ce'")
         if self.inner == "n-fgsm":
             check_single_step(attack)
 

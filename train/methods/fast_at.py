@@ -17,5 +17,5 @@ class FastAT(PgdAT):
     def check(self, attack: Attack) -> None:
         if attack.steps != 1:
             raise ValueError("fast-at takes one attack step: leave attack.steps at 1, or choose pgd-at")
-        if "step" not in attack.model_fields_set:  # the default is for several steps
-            raise ValueError("fast-at needs attack.step: the paper has 0.0392, 10/255, where eps is 8/255")
+        if attack.objective != "ce":
+            raise ValueError("fast-at maximises the cross-entropy: leave attack.objective at 'ce'")

@@ -27,11 +27,12 @@ class Section(BaseModel):
 
 
 class Attack(Section):
-    """The threat model of a training and its inner maximisation; ``step`` is also the step size of N-FGSM."""
+    """The threat model of a training and its inner maximisation. ``step`` is a quarter of eps by default, which is for
+    several steps; a recipe with one must state it."""
 
     norm: Norm = "linf"
     eps: float = Field(LINF_8.eps, gt=0)
-    step: float = Field(LINF_8.eps / 4, gt=0)
+    step: float = Field(default_factory=lambda given: given.get("eps", LINF_8.eps) / 4, gt=0)
     steps: int = Field(1, ge=1)
     objective: Literal["ce", "kl"] = Field(
         "ce", description="what PGD maximises: cross-entropy, or KL(p(x) || p(x')) as in TRADES"
@@ -148,7 +149,7 @@ class Method(Section):
                 f"method '{self.name}' trains on clean images: remove attack.{unused[0]} (--set attack={{}} does)"
             )
         if type(self).objective is not Method.objective and "objective" in unused and attack.objective == "ce":
-            raise ValueError(f"{self.name} maximises the divergence from its teacher: remove attack.objective = 'ce'")
+            raise ValueError(f"{self.name} has an inner maximisation of its own: remove attack.objective = 'ce'")
 
     def images(self, source: InMemory | Streamed, teacher: Teacher | None) -> InMemory | Streamed:
         """The images to train on, in place of those of the data set. It may take long, and should be cached."""
@@ -174,7 +175,8 @@ class Method(Section):
             return adversary.divergence(step.net(step.batch.x))
 
     def attacked(self, step: Step) -> Tensor:
-        """The images x' [N, C, H, W] for the loss, by PGD from a random start in the ball."""
+        """The images x' [N, C, H, W] for the loss, by PGD from a start drawn uniformly from the ball. All methods with
+        such an attack have this start; that of TRADES' and RSLAD's papers is x + 0.001 N(0, I)."""
         if not self.attacks:
             return step.batch.x
         attack, ball = step.attack, step.attack.ball(step.batch.x)

@@ -60,8 +60,6 @@ class Replayed(Method):
             raise ValueError(f"{self.name} takes one attack step in each replay: leave attack.steps at 1, and set m")
         if attack.objective != "ce":
             raise ValueError(f"{self.name} climbs its own loss: leave attack.objective at 'ce'")
-        if "step" not in attack.model_fields_set:  # the default is for several steps
-            raise ValueError(f"{self.name} needs attack.step: Shafahi et al. have attack.eps")
 
     def attack_passes(self, attack: Attack) -> int:
         return 0

@@ -239,8 +239,6 @@ class Recipe(Section):
                 f"or updates of its own: choose {', '.join(others)} or {last}"
             )
         method.check(self.attack)
-        if self.attack.norm == "l2" and method.attacks and "step" not in self.attack.model_fields_set:
-            raise ValueError("the default attack.step is for norm = 'linf': set it")
         if method.needs and not self.teacher:
             raise ValueError(f"method '{method.name}' needs a teacher: set teacher.name")
         if self.teacher and not method.takes_teacher:
@@ -267,6 +265,14 @@ class Recipe(Section):
             self._fits_a_supernet(supernet)
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
+        if method.attacks and "step" not in self.attack.model_fields_set:
+            if self.attack.norm == "l2":
+                raise ValueError("the default attack.step is for norm = 'linf': set it")
+            if self.attack.steps == 1:
+                raise ValueError(
+                    "a single attack step needs attack.step, the default is for several: N-FGSM's and Free AT's papers "
+                    "have attack.eps, that of Fast AT 1.25 attack.eps"
+                )
         return self
 
     def _fits_a_supernet(self, supernet: Supernet) -> None:

@@ -86,8 +86,10 @@ def _tutors(figure: Any, axes: Any, found: Mapping[str, Any]) -> None:
 
 
 def draw_if_possible(found: Mapping[str, Any], path: Path) -> None:
-    """:func:`draw`; one sentence on stderr if it fails: the JSON file has all results."""
+    """:func:`draw`; one sentence on stderr if it fails, for the JSON file has all results."""
     try:
         draw(found, path)
-    except Exception as error:
+    except ModuleNotFoundError as error:
         say_once(f"no picture of the search was drawn ({error}): pip install 'robust-zoo[docs]'")
+    except Exception as error:  # a search took hours: it must not fail by its picture
+        say_once(f"no picture of the search was drawn: {type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.attacks import broken
 from zoo.train.methods import adversary
 from zoo.train.methods.method import Attack
 
@@ -22,6 +23,6 @@ def accuracies(
             start, objective = adversary.random_start(ball, noise), adversary.log_odds(labels)
             attacked = adversary.pgd(net, ball, start, objective, step=attack.eps / 4, steps=steps)
             with torch.no_grad():
-                hits += torch.stack([(net(seen).argmax(1) == labels).sum() for seen in (images, attacked)])
+                hits += torch.stack([(~broken(net(seen), labels)).sum() for seen in (images, attacked)])
     clean, robust = (hits / len(y)).tolist()
     return clean, robust

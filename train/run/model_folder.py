@@ -67,9 +67,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of this code, if it runs from a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code if git tracks it: an installed package may lie in the checkout of another project."""
+    here = Path(__file__)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "rev-parse", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *command: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+    ).stdout.strip()

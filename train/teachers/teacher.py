@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from zoo.models import Classifier
     from zoo.train.teachers.cache import CachedAnswers
 
-ROBUST = 0.1  # guessing among ten classes
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -141,7 +139,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
 
     The accuracies come from the registry. For other models they are on held-out training images, from ``held_out.json``
     or measured here, and called ``validation-clean`` and ``validation-pgd20``. One sentence on stderr says if a teacher
-    is not robust: an accuracy under PGD-20 below 10 %.
+    is not robust: the 95 % interval of its accuracy under PGD-20 reaches down to chance.
     """
     found = find(name, folders=True, pretrained=False)
     wanted = [protocol(key, found.task.threat).on(dataset.name).name for key in ("clean", "pgd20")]
@@ -153,7 +151,7 @@ def record(name: str, dataset: Dataset) -> dict[str, Any]:
         measured = stored_json(file) if file.is_file() else held_out_accuracy(found, dataset)
         accuracy = {f"validation-{key}": value for key, value in measured.items()}
     for key, one in accuracy.items():
-        if "pgd20" in key and one["value"] < ROBUST:
+        if "pgd20" in key and one["ci95"][0] <= 1 / found.spec.classes:
             say_once(
                 f"the teacher '{name}' is not robust: its accuracy is {one['value']:.1%} under {key} "
                 f"(n = {one['n']:,}), so a student can learn little robustness from it"
