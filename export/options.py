@@ -24,7 +24,7 @@ class ExportOptions:
     """The options of an export. They are checked when they are made, before a model or an image is loaded.
 
     Attributes:
-        out: the folder that gets the bundle ``<name>--<engine>-<precision>``.
+        out: the folder that gets the bundle ``<name>--<engine>-<precision>[--<device>]``.
         format: an engine or one of its aliases, see :mod:`zoo.export.engines`.
         precision: ``fp32``, ``fp16`` or ``int8``.
         calibration: how the images for int8 are chosen; they come from the training split.
@@ -147,5 +147,6 @@ class ExportOptions:
         return Terms.of(self.precision, **given)
 
     def folder(self, title: str) -> Path:
-        """Where the bundle of a model that is called ``title`` goes."""
-        return Path(self.out) / f"{title}--{self.engine.name}-{self.precision}"
+        """Where the bundle of a model that is called ``title`` goes; options for one device are in its name."""
+        device = getattr(options_of(self.engine, self.engine_options), "device", None)
+        return Path(self.out) / "--".join(filter(None, (title, f"{self.engine.name}-{self.precision}", device)))

@@ -19,6 +19,7 @@ from zoo.export.bundle.manifest import to_json
 from zoo.export.bundle.source import Known
 from zoo.export.engines import backend, onnxruntime
 from zoo.export.onnx.graph import OPSET, metadata_of, save_onnx
+from zoo.export.options import ExportOptions
 from zoo.models import Classifier, build
 from zoo.specs import MobileNetV2Spec, ResNetSpec, StagedSpec, WideResNetSpec
 from zoo.specs.base import CIFAR10_MEAN, CIFAR10_STD
@@ -141,6 +142,24 @@ def no_data(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", os.environ["HF_HUB_CACHE"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "ending"),
+    [
+        ("onnxruntime", {}, ""),
+        ("onnxruntime", {"provider": "cpu", "threads": 2}, ""),
+        ("onnxruntime", {"provider": "cuda"}, "--cuda"),
+        ("tensorrt-rtx", {"compute_capability": "8.9, 8.6"}, "--sm86-sm89"),
+        ("openvino", {}, ""),
+    ],
+)
+def test_a_bundle_for_one_device_has_it_in_its_name(engine, asked, ending):
+    try:
+        order = ExportOptions(out="out", format=engine, engine_options=asked)
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    assert order.folder("small") == Path(f"out/small--{engine}-fp32{ending}")
 
 
 def test_without_data_a_bundle_reaches_parity_and_says_so_everywhere(local_name, no_data, tmp_path):

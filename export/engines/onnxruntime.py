@@ -70,6 +70,10 @@ class Options:
             raise UsageError("the CPU takes no provider_options: name a provider that does, as provider=cuda")
 
     @property
+    def device(self) -> str | None:
+        return None if self.provider == "cpu" else self.provider
+
+    @property
     def symmetric(self) -> bool:
         """Whether int8 activations must be symmetric around 0."""
         return self.provider in ("tensorrt", "tensorrt-rtx")

@@ -3,7 +3,7 @@
 An engine's module names them in a dataclass ``Options``, which its ``build`` takes, and in ``LOADING`` those that its
 ``load`` takes too; its ``check``, if there is one, refuses those that this machine cannot meet. An option that is a
 mapping is given as a whole or an entry at a time: ``{"config.KEY": "1"}``. ``TRUSTED`` are never taken from a manifest:
-they must be asked for again.
+they must be asked for again. If ``Options`` has a ``device``, it is in the bundle's name: None for the usual one.
 """
 
 from __future__ import annotations

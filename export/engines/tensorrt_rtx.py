@@ -63,6 +63,10 @@ class Options:
                 raise UsageError(f"TensorRT for RTX builds for compute capability {', '.join(known)}, not '{part}'")
         object.__setattr__(self, "compute_capability", tuple(one for one in known if one in parts))
 
+    @property
+    def device(self) -> str | None:
+        return "-".join(f"sm{one.replace('.', '')}" for one in self.compute_capability) or None
+
 
 def needs(precision: Precision, options: Options | None = None) -> dict[str, str]:
     """What a plan needs to run: a GPU of one of these compute capabilities, the same release, the same platform.
