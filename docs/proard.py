@@ -24,6 +24,7 @@ from zoo.system.files import locked, write_atomic
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring
 from zoo.train.proard.dynamic import dynamic
+from zoo.train.proard.labelled import Reach
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.spaces import space_called
 
@@ -53,9 +54,8 @@ def ablate(arm: str, seed: int) -> dict[str, Any]:
 
     model = list(run(phases, dataset, folder, resume=True, report=report).values())[-1]
     net = dynamic(str(model))
-    told = measuring.label(
-        net, measuring.drawn(net.space, SUBNETS, 1), dataset, folder / "measured.json", images=IMAGES
-    )
+    genes, reach = measuring.drawn(net.space, SUBNETS, 1), Reach(images=IMAGES)
+    told = measuring.label(net, genes, dataset, folder / "measured.json", reach)
     return {
         "macs": net.space.macs(told.genes).tolist(),
         "clean": told.clean.tolist(),

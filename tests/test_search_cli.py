@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from micro import micro
@@ -12,7 +13,7 @@ from zoo.cli import search
 from zoo.cli.app import run
 from zoo.system.files import sha256_file
 from zoo.train.proard import measuring, predictor
-from zoo.train.proard.labelled import Labels
+from zoo.train.proard.labelled import Labels, Reach
 from zoo.train.spaces import SPACES
 from zoo.weights.folder import PREDICTOR
 from zoo.weights.load import load
@@ -25,6 +26,9 @@ def space(monkeypatch):
     return micro()
 
 
+REACH = Reach(images=500, steps=7, calibration=256)
+
+
 @pytest.fixture
 def net(tmp_path, space):
     """A dynamic net's folder, with a predictor that takes larger for better."""
@@ -33,7 +37,7 @@ def net(tmp_path, space):
     share = space.macs(genes) / space.macs(space.largest)[0]
     sha256 = sha256_file(folder / "model.safetensors")
     labels = Labels(genes, 0.3 + 0.5 * share, 0.2 + 0.3 * share, 1000, sha256)
-    predictor.fit(space, labels, members=2).save(folder / PREDICTOR)
+    replace(predictor.fit(space, labels, members=2), reach=REACH).save(folder / PREDICTOR)
     return str(folder)
 
 
@@ -86,10 +90,13 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, fou
 
 def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found, monkeypatch):
     found(toy)
-    measurements = iter([(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)])
-    monkeypatch.setattr(measuring, "measured", lambda *args, **options: next(measurements))
+    measurements, asked = iter(2 * [(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)]), []
+    monkeypatch.setattr(measuring, "measured", lambda *args: [asked.append(args[-1]), next(measurements)][1])
+    assert "PGD-7 %" in call(net, "--measure", "3")[1]
     code, out, _ = call(net, "--measure", "3", "--json")
     assert code == 0
+    assert asked == 6 * [REACH]  # as the sub-nets were that the predictor learned from
+    assert json.loads(out)["predicted_for"] == REACH._asdict()
     best = json.loads(out)["best"]
     assert (best["clean"]["measured"], best["robust"]["measured"]) == (0.4, 0.35)
 

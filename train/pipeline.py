@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,18 +199,19 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     """Fit the predictor of the dynamic net in the folder ``model``, and write it there with its labels and scores."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
+    from zoo.train.proard.labelled import Reach
 
     folder = ModelFolder(model)
     if folder.predictor.exists():
         return
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
-    reach = {"images": settings.images, "steps": settings.steps, "calibration": recipe.ema.recalibrate}
-    labels = measuring.label(net, genes, dataset, folder.labels, **reach, progress=progress)
+    reach = Reach(settings.images, settings.steps, recipe.ema.recalibrate)
+    labels = measuring.label(net, genes, dataset, folder.labels, reach, progress=progress)
     how = {"members": settings.members, "seed": recipe.train.seed}
     scores = predictor.cross_validated(net.space, labels, **how)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
-    predictor.fit(net.space, labels, **how).save(folder.predictor)
+    replace(predictor.fit(net.space, labels, **how), reach=reach).save(folder.predictor)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,18 @@ class _LabelFile(BaseModel):
     images: Annotated[int, Field(ge=1)]
     how: str = ""
     subnets: list[_Measured]
+
+
+class Reach(NamedTuple):
+    """How a sub-net is measured: on the first ``images`` held-out training images, clean and by PGD with ``steps``
+    steps, with the BatchNorm statistics of ``calibration`` augmented training images."""
+
+    images: int = 1000
+    steps: int = 10
+    calibration: int = 1024
+
+
+USUAL = Reach()
 
 
 @dataclass(frozen=True, eq=False)

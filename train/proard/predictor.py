@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.train.proard.labelled import Labels
+from zoo.train.proard.labelled import USUAL, Labels, Reach
 from zoo.train.spaces.dynamic import Genes, Space
 from zoo.weights.tensors import read_metadata, read_tensors, save_weights
 
@@ -35,7 +35,7 @@ Layers = list[tuple[Tensor, Tensor]]  # weights [M, in, out] and biases [M, 1, o
 class Predictor:
     """``layers`` of all members map features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
 
-    ``weights_sha256`` is the hash of the dynamic net's file, from the labels.
+    ``weights_sha256`` is the hash of the dynamic net's file, from the labels; ``reach``: how these were measured.
     """
 
     space: Space
@@ -43,6 +43,7 @@ class Predictor:
     centre: Tensor
     scale: Tensor
     weights_sha256: str = ""
+    reach: Reach = USUAL
 
     def predict(self, genes: Genes) -> tuple[np.ndarray, np.ndarray]:
         """Clean and robust accuracy of sub-nets [n, G]: the members' mean and standard deviation, float64 [n, 2]."""
@@ -57,7 +58,7 @@ class Predictor:
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{place}.weight": weight, f"{place}.bias": bias}
         of = {"space": self.space.name, "space_sha256": fingerprint(self.space), "weights_sha256": self.weights_sha256}
-        save_weights(tensors, path, kind=KIND, **of)
+        save_weights(tensors, path, kind=KIND, **of, **{key: str(value) for key, value in self.reach._asdict().items()})
 
     @classmethod
     def load(cls, path: Path, space: Space) -> Predictor:
@@ -81,9 +82,10 @@ class Predictor:
             raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it again")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]
-            predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"])
+            reach = Reach(**{key: int(metadata[key]) for key in Reach._fields if key in metadata})
+            predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"], reach)
             predictor.predict(space.smallest)
-        except (KeyError, IndexError, RuntimeError):
+        except (KeyError, IndexError, RuntimeError, ValueError):
             raise IntegrityError(f"the tensors in '{path}' do not make a predictor: fit it again") from None
         return predictor
 

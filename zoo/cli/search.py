@@ -12,6 +12,7 @@ from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
     from zoo.datasets.base import Dataset
+    from zoo.train.proard.labelled import Reach
     from zoo.train.proard.search import Found
     from zoo.train.spaces.dynamic import Space
 
@@ -45,8 +46,8 @@ def command(
     """Search a dynamic net for sub-nets within a budget: no training, and without --measure no data.
 
     NSGA-II over predicted clean error, predicted robust error and MACs. NAME is a dynamic net of the registry or the
-    folder that its training left. Accuracies are predicted for held-out training images (PGD-10), so compare them with
-    each other only; measure what you take: zoo eval local-dir:DIR.
+    folder that its training left. Accuracies are predicted for held-out training images, under PGD with few steps:
+    compare them with each other only, and measure what you take: zoo eval local-dir:DIR.
 
     \b
     Examples:
@@ -88,7 +89,7 @@ def command(
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
     if measure and dataset:
-        chosen = _measured(net, found, front, ranked[:measure], by, dataset, output)
+        chosen = _measured(net, found, front, ranked[:measure], by, dataset, predictor.reach, output)
     report: dict[str, Any] = {
         "supernet": net.name,
         "space": space.name,
@@ -97,6 +98,7 @@ def command(
         "seed": seed,
         "limits": vars(limits),
         "by": by,
+        "predicted_for": predictor.reach._asdict(),
         "front": [front[index] for index in ranked[:n]] if n else front,
         "best": front[chosen],
     }
@@ -137,15 +139,17 @@ def _measured(
     indices: list[int],
     by: str,
     dataset: Dataset,
+    reach: Reach,
     output: Output,
 ) -> int:
-    """Measure the sub-nets at ``indices``, record the results in ``front``, and return the best of them."""
+    """Measure the sub-nets at ``indices`` as the predictor's were, record the results in ``front``, and return the best
+    of them."""
     from zoo.train.proard.measuring import measured
 
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))
-            clean, robust = measured(net, found.genes[index], dataset)
+            clean, robust = measured(net, found.genes[index], dataset, reach)
             front[index]["clean"]["measured"], front[index]["robust"]["measured"] = clean, robust
     return max(indices, key=lambda index: (front[index][by]["measured"], -front[index]["macs"]))
 
@@ -158,7 +162,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _table(shown: list[dict[str, Any]], best: dict[str, Any], report: dict[str, Any]) -> str:
-    columns = ["sub-net", "M MACs", "clean %", "PGD-10 %"]
+    columns = ["sub-net", "M MACs", "clean %", f"PGD-{report['predicted_for']['steps']} %"]
     timed, checked = "latency_ms" in best, any("measured" in one["robust"] for one in shown)
     columns += ["ms"] * timed + ["measured"] * checked
     rows = []
