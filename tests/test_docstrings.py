@@ -1,4 +1,4 @@
-"""Every function that the package exports shows how it is used, and the example works."""
+"""What the page of the API shows says how it is used, and the example works."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ import pytest
 import zoo
 import zoo.export
 from zoo.attacks import ATTACKS
+from zoo.evaluation.evaluate import evaluate, worst_case
+from zoo.evaluation.protocols import protocol
+from zoo.evaluation.statistics import Paired, wilson
 
-FUNCTIONS = [name for name in zoo.__all__ if inspect.isfunction(getattr(zoo, name))]
+SHOWN = [
+    *(one for name in zoo.__all__ if inspect.isfunction(one := getattr(zoo, name))),
+    *ATTACKS.values(),
+    *(evaluate, worst_case, protocol, wilson, Paired),
+]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_example_in_the_docstring_works(name):
-    function = getattr(zoo, name)
-    module = sys.modules[function.__module__]
-    (example,) = doctest.DocTestFinder(recurse=False).find(function, name, module=module)
-    assert example.examples, f"zoo.{name} has no example"
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda one: one.__name__)
+def test_the_example_in_the_docstring_works(shown):
+    name, module = shown.__name__, sys.modules[shown.__module__]
+    (example,) = doctest.DocTestFinder(recurse=False).find(shown, name, module=module)
+    assert example.examples, f"{module.__name__}.{name} has no example"
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 

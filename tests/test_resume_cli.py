@@ -101,7 +101,9 @@ def test_a_run_that_diverges_before_its_first_checkpoint_keeps_its_settings(call
         raise TrainingDiverged("robust accuracy collapsed")
 
     monkeypatch.setattr("zoo.train.run.loop._run", diverges)
-    assert "collapsed" in call(*settings)[1]
+    code, said = call(*settings)
+    assert code == TrainingDiverged.exit_code == 11
+    assert "collapsed" in said
     assert asked_of(tmp_path / "run")["overrides"] == list(SETTINGS)
 
 

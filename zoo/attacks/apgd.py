@@ -37,6 +37,11 @@ def apgd(
 ) -> Tensor:
     """APGD on one loss, from random starts; later restarts attack the images not broken yet.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = apgd(model, x, model(x).argmax(1), eps=8 / 255, steps=10)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
@@ -48,6 +53,10 @@ def apgd(
 
     Returns:
         Adversarial images [N, C, H, W]; if none is misclassified, the last restart's point with the highest loss.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode; or there is no such loss, or it
+            needs more classes.
     """
     chosen = loss_called(loss)
     tries = [((y,), f"apgd {loss} {restart}") for restart in range(restarts)]
@@ -70,7 +79,16 @@ def apgd_targeted(
     """APGD on the targeted DLR loss, once for each of the ``targets`` likeliest wrong classes (or all, if there are
     fewer); images broken with one target are not attacked with the next.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = apgd_targeted(model, x, model(x).argmax(1), eps=8 / 255, steps=5)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Arguments and result as for :func:`apgd`. The model needs at least 4 classes.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode; or there are fewer than 4
+            classes.
     """
     classes = runners_up(model(x), y, targets)  # [N, T]
     tries = [((y, t), f"apgd-t {k}") for k, t in enumerate(classes.unbind(1))]

@@ -33,6 +33,11 @@ def autoattack(
 ) -> Tensor:
     """APGD on the cross-entropy, targeted APGD on the DLR loss, targeted FAB, Square, in this order.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = autoattack(model, x, model(x).argmax(1), eps=8 / 255, steps=5, queries=50)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K], K >= 4.
         x: images [N, C, H, W]; y: labels [N].
@@ -42,6 +47,10 @@ def autoattack(
 
     Returns:
         Adversarial images [N, C, H, W]; if no part breaks an image, the last point of APGD.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode; or there are fewer than 4
+            classes.
     """
     common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed}
     parts = {

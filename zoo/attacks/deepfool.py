@@ -31,6 +31,11 @@ def deepfool(
 ) -> Tensor:
     """The nearest decision boundary, linearised again after every step, until the image is misclassified.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = deepfool(model, x, model(x).argmax(1), eps=8 / 255, steps=5)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     The perturbation r is found without regard to eps. One that is larger than eps is projected to the ball: an image
     is broken if r is at most eps, or if the projected point is misclassified too. The seed is not used.
 
@@ -39,6 +44,9 @@ def deepfool(
         x: images [N, C, H, W]; y: labels [N].
         targets: the likeliest wrong classes at x whose boundaries are looked at, 9 as in the authors' code.
         overshoot: eta; the image is moved by (1 + eta) r.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
     """
     ball, result = Ball(x, eps, norm), x.clone()
     index = torch.arange(len(x), device=x.device)

@@ -38,6 +38,11 @@ def fab_targeted(
 ) -> Tensor:
     """FAB towards each of the ``targets`` likeliest wrong classes, on the images not broken yet.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = fab_targeted(model, x, model(x).argmax(1), eps=8 / 255, steps=5)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     The attack searches for the nearest misclassified point; an image is broken if this point lies within eps. A point
     outside eps is taken to be misclassified, as nearly all are on usual networks. The first eight steps and one of
     eight later ones ask the model, and every step does for an image where more than a quarter of them were right.
@@ -51,6 +56,9 @@ def fab_targeted(
 
     Returns:
         [N, C, H, W]: a misclassified point within eps if one was found, else the image itself.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
     """
     result, todo = x.clone(), torch.arange(len(x), device=x.device)
     z = model(x)

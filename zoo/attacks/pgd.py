@@ -28,10 +28,18 @@ def fgsm(
 ) -> Tensor:
     """FGSM, Goodfellow et al. 2015: x + eps * sign(gradient), one step from the image. The seed is not used.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = fgsm(model, x, model(x).argmax(1), eps=8 / 255)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
         loss: "ce", "cw" or "dlr".
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
     """
     return gradient_attack(model, x, y, eps=eps, norm=norm, step=eps, steps=1, loss=loss_called(loss), seed=seed)
 
@@ -54,6 +62,11 @@ def pgd(
 ) -> Tensor:
     """PGD, Madry et al. 2018: repeat x <- project(x + step * sign(gradient)) (in l2, gradient / its norm).
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = pgd(model, x, model(x).argmax(1), eps=8 / 255, steps=10)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
@@ -64,6 +77,10 @@ def pgd(
         early_stop: stop at the first misclassified point of an image, which is enough for robust accuracy and twice
             as fast. Without it every image takes all the steps, which is better for examples to replay on another
             model.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode; or there are restarts without a
+            random start.
     """
     if restarts > 1 and not random_start:
         raise UsageError(f"{restarts} restarts from the same point are the same attack: set random_start=True")
@@ -100,12 +117,20 @@ def mifgsm(
 ) -> Tensor:
     """MI-FGSM, Dong et al. 2018, eq. 6 and 7: sign steps along g <- decay * g + gradient / its l1 norm. No seed.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = mifgsm(model, x, model(x).argmax(1), eps=8 / 255, steps=10)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
         step: alpha, by default eps / steps.
         decay: mu, the weight of the previous gradients.
         loss, early_stop: as for :func:`pgd`.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
     """
 
     def momentum(gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,7 +155,16 @@ def mifgsm(
 
 @attack("uniform", NO_ATTACK)
 def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", seed: int = 0) -> Tensor:
-    """Noise drawn uniformly from the ball, independent of the model: it should break few images."""
+    """Noise drawn uniformly from the ball, independent of the model: it should break few images.
+
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = uniform(model, x, model(x).argmax(1), eps=8 / 255)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
+    """
     return Ball(x, eps, norm).random(generator(seed, "uniform", x.device))
 
 

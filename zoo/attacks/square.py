@@ -40,6 +40,11 @@ def square(
 ) -> Tensor:
     """Random search that keeps a change unless it raises the margin of the correct class.
 
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> x_adv = square(model, x, model(x).argmax(1), eps=8 / 255, queries=50)
+    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    True
+
     Ties of the correct class with another count as misclassified. Broken images are not queried again (except for a
     few that fill the batch). The random numbers of an image depend only on the seed and on its position in the
     batch.
@@ -51,6 +56,9 @@ def square(
         p_init: the fraction of the pixels that the first squares change.
         only: the images to attack, bool [N]; each finds what it finds in a full batch. The others are returned as they
             are, except for a few that fill the batch.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
     """
     source = generator(seed, "square", x.device)
     propose = _propose_linf if norm == "linf" else _propose_l2

@@ -87,6 +87,12 @@ def evaluate(
 ) -> np.ndarray:
     """Attack ``model`` as ``protocol`` says: for each image, whether the model classifies it correctly.
 
+    >>> from zoo import load
+    >>> from zoo.evaluation.protocols import protocol
+    >>> images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int64)
+    >>> evaluate(load("trades-s3"), images, labels, protocol("pgd20")).shape
+    (2,)
+
     The model is looked at first (:mod:`zoo.evaluation.look`). One with random answers is attacked in expectation over
     draws; where gradients vanish in rounding, they pass straight through; and a model that gradients cannot be trusted
     for is attacked with Square as well. The verdict on it carries flags.
@@ -271,7 +277,11 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def worst_case(bits: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Per-image worst case over attacks, on the leading images that all attacks share: bool [min n]."""
+    """Per-image worst case over attacks, on the leading images that all attacks share: bool [min n].
+
+    >>> worst_case({"pgd20": np.array([True, True, False]), "autoattack": np.array([True, False])}).tolist()
+    [True, False]
+    """
     n = min(len(array) for array in bits.values())
     return np.logical_and.reduce([array[:n] for array in bits.values()])
 

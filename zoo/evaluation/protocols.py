@@ -134,6 +134,9 @@ def protocol(name: str, threat: ThreatModel | None = None) -> Protocol:
     """The protocol called ``name``: a named one, or one for another data set or threat model that is derived from it,
     such as ``pgd20-l2-0.5`` or ``cifar100-pgd20-linf-4-255``.
 
+    >>> protocol("pgd20-l2-0.5").steps
+    20
+
     Args:
         threat: the threat model, if ``name`` states none; by default l-infinity 8/255.
 

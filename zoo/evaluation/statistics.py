@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided score interval of a proportion (Wilson 1927): ``(low, high)``, both in [0, 1].
 
+    >>> low, high = wilson(389, 1000)
+    >>> f"{low:.3f} to {high:.3f}"
+    '0.359 to 0.420'
+
     Raises:
         UsageError: there are no trials, or more successes than trials.
     """
@@ -87,6 +91,9 @@ class Paired:
     """Two classifiers, the float *twin* and the *engine*, on the same ``n`` images.
 
     Only the twin is right on ``b`` images, only the engine on ``c``; the others do not affect the difference.
+
+    >>> Paired.of([True, True, False, True], [True, False, False, True]).difference
+    0.25
     """
 
     n: int

@@ -83,6 +83,8 @@ class WrongDevice(ZooError):
 class TrainingDiverged(ZooError):
     """The model lost its robustness (or its loss became NaN) more often than rollbacks can repair."""
 
+    exit_code = 11
+
 
 def nearest(word: str, known: Iterable[str], n: int = 3, *, merit: Callable[[str], float] = lambda name: 0.0) -> str:
     """A clause with the names closest to ``word``: ``"; did you mean 'a' or 'b'?"``, or ``""`` if none is close.
