@@ -52,6 +52,17 @@ def test_an_invalid_address_is_refused_with_the_valid_kinds(wrong):
         load(wrong)
 
 
+@pytest.mark.parametrize("name", ["net.pt", "runs/net.pth", "model.onnx"])
+def test_a_file_in_place_of_a_name_is_told_what_to_become(name):
+    with pytest.raises(UnknownModel, match=rf"called '{name}': make a model folder .* 'zoo convert'.*local-dir:PATH"):
+        load(name)
+
+
+def test_a_function_in_place_of_a_name_is_told_where_it_can_be_attacked():
+    with pytest.raises(UsageError, match=r"'mine.models:make' has the unknown scheme.*; a module of your own"):
+        load("mine.models:make")
+
+
 def test_a_model_or_a_number_is_no_name(net):
     with pytest.raises(UsageError, match=r"not a value of type Classifier$"):
         load(net)

@@ -25,6 +25,7 @@ def linked(path: Path) -> Path:
     return path.parent / link if link.endswith(f"/{path.name}") else path
 
 
+FILES = (".onnx", ".pt", ".pt2", ".pth")  # what a name that ends so was meant to be
 LIMIT = 512_000_000  # bytes; 10,000 entries have 100 million
 PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
@@ -102,6 +103,8 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
         "" if named else ": the registry is empty"
     )
+    if Path(name).suffix in FILES:
+        hint = ": make a model folder of a checkpoint with 'zoo convert', and name it local-dir:PATH"
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 

@@ -49,7 +49,8 @@ class Address:
             local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
             return cls(LOCAL if local else NAME, text)
         if scheme not in (LOCAL, HUB):
-            raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")
+            own = "; a module of your own is attacked in Python (docs/api.md)" if "." in scheme else ""
+            raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}{own}")
         if not place:
             raise UsageError(f"'{text}' has nothing after its scheme: a model's address is {KINDS}")
         if scheme == LOCAL:
