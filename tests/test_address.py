@@ -52,10 +52,11 @@ def test_an_invalid_address_is_refused_with_the_valid_kinds(wrong):
         load(wrong)
 
 
-@pytest.mark.parametrize("name", ["net.pt", "runs/net.pth", "model.onnx"])
-def test_a_file_in_place_of_a_name_is_told_what_to_become(name):
-    with pytest.raises(UnknownModel, match=rf"called '{name}': make a model folder .* 'zoo convert'.*local-dir:PATH"):
+@pytest.mark.parametrize("name", ["net.pt", "runs/NET.PTH", "nfgsm-w7.ckpt"])
+def test_a_checkpoint_in_place_of_a_name_is_told_what_to_become(name):
+    with pytest.raises(UnknownModel, match=rf"'{name}'.*; a checkpoint becomes a model folder by") as caught:
         load(name)
+    assert ("did you mean 'nfgsm-w7'" in str(caught.value)) == name.startswith("nfgsm-w7")
 
 
 def test_a_function_in_place_of_a_name_is_told_where_it_can_be_attacked():

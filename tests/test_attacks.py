@@ -761,6 +761,36 @@ def test_logits_that_are_not_finite_count_as_broken_whichever_class_has_them(odd
     assert broken(z, torch.zeros(4).long()).tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])
+def test_apgd_sees_logits_that_overflow_inside_the_ball(loss):
+    """Of the right class, so that the cross-entropy there is the least that there is."""
+
+    def overflowing(x):
+        s = x.mean((1, 2, 3))
+        right = torch.where(s > 0.52, torch.inf, 2 - s)
+        return torch.stack([right, s, 0 * s, 0 * s], dim=1)
+
+    x, y = torch.full((3, 3, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    assert not broken(overflowing(x), y).any()
+    assert broken(overflowing(attacks.apgd(overflowing, x, y, eps=0.05, steps=10, loss=loss)), y).all()
+
+
+def test_small_balls_of_large_images_are_no_fault_of_the_attack():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224**2, 4)).eval()
+    x, y = torch.rand(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64)
+    for one in (attacks.mifgsm, attacks.apgd, attacks.pgd):
+        for eps in (2e-3, 1e-4):
+            one(model, x, y, eps=eps, norm="l2", steps=4)
+
+
+def test_defaults_of_an_attack_bound_it_too(monkeypatch):
+    monkeypatch.setattr("zoo.attacks.inputs.ATTACKS", {})
+    monkeypatch.setattr("zoo.attacks.inputs.KINDS", {})
+    wide = inputs.attack("wide")(lambda model, x, y, *, eps=8 / 255, norm="l2": (x + 0.02).clamp(0, 1))
+    with pytest.raises(RuntimeError, match=r"went .* far, with eps = 0\.03"):
+        wide(tiny_net(3), torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64))
+
+
 def test_nan_gradients_do_no_harm():
 
     def poisoned(x):  # sqrt has an infinite slope at 0: 0 * inf is NaN

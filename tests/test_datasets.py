@@ -246,9 +246,10 @@ def test_a_split_is_uint8_images_in_the_last_layout_and_a_label_for_each(images,
 
 @pytest.mark.parametrize("labels", [(0, 3), (-1, 2), (1, 2, 3)])
 def test_labels_outside_the_classes_are_refused(labels):
-    check_labels(np.array([0, 2]), 3)
-    with pytest.raises(IntegrityError, match=f"go from 0 to 2, but these from {min(labels)} to {max(labels)}"):
-        check_labels(np.array(labels), 3)
+    check_labels(np.array([0, 2]), 3, "it")
+    says = f"the train split has labels from {min(labels)} to {max(labels)}, but those of 3 classes are 0 to 2"
+    with pytest.raises(IntegrityError, match=says):
+        check_labels(np.array(labels), 3, "the train split")
 
 
 def test_the_fingerprint_is_that_of_the_pixels_and_the_labels(name, folder, tmp_path):
@@ -393,7 +394,7 @@ def test_other_numbers_of_images_or_classes_are_refused(folder):
     dataset = written("cifar10", folder)
     with pytest.raises(IntegrityError, match=r"\(30, 32, 32, 3\)"):
         replace(dataset, sizes={**SIZES, "train": 27}).load(folder)
-    with pytest.raises(IntegrityError, match="CIFAR-10 has 3 classes"):
+    with pytest.raises(IntegrityError, match="but those of 3 classes are 0 to 2"):
         replace(dataset, classes=("a", "b", "c")).load(folder)
 
 

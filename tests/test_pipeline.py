@@ -417,6 +417,18 @@ def test_a_teacher_that_is_not_robust_is_said_once_with_the_number(phased, toy, 
     assert said == int(found["ci95"][0] <= 1 / 10)  # 60 of 500 are 12.0 (9.4 to 15.1) %
 
 
+@pytest.mark.parametrize(("classes", "right", "robust"), [(100, 20, True), (9, 60, False)])  # of 500
+def test_chance_is_that_of_the_teachers_own_classes(classes, right, robust, toy, teacher_folder, tmp_path, capfd):
+    say_once.cache_clear()
+    folder = shutil.copytree(teacher_folder, tmp_path / "mine")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"spec": config["spec"] | {"classes": classes}}))
+    accuracy = Accuracy.of([True] * right + [False] * (500 - right)).to_dict()
+    (folder / "held_out.json").write_text(json.dumps({"clean": accuracy, "pgd20": accuracy}))
+    teacher.record(str(folder), toy)
+    assert ("is not robust" in capfd.readouterr().err) != robust
+
+
 def test_a_teacher_of_the_registry_is_judged_by_its_entry(phased, toy, capfd, monkeypatch):
     say_once.cache_clear()
     monkeypatch.setattr(teacher, "held_out_accuracy", lambda *_: pytest.fail("it was measured again"))

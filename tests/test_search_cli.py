@@ -91,12 +91,17 @@ def test_the_best_is_cut_out_and_is_a_model(net, call, space, toy, tmp_path, fou
 def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found, monkeypatch):
     found(toy)
     measurements, asked = iter(2 * [(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)]), []
-    monkeypatch.setattr(measuring, "measured", lambda *args: [asked.append(args[-1]), next(measurements)][1])
+
+    def measured(net, genes, dataset, reach):
+        asked.append(reach)
+        return next(measurements)
+
+    monkeypatch.setattr(measuring, "measured", measured)
     assert "PGD-7 %" in call(net, "--measure", "3")[1]
     code, out, _ = call(net, "--measure", "3", "--json")
     assert code == 0
     assert asked == 6 * [REACH]  # as the sub-nets were that the predictor learned from
-    assert json.loads(out)["predicted_for"] == REACH._asdict()
+    assert json.loads(out)["measured_by"] == REACH._asdict()
     best = json.loads(out)["best"]
     assert (best["clean"]["measured"], best["robust"]["measured"]) == (0.4, 0.35)
 

@@ -5,10 +5,13 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +20,9 @@ from zoo.datasets.cifar10 import CIFAR10
 from zoo.system.errors import IntegrityError, TrainingDiverged, UsageError
 from zoo.train.data.augment import PAD, crop_and_flip, padded
 from zoo.train.methods import adversary
+from zoo.train.methods.method import Attack
 from zoo.train.recipes.schema import parse_recipe
-from zoo.train.run import loop, model_folder, schedule
+from zoo.train.run import judge, loop, model_folder, schedule
 from zoo.train.run.checkpoint import load_checkpoint, save_checkpoint
 from zoo.train.run.ema import Average, recalibrate
 from zoo.train.run.loop import Interrupted, fit
@@ -38,6 +42,25 @@ def test_the_commit_is_that_of_this_code_and_not_of_a_project_that_it_is_install
     assert re.fullmatch("[0-9a-f]{40}", model_folder.commit())
     monkeypatch.setattr(model_folder, "__file__", str(tmp_path / "installed.py"))
     assert model_folder.commit() is None
+
+
+def test_a_label_that_no_class_has_is_refused_before_a_step(toy, tmp_path):
+    root = shutil.copytree(toy.root, tmp_path / "data")
+    labels = np.load(root / "train_labels.npy")
+    labels[5] = 10
+    np.save(root / "train_labels.npy", labels)
+    with pytest.raises(IntegrityError, match=r"the train split in '.*data' has labels from 0 to 10, .* 10 classes"):
+        Trainer(recipe(), replace(toy, root=root))
+
+
+@pytest.mark.parametrize("logits", [[0.0] * 10, [torch.nan] * 10, [torch.inf] + [0.0] * 9])
+def test_ties_and_answers_that_are_not_finite_are_wrong_on_held_out_images(logits):
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor(logits).expand(len(x), 10) + 0 * x.mean()
+
+    x, y = torch.rand(20, 3, 8, 8), torch.zeros(20, dtype=torch.int64)
+    assert judge.accuracies(Constant(), x, y, Attack(), steps=2, batch_size=10) == (0.0, 0.0)
 
 
 def recipe(**sections):

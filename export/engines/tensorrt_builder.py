@@ -38,6 +38,10 @@ class Options:
     hardware: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     host_code: bool = False
 
+    @property
+    def device(self) -> str | None:
+        return None if self.hardware == "none" else self.hardware.replace("_", "-")
+
 
 DEFAULTS = Options()
 

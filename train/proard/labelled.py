@@ -44,6 +44,10 @@ class Reach(NamedTuple):
     steps: int = 10
     calibration: int = 1024
 
+    @property
+    def in_words(self) -> str:
+        return f"{self.images:,} images, PGD-{self.steps}, statistics of {self.calibration:,} images"
+
 
 USUAL = Reach()
 

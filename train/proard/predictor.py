@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.train.proard.labelled import USUAL, Labels, Reach
+from zoo.train.proard.labelled import Labels, Reach
 from zoo.train.spaces.dynamic import Genes, Space
 from zoo.weights.tensors import read_metadata, read_tensors, save_weights
 
@@ -35,7 +35,8 @@ Layers = list[tuple[Tensor, Tensor]]  # weights [M, in, out] and biases [M, 1, o
 class Predictor:
     """``layers`` of all members map features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
 
-    ``weights_sha256`` is the hash of the dynamic net's file, from the labels; ``reach``: how these were measured.
+    ``weights_sha256`` is the hash of the dynamic net's file, from the labels; ``reach``: how these were measured, None
+    where the file does not say.
     """
 
     space: Space
@@ -43,7 +44,7 @@ class Predictor:
     centre: Tensor
     scale: Tensor
     weights_sha256: str = ""
-    reach: Reach = USUAL
+    reach: Reach | None = None
 
     def predict(self, genes: Genes) -> tuple[np.ndarray, np.ndarray]:
         """Clean and robust accuracy of sub-nets [n, G]: the members' mean and standard deviation, float64 [n, 2]."""
@@ -58,7 +59,8 @@ class Predictor:
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{place}.weight": weight, f"{place}.bias": bias}
         of = {"space": self.space.name, "space_sha256": fingerprint(self.space), "weights_sha256": self.weights_sha256}
-        save_weights(tensors, path, kind=KIND, **of, **{key: str(value) for key, value in self.reach._asdict().items()})
+        how = {} if self.reach is None else {key: str(value) for key, value in self.reach._asdict().items()}
+        save_weights(tensors, path, kind=KIND, **of, **how)
 
     @classmethod
     def load(cls, path: Path, space: Space) -> Predictor:
@@ -82,7 +84,8 @@ class Predictor:
             raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it again")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]
-            reach = Reach(**{key: int(metadata[key]) for key in Reach._fields if key in metadata})
+            told = metadata.keys() >= {*Reach._fields}
+            reach = Reach(**{key: int(metadata[key]) for key in Reach._fields}) if told else None
             predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"], reach)
             predictor.predict(space.smallest)
         except (KeyError, IndexError, RuntimeError, ValueError):

@@ -265,13 +265,14 @@ class Recipe(Section):
             self._fits_a_supernet(supernet)
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
-        if method.attacks and "step" not in self.attack.model_fields_set:
+        attacks = method.attacks or (supernet and supernet.own and supernet.own.attacks)
+        if attacks and "step" not in self.attack.model_fields_set:
             if self.attack.norm == "l2":
                 raise ValueError("the default attack.step is for norm = 'linf': set it")
             if self.attack.steps == 1:
                 raise ValueError(
-                    "a single attack step needs attack.step, the default is for several: N-FGSM's and Free AT's papers "
-                    "have attack.eps, that of Fast AT 1.25 attack.eps"
+                    "attack.steps = 1 needs attack.step: set it, to attack.eps for most methods, or to 1.25 attack.eps "
+                    "for Fast AT"
                 )
         return self
 

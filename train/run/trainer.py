@@ -84,7 +84,7 @@ class Trainer:
 
         train, held_out = dataset.split("train"), dataset.split("validation")
         for part in (train, held_out):
-            check_labels(part.labels, recipe.arch.classes)
+            check_labels(part.labels, recipe.arch.classes, f"the {part.name} split in '{dataset.root}'")
         images = source_of(train, self.device, recipe.train.images)
         place = {"process": self.accelerator.process_index, "processes": processes}
         self.batches = Batches(images, recipe.train.batch_size, recipe.train.seed, **place)

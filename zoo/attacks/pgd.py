@@ -22,16 +22,16 @@ Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 Start = Callable[[Ball, torch.Generator], Tensor]
 
 
-@attack("fgsm", Kind(strong=False))
+@attack("fgsm", Kind(climbs=False))
 def fgsm(
     model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "linf", loss: str = "ce", seed: int = 0
 ) -> Tensor:
     """FGSM, Goodfellow et al. 2015: x + eps * sign(gradient), one step from the image. The seed is not used.
 
     >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
-    >>> x_adv = fgsm(model, x, model(x).argmax(1), eps=8 / 255)
-    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
-    True
+    >>> y = model(x).argmax(1)
+    >>> model(fgsm(model, x, y, eps=0.5)).argmax(1) == y
+    tensor([False, False])
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -63,9 +63,9 @@ def pgd(
     """PGD, Madry et al. 2018: repeat x <- project(x + step * sign(gradient)) (in l2, gradient / its norm).
 
     >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
-    >>> x_adv = pgd(model, x, model(x).argmax(1), eps=8 / 255, steps=10)
-    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
-    True
+    >>> y = model(x).argmax(1)
+    >>> model(pgd(model, x, y, eps=0.5, steps=10)).argmax(1) == y
+    tensor([False, False])
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -118,9 +118,9 @@ def mifgsm(
     """MI-FGSM, Dong et al. 2018, eq. 6 and 7: sign steps along g <- decay * g + gradient / its l1 norm. No seed.
 
     >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
-    >>> x_adv = mifgsm(model, x, model(x).argmax(1), eps=8 / 255, steps=10)
-    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
-    True
+    >>> y = model(x).argmax(1)
+    >>> model(mifgsm(model, x, y, eps=0.5, steps=10)).argmax(1) == y
+    tensor([False, False])
 
     Args:
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -158,8 +158,7 @@ def uniform(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm = "lin
     """Noise drawn uniformly from the ball, independent of the model: it should break few images.
 
     >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
-    >>> x_adv = uniform(model, x, model(x).argmax(1), eps=8 / 255)
-    >>> bool(((x_adv - x).abs() <= 8 / 255 + 1e-6).all())
+    >>> float((uniform(model, x, model(x).argmax(1), eps=0.1) - x).abs().max()) > 0.05
     True
 
     Raises:

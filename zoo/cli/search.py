@@ -61,6 +61,7 @@ def command(
     from zoo.system.errors import UsageError
     from zoo.system.units import format_count, parse_count, parse_share
     from zoo.train.proard.dynamic import dynamic
+    from zoo.train.proard.labelled import USUAL
     from zoo.train.proard.search import Limits, best, check_range, search
     from zoo.weights.folder import ModelFolder
 
@@ -88,8 +89,11 @@ def command(
     front = [_facts(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
+    reach = predictor.reach or USUAL
     if measure and dataset:
-        chosen = _measured(net, found, front, ranked[:measure], by, dataset, predictor.reach, output)
+        if predictor.reach is None:
+            output.say(f"the predictor does not say how its sub-nets were measured; these are on {reach.in_words}")
+        chosen = _measured(net, found, front, ranked[:measure], by, dataset, reach, output)
     report: dict[str, Any] = {
         "supernet": net.name,
         "space": space.name,
@@ -98,7 +102,7 @@ def command(
         "seed": seed,
         "limits": vars(limits),
         "by": by,
-        "predicted_for": predictor.reach._asdict(),
+        "measured_by": predictor.reach and predictor.reach._asdict(),
         "front": [front[index] for index in ranked[:n]] if n else front,
         "best": front[chosen],
     }
@@ -162,7 +166,8 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _table(shown: list[dict[str, Any]], best: dict[str, Any], report: dict[str, Any]) -> str:
-    columns = ["sub-net", "M MACs", "clean %", f"PGD-{report['predicted_for']['steps']} %"]
+    steps = (report["measured_by"] or {}).get("steps")
+    columns = ["sub-net", "M MACs", "clean %", f"PGD-{steps} %" if steps else "PGD %"]
     timed, checked = "latency_ms" in best, any("measured" in one["robust"] for one in shown)
     columns += ["ms"] * timed + ["measured"] * checked
     rows = []

@@ -123,13 +123,16 @@ def check_split(name: str) -> None:
         raise UsageError(f"no split is called '{name}' (known: {', '.join(get_args(SplitName))})")
 
 
-def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Raise IntegrityError unless labels int64 [N] are below ``classes`` and at least 0."""
+def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    """Raise IntegrityError unless labels int64 [N], N of at least 1, are below ``classes`` and at least 0.
+
+    Args:
+        where: the split and its place, for the message.
+    """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise IntegrityError(
-            f"the labels of {classes} classes go from 0 to {classes - 1}, but these from {low} to {high}"
-        )
+        known = f"those of {classes} classes are 0 to {classes - 1}"
+        raise IntegrityError(f"{where} has labels from {low} to {high}, but {known}")
 
 
 def check_fits(dataset: Dataset, spec: Spec, classes: Sequence[str] = ()) -> None:

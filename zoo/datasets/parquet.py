@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from zoo.datasets.base import Dataset, Split, SplitName, check_split
+from zoo.datasets.base import Dataset, Split, SplitName, check_labels, check_split
 from zoo.system.cache import MARK, cache_root, cached, mapped
 from zoo.system.errors import DataNotFound, IntegrityError, Unreachable
 from zoo.system.files import kind_of
@@ -134,11 +134,7 @@ class Parquet(Dataset):
                     f"the {split} split in '{place}' has images of shape {images.shape}, "
                     f"but {self.title} has {(n, self.image_size, self.image_size, 3)}"
                 )
-            if not 0 <= labels.min() <= labels.max() < len(self.classes):
-                raise IntegrityError(
-                    f"the {split} split in '{place}' has labels from {labels.min()} to {labels.max()}, "
-                    f"but {self.title} has {len(self.classes)} classes"
-                )
+            check_labels(labels, len(self.classes), f"the {split} split in '{place}'")
             expected = self.test_sha256 if split == "test" else None
             if expected is not None and Split(split, images, labels).fingerprint != expected:
                 raise IntegrityError(

@@ -1,4 +1,4 @@
-"""Flags: why a measured accuracy may be too high. Nothing here imports torch.
+"""Flags: why a measured accuracy may be too high. Nothing here imports torch, but for :func:`disagree`.
 
 A flag stays with the result: ``zoo list`` marks the entry, and ``zoo pick`` passes it over.
 """
@@ -36,13 +36,13 @@ def explained(flags: Iterable[str]) -> list[str]:
 
 
 def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
-    """Whether an attack that should be strong leaves far more images right than another with the same threat model.
+    """Whether an attack that climbs leaves far more images right than another with the same threat model.
 
     Args:
         measured: protocols with their bits, bool [n]: is each of the leading n images of the split right.
 
     Returns:
-        True if it is shown, with 95 % confidence on the images that both have, that a strong attack leaves over 10
+        True if it is shown, with 95 % confidence on the images that both have, that one that climbs leaves over 10
         points more than another, or over 2 points more than FGSM.
     """
     from zoo.attacks.inputs import kind_of
@@ -50,7 +50,7 @@ def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
     attacked = [(one, bits) for one, bits in measured if one.attacked]
     for (strong, left), (other, fewer) in permutations(attacked, 2):
         same = (strong.dataset, strong.split, strong.threat) == (other.dataset, other.split, other.threat)
-        if same and kind_of(strong.attack).strong:
+        if same and kind_of(strong.attack).climbs:
             n = min(len(left), len(fewer))
             apart = APART_FROM_ONE_STEP if other.attack == "fgsm" else APART
             if Paired.of(left[:n], fewer[:n]).inferior(apart):

@@ -20,6 +20,7 @@ from zoo.evaluation.exact import exact
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import same
 from zoo.system.errors import UsageError
+from zoo.system.notice import say_once
 
 IMAGES = 64
 FLAT = 0.7  # a standard deviation of logits over classes; released networks have less on up to 7 % of the images
@@ -79,6 +80,8 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
                 "the model's answer to an image depends on the others in its batch, so its accuracy under attack is "
                 "not defined: attack one image at a time (batch_size=1)"
             )
+    if odd := int((~torch.isfinite(z)).any(1).sum()):
+        say_once(f"{odd} of {len(z)} answers of the model are not finite: they count as wrong")
     finite = z[torch.isfinite(z)]
     if finite.numel() > 4 * z.shape[1] and len(finite.unique()) < FEW * finite.numel():
         flags.add("coarse")

@@ -25,7 +25,7 @@ def linked(path: Path) -> Path:
     return path.parent / link if link.endswith(f"/{path.name}") else path
 
 
-FILES = (".onnx", ".pt", ".pt2", ".pth")  # what a name that ends so was meant to be
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
 LIMIT = 512_000_000  # bytes; 10,000 entries have 100 million
 PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
@@ -103,8 +103,8 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
         "" if named else ": the registry is empty"
     )
-    if Path(name).suffix in FILES:
-        hint = ": make a model folder of a checkpoint with 'zoo convert', and name it local-dir:PATH"
+    if Path(name).suffix.lower() in CHECKPOINTS:
+        hint += "; a checkpoint becomes a model folder by 'zoo convert', and is named local-dir:PATH"
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 
