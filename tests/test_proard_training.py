@@ -109,7 +109,7 @@ def in_place(*, method: str, own: str, **supernet):
     del data["phase"], data["preset"]
     data["supernet"] |= {"own": {"name": own}, **supernet}
     data |= {"method": method, "teacher": {"name": "largest"}, "arch": micro().spec(micro().largest[0]).to_dict()}
-    data["attack"] = data["attack"] if METHODS[method]().attacks else {}
+    data["attack"] = data["attack"] if METHODS[method]().attacks or METHODS[own]().attacks else {}
     return parse_recipe(data, "test")
 
 
@@ -228,7 +228,7 @@ def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
         in_place(method="rslad", own="free-at")
     with pytest.raises(UsageError, match=r"'kd' has no attack to share: set supernet.attacker = 'each'"):
         in_place(method="kd", own="pgd-at", attacker="largest")  # it would learn on clean images
-    in_place(method="kd", own="pgd-at")
+    assert in_place(method="kd", own="pgd-at").attack.step == tomllib.loads(RECIPE)["attack"]["step"]
 
 
 @pytest.mark.parametrize(("side", "features"), [("teacher", 64), ("student", 64), ("teacher", 12), ("student", 12)])

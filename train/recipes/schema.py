@@ -238,7 +238,10 @@ class Recipe(Section):
                 f"method '{method.name}' cannot train a [supernet], because it has modules that fit one sub-net only, "
                 f"or updates of its own: choose {', '.join(others)} or {last}"
             )
-        method.check(self.attack)
+        own = supernet.own if supernet else None
+        others_attack = not method.attacks and own is not None and own.attacks
+        if not others_attack:  # else its settings are for supernet.own, which checks them
+            method.check(self.attack)
         if method.needs and not self.teacher:
             raise ValueError(f"method '{method.name}' needs a teacher: set teacher.name")
         if self.teacher and not method.takes_teacher:
@@ -265,8 +268,7 @@ class Recipe(Section):
             self._fits_a_supernet(supernet)
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
-        attacks = method.attacks or (supernet and supernet.own and supernet.own.attacks)
-        if attacks and "step" not in self.attack.model_fields_set:
+        if (method.attacks or others_attack) and "step" not in self.attack.model_fields_set:
             if self.attack.norm == "l2":
                 raise ValueError("the default attack.step is for norm = 'linf': set it")
             if self.attack.steps == 1:
