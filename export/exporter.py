@@ -273,7 +273,7 @@ def write_bundle(
         write_reports(scratch, manifest, report, sums=sums)
         sign_off(report)
         if options.sign is not None:
-            sign_bundle(scratch, signing_key(options.sign))
+            sign_bundle(scratch, signing_key(options.sign), name=final.name)
     return Bundle(final, manifest, report)
 
 

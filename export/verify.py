@@ -218,7 +218,7 @@ def verify_bundle(
             found = findings(report, manifest.dataset, manifest.spec.classes)
             write_reports(scratch, manifest.model_copy(update=found), report)
             if key and report.failed is None:
-                sign_bundle(scratch, key)
+                sign_bundle(scratch, key, name=folder.resolve().name)
             elif key:
                 notify(f"'{folder}' was not signed, because a rung does not hold")
     return report

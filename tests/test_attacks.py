@@ -783,6 +783,51 @@ def test_small_balls_of_large_images_are_no_fault_of_the_attack():
             one(model, x, y, eps=eps, norm="l2", steps=4)
 
 
+def test_an_attack_that_writes_into_its_images_leaves_the_callers_alone_and_is_not_believed(monkeypatch):
+    monkeypatch.setattr("zoo.attacks.inputs.ATTACKS", {})
+    monkeypatch.setattr("zoo.attacks.inputs.KINDS", {})
+    writing = inputs.attack("writing")(lambda model, x, y, *, eps: x.fill_(0.75))
+    x = torch.full((2, 3, 8, 8), 0.5)
+    with pytest.raises(RuntimeError, match=r"went 0\.25 far, with eps = 0\.1"):
+        writing(tiny_net(3), x, torch.zeros(2, dtype=torch.int64), eps=0.1)
+    assert (x == 0.5).all()
+
+
+def test_an_attack_may_be_given_eps_by_its_place_but_must_take_one(monkeypatch):
+    monkeypatch.setattr("zoo.attacks.inputs.ATTACKS", {})
+    monkeypatch.setattr("zoo.attacks.inputs.KINDS", {})
+    placed = inputs.attack("placed")(lambda model, x, y, eps: x + 0.2)
+    model, x, y = tiny_net(3), torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"went 0\.2 far, with eps = 0\.1"):
+        placed(model, x, y, 0.1)
+    assert torch.equal(placed(model, x, y, 0), x)
+    with pytest.raises(TypeError, match="the attack 'unbounded' must take eps"):
+        inputs.attack("unbounded")(lambda model, x, y, *, radius: x)
+
+
+@pytest.mark.parametrize("name", ["pgd", "mifgsm", "apgd-ce", "deepfool", "fgsm"])
+def test_logits_near_the_largest_float_do_not_stop_an_attack(name, net, images):
+    class Loud(nn.Module):
+        def forward(self, x):
+            return 1e36 * net(x)
+
+    x, y = images
+    quiet, loud = (int(broken(net(QUICK[name](one, x, y, eps=16 / 255)), y).sum()) for one in (net, Loud().eval()))
+    assert loud >= quiet - 3
+
+
+@pytest.mark.parametrize("wrong", [{"eps": True}, {"eps": 0.1, "steps": True}, {"eps": 0.1, "step": True}])
+def test_truth_values_are_no_numbers(wrong, net, images):
+    with pytest.raises(UsageError, match=r"must be a .* not True"):
+        attacks.pgd(net, *images, **wrong)
+
+
+def test_a_ball_in_l2_is_no_larger_than_the_box(net, images):
+    x, y = images
+    with pytest.raises(UsageError, match=r"eps must be at most 27\.71 in l2 for images of this size, not 1e\+20"):
+        attacks.square(net, x, y, eps=1e20, norm="l2")
+
+
 def test_defaults_of_an_attack_bound_it_too(monkeypatch):
     monkeypatch.setattr("zoo.attacks.inputs.ATTACKS", {})
     monkeypatch.setattr("zoo.attacks.inputs.KINDS", {})

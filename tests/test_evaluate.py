@@ -158,6 +158,8 @@ def test_invalid_requests_are_refused(net, pixels, toy):
         evaluate(net, images, labels, "pgd20")
     with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
         evaluate(net, images, labels, small("clean"), batch_size=0)
+    with pytest.raises(UsageError, match="corrupts images and attacks none: use zoo"):
+        evaluate(net, images, labels, PROTOCOLS["corruptions"])
     with pytest.raises(UsageError, match="'nope' is not a device"):
         evaluate(net, images, labels, small("clean"), device="nope")
     with pytest.raises(UsageError, match="the test split"):

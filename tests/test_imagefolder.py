@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -250,6 +251,14 @@ def test_expected_images_are_decoded_once_and_are_the_same(folder, monkeypatch):
     assert not torch.equal(source.augmented(index, seeded(2))[0], plain)  # another batch came between
     monkeypatch.setattr("zoo.train.data.images.random_crop", lambda path, seed: pytest.fail("decoded again"))
     assert torch.equal(source.augmented(index, seeded(1))[0], plain)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_that_leads_nowhere_is_named(folder):
+    link = folder / "val" / "n001" / "zzz.jpg"
+    link.symlink_to(folder / "nowhere.jpg")
+    with pytest.raises(IntegrityError, match=r"val/n001/zzz\.jpg' cannot be read \(No such file"):
+        IMAGEFOLDER.load(folder).split("test")
 
 
 def test_a_damaged_training_image_is_named_when_it_is_needed(folder):

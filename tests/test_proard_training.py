@@ -34,6 +34,7 @@ from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
 from zoo.train.proard.labelled import Reach
 from zoo.train.proard.trainer import SupernetTrainer
+from zoo.train.recipes.differences import differences, planned
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.recipes.schema import Supernet, parse_recipe
 from zoo.train.run.loop import Interrupted, fit
@@ -229,6 +230,25 @@ def test_a_method_that_cannot_train_sub_nets_is_refused(toy):
     with pytest.raises(UsageError, match=r"'kd' has no attack to share: set supernet.attacker = 'each'"):
         in_place(method="kd", own="pgd-at", attacker="largest")  # it would learn on clean images
     assert in_place(method="kd", own="pgd-at").attack.step == tomllib.loads(RECIPE)["attack"]["step"]
+    in_place(method="rslad", own="natural")  # whose settings of the attack are for [method]
+
+
+def test_the_attack_of_the_largest_nets_own_method_is_compared(tmp_path):
+    text = """
+name = "own"
+description = "the largest learns by itself"
+family = "own"
+method = "kd"
+teacher = "largest"
+train = {{ epochs = 1, compile = false }}
+attack = {{ step = {step}, steps = {steps} }}
+supernet = {{ space = "tiny", largest = 1, smallest = 1, own = {{ name = "pgd-at" }} }}
+"""
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text(text.format(step=0.03, steps=1))
+    other.write_text(text.format(step=0.01, steps=9))
+    found = differences(planned(str(one)).settings, planned(str(other)).settings)
+    assert found.settings == {"attack.step": (0.03, 0.01), "attack.steps": (1, 9)}
 
 
 @pytest.mark.parametrize(("side", "features"), [("teacher", 64), ("student", 64), ("teacher", 12), ("student", 12)])

@@ -101,7 +101,7 @@ def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found
     code, out, _ = call(net, "--measure", "3", "--json")
     assert code == 0
     assert asked == 6 * [REACH]  # as the sub-nets were that the predictor learned from
-    assert json.loads(out)["measured_by"] == REACH._asdict()
+    assert json.loads(out)["predicted_for"] == json.loads(out)["measured_on"] == REACH._asdict()
     best = json.loads(out)["best"]
     assert (best["clean"]["measured"], best["robust"]["measured"]) == (0.4, 0.35)
 

@@ -137,6 +137,12 @@ def test_the_statement_binds_artifact_and_manifest_to_twin_engine_and_verdict(si
     assert [gate["holds"] for gate in predicate["verdict"]["gates"]] == [True, True]
 
 
+def test_what_is_signed_is_called_as_the_bundles_folder(signed):
+    envelope = json.loads((signed / SIGNATURE).read_bytes())["dsseEnvelope"]
+    (subject,) = json.loads(b64decode(envelope["payload"]))["subject"]
+    assert subject["name"] == signed.name
+
+
 def test_nothing_in_the_bundle_names_the_key_file(signed, keys):
     for name in (*files(signed), SUMS):
         content = (signed / name).read_bytes()

@@ -44,6 +44,15 @@ def test_the_commit_is_that_of_this_code_and_not_of_a_project_that_it_is_install
     assert model_folder.commit() is None
 
 
+def test_weights_that_are_not_finite_are_a_diverged_training_and_no_model(toy, tmp_path):
+    trainer = Trainer(recipe(), toy)
+    weights = trainer.averaged().state_dict()
+    weights["head.bias"] = weights["head.bias"] + torch.inf
+    with pytest.raises(TrainingDiverged, match=r"'head.bias' are not finite: lower optimizer.lr"):
+        model_folder.save_model(trainer, weights, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_label_that_no_class_has_is_refused_before_a_step(toy, tmp_path):
     root = shutil.copytree(toy.root, tmp_path / "data")
     labels = np.load(root / "train_labels.npy")

@@ -24,8 +24,11 @@ PREDICATE = "urn:robust-zoo:provenance:v1"
 WRITTEN = {"model.onnx", "model-uint8.onnx", "README.md", MANIFEST, SBOM, TWIN}  # and the artifact, probe/, reports/
 
 
-def sign_bundle(folder: Path, key: SigningKey) -> None:
+def sign_bundle(folder: Path, key: SigningKey, *, name: str | None = None) -> None:
     """Add statement and signature to the complete bundle in ``folder``, which is not signed.
+
+    Args:
+        name: what is signed is called so; by default as the folder.
 
     Raises:
         IntegrityError: the bundle was altered, or holds files that no export writes.
@@ -38,8 +41,8 @@ def sign_bundle(folder: Path, key: SigningKey) -> None:
         raise IntegrityError(f"the bundle holds '{others[0]}', which no export writes: remove it before you sign")
     text = json.dumps(statement(manifest, write_sums(folder)), indent=2, ensure_ascii=False) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8", newline="\n")
-    sums, name = write_sums(folder), f"{manifest.name}--{manifest.engine}-{manifest.artifact.precision}"
-    signed = signature(name, sums, key, ignored=(SIGNATURE, SUMS))
+    sums = write_sums(folder)
+    signed = signature(name or folder.resolve().name, sums, key, ignored=(SIGNATURE, SUMS))
     (folder / SIGNATURE).write_text(signed, encoding="utf-8", newline="\n")
     write_sums(folder, sums)
 

@@ -102,8 +102,10 @@ def planned(recipe: str, preset: str | None = None) -> Training:
 def _blank_unused_attack(settings: dict[str, Any]) -> None:
     """Set the attack's settings to None, except its threat model, where the method makes no attack: they are defaults
     that nothing uses."""
-    method, attack = settings["method"], settings.get("attack", {})
-    if method["name"] in UNATTACKED or method.get("hard") == "natural":
+    methods, attack = [settings["method"]], settings.get("attack", {})
+    if own := (settings.get("supernet") or {}).get("own"):
+        methods.append(own)
+    if all(one["name"] in UNATTACKED or one.get("hard") == "natural" for one in methods):
         settings["attack"] = attack | dict.fromkeys({"step", "steps", "objective"} & attack.keys())
 
 

@@ -302,7 +302,8 @@ class Recipe(Section):
         if supernet.own and not supernet.largest:
             raise ValueError("supernet.largest = 0 never trains the largest sub-net: remove supernet.own")
         if supernet.own:
-            supernet.own.check(self.attack)
+            if supernet.own.attacks or not self.method.attacks:  # else its settings are for [method]
+                supernet.own.check(self.attack)
             if supernet.own.needs or not supernet.own.trains_subnets() or isinstance(supernet.own, Replayed):
                 raise ValueError(
                     f"supernet.own needs a method without a teacher and without replays, not '{supernet.own.name}'"

@@ -168,7 +168,7 @@ def _run(
 
         raw_clean, raw = trainer.guarded_accuracy(trainer.net)
         collapsed = recipe.method.attacks and raw < recipe.guard.drop * position.best
-        if _anyone(trainer, collapsed or math.isnan(running)):
+        if _anyone(trainer, collapsed or not math.isfinite(running)):
             _roll_back(trainer, checkpoint)
             progress = trainer.progress(trainer.position.seconds)
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zoo.system.errors import TrainingDiverged
 from zoo.weights.folder import ModelConfig, ModelFolder
 from zoo.weights.tensors import save_weights
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def save_model(trainer: Trainer, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write weights, spec and the facts of the run to a folder for ``load("local-dir:...")``."""
+    """Write weights, spec and the facts of the run to a folder for ``load("local-dir:...")``.
+
+    Raises:
+        TrainingDiverged: a weight is infinite or NaN; nothing was written.
+    """
+    if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise TrainingDiverged(f"the weights in '{odd[0]}' are not finite: lower optimizer.lr")
     model = ModelFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for file in (model.held_out, model.predictor, model.labels):

@@ -66,7 +66,10 @@ def deepfool(
         for t in classes.unbind(1):
             f, w = slope(model, x, difference, y, t)
             towards = steepest(w, norm)
-            distance = f.abs()[:, None, None, None] / (w * towards).sum(DIMS, keepdim=True)  # over the dual norm of w
+            dual = (w * towards).sum(DIMS, keepdim=True)  # the dual norm of w
+            scale = torch.where(dual.isinf(), w.abs().amax(DIMS, keepdim=True), 1)
+            dual = torch.where(dual.isinf(), (w / scale * towards).sum(DIMS, keepdim=True), dual)
+            distance = f.abs()[:, None, None, None] / scale / dual
             step = torch.where(distance < nearest, (distance + EXTRA) * towards, step)
             nearest = torch.fmin(distance, nearest)
         r = torch.where(fell[:, None, None, None], r, r + step)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
@@ -82,23 +81,27 @@ def attack(
     def decorate(
         craft: Callable[Concatenate[Model, Tensor, Tensor, P], Tensor],
     ) -> Callable[Concatenate[Model, Tensor, Tensor, P], Tensor]:
-        named = inspect.signature(craft).parameters.values()
-        defaults = {one.name: one.default for one in named if one.default is not one.empty}
+        signature = inspect.signature(craft)
+        if "eps" not in signature.parameters:
+            raise TypeError(f"the attack '{name}' must take eps")
 
         @functools.wraps(craft)
         def checked(model: Model, x: Tensor, y: Tensor, *args: P.args, **options: P.kwargs) -> Tensor:
-            chosen = {**defaults, **options}
+            bound = signature.bind(model, x, y, *args, **options)
+            bound.apply_defaults()
+            chosen = bound.arguments
             _check_options(chosen)
             _check_images(x)
             y = _checked_labels(y, x)
             _check_eval(model)
             x = x.detach()
-            if not len(x) or not chosen.get("eps", 1.0):
+            _check_reach(chosen, x)
+            if not len(x) or not chosen["eps"]:
                 return x.clone(memory_format=torch.contiguous_format)
             guarded = model if isinstance(model, Guarded) else Guarded(model, classes=int(y.max()) + 1)  # in AutoAttack
             with torch.inference_mode(False), without_gradients(model), torch.no_grad():
                 x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
-                x_adv = craft(guarded, x, y, *args, **options)
+                x_adv = craft(guarded, x.clone(), y, *args, **options)  # it may write into its images
                 if fault := _fault(x_adv, x, chosen):
                     raise RuntimeError(f"the attack '{name}' is wrong: {fault}")
             return x_adv.contiguous()
@@ -171,7 +174,7 @@ def _fault(x_adv: Any, x: Tensor, options: Mapping[str, Any]) -> str | None:
     low, high = (bound.item() for bound in x_adv.aminmax())  # NaN if any pixel is
     if not (low >= 0 and high <= 1):
         return f"it must return images in [0, 1], not in [{low:.4g}, {high:.4g}]"
-    eps, delta, l2 = float(options.get("eps", torch.inf)), (x_adv - x).flatten(1), options.get("norm") == "l2"
+    eps, delta, l2 = float(options["eps"]), (x_adv - x).flatten(1), options.get("norm") == "l2"
     far = float((delta.norm(dim=1) if l2 else delta.abs().amax(1)).max())
     rounding = torch.finfo(x.dtype).eps * (x[0].numel() ** 0.5 if l2 else 1)  # of pixels of at most 1
     return f"it went {far:.4g} far, with eps = {eps:.4g}" if far > eps * (1 + 1e-4) + 2 * rounding else None
@@ -187,10 +190,10 @@ def _check_eval(model: Model) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     eps, norm = options.get("eps", 0.0), options.get("norm", "linf")
-    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+    if not _is_number(eps) or not math.isfinite(eps) or eps < 0:
         raise UsageError(f"eps must be a finite number of at least 0 on the scale of [0, 1] pixels, not {eps!r}")
     step = options.get("step")
-    if step is not None and not (isinstance(step, (int, float)) and math.isfinite(step) and step > 0):
+    if step is not None and not (_is_number(step) and math.isfinite(step) and step > 0):
         raise UsageError(f"the step must be a finite number above 0 on the scale of [0, 1] pixels, not {step!r}")
     if norm not in ("linf", "l2"):
         raise UsageError(f"the norm must be 'linf' or 'l2', not {norm!r}")
@@ -198,12 +201,23 @@ def _check_options(options: dict[str, Any]) -> None:
         raise UsageError(f"eps must be at most 1, as pixels lie in [0, 1], not {eps!r}: 8/255 is eight grey levels")
     for name, (words, holds) in RANGES.items():
         value = options.get(name, 1.0)
-        if not (isinstance(value, Real) and math.isfinite(value) and holds(float(value))):
+        if not (_is_number(value) and math.isfinite(value) and holds(float(value))):
             raise UsageError(f"{name} must be a finite number {words}, not {value!r}")
     for name in COUNTS:
         count = options.get(name, 1)
-        if not isinstance(count, int) or count < 1:
+        if not _is_number(count, int) or count < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, not {count!r}")
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _check_reach(options: Mapping[str, Any], x: Tensor) -> None:
+    """Raise UsageError for a ball in l2 that is larger than the box of images x [N, C, H, W]."""
+    eps, most = options["eps"], x[:1].numel() ** 0.5  # how far two images can be apart
+    if len(x) and options.get("norm") == "l2" and eps > most:
+        raise UsageError(f"eps must be at most {most:.4g} in l2 for images of this size, not {eps!r}")
 
 
 def _check_images(x: Tensor) -> None:

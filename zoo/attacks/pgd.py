@@ -134,7 +134,9 @@ def mifgsm(
     """
 
     def momentum(gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        l1 = gradient.abs().sum(DIMS, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)  # [N, 1, 1, 1]
+        largest = gradient.abs().amax(DIMS, keepdim=True)  # [N, 1, 1, 1]
+        gradient = torch.where(gradient.abs().sum(DIMS, keepdim=True).isinf(), gradient / largest, gradient)
+        l1 = gradient.abs().sum(DIMS, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         g = gradient / l1 if memory is None else decay * memory + gradient / l1
         return steepest(g, norm), g
 

@@ -102,7 +102,8 @@ def command(
         "seed": seed,
         "limits": vars(limits),
         "by": by,
-        "measured_by": predictor.reach and predictor.reach._asdict(),
+        "predicted_for": predictor.reach and predictor.reach._asdict(),
+        "measured_on": reach._asdict() if measure else None,
         "front": [front[index] for index in ranked[:n]] if n else front,
         "best": front[chosen],
     }
@@ -166,7 +167,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _table(shown: list[dict[str, Any]], best: dict[str, Any], report: dict[str, Any]) -> str:
-    steps = (report["measured_by"] or {}).get("steps")
+    steps = (report["predicted_for"] or {}).get("steps")
     columns = ["sub-net", "M MACs", "clean %", f"PGD-{steps} %" if steps else "PGD %"]
     timed, checked = "latency_ms" in best, any("measured" in one["robust"] for one in shown)
     columns += ["ms"] * timed + ["measured"] * checked

@@ -232,9 +232,12 @@ def _decoded(files: Files, root: Path) -> Split:
 
 def _key(files: Files, root: Path) -> str:
     """The cache key: it changes with the files and labels. No image is read."""
-    facts = [
-        (path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns, label)
-        for path, label in zip(files.paths, files.labels.tolist(), strict=True)
-    ]
+    facts = []
+    for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise IntegrityError(f"'{path}' cannot be read ({error.strerror}): mend or remove it") from None
+        facts.append((path.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns, label))
     digest = hashlib.sha256(json.dumps([SIZE, RESIZE, facts]).encode()).hexdigest()
     return f"imagefolder-{files.name}-{digest[:16]}"

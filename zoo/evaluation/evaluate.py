@@ -28,7 +28,7 @@ from zoo.evaluation.flags import explained
 from zoo.evaluation.ledger import Counts, Ledger, run_key
 from zoo.evaluation.look import IMAGES, MASKED_SHARE, Look, look, wrong_gradient
 from zoo.evaluation.perturb import perturb
-from zoo.evaluation.protocols import Protocol
+from zoo.evaluation.protocols import CORRUPTED, Protocol
 from zoo.evaluation.together import gathered, place
 from zoo.evaluation.workers import Crew, batches_done, equal_parts, limited
 from zoo.models.classifier import GlobalAveragePool
@@ -126,6 +126,8 @@ def evaluate(
     """
     typed(model=(model, nn.Module), protocol=(protocol, Protocol), batch_size=(batch_size, Integral))
     _check(images, labels)
+    if protocol.attack in CORRUPTED:
+        raise UsageError(f"'{protocol.name}' corrupts images and attacks none: use zoo.evaluation.measure.measure")
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, not {batch_size}")
     device = torch_device(device)

@@ -81,7 +81,8 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
                 "not defined: attack one image at a time (batch_size=1)"
             )
     if odd := int((~torch.isfinite(z)).any(1).sum()):
-        say_once(f"{odd} of {len(z)} answers of the model are not finite: they count as wrong")
+        mask = "to mask a class, give it a large negative logit, not -inf"
+        say_once(f"{odd} of {len(z)} answers of the model are not finite and count as wrong: {mask}")
     finite = z[torch.isfinite(z)]
     if finite.numel() > 4 * z.shape[1] and len(finite.unique()) < FEW * finite.numel():
         flags.add("coarse")

@@ -103,7 +103,7 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
         "" if named else ": the registry is empty"
     )
-    if Path(name).suffix.lower() in CHECKPOINTS:
+    if Path(supernet).suffix.lower() in CHECKPOINTS:
         hint += "; a checkpoint becomes a model folder by 'zoo convert', and is named local-dir:PATH"
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
