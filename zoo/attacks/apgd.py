@@ -237,9 +237,10 @@ def _climb(
         better = f > s.f_max
         s.x_max[better], s.gradient_max[better] = s.x[better], s.gradient[better]
         s.f_max = torch.where(better, f, s.f_max)
-        better = broken(z, s.y) & (_recorded(f) > s.f_broken)
+        height = _recorded(f)
+        better = broken(z, s.y) & (height > s.f_broken)
         s.x_broken[better] = s.x[better]
-        s.f_broken = torch.where(better, _recorded(f), s.f_broken)
+        s.f_broken = torch.where(better, height, s.f_broken)
 
         if k + 1 in checks[1:]:
             too_few = s.ascents < RHO * (k + 1 - last_check)  # condition 1
