@@ -24,7 +24,7 @@ from zoo.system.files import locked, write_atomic
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring
 from zoo.train.proard.dynamic import dynamic
-from zoo.train.proard.labelled import Reach
+from zoo.train.proard.labelled import Labelling
 from zoo.train.recipes.phases import load_phases, load_recipe
 from zoo.train.spaces import space_called
 
@@ -54,8 +54,8 @@ def ablate(arm: str, seed: int) -> dict[str, Any]:
 
     model = list(run(phases, dataset, folder, resume=True, report=report).values())[-1]
     net = dynamic(str(model))
-    genes, reach = measuring.drawn(net.space, SUBNETS, 1), Reach(images=IMAGES)
-    told = measuring.label(net, genes, dataset, folder / "measured.json", reach)
+    genes, labelling = measuring.drawn(net.space, SUBNETS, 1), Labelling(images=IMAGES)
+    told = measuring.label(net, genes, dataset, folder / "measured.json", labelling)
     return {
         "macs": net.space.macs(told.genes).tolist(),
         "clean": told.clean.tolist(),

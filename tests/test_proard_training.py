@@ -32,7 +32,7 @@ from zoo.train.methods.n_fgsm import single_step
 from zoo.train.pipeline import run
 from zoo.train.proard import accounting, measuring, sampling
 from zoo.train.proard.dynamic import dynamic
-from zoo.train.proard.labelled import Reach
+from zoo.train.proard.labelled import Labelling
 from zoo.train.proard.trainer import SupernetTrainer
 from zoo.train.recipes.differences import differences, planned
 from zoo.train.recipes.phases import load_phases, load_recipe
@@ -428,7 +428,7 @@ def test_a_run_leaves_its_largest_sub_net_and_a_predictor_that_is_searched(writt
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     net = dynamic(str(folder))
     with pytest.raises(UsageError, match="another measurement"):
-        measuring.label(net, net.space.smallest, toy, folder / "labels.json", Reach(50, 3, 100))
+        measuring.label(net, net.space.smallest, toy, folder / "labels.json", Labelling(50, 3, 100))
     assert cli(["search", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["space"] == "micro"
 

@@ -13,7 +13,7 @@ from zoo.cli import search
 from zoo.cli.app import run
 from zoo.system.files import sha256_file
 from zoo.train.proard import measuring, predictor
-from zoo.train.proard.labelled import Labels, Reach
+from zoo.train.proard.labelled import Labelling, Labels
 from zoo.train.spaces import SPACES
 from zoo.weights.folder import PREDICTOR
 from zoo.weights.load import load
@@ -26,7 +26,7 @@ def space(monkeypatch):
     return micro()
 
 
-REACH = Reach(images=500, steps=7, calibration=256)
+LABELLING = Labelling(images=500, steps=7, calibration=256)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def net(tmp_path, space):
     share = space.macs(genes) / space.macs(space.largest)[0]
     sha256 = sha256_file(folder / "model.safetensors")
     labels = Labels(genes, 0.3 + 0.5 * share, 0.2 + 0.3 * share, 1000, sha256)
-    replace(predictor.fit(space, labels, members=2), reach=REACH).save(folder / PREDICTOR)
+    replace(predictor.fit(space, labels, members=2), labelling=LABELLING).save(folder / PREDICTOR)
     return str(folder)
 
 
@@ -92,16 +92,16 @@ def test_measured_sub_nets_are_ranked_by_what_was_measured(net, call, toy, found
     found(toy)
     measurements, asked = iter(2 * [(0.5, 0.30), (0.4, 0.35), (0.6, 0.20)]), []
 
-    def measured(net, genes, dataset, reach):
-        asked.append(reach)
+    def measured(net, genes, dataset, labelling):
+        asked.append(labelling)
         return next(measurements)
 
     monkeypatch.setattr(measuring, "measured", measured)
     assert "PGD-7 %" in call(net, "--measure", "3")[1]
     code, out, _ = call(net, "--measure", "3", "--json")
     assert code == 0
-    assert asked == 6 * [REACH]  # as the sub-nets were that the predictor learned from
-    assert json.loads(out)["predicted_for"] == json.loads(out)["measured_on"] == REACH._asdict()
+    assert asked == 6 * [LABELLING]  # as the sub-nets were that the predictor learned from
+    assert json.loads(out)["predicted_for"] == json.loads(out)["measured_on"] == LABELLING._asdict()
     best = json.loads(out)["best"]
     assert (best["clean"]["measured"], best["robust"]["measured"]) == (0.4, 0.35)
 

@@ -41,7 +41,7 @@ from zoo.specs import StagedSpec
 from zoo.system.errors import DataNotFound, IntegrityError, RobustnessGateFailed, UsageError
 from zoo.system.files import sha256_file
 from zoo.train.proard import measuring
-from zoo.train.proard.labelled import Reach
+from zoo.train.proard.labelled import Labelling
 from zoo.train.recipes.schema import parse_recipe
 from zoo.train.run.loop import fit
 from zoo.train.teachers.teacher import held_out_accuracy
@@ -303,7 +303,7 @@ def test_held_out_images_are_attacked_in_l2_too(in_l2, monkeypatch):
 
     net = SimpleNamespace(found=found, cut=lambda genes, dataset, images: found.load())
     monkeypatch.setattr(measuring, "evaluate_split", lambda model, split, one: seen.append(one) or np.ones(1))
-    measuring.measured(net, np.zeros(1, np.int64), dataset, Reach(images=20, steps=5))
+    measuring.measured(net, np.zeros(1, np.int64), dataset, Labelling(images=20, steps=5))
     assert [(one.attack, one.threat, one.steps, one.step) for one in seen[1:]] == [("pgd", L2, 5, 1.0)]
 
 

@@ -199,19 +199,19 @@ def _predict(model: Path, recipe: Recipe, dataset: Dataset, progress: Callable[[
     """Fit the predictor of the dynamic net in the folder ``model``, and write it there with its labels and scores."""
     from zoo.train.proard import measuring, predictor
     from zoo.train.proard.dynamic import dynamic
-    from zoo.train.proard.labelled import Reach
+    from zoo.train.proard.labelled import Labelling
 
     folder = ModelFolder(model)
     if folder.predictor.exists():
         return
     settings, net = recipe.predictor, dynamic(str(model))
     genes = measuring.drawn(net.space, settings.subnets, recipe.train.seed)
-    reach = Reach(settings.images, settings.steps, recipe.ema.recalibrate)
-    labels = measuring.label(net, genes, dataset, folder.labels, reach, progress=progress)
+    labelling = Labelling(settings.images, settings.steps, recipe.ema.recalibrate)
+    labels = measuring.label(net, genes, dataset, folder.labels, labelling, progress=progress)
     how = {"members": settings.members, "seed": recipe.train.seed}
     scores = predictor.cross_validated(net.space, labels, **how)
     write_atomic(model / "predictor.json", (json.dumps(asdict(scores), indent=2) + "\n").encode())
-    replace(predictor.fit(net.space, labels, **how), reach=reach).save(folder.predictor)
+    replace(predictor.fit(net.space, labels, **how), labelling=labelling).save(folder.predictor)
 
 
 def _judge(model: Path, dataset: Dataset, n: int) -> None:

@@ -36,7 +36,7 @@ class _LabelFile(BaseModel):
     subnets: list[_Measured]
 
 
-class Reach(NamedTuple):
+class Labelling(NamedTuple):
     """How a sub-net is measured: on the first ``images`` held-out training images, clean and by PGD with ``steps``
     steps, with the BatchNorm statistics of ``calibration`` augmented training images."""
 
@@ -49,7 +49,7 @@ class Reach(NamedTuple):
         return f"{self.images:,} images, PGD-{self.steps}, statistics of {self.calibration:,} images"
 
 
-USUAL = Reach()
+USUAL = Labelling()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from zoo.evaluation.evaluate import evaluate_split
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.system.errors import UsageError
 from zoo.train.proard.dynamic import Dynamic
-from zoo.train.proard.labelled import USUAL, Labels, Reach
+from zoo.train.proard.labelled import USUAL, Labelling, Labels
 from zoo.train.spaces.dynamic import Genes, Space
 
 
@@ -24,14 +24,14 @@ def drawn(space: Space, n: int, seed: int) -> Genes:
     return space.canonical(rows)[np.sort(first)][:n]
 
 
-def measured(net: Dynamic, genes: Genes, dataset: Dataset, reach: Reach = USUAL) -> tuple[float, float]:
+def measured(net: Dynamic, genes: Genes, dataset: Dataset, labelling: Labelling = USUAL) -> tuple[float, float]:
     """Clean and PGD accuracy of the sub-net ``genes`` [G], under the threat model of ``net``."""
-    model = net.cut(genes, dataset, images=reach.calibration)
+    model = net.cut(genes, dataset, images=labelling.calibration)
     split = dataset.split("validation")
-    base, threat = {"split": "validation", "n": reach.images}, net.found.task.threat
+    base, threat = {"split": "validation", "n": labelling.images}, net.found.task.threat
     clean, pgd = (
         PROTOCOLS[key].model_copy(update={**base, **more}).under(threat)
-        for key, more in (("clean", {}), ("pgd20", {"steps": reach.steps}))
+        for key, more in (("clean", {}), ("pgd20", {"steps": labelling.steps}))
     )
     return tuple(float(evaluate_split(model, split, one).mean()) for one in (clean, pgd))  # type: ignore[return-value]
 
@@ -41,7 +41,7 @@ def label(
     genes: Genes,
     dataset: Dataset,
     path: Path,
-    reach: Reach = USUAL,
+    labelling: Labelling = USUAL,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Labels:
@@ -52,11 +52,11 @@ def label(
         UsageError: ``path`` holds labels of other weights, or of another measurement.
     """
     space, sha256 = net.space, net.sha256
-    how = f"PGD-{reach.steps}, statistics of {reach.calibration} images"
+    how = f"PGD-{labelling.steps}, statistics of {labelling.calibration} images"
     known: dict[tuple[int, ...], tuple[float, float]] = {}
     if path.exists():
         before = Labels.load(path, space)
-        if (before.weights_sha256, before.images, before.how) != (sha256, reach.images, how):
+        if (before.weights_sha256, before.images, before.how) != (sha256, labelling.images, how):
             raise UsageError(f"'{path}' holds labels of other weights or of another measurement: remove it")
         accuracies = zip(before.clean.tolist(), before.robust.tolist(), strict=True)
         known = dict(zip(map(tuple, before.genes.tolist()), accuracies, strict=True))
@@ -64,12 +64,12 @@ def label(
     def labels() -> Labels:
         rows = [row for row in genes if tuple(row.tolist()) in known]
         clean, robust = np.array([known[tuple(row.tolist())] for row in rows]).T
-        return Labels(np.stack(rows), clean, robust, reach.images, sha256, how)
+        return Labels(np.stack(rows), clean, robust, labelling.images, sha256, how)
 
     for done, row in enumerate(genes, 1):
         key = tuple(row.tolist())
         if key not in known:
-            known[key] = measured(net, row, dataset, reach)
+            known[key] = measured(net, row, dataset, labelling)
             labels().save(path, space)
         progress(done, len(genes))
     return labels()

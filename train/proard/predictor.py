@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.system.errors import IntegrityError, Unreachable, UsageError
-from zoo.train.proard.labelled import Labels, Reach
+from zoo.train.proard.labelled import Labelling, Labels
 from zoo.train.spaces.dynamic import Genes, Space
 from zoo.weights.tensors import read_metadata, read_tensors, save_weights
 
@@ -35,8 +35,8 @@ Layers = list[tuple[Tensor, Tensor]]  # weights [M, in, out] and biases [M, 1, o
 class Predictor:
     """``layers`` of all members map features to standardised accuracies; ``centre`` and ``scale`` [2] undo that.
 
-    ``weights_sha256`` is the hash of the dynamic net's file, from the labels; ``reach``: how these were measured, None
-    where the file does not say.
+    ``weights_sha256`` is the hash of the dynamic net's file, from the labels; ``labelling``: how these were measured,
+    None where the file does not say.
     """
 
     space: Space
@@ -44,7 +44,7 @@ class Predictor:
     centre: Tensor
     scale: Tensor
     weights_sha256: str = ""
-    reach: Reach | None = None
+    labelling: Labelling | None = None
 
     def predict(self, genes: Genes) -> tuple[np.ndarray, np.ndarray]:
         """Clean and robust accuracy of sub-nets [n, G]: the members' mean and standard deviation, float64 [n, 2]."""
@@ -59,7 +59,7 @@ class Predictor:
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{place}.weight": weight, f"{place}.bias": bias}
         of = {"space": self.space.name, "space_sha256": fingerprint(self.space), "weights_sha256": self.weights_sha256}
-        how = {} if self.reach is None else {key: str(value) for key, value in self.reach._asdict().items()}
+        how = {} if self.labelling is None else {key: str(value) for key, value in self.labelling._asdict().items()}
         save_weights(tensors, path, kind=KIND, **of, **how)
 
     @classmethod
@@ -84,9 +84,9 @@ class Predictor:
             raise UsageError(f"'{path}' is fitted to another definition of space {space.name}: fit it again")
         try:
             layers = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range((len(tensors) - 2) // 2)]
-            told = metadata.keys() >= {*Reach._fields}
-            reach = Reach(**{key: int(metadata[key]) for key in Reach._fields}) if told else None
-            predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"], reach)
+            told = metadata.keys() >= {*Labelling._fields}
+            labelling = Labelling(**{key: int(metadata[key]) for key in Labelling._fields}) if told else None
+            predictor = cls(space, layers, tensors["centre"], tensors["scale"], metadata["weights_sha256"], labelling)
             predictor.predict(space.smallest)
         except (KeyError, IndexError, RuntimeError, ValueError):
             raise IntegrityError(f"the tensors in '{path}' do not make a predictor: fit it again") from None

@@ -239,8 +239,8 @@ class Recipe(Section):
                 f"or updates of its own: choose {', '.join(others)} or {last}"
             )
         own = supernet.own if supernet else None
-        others_attack = not method.attacks and own is not None and own.attacks
-        if not others_attack:  # else its settings are for supernet.own, which checks them
+        own_attacks = own is not None and own.attacks
+        if method.attacks or not own_attacks:  # else the attack is for supernet.own, which checks it
             method.check(self.attack)
         if method.needs and not self.teacher:
             raise ValueError(f"method '{method.name}' needs a teacher: set teacher.name")
@@ -268,7 +268,7 @@ class Recipe(Section):
             self._fits_a_supernet(supernet)
         if self.reported and not self.paper:
             raise ValueError("reported accuracies need a paper to come from")
-        if (method.attacks or others_attack) and "step" not in self.attack.model_fields_set:
+        if (method.attacks or own_attacks) and "step" not in self.attack.model_fields_set:
             if self.attack.norm == "l2":
                 raise ValueError("the default attack.step is for norm = 'linf': set it")
             if self.attack.steps == 1:

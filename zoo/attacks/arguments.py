@@ -55,7 +55,7 @@ def _is_number(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> boo
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def check_reach(options: Mapping[str, Any], x: Tensor) -> None:
+def check_ball(options: Mapping[str, Any], x: Tensor) -> None:
     """Raise UsageError for a ball in l2 that is larger than the box of images x [N, C, H, W]."""
     eps, most = options["eps"], x[:1].numel() ** 0.5  # how far two images can be apart
     if len(x) and options.get("norm") == "l2" and eps > most:

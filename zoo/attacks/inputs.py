@@ -18,7 +18,7 @@ from typing import Concatenate, Literal, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from zoo.attacks.arguments import check_eval, check_images, check_options, check_reach, checked_labels, fault_of
+from zoo.attacks.arguments import check_ball, check_eval, check_images, check_options, checked_labels, fault_of
 from zoo.attacks.guide import Guided
 from zoo.system.errors import UsageError
 
@@ -88,7 +88,7 @@ def attack(
             y = checked_labels(y, x)
             check_eval(model)
             x = x.detach()
-            check_reach(chosen, x)
+            check_ball(chosen, x)
             if not len(x) or not chosen["eps"]:
                 return x.clone(memory_format=torch.contiguous_format)
             guarded = model if isinstance(model, Guarded) else Guarded(model, classes=int(y.max()) + 1)  # in AutoAttack

@@ -12,7 +12,7 @@ from zoo.cli.output import Output, table
 
 if TYPE_CHECKING:
     from zoo.datasets.base import Dataset
-    from zoo.train.proard.labelled import Reach
+    from zoo.train.proard.labelled import Labelling
     from zoo.train.proard.search import Found
     from zoo.train.spaces.dynamic import Space
 
@@ -89,11 +89,11 @@ def command(
     front = [_facts(space, found, index) for index in range(len(found.genes))]
     ranked = (-getattr(found, by)).argsort(kind="stable").tolist()
     chosen = best(found, by)
-    reach = predictor.reach or USUAL
+    labelling = predictor.labelling or USUAL
     if measure and dataset:
-        if predictor.reach is None:
-            output.say(f"the predictor does not say how its sub-nets were measured; these are on {reach.in_words}")
-        chosen = _measured(net, found, front, ranked[:measure], by, dataset, reach, output)
+        if predictor.labelling is None:
+            output.say(f"the predictor does not say how its sub-nets were measured; these are on {labelling.in_words}")
+        chosen = _measured(net, found, front, ranked[:measure], by, dataset, labelling, output)
     report: dict[str, Any] = {
         "supernet": net.name,
         "space": space.name,
@@ -102,8 +102,8 @@ def command(
         "seed": seed,
         "limits": vars(limits),
         "by": by,
-        "predicted_for": predictor.reach and predictor.reach._asdict(),
-        "measured_on": reach._asdict() if measure else None,
+        "predicted_for": predictor.labelling and predictor.labelling._asdict(),
+        "measured_on": labelling._asdict() if measure else None,
         "front": [front[index] for index in ranked[:n]] if n else front,
         "best": front[chosen],
     }
@@ -144,7 +144,7 @@ def _measured(
     indices: list[int],
     by: str,
     dataset: Dataset,
-    reach: Reach,
+    labelling: Labelling,
     output: Output,
 ) -> int:
     """Measure the sub-nets at ``indices`` as the predictor's were, record the results in ``front``, and return the best
@@ -154,7 +154,7 @@ def _measured(
     with output.progress() as advance:
         for done, index in enumerate(indices):
             advance("measured", done, len(indices))
-            clean, robust = measured(net, found.genes[index], dataset, reach)
+            clean, robust = measured(net, found.genes[index], dataset, labelling)
             front[index]["clean"]["measured"], front[index]["robust"]["measured"] = clean, robust
     return max(indices, key=lambda index: (front[index][by]["measured"], -front[index]["macs"]))
 

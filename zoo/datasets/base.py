@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,7 +60,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(ABC):
     """A data set. :meth:`load` returns a copy with its ``root``; only that copy has images.
 
     Attributes:
@@ -81,6 +82,7 @@ class Dataset:
     variable: str
     root: Path | None = None
 
+    @abstractmethod
     def load(self, data: Path | str | None = None, *, offline: bool = False) -> Self:
         """This data set with its images, from ``data``, else the folder in a variable, else the cache, else the Hub.
 
@@ -92,8 +94,8 @@ class Dataset:
             DataNotFound: the given folder does not hold it, or it is in none of these places.
             IntegrityError: a file is damaged, or does not match this data set.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define load()")
 
+    @abstractmethod
     def split(self, name: SplitName) -> Split:
         """A split of the loaded data set. ``validation`` is part of the training images and is never trained on.
 
@@ -101,7 +103,6 @@ class Dataset:
             UsageError: there is no such split.
             DataNotFound: the data set is not loaded.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define split()")
 
     def named_folder(self, data: Path | str | None = None) -> Path | None:
         """The folder given for it: ``data``, else that in ``variable``, else the one with its name in ``ZOO_DATA``; or

@@ -42,8 +42,8 @@ def disagree(measured: Iterable[tuple[Protocol, np.ndarray]]) -> bool:
         measured: protocols with their bits, bool [n]: is each of the leading n images of the split right.
 
     Returns:
-        True if it is shown, with 95 % confidence on the images that both have, that one that climbs leaves over 10
-        points more than another, or over 2 points more than FGSM.
+        True if it is shown, with 95 % confidence on the images that both have, that an attack that climbs
+        (:class:`zoo.attacks.inputs.Kind`) leaves over 10 points more than another, or over 2 points more than FGSM.
     """
     from zoo.attacks.inputs import kind_of
 
