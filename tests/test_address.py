@@ -59,11 +59,6 @@ def test_a_checkpoint_in_place_of_a_name_is_told_what_to_become(name):
     assert ("did you mean 'nfgsm-w7'" in str(caught.value)) == name.startswith("nfgsm-w7")
 
 
-def test_a_function_in_place_of_a_name_is_told_where_it_can_be_attacked():
-    with pytest.raises(UsageError, match=r"'mine.models:make' has the unknown scheme.*; a module of your own"):
-        load("mine.models:make")
-
-
 def test_a_model_or_a_number_is_no_name(net):
     with pytest.raises(UsageError, match=r"not a value of type Classifier$"):
         load(net)

@@ -45,6 +45,15 @@ WORK = {  # what the other verbs do their work with
     "train": "zoo.train.pipeline.run",
     "verify": "zoo.export.verify.verify_bundle",
 }
+MYNETS = """
+from torch import nn
+
+def make(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+def hundred():
+    return make(100)
+"""
 WRITTEN = ("-o", "--out")  # what these name must not be there
 
 
@@ -65,7 +74,7 @@ class Reached(BaseException):
 
 @pytest.fixture(scope="module")
 def lent(tmp_path_factory, small) -> Path:
-    """What pages speak of: a bundle, a model folder as training leaves it, a key, a checkpoint, a recipe."""
+    """What pages speak of: a bundle, a model folder as training leaves it, a key, a checkpoint, a recipe, a model."""
     place = tmp_path_factory.mktemp("lent")
     known = Known("small", "small", dataset="cifar10")
     shutil.move(bundle_of(small, known, out=place, verify="none"), place / "bundle")
@@ -75,6 +84,7 @@ def lent(tmp_path_factory, small) -> Path:
     (place / "model" / "config.json").write_text(json.dumps({"name": "mine", **facts}), encoding="utf-8", newline="\n")
     shutil.copy(Path(zoo.__file__).parent / "bundled" / "trades-s3.safetensors", place / "model" / "model.safetensors")
     (place / "wrn.pt").write_bytes(b"")
+    (place / "mynets.py").write_text(MYNETS)
     shutil.copy(ROOT / "train" / "recipes" / "trades-s3.toml", place / "my.toml")
     return place
 
@@ -86,7 +96,7 @@ def here(tmp_path, monkeypatch, lent, toy, found) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for file in ("wrn.pt", "my.toml"):
+    for file in ("wrn.pt", "my.toml", "mynets.py"):
         shutil.copy(lent / file, tmp_path / file)
     write_key(tmp_path / "key", ec.generate_private_key(ec.SECP256R1()))
 

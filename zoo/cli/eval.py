@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, BatchSize, Data, ModelName, Offline, Quiet, attack_names, check_model
+from zoo.cli.options import AsJson, BatchSize, Data, ModelName, Offline, OwnDataset, Quiet, attack_names, to_measure
 from zoo.cli.output import Output, table
 from zoo.cli.process import speaks
 from zoo.system.errors import UsageError
@@ -43,6 +43,7 @@ def command(
     exact: Annotated[
         bool, typer.Option("--exact", help="Take directions in float32 too, where bfloat16 would be faster.")
     ] = False,
+    dataset: OwnDataset = None,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -51,9 +52,10 @@ def command(
     """Measure a model: accuracy under attack or common corruptions, with n and 95 % interval.
 
     Only images that the model still gets right are attacked. An interrupted run goes on where it stopped. NAME may be
-    a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO. On another data set than CIFAR-10 or
-    under another threat model than linf 8/255, protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5.
-    --protocol takes these names too, and the threat model of a name comes before --threat.
+    a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or package.module:function of your own,
+    which returns an nn.Module. On another data set than CIFAR-10 or under another threat model than linf 8/255,
+    protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5. --protocol takes these names too, and the threat
+    model of a name comes before --threat.
 
     Several processes share the images, with the results of one, if torchrun or accelerate starts them.
 
@@ -69,11 +71,13 @@ def command(
       zoo eval trades-s7 -p released --threat "linf 4/255"
       zoo eval trades-s7 -p corruptions -n 1000
       zoo eval local-dir:runs/trades-s7/model -p released --write
+      zoo eval mynets:make -p released --dataset cifar100
       zoo eval trades-s7 -p autoattack --gpu --batch-size 1000
       torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """
     from zoo.evaluation.protocols import CORRUPTED, RELEASED, dataset_of, protocol
     from zoo.evaluation.threat import ThreatModel
+    from zoo.weights.own import Own
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
     asked = protocols or ["clean", "pgd20"]
@@ -82,54 +86,56 @@ def command(
     if n is not None and write and any(n < one.n for one in known):
         raise UsageError("--write stores whole protocols only: leave -n out")
     asked_threat = None if threat is None else ThreatModel.parse(threat)
-    check_model(name, offline=offline, say=output.say)
+    subject = to_measure(name, dataset, weights=False, offline=offline, say=output.say)
+    if write and isinstance(subject, Own):
+        raise UsageError(f"'{name}' has no spec, which an entry of the registry has: leave --write out")
     device = _cuda() if gpu else "cpu"
 
     from zoo.cli.tables import corruptions_table
-    from zoo.datasets import dataset_for
-    from zoo.datasets.base import check_fits
     from zoo.evaluation.corruptions import source_of
     from zoo.evaluation.evaluate import worst_case
     from zoo.evaluation.flags import disagree, explained
     from zoo.evaluation.measure import Measurement, measure
     from zoo.evaluation.statistics import Accuracy
-    from zoo.evaluation.together import joined
+    from zoo.evaluation.together import gathered, joined
     from zoo.system.cache import cache_root
-    from zoo.system.hub import HubFiles
-    from zoo.weights.load import find
+    from zoo.weights.load import Found, weights_sha256
     from zoo.weights.release import candidate, on_images, release
 
     if replace and not write:
         raise UsageError("--replace is for --write: add --write, or leave --replace out")
-    found = find(name, HubFiles(offline=offline))
-    releasing, task = candidate(found, replace=replace) if write else None, found.task
+    subject = to_measure(name, dataset, offline=offline)
+    releasing = candidate(subject, replace=replace) if write and isinstance(subject, Found) else None
+    task = subject.task
     if releasing and task.dataset is None:
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
-    dataset = dataset_for(found.spec, task.dataset).load(data, offline=offline)
-    check_fits(dataset, found.spec, found.classes)
+    images = subject.images(data, offline=offline)
     chosen = list(dict.fromkeys(protocol(one, asked_threat or task.threat) for one in names))
-    if elsewhere := [one for one in names if dataset_of(one) not in (None, dataset.name)]:
-        raise UsageError(f"'{name}' is evaluated on {dataset.name}: leave {', '.join(elsewhere)} out")
-    chosen = list(dict.fromkeys(one.on(dataset.name) for one in chosen))
+    if elsewhere := [one for one in names if dataset_of(one) not in (None, images.name)]:
+        raise UsageError(f"'{name}' is evaluated on {images.name}: leave {', '.join(elsewhere)} out")
+    chosen = list(dict.fromkeys(one.on(images.name) for one in chosen))
     if n is not None:
         chosen = [one.model_copy(update={"n": min(n, one.n)}) for one in chosen]
     for each in chosen:
         if each.attack in CORRUPTED:
-            source_of(each, dataset.split(each.split))  # refused before the model is loaded
+            source_of(each, images.split(each.split))  # refused before the model is loaded
     if releasing:
-        releasing = on_images(releasing, dataset, chosen, replace=replace)
-    model = found.load()
+        releasing = on_images(releasing, images, chosen, replace=replace)
+    model = subject.load()
+    sha256 = weights_sha256(model)
 
     done: list[Measurement] = []
     with output.progress() as advance, joined() as together:
+        if together and len(set(gathered(sha256))) > 1:
+            raise UsageError(f"'{name}' has other weights in every process: let it load them, or set the seed")
         for measurement in measure(
             model,
-            found.sha256,
-            dataset,
+            sha256,
+            images,
             chosen,
             batch_size=batch_size,
             device=device,
-            progress=lambda one, images, total: advance(one.name, images, total),
+            progress=lambda one, done, total: advance(one.name, done, total),
             resume=cache_root() / "evaluations",
             together=together,
             directions="fp32" if exact else "auto",
@@ -166,7 +172,7 @@ def command(
         return
     columns = ["protocol", "accuracy", "95 % interval", "n"]
     output.result(
-        {"name": str(found.address), "weights_sha256": found.sha256, "results": results, "flags": sorted(flags)},
+        {"name": str(subject.address), "weights_sha256": sha256, "results": results, "flags": sorted(flags)},
         lambda: "\n".join([table(columns, rows), *tables]),
     )
 

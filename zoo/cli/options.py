@@ -14,6 +14,7 @@ from zoo.system.errors import UsageError, ZooError
 if TYPE_CHECKING:
     from zoo.export.bundle.keys import SigningKey
     from zoo.weights.load import Found
+    from zoo.weights.own import Own
 
 
 def _of_registry(table: str) -> Callable[[str], list[str]]:
@@ -55,6 +56,12 @@ def _recipes() -> Iterable[str]:
     return published_recipes()
 
 
+def _datasets() -> Iterable[str]:
+    from zoo.datasets import DATASETS
+
+    return DATASETS
+
+
 def _protocols() -> Iterable[str]:
     from zoo.evaluation.protocols import PROTOCOLS
 
@@ -85,6 +92,34 @@ def check_model(
     if sentence := no_limit(name):
         say(sentence)
     return found
+
+
+def to_measure(
+    name: str,
+    dataset: str | None,
+    *,
+    weights: bool = True,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Found | Own:
+    """The model ``name``, or one of the user's own, which classifies ``dataset``.
+
+    Args:
+        weights: False is :func:`check_model`: only whether the model is there.
+
+    Raises:
+        UsageError: a data set was given for a model that has its own.
+    """
+    from zoo.system.hub import HubFiles
+    from zoo.weights.address import OWN, OWN_KIND, Address
+    from zoo.weights.load import find
+    from zoo.weights.own import own_model
+
+    if (address := Address.parse(name)).scheme == OWN:
+        return own_model(address, dataset)
+    if dataset is not None:
+        raise UsageError(f"--dataset is for a model at {OWN_KIND}: '{name}' is measured on its own data set")
+    return find(address, HubFiles(offline=offline)) if weights else check_model(name, offline=offline, say=say)
 
 
 def parts(text: str, option: str) -> list[str]:
@@ -166,6 +201,16 @@ Data = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", autocompletion=model_names)]
+OwnDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="What a model of your own classifies (default: cifar10).",
+        autocompletion=_words(_datasets),
+        show_default=False,
+    ),
+]
 By = Annotated[
     str, typer.Option("--by", metavar="PROTOCOL", help="Rank by this protocol.", autocompletion=protocol_names)
 ]

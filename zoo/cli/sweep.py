@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.options import AsJson, BatchSize, Data, ModelName, Offline, Quiet, attack_names, check_model, parts
+from zoo.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    ModelName,
+    Offline,
+    OwnDataset,
+    Quiet,
+    attack_names,
+    parts,
+    to_measure,
+)
 from zoo.cli.output import Output, table
 from zoo.evaluation.threat import Norm, ThreatModel
 from zoo.system.errors import UsageError
@@ -44,6 +55,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON here too.", show_default=False)
     ] = None,
+    dataset: OwnDataset = None,
     data: Data = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -52,7 +64,8 @@ def command(
     """Sweep eps: accuracy under attacks of growing size, with n and 95 % Wilson interval.
 
     PGD's step grows with eps: it is eps/4, as 2/255 at 8/255, and eps/8 in l2. Every eps is attacked anew, so a curve
-    may rise. NAME may be a registry name, local-dir:PATH (what zoo train leaves) or hf-hub:ORG/REPO.
+    may rise. NAME may be a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or
+    package.module:function of your own, which returns an nn.Module.
 
     \b
     Examples:
@@ -66,16 +79,13 @@ def command(
     from datetime import UTC, datetime
 
     output = Output(as_json=as_json, quiet=quiet)
-    task = check_model(name, offline=offline, say=output.say).task
+    task = to_measure(name, dataset, weights=False, offline=offline, say=output.say).task
 
-    from zoo.datasets import dataset_for
-    from zoo.datasets.base import check_fits
     from zoo.evaluation.flags import explained
     from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
     from zoo.system.files import kind_of, pretty, write_atomic
-    from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import find
+    from zoo.weights.load import weights_sha256
 
     if out is not None and (kind_of(out) or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
@@ -84,10 +94,9 @@ def command(
     chosen = norm or task.threat.norm
     grid = GRIDS[chosen] if eps is None else levels(eps)
     check_grid(grid, chosen)
-    found = find(name, HubFiles(offline=offline))
-    dataset = dataset_for(found.spec, found.task.dataset).load(data, offline=offline)
-    check_fits(dataset, found.spec, found.classes)
-    model, split = found.load(), dataset.split("test")
+    subject = to_measure(name, dataset, offline=offline)
+    images = subject.images(data, offline=offline)
+    model, split = subject.load(), images.split("test")
 
     start = time.perf_counter()
     with output.progress() as advance:
@@ -97,9 +106,9 @@ def command(
     for line in explained(flags):
         output.say(f"flagged {line}")
     record = {
-        "name": str(found.address),
-        "weights_sha256": found.sha256,
-        "dataset": dataset.name,
+        "name": str(subject.address),
+        "weights_sha256": weights_sha256(model),
+        "dataset": images.name,
         "norm": chosen,
         "split": split.name,
         "dataset_sha256": split.fingerprint,

@@ -9,8 +9,9 @@ from pathlib import Path
 from zoo.system.errors import UsageError
 from zoo.system.files import encoded
 
-NAME, LOCAL, HUB = "name", "local-dir", "hf-hub"
+NAME, LOCAL, HUB, OWN = "name", "local-dir", "hf-hub", "own"
 KINDS = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
+OWN_KIND = "package.module:function"
 
 
 def has_scheme(text: str) -> bool:
@@ -20,7 +21,8 @@ def has_scheme(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a model: ``place`` is a registry name, the path of a folder, or a repository of the Hub."""
+    """The address of a model: ``place`` is a registry name, the path of a folder, a repository of the Hub, or
+    ``package.module:function``."""
 
     scheme: str
     place: str
@@ -29,7 +31,7 @@ class Address:
     @classmethod
     def parse(cls, text: str | Address, *, folders: bool = False) -> Address:
         """Parse ``text``: a name, alias or ``SUPERNET@BUDGET`` of the registry, ``local-dir:PATH`` or
-        ``hf-hub:org/repo[@revision]``.
+        ``hf-hub:org/repo[@revision]``, or ``package.module:function``.
 
         Args:
             folders: accept paths too: what has a slash in it, a safetensors file, and an existing folder, in preference
@@ -49,8 +51,9 @@ class Address:
             local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
             return cls(LOCAL if local else NAME, text)
         if scheme not in (LOCAL, HUB):
-            own = "; a module of your own is attacked in Python (docs/api.md)" if "." in scheme else ""
-            raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}{own}")
+            if place.isidentifier() and all(part.isidentifier() for part in scheme.split(".")):
+                return cls(OWN, text)
+            raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")
         if not place:
             raise UsageError(f"'{text}' has nothing after its scheme: a model's address is {KINDS}")
         if scheme == LOCAL:
@@ -78,5 +81,5 @@ class Address:
         return replace(self, place=str(Path(self.place).resolve())) if self.scheme == LOCAL else self
 
     def __str__(self) -> str:
-        scheme = "" if self.scheme == NAME else f"{self.scheme}:"
+        scheme = "" if self.scheme in (NAME, OWN) else f"{self.scheme}:"
         return f"{scheme}{self.place}" + (f"@{self.revision}" if self.revision else "")

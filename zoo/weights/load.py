@@ -10,7 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.datasets import DATASETS
+from zoo.datasets import DATASETS, dataset_for
+from zoo.datasets.base import check_fits
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.registry.entry import Entry, Weights
 from zoo.system.arguments import typed
@@ -19,7 +20,7 @@ from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageEr
 from zoo.system.files import sha256_file
 from zoo.system.hub import HubFiles, check_size
 from zoo.system.torch_device import torch_device
-from zoo.weights.address import HUB, LOCAL, NAME, Address
+from zoo.weights.address import HUB, KINDS, LOCAL, NAME, OWN, Address
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 from zoo.weights.tensors import HEADER_LIMIT, check_count, check_file, fill, read_metadata, read_tensors
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from zoo.datasets.base import Dataset
     from zoo.models import Classifier
     from zoo.specs import Spec
 
 QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
 CUT_FROM = "cut_from"  # metadata of a sub-net's file: the hash of the dynamic net's file
-_ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
+ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
 
 
 def load(
@@ -176,6 +178,16 @@ class Found:
             raise IntegrityError(f"'{self.path}' was replaced after it was checked: run the command again")
         return tensors
 
+    def images(self, data: Path | str | None = None, *, offline: bool = False) -> Dataset:
+        """Its data set with the images; arguments and errors are those of :meth:`zoo.datasets.base.Dataset.load`.
+
+        Raises:
+            UsageError: the images are of another size or other classes than the model's.
+        """
+        dataset = dataset_for(self.spec, self.task.dataset).load(data, offline=offline)
+        check_fits(dataset, self.spec, self.classes)
+        return dataset
+
     def load(self, device: str | torch.device = "cpu") -> Classifier:
         """The model, with fresh weights if ``path`` is None. Errors are those of :func:`load`."""
         spec = self.spec
@@ -192,7 +204,7 @@ class Found:
             check_count(tensors, spec, self.path)
             model = build(spec)
             fill(model, tensors, self.path)
-            vars(model)[_ORIGIN] = self.sha256
+            vars(model)[ORIGIN] = self.sha256
             return model.eval().to(where)
 
     def companion(self, name: str) -> Path | None:
@@ -225,6 +237,10 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
         UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
     """
     address = Address.parse(name, folders=folders)
+    if address.scheme == OWN:
+        raise UsageError(
+            f"'{address}' is a function in Python, which only zoo eval and zoo sweep take: here, a model is {KINDS}"
+        )
     if address.scheme == LOCAL:
         place = Path(address.place)
         if place.suffix == SUFFIX and not place.is_dir():
@@ -334,7 +350,7 @@ def weights_sha256(model: nn.Module) -> str:
     Raises:
         UsageError: the model's weights do not come from a file.
     """
-    sha256 = vars(model).get(_ORIGIN)
+    sha256 = vars(model).get(ORIGIN)
     if sha256 is None:
         raise UsageError("the model's weights do not come from a file: load it by its name")
     return sha256
