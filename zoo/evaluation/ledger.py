@@ -46,19 +46,14 @@ def run_key(
     """
     facts = [protocol.model_dump(), batch_size, device, torch.__version__, __version__, _sources(), repr(model)]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    hash_tensors(digest, model)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # also buffers that are not saved
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
     for tensor in _answers(model, to_float(images[:PROBE]).to(device)):
         digest.update(_bytes(tensor))
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
     return digest.hexdigest()
-
-
-def hash_tensors(digest: hashlib._Hash, model: nn.Module) -> None:
-    """Add the parameters and buffers of ``model`` to ``digest``, also buffers that are not saved."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
 
 
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,6 +16,7 @@ from zoo.datasets import dataset_called
 from zoo.system.errors import UsageError, first_line, nearest
 from zoo.weights.address import Address
 from zoo.weights.load import ORIGIN, Task
+from zoo.weights.tensors import tensors_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,7 @@ class Own:
                 f"the model of '{self.address}' must map images {list(shape)} to logits [1, {classes or 'classes'}] "
                 f"for {self.dataset.title}, not to {got}"
             )
-        vars(model)[ORIGIN] = _digest(model)
+        vars(model)[ORIGIN] = tensors_sha256(model)
         return model
 
 
@@ -118,12 +118,3 @@ def _called(failing: str, code: Callable[..., object], *arguments: object) -> ob
             return code(*arguments)
     except Exception as error:
         raise UsageError(f"{failing} with {type(error).__name__}: {first_line(error)}") from error
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers with their names; a model of the zoo has that of its file."""
-    from zoo.evaluation.ledger import hash_tensors
-
-    digest = hashlib.sha256()
-    hash_tensors(digest, model)
-    return digest.hexdigest()
