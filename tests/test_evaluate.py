@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import zoo.evaluation.evaluate
+from zoo.datasets.base import to_float
 from zoo.evaluation.evaluate import evaluate, evaluate_split, worst_case
 from zoo.evaluation.look import wrong_gradient
 from zoo.evaluation.protocols import CORRUPTED, PROTOCOLS, Protocol, protocol
@@ -115,6 +118,64 @@ def test_every_named_protocol_runs(pixels):
     for name in (name for name, one in PROTOCOLS.items() if one.attack not in CORRUPTED):  # see test_corruptions.py
         bits = evaluate(net, images, labels, small(name, n=8))
         assert bits.shape == (8,)
+
+
+class Viewed(nn.Module):
+    """A net as many are written: ``view`` is for contiguous feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)), nn.Linear(4 * 15 * 15, 10)
+
+    def forward(self, x):
+        return self.head(self.features(x).relu().view(-1, 4 * 15 * 15))
+
+
+class Five(Viewed):
+    """One with weights that have no channels_last order."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1, 1, 1, 1, 1))
+
+    def forward(self, x):
+        return self.head((self.features(x) * self.scale[0]).relu().flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("make", [Viewed, Five, lambda: torch.jit.script(Viewed())])
+def test_nets_that_cannot_work_in_channels_last_or_are_scripted_are_attacked_as_they_are(pixels, make):
+    images = pixels[0][:40]
+    torch.manual_seed(0)
+    net = make().eval()
+    with torch.no_grad():
+        expected = net(to_float(images)).argmax(1).numpy()
+    right = evaluate(net, images, expected, small("clean", n=40))
+    assert right.all()
+    assert evaluate(net, images, expected, small("pgd20", n=40)).mean() < 1
+    assert net.features[0].weight.is_contiguous()
+
+
+def test_a_model_that_cannot_be_copied_is_refused(pixels):
+    net = Viewed()
+    net.lock = threading.Lock()
+    with pytest.raises(UsageError, match=r"cannot be copied, as an attack needs it: cannot pickle"):
+        evaluate(net, *pixels, small("clean"))
+
+
+def test_a_model_without_gradients_is_left_to_square(pixels):
+    class Blind(Viewed):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    images, labels = (array[:20] for array in pixels)
+    torch.manual_seed(0)
+    net = Blind().eval()
+    labels = net(to_float(images)).argmax(1).numpy()
+    with pytest.raises(UsageError, match=r"no gradient in its input: attack it with Square \(protocol 'square'\)"):
+        evaluate(net, images, labels, small("pgd20", n=20))
+    assert evaluate(net, images, labels, small("square", n=20)).mean() < 1
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,18 @@ def test_nets_with_the_same_weights_and_names_of_modules_have_keys_of_their_own(
     assert len({run_key(one, *pixels, weak(), 20, "cpu") for one in nets}) == 3
 
 
+def test_where_a_net_keeps_an_object_in_memory_is_not_in_its_key(net, pixels):
+    class Shown(nn.Sequential):
+        def extra_repr(self) -> str:
+            return repr(self.thing)
+
+    shown = [Shown(net).eval() for _ in range(2)]
+    for one in shown:
+        one.thing = object()
+    assert repr(shown[0]) != repr(shown[1])
+    assert run_key(shown[0], *pixels, weak(), 20, "cpu") == run_key(shown[1], *pixels, weak(), 20, "cpu")
+
+
 def test_a_net_is_not_resumed_as_another_with_the_same_weights(net, pixels, tmp_path, stopping):
     interrupted(stopping, 4, Cut(net), pixels, tmp_path)
     (file,) = tmp_path.iterdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from dataclasses import dataclass, field, replace
@@ -9,17 +10,28 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zoo.evaluation.threat import LINF_8, ThreatModel
 from zoo.export.bundle.manifest import Manifest, Source
 from zoo.models import Classifier
 from zoo.system.hub import HubFiles
 from zoo.weights.address import HUB
 from zoo.weights.load import Found, find, own_name
-from zoo.weights.tensors import read_model, save_weights, tensors_sha256
+from zoo.weights.tensors import read_model, save_weights
 
 TWIN = "twin.safetensors"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FOLDERS = re.compile(r"(^|[:=])(~|[A-Za-z]:)?[/\\].*[/\\](?=[^/\\])")
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of the weights, whatever file they came from."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def load_twin(folder: Path, manifest: Manifest, *, offline: bool = False) -> Cla
 
 def is_twin(model: Classifier, manifest: Manifest) -> bool:
     """Whether ``model`` is the one that the bundle was made from."""
-    return model.spec == manifest.spec and tensors_sha256(model) == manifest.source.tensors_sha256
+    return model.spec == manifest.spec and digest(model) == manifest.source.tensors_sha256
 
 
 def record_of(model: Classifier, known: Known, folder: Path) -> Source:
@@ -96,7 +108,7 @@ def record_of(model: Classifier, known: Known, folder: Path) -> Source:
         save_weights(model.state_dict(), folder / TWIN)
     return Source(
         name=known.title if known.travels else known.name,
-        tensors_sha256=tensors_sha256(model),
+        tensors_sha256=digest(model),
         file_sha256=known.file_sha256,
         repo_id=known.repo_id,
         revision=known.revision,

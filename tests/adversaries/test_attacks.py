@@ -40,6 +40,7 @@ EXPECTED: dict[str, set[str]] = {
     "random": {"random"},
     "writing": {"writes"},
     "detached": {"masked"},
+    "detached altogether": {"masked"},
     "wrong gradient": {"masked"},
     "tied": {"masked", "coarse"},
     "not a number": set(),
@@ -85,6 +86,14 @@ def test_no_trick_looks_more_robust_than_it_is(fragile, world, truth, trick, nam
     found = evaluate(TRICKS[trick](fragile), *world, under(name), flags=flags).mean()
     assert found <= truth[trick] + 0.02 or flags, f"{found:.1%} under {name}, where {truth[trick]:.1%} is right"
     assert flags == EXPECTED[trick]
+
+
+def test_gradients_are_looked_at_where_attacks_ended_also_if_the_model_normalises_in_place(robust, world):
+    flags: set[str] = set()
+    model = Trick(robust, lambda x: x.sub_(0.5).div_(0.25) * 0.25 + 0.5)
+    found = evaluate(model, *world, under("pgd20"), flags=flags)
+    assert flags == {"writes"}
+    assert found.sum() == pytest.approx(evaluate(robust, *world, under("pgd20")).sum(), abs=1)
 
 
 def test_a_flag_that_nobody_asks_for_is_a_warning(fragile, world):

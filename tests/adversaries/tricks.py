@@ -93,6 +93,7 @@ TRICKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "random": lambda net: Trick(net, noisy),
     "writing": lambda net: Trick(net, writing),
     "detached": lambda net: Trick(net, lambda x: x.detach() + 0 * x),
+    "detached altogether": lambda net: Trick(net, lambda x: x.detach()),
     "wrong gradient": lambda net: Trick(net, Sparse.apply),
     "tied": lambda net: Trick(net, after=tied),
     "not a number": lambda net: Trick(net, after=lambda z: torch.where(z.amax(1, keepdim=True) < 2, torch.nan, z)),

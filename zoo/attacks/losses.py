@@ -16,6 +16,11 @@ from zoo.attacks.guide import Guided
 from zoo.attacks.inputs import Guarded, Model
 from zoo.system.errors import UsageError
 
+
+class NoGradient(UsageError):
+    """The model's logits do not depend on its input by operations that PyTorch differentiates."""
+
+
 Loss = Callable[..., Tensor]  # (logits [N, K], labels [N], ...) -> [N]
 
 DLR_CLASSES = 4
@@ -94,7 +99,7 @@ def ascend(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tuple[Tensor
         labels: y [N], and what else the loss takes.
 
     Raises:
-        UsageError: the model's output has no gradient, as with an exported engine.
+        NoGradient: as with an exported engine.
     """
     z, losses, gradient = _differentiated(rough(model), x, loss, *labels)
     return _decided(model, x, z, labels[0]), losses, gradient
@@ -117,7 +122,7 @@ def _differentiated(model: Model, x: Tensor, loss: Loss, *labels: Tensor) -> tup
         losses = loss(z, *labels)
         total = losses.sum()  # with grad_outputs in its place, PyTorch imports SymPy first: a second
     if not losses.requires_grad:
-        raise UsageError("the model's logits have no gradient in its input: attack it with Square (zoo.attacks.square)")
+        raise NoGradient("the model's logits have no gradient in its input: attack it with Square (protocol 'square')")
     (gradient,) = torch.autograd.grad(total, x)
     # Use the images' strides: those of a channels_last model's gradient would slow down every later sum.
     return z.detach(), losses.detach(), torch.empty_like(x).copy_(gradient).nan_to_num_(0, 0, 0)

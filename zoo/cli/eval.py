@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -60,8 +62,8 @@ def command(
     Several processes share the images, with the results of one, if torchrun or accelerate starts them.
 
     Protocols: clean, noise, fgsm, pgd20, mifgsm20, cw20, apgd50, autoattack (these are 'released'); pgd20-step0.003,
-    pgd1000, pgd20x100, deepfool, apgd50x10, apgd20x5, autoattack10k. docs/robustness.md says what each is. corruptions
-    and cifar10-c measure all images in 15 kinds of corruption at 5 severities: docs/corruptions.md.
+    pgd1000, pgd20x100, deepfool, square, apgd50x10, apgd20x5, autoattack10k. docs/robustness.md says what each is.
+    corruptions and cifar10-c measure all images in 15 kinds of corruption at 5 severities: docs/corruptions.md.
 
     \b
     Examples:
@@ -77,7 +79,7 @@ def command(
     """
     from zoo.evaluation.protocols import CORRUPTED, RELEASED, dataset_of, protocol
     from zoo.evaluation.threat import ThreatModel
-    from zoo.weights.own import Own
+    from zoo.weights.own import Own, own_sha256
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
     asked = protocols or ["clean", "pgd20"]
@@ -99,7 +101,7 @@ def command(
     from zoo.evaluation.statistics import Accuracy
     from zoo.evaluation.together import gathered, joined
     from zoo.system.cache import cache_root
-    from zoo.weights.load import Found, weights_sha256
+    from zoo.weights.load import Found
     from zoo.weights.release import candidate, on_images, release
 
     if replace and not write:
@@ -122,13 +124,14 @@ def command(
     if releasing:
         releasing = on_images(releasing, images, chosen, replace=replace)
     model = subject.load()
-    sha256 = weights_sha256(model)
+    sha256 = subject.sha256 if isinstance(subject, Found) else own_sha256(model)
 
     done: list[Measurement] = []
-    with output.progress() as advance, joined() as together:
-        if together and len(set(gathered(sha256))) > 1:
-            raise UsageError(f"'{name}' has other weights in every process: let it load them, or set the seed")
-        for measurement in measure(
+    with redirect_stdout(sys.stderr), output.progress() as advance, joined() as together:  # a model may print
+        if together and (sha256 is None or len(set(gathered(sha256))) > 1):
+            why = "no parameters to compare" if sha256 is None else "other weights in every process"
+            raise UsageError(f"'{name}' has {why}, and processes must share one model: use one process")
+        measurements = measure(
             model,
             sha256,
             images,
@@ -139,10 +142,16 @@ def command(
             resume=cache_root() / "evaluations",
             together=together,
             directions="fp32" if exact else "auto",
-        ):
-            done.append(measurement)
-            if releasing and not releasing.outdated and speaks():
-                release(releasing, [measurement])  # as each is done: an interruption loses nothing
+        )
+        try:
+            for measurement in measurements:
+                done.append(measurement)
+                if releasing and not releasing.outdated and speaks():
+                    release(releasing, [measurement])  # as each is done: an interruption loses nothing
+        except BaseException:
+            for one in done:
+                output.say("measured before that: {} {}, {} ({} images)".format(*_row(one.protocol.name, one.accuracy)))
+            raise
         if releasing and releasing.outdated and speaks():
             release(releasing, done)  # at once: no result is removed before all are there
             if removed := sorted(releasing.outdated.keys() - {one.protocol.name for one in done}):
@@ -150,7 +159,7 @@ def command(
 
     rows, tables = [], []
     for one in done:
-        rows.append(_row(one.protocol.name, one.result["accuracy"]))
+        rows.append(_row(one.protocol.name, one.accuracy))
         if found_in := one.result.get("corruptions"):
             rows.append(_row(f"  worst: {found_in['worst']}", found_in["accuracy"]))
             table_of = corruptions_table(found_in["cells"], one.result["accuracy"]["n"])

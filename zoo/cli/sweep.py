@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +87,8 @@ def command(
     from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
     from zoo.system.files import kind_of, pretty, write_atomic
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import weights_sha256
+    from zoo.weights.load import Found
+    from zoo.weights.own import own_sha256
 
     if out is not None and (kind_of(out) or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
@@ -99,7 +102,7 @@ def command(
     model, split = subject.load(), images.split("test")
 
     start = time.perf_counter()
-    with output.progress() as advance:
+    with redirect_stdout(sys.stderr), output.progress() as advance:  # a model may print
         flags: set[str] = set()
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance, "flags": flags}
         curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)
@@ -107,7 +110,7 @@ def command(
         output.say(f"flagged {line}")
     record = {
         "name": str(subject.address),
-        "weights_sha256": weights_sha256(model),
+        "weights_sha256": subject.sha256 if isinstance(subject, Found) else own_sha256(model),
         "dataset": images.name,
         "norm": chosen,
         "split": split.name,

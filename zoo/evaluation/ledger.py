@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextlib import suppress
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -44,16 +44,24 @@ def run_key(
         model: ready to be attacked, on ``device``.
         images: uint8 [N, H, W, 3]; labels: int64 [N].
     """
-    facts = [protocol.model_dump(), batch_size, device, torch.__version__, __version__, _sources(), repr(model)]
+    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # addresses differ from run to run
+    facts = [protocol.model_dump(), batch_size, device, torch.__version__, __version__, _sources(), modules]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # also buffers that are not saved
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
+    hash_tensors(digest, model)
     for tensor in _answers(model, to_float(images[:PROBE]).to(device)):
         digest.update(_bytes(tensor))
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
     return digest.hexdigest()
+
+
+def hash_tensors(digest: hashlib._Hash, model: nn.Module) -> int:
+    """Add the parameters and buffers of ``model`` to ``digest``, also those that are not saved; how many there are."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    return len(tensors)
 
 
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

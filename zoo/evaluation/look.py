@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.attacks.adaptive import Expectation, Normalised, StraightThrough
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.inputs import generator, kind_of, without_gradients
-from zoo.attacks.losses import ascend, broken, cross_entropy
+from zoo.attacks.losses import NoGradient, ascend, broken, cross_entropy
 from zoo.evaluation.exact import exact
 from zoo.evaluation.protocols import Protocol
 from zoo.models.fold import same
@@ -78,7 +78,7 @@ def look(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, *, alone: b
         if not same(moved, z):
             raise UsageError(
                 "the model's answer to an image depends on the others in its batch, so its accuracy under attack is "
-                "not defined: attack one image at a time (batch_size=1)"
+                "not defined: attack one image at a time (batch_size=1, --batch-size 1)"
             )
     if odd := int((~torch.isfinite(z)).any(1).sum()):
         mask = "to mask a class, give it a large negative logit, not -inf"
@@ -116,7 +116,10 @@ def masked_share(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> 
         ball = Ball(x, eps, protocol.norm)
         pays = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for start in (x, ball.random(generator(protocol.seed, "look", x.device))):
-            _, before, gradient = ascend(lambda x: model(x.clone()), start, cross_entropy, y)
+            try:
+                _, before, gradient = ascend(lambda x: model(x.clone()), start, cross_entropy, y)
+            except NoGradient:
+                return 1.0
             stepped = ball.project(start + PROBE * eps * steepest(gradient, protocol.norm))
             pays |= cross_entropy(model(stepped.clone()), y) > before
     return 1 - pays.float().mean().item()

@@ -34,6 +34,11 @@ class Measurement:
     split_size: int
 
     @property
+    def accuracy(self) -> dict[str, Any]:
+        """Its value, n and interval."""
+        return self.result["accuracy"]
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """Why the accuracy may be too high: names in :data:`zoo.evaluation.flags.FLAGS`."""
         return tuple(self.result["flags"])
@@ -41,7 +46,7 @@ class Measurement:
 
 def measure(
     model: nn.Module,
-    weights_sha256: str,
+    weights_sha256: str | None,
     dataset: Dataset,
     protocols: Iterable[Protocol],
     *,
@@ -55,7 +60,7 @@ def measure(
     """Evaluate ``model`` under each protocol in turn and yield a :class:`Measurement` as each is done.
 
     Args:
-        weights_sha256: of the file that ``model`` was loaded from; stored in every result.
+        weights_sha256: of the file that ``model`` was loaded from, None if there is none; stored in every result.
         resume: a folder for unfinished evaluations.
         together, directions: as for :func:`zoo.evaluation.evaluate.evaluate`.
     """

@@ -53,7 +53,7 @@ def wanted(pattern: str) -> list[Address]:
     if address.scheme == HUB:
         return [address]
     if address.scheme != NAME:
-        raise UsageError(f"'{pattern}' is on this machine already: only names and hf-hub: addresses are pulled")
+        raise UsageError(f"'{pattern}' is not on the Hub: only names and hf-hub: addresses are pulled")
     entries = [info(name) for name in matching(pattern)]
     for entry in entries:
         for part in _parts(entry):

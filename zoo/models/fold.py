@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from zoo.models import ARCHS, Classifier, family
+from zoo.system.errors import UsageError, first_line
 
 SAME = 1e-3  # of the spread of the logits: what rounding may change
 ROUNDING = 5e-6  # of the largest logit: what it changes in float32 at least
@@ -42,7 +44,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor | None = None) -> nn.Module:
             if as_built(conv, nn.Conv2d) and as_built(norm, nn.BatchNorm2d) and norm.running_mean is not None:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
-    folded = folded.eval().requires_grad_(False)  # the new modules too
+    folded = _frozen(folded)  # the new modules too
     with torch.no_grad():
         before, after = plain(images.clone()), folded(images.clone())
     return folded if same(after, before) else plain
@@ -68,7 +70,18 @@ def _copy(model: nn.Module) -> nn.Module:
     """A frozen copy in eval mode, also of a model that keeps results of earlier calls (as old weight_norm does)."""
     kept = (value for module in model.modules() for value in vars(module).values())
     copied = {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
-    return copy.deepcopy(model, copied).eval().requires_grad_(False)
+    try:
+        with torch.no_grad():  # parameters of scripted modules would be recorded as copies
+            return _frozen(copy.deepcopy(model, copied))
+    except (TypeError, NotImplementedError, pickle.PicklingError) as error:
+        raise UsageError(f"the model cannot be copied, as an attack needs it: {first_line(error)}") from error
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """``model``, in eval mode and with frozen parameters; scripted modules have no ``requires_grad_`` of their own."""
+    for parameter in model.eval().parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def as_built(module: nn.Module, kind: type[nn.Module]) -> bool:

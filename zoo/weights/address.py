@@ -10,8 +10,9 @@ from zoo.system.errors import UsageError
 from zoo.system.files import encoded
 
 NAME, LOCAL, HUB, OWN = "name", "local-dir", "hf-hub", "own"
-KINDS = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
 OWN_KIND = "package.module:function"
+KEPT = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
+KINDS = f"{KEPT}; for zoo eval and zoo sweep also {OWN_KIND}"
 
 
 def has_scheme(text: str) -> bool:

@@ -20,7 +20,7 @@ from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageEr
 from zoo.system.files import sha256_file
 from zoo.system.hub import HubFiles, check_size
 from zoo.system.torch_device import torch_device
-from zoo.weights.address import HUB, KINDS, LOCAL, NAME, OWN, Address
+from zoo.weights.address import HUB, KEPT, LOCAL, NAME, OWN, Address
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 from zoo.weights.tensors import HEADER_LIMIT, check_count, check_file, fill, read_metadata, read_tensors
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 QUIET = HubFiles(progress=False)
 BUNDLED = Path(__file__).parents[1] / "bundled"
 CUT_FROM = "cut_from"  # metadata of a sub-net's file: the hash of the dynamic net's file
-ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
+_ORIGIN = "_weights_sha256"  # attribute of a loaded model: the hash of its file
 
 
 def load(
@@ -204,7 +204,7 @@ class Found:
             check_count(tensors, spec, self.path)
             model = build(spec)
             fill(model, tensors, self.path)
-            vars(model)[ORIGIN] = self.sha256
+            vars(model)[_ORIGIN] = self.sha256
             return model.eval().to(where)
 
     def companion(self, name: str) -> Path | None:
@@ -239,7 +239,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
     address = Address.parse(name, folders=folders)
     if address.scheme == OWN:
         raise UsageError(
-            f"'{address}' is a function in Python, which only zoo eval and zoo sweep take: here, a model is {KINDS}"
+            f"'{address}' is a function in Python, which only zoo eval and zoo sweep take: here, a model is {KEPT}"
         )
     if address.scheme == LOCAL:
         place = Path(address.place)
@@ -350,7 +350,7 @@ def weights_sha256(model: nn.Module) -> str:
     Raises:
         UsageError: the model's weights do not come from a file.
     """
-    sha256 = vars(model).get(ORIGIN)
+    sha256 = vars(model).get(_ORIGIN)
     if sha256 is None:
         raise UsageError("the model's weights do not come from a file: load it by its name")
     return sha256

@@ -4,34 +4,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from sysconfig import get_paths
+from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from zoo.datasets import dataset_called
-from zoo.system.errors import UsageError, first_line, nearest
+from zoo.system.errors import UsageError, nearest
 from zoo.weights.address import Address
-from zoo.weights.load import ORIGIN, Task
-from zoo.weights.tensors import tensors_sha256
+from zoo.weights.load import Task
 
 if TYPE_CHECKING:
     from torch import nn
 
     from zoo.datasets.base import Dataset
 
+LONG = 400  # characters of a message of the user's code
+LIBRARIES = tuple(get_paths().values())
 
-@dataclass(frozen=True)
+
+@dataclass
 class Own:
     """A model in Python. Its properties and methods are those of :class:`zoo.weights.load.Found`.
 
     Attributes:
         address: of the function.
         code: the function, or any callable without arguments; a model itself is taken as it is.
-        dataset: what the model classifies; its images need not be here yet.
+        dataset: what the model classifies; after :meth:`images` with its images.
     """
 
     address: Address
@@ -45,7 +50,8 @@ class Own:
 
     def images(self, data: Path | str | None = None, *, offline: bool = False) -> Dataset:
         """Its data set with the images; arguments and errors are those of :meth:`zoo.datasets.base.Dataset.load`."""
-        return self.dataset.load(data, offline=offline)
+        self.dataset = self.dataset.load(data, offline=offline)
+        return self.dataset
 
     def load(self) -> nn.Module:
         """The model, on the CPU and in eval mode.
@@ -56,21 +62,29 @@ class Own:
         import torch
         from torch import Tensor, nn
 
-        code = self.code
-        model = code if isinstance(code, nn.Module) else _called(f"'{self.address}' fails", code)
+        code, name = self.code, str(self.address)
+        model = code if isinstance(code, nn.Module) else _called(name, f"'{name}' fails", code)
         if not isinstance(model, nn.Module):
-            raise UsageError(f"'{self.address}' returns a value of type {type(model).__name__}, not an nn.Module")
-        model = model.cpu().eval()
-        shape, classes = (1, 3, self.dataset.image_size, self.dataset.image_size), len(self.dataset.classes)
-        with torch.no_grad():
-            logits = _called(f"the model of '{self.address}' fails on images {list(shape)}", model, torch.zeros(shape))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or (classes and logits.shape != (1, classes)):
+            raise UsageError(f"'{name}' returns a value of type {type(model).__name__}, not an nn.Module")
+        inner = getattr(model, "_orig_mod", None)  # of torch.compile, which would compile for batches of every size
+        model = inner if isinstance(inner, nn.Module) else model
+        shape, classes = [2, 3, self.dataset.image_size, self.dataset.image_size], len(self.dataset.classes)
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+        def answers(model: nn.Module) -> object:
+            with torch.no_grad():
+                return model.cpu().eval()(images)
+
+        logits = _called(name, f"the model of '{name}' fails on images {shape}", answers, model)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or (classes and logits.shape != (2, classes)):
             got = list(logits.shape) if isinstance(logits, Tensor) else f"a value of type {type(logits).__name__}"
+            wrap = "; wrap it in a module that returns its logits" if hasattr(logits, "logits") else ""
             raise UsageError(
-                f"the model of '{self.address}' must map images {list(shape)} to logits [1, {classes or 'classes'}] "
-                f"for {self.dataset.title}, not to {got}"
+                f"the model of '{name}' must map images {shape} to logits [2, {classes or 'classes'}] "
+                f"for {self.dataset.title}, not to {got}{wrap}"
             )
-        vars(model)[ORIGIN] = tensors_sha256(model)
+        if not logits.is_floating_point():
+            raise UsageError(f"the logits of '{name}' must be floats, not {logits.dtype}")
         return model
 
 
@@ -84,37 +98,62 @@ def own_model(address: Address, dataset: str | None = None) -> Own:
     images = dataset_called(dataset or "cifar10")
     name, _, attribute = address.place.partition(":")
     try:
-        with _users_code():
+        with _users_code(address.place):
             module = import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            hint = f": write {name.removesuffix('.py')}:{attribute}" if name.endswith(".py") else ""
             raise UsageError(
-                f"'{address}': Python finds no module '{error.name}' in this folder or among the installed packages"
+                f"'{address}': Python finds no module '{error.name}' in this folder or among installed packages{hint}"
             ) from None
-        raise UsageError(f"importing '{name}' fails with {type(error).__name__}: {first_line(error)}") from error
+        raise UsageError(f"importing '{name}' fails {_with(error)}") from error
     if not hasattr(module, attribute):
         known = [one for one in vars(module) if not one.startswith("_")]
-        raise UsageError(f"'{address}': the module '{name}' has no '{attribute}'{nearest(attribute, known)}")
+        where = getattr(module, "__file__", None) or "built in"
+        raise UsageError(f"'{address}': the module '{name}' ({where}) has no '{attribute}'{nearest(attribute, known)}")
     if not callable(code := getattr(module, attribute)):
         raise UsageError(f"'{address}' is a value of type {type(code).__name__}, not a function that returns a model")
     return Own(address, code, images)
 
 
+def own_sha256(model: nn.Module) -> str | None:
+    """SHA-256 of all parameters and buffers with their names, in place of that of a file; None if there are none."""
+    from zoo.evaluation.ledger import hash_tensors
+
+    digest = hashlib.sha256()
+    return digest.hexdigest() if hash_tensors(digest, model) else None
+
+
 @contextmanager
-def _users_code() -> Iterator[None]:
-    """Inside, modules in the working folder can be imported, and what is printed goes to stderr."""
-    sys.path.insert(0, here := str(Path.cwd()))
+def _users_code(name: str) -> Iterator[None]:
+    """Inside, modules in the working folder can be imported, what is printed goes to stderr, and the command line is
+    that of a program ``name`` without arguments. The working folder is the same afterwards."""
+    arguments, here = sys.argv, str(Path.cwd())
+    sys.argv = [name]
+    sys.path.insert(0, here)
     try:
-        with redirect_stdout(sys.stderr):
+        with chdir(here), redirect_stdout(sys.stderr):
             yield
     finally:
-        sys.path.remove(here)
+        sys.argv = arguments
+        with suppress(ValueError):
+            sys.path.remove(here)
 
 
-def _called(failing: str, code: Callable[..., object], *arguments: object) -> object:
-    """What ``code`` returns; UsageError if it raises an exception."""
+def _called(name: str, failing: str, code: Callable[..., object], *arguments: object) -> object:
+    """What ``code`` returns; UsageError if it raises an exception or ends the program."""
     try:
-        with _users_code():
+        with _users_code(name):
             return code(*arguments)
-    except Exception as error:
-        raise UsageError(f"{failing} with {type(error).__name__}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{failing} {_with(error)}") from error
+
+
+def _with(error: BaseException) -> str:
+    """The error of the user's code in words, with the last line of that code that it passed."""
+    text = " ".join(str(error).split())
+    text = f": {text[:LONG]}{'...' if len(text) > LONG else ''}" if text else ""
+    frames = [one for one in extract_tb(error.__traceback__)[1:] if not one.filename.startswith((*LIBRARIES, "<"))]
+    theirs = [one for one in frames if one.filename != __file__]
+    where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+    return f"with {type(error).__name__}{text}{where}"

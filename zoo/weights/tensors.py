@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from zoo.system.errors import IntegrityError
 from zoo.system.files import check_sha256, write_atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from zoo.models import Classifier
     from zoo.specs import Spec
@@ -159,15 +158,3 @@ def save_weights(state_dict: Mapping[str, Tensor], path: Path, **metadata: str) 
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     write_atomic(path, save(tensors, metadata={"format": "pt", **metadata}))
-
-
-def tensors_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the weights, whatever file they came from, if any."""
-    from torch import Tensor, uint8
-
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):  # modules may keep other things too
-            total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
-    return total.hexdigest()
