@@ -223,7 +223,8 @@ def test_tables_fit_80_columns_with_the_longest_names_uncut(call, registry, argu
         "flags": ["unreliable"],
     }
     everything["train"] |= taught()["train"]
-    everything["results"]["autoattack"] = result(100, 1000)
+    for name in ("autoattack", "square"):
+        everything["results"][name] = result(100, 1000)
     write_model(LONGEST, everything, path=registry)
     code, out, _ = call(*arguments)
     assert code == 0

@@ -128,7 +128,7 @@ def test_a_branch_of_a_repository_that_is_not_there(server, student, capsys):
         ("hf-hub:org/tiny@v2", "no such revision"),
         ("hf-hub:org/none", "no such repository, or it is private"),
         ("hf-hub:org//none", "write it as organisation/name"),
-        ("local-dir:/tmp", "is on this machine already"),
+        ("local-dir:/tmp", "is not on the Hub"),
         ("no-such-*", "no model's name matches"),
     ):
         assert (

@@ -48,11 +48,10 @@ WORK = {  # what the other verbs do their work with
 MYNETS = """
 from torch import nn
 
-def make(classes=10):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+def make():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 
-def hundred():
-    return make(100)
+hundred = make  # the images that are lent have ten classes
 """
 WRITTEN = ("-o", "--out")  # what these name must not be there
 
