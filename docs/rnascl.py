@@ -32,7 +32,7 @@ def table() -> str:
         for name in (
             *sorted(list_models(f"rnascl-{space}-*")),
             *list_models(f"trades-{space}"),
-            *list_models(f"nfgsm-{space}"),
+            *list_models(f"nfgsm-{space}*"),
         ):
             entry = info(name)
             minutes = " + ".join(f"{phase.wall_s / 60:.0f}" for phase in entry.train.phases or (entry.train,))
