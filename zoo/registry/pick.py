@@ -101,8 +101,8 @@ def list_models(
 ) -> list[str]:
     """The sorted names of the models within the limits whose name or alias matches the glob ``pattern``.
 
-    >>> list_models("rnascl-s3-*", min_robust="35%")
-    ['rnascl-s3-wrt34-2-ard']
+    >>> list_models("rnascl-s3-*", min_robust="38%")
+    ['rnascl-s3-wrt34-2-long']
 
     Args:
         max_flops: multiply-accumulates per image, as ``"15M"``, ``15e6`` or ``15000000``; ``max_params`` likewise.
