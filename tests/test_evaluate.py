@@ -142,8 +142,27 @@ class Five(Viewed):
         return self.head((self.features(x) * self.scale[0]).relu().flatten(1))
 
 
+class Backwards(torch.autograd.Function):
+    """The identity, whose gradient must be contiguous."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.view(len(gradient), -1).view_as(gradient)
+
+
+class Straight(Viewed):
+    """One that works in channels_last, but for its backward pass."""
+
+    def forward(self, x):
+        return self.head(Backwards.apply(self.features(x)).relu().flatten(1))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.parametrize("make", [Viewed, Five, lambda: torch.jit.script(Viewed())])
+@pytest.mark.parametrize("make", [Viewed, Five, Straight, lambda: torch.jit.script(Viewed())])
 def test_nets_that_cannot_work_in_channels_last_or_are_scripted_are_attacked_as_they_are(pixels, make):
     images = pixels[0][:40]
     torch.manual_seed(0)
@@ -153,14 +172,21 @@ def test_nets_that_cannot_work_in_channels_last_or_are_scripted_are_attacked_as_
     right = evaluate(net, images, expected, small("clean", n=40))
     assert right.all()
     assert evaluate(net, images, expected, small("pgd20", n=40)).mean() < 1
-    assert net.features[0].weight.is_contiguous()
 
 
-def test_a_model_that_cannot_be_copied_is_refused(pixels):
+@pytest.mark.parametrize("kept", [threading.Lock, lambda: [torch.ones(1, requires_grad=True) * 2]])
+def test_a_model_that_cannot_be_copied_is_refused(pixels, kept):
     net = Viewed()
-    net.lock = threading.Lock()
-    with pytest.raises(UsageError, match=r"cannot be copied, as an attack needs it: cannot pickle"):
+    net.kept = kept()
+    with pytest.raises(UsageError, match=r"cannot be copied, as an attack needs it: "):
         evaluate(net, *pixels, small("clean"))
+
+
+def test_released_nets_are_attacked_in_channels_last(pixels):
+    for name in ("ard-w4", "trades-s3"):
+        prepared = zoo.evaluation.evaluate.prepare(load(name), to_float(pixels[0][:2]))
+        weights = [one.weight for one in prepared.modules() if isinstance(one, nn.Conv2d) and one.in_channels > 3]
+        assert all(one.is_contiguous(memory_format=torch.channels_last) for one in weights)
 
 
 def test_a_model_without_gradients_is_left_to_square(pixels):

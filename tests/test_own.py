@@ -90,6 +90,20 @@ class Whole(Net):
     def forward(self, x):
         return super().forward(x).long()
 
+class Leaves(Net):
+    def forward(self, x):
+        if len(x) > 2:
+            raise SystemExit(0)
+        return super().forward(x)
+
+class Fixed(Net):
+    def forward(self, x):
+        return super().forward(x.reshape(2, 3, 32, 32))
+
+def unknown():
+    from zoo import load
+    return load("no-such-model")
+
 class Hidden(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :10]
@@ -119,7 +133,7 @@ def test_a_function_is_an_address():
     assert str(Address.parse("mynets:make")) == "mynets:make"
 
 
-def test_a_function_a_class_and_a_model_give_the_same_frozen_model(nets):
+def test_a_function_a_class_and_a_model_give_the_same_model_in_eval_mode(nets):
     models = [own(f"{nets}:{name}").load() for name in ("make", "Net", "net")]
     assert not any(model.training for model in models)
     assert all(same_function(model, models[0]) for model in models)
@@ -149,6 +163,7 @@ def test_a_compiled_model_is_attacked_as_it_was(nets):
     ("place", "message"),
     [
         ("nowhere:make", r"finds no module 'nowhere' in this folder"),
+        ("localdir:model", r"finds no module 'localdir' .*; did you mean 'local-dir'"),
         ("mynets.nowhere:make", r"finds no module 'mynets\.nowhere'"),
         ("mynets/robust.py:make", r"unknown scheme 'mynets/robust\.py:'.*; for zoo eval .* package\.module:function"),
         ("single.py:make", r"finds no module 'single\.py' .*: write single:make"),
@@ -169,6 +184,7 @@ def test_what_is_not_there_is_refused_before_the_images_are_looked_for(nets, pla
     [
         ("fails", r"robust:fails' fails with ValueError: no weights here second line \(robust\.py, line \d+\)$"),
         ("ends", r"robust:ends' fails with SystemExit: 0 \(robust\.py, line \d+\)$"),
+        ("unknown", r"fails with UnknownModel: .* \(robust\.py, line \d+\)$"),
         ("nothing", r"returns a value of type NoneType, not an nn\.Module"),
         ("hundred", r"logits \[2, 10\] for CIFAR-10, not to \[2, 100\]"),
         ("pictures", r"not to \[2, 3, 32, 32\]"),
@@ -212,8 +228,10 @@ def test_only_eval_and_sweep_take_a_function_and_no_other_verb_runs_it(nets, cap
     for other in (lambda: load(place), lambda: find(place, folders=True)):
         with pytest.raises(UsageError, match=r"only zoo eval and zoo sweep take: here, a model is a registry name"):
             other()
-    for verb in (["export", place], ["bench", place], ["compare", place, "nfgsm-w4"], ["push", place, "--dry-run"]):
-        assert run(verb) in (2, 3)
+    for verb in (["export", place], ["bench", place], ["compare", place, "nfgsm-w4"]):
+        assert run(verb) == 2
+        assert "would be a function in Python" in capsys.readouterr().err
+    assert run(["push", place, "--repo-id", "o/r", "--dry-run"]) == 3
     assert nets not in sys.modules
     assert run(["eval", place, "--write"]) == 2
     assert "has no spec, which an entry of the registry has" in capsys.readouterr().err
@@ -234,6 +252,14 @@ def test_what_a_model_prints_is_no_result_and_what_was_measured_is_told_before_a
     assert "measured before that: clean" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["Leaves", "Fixed"])
+@pytest.mark.parametrize("verb", [["eval", "-p", "clean"], ["sweep", "--eps", "0"]])
+def test_a_model_that_fails_while_it_is_measured_is_the_users(nets, toy, found, verb, name, capsys):
+    found(toy)
+    assert run([verb[0], f"{nets}:{name}", *verb[1:], "-n", "21"]) == 2
+    assert f"measuring the model of '{nets}:{name}' fails with" in capsys.readouterr().err
+
+
 def test_the_classes_of_an_image_folder_are_those_of_the_model(nets, tmp_path):
     images = draw(tmp_path / "images", classes=3, train=2, val=1)
     (tmp_path / "mynets" / "large.py").write_text(
@@ -247,17 +273,21 @@ def test_the_classes_of_an_image_folder_are_those_of_the_model(nets, tmp_path):
 
 
 TOGETHER = """
-import os
+import contextlib, io, os
 os.chdir({folder!r})
 from zoo.cli.app import run
 
 type(CIFAR10).load = lambda self, data=None, *, offline=False: dataset
-code = run(["eval", "mynets.robust:{name}", "-p", "clean", "-n", "20", "-q"])
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    code = run(["eval", "mynets.robust:{name}", "-p", "clean", "-n", "20", "-q"])
 if os.environ["RANK"] == "0":
-    Path({out!r}).write_text(json.dumps([2, code]))
+    Path({out!r}).write_text(json.dumps([2, [code, said.getvalue()]]))
 """
 
 
-@pytest.mark.parametrize("name", ["another", "Hidden"])
-def test_processes_that_may_have_different_models_are_refused(nets, toy, on_processes, tmp_path, name):
-    assert on_processes(TOGETHER, 2, toy.root, folder=str(tmp_path), name=name) == 2
+@pytest.mark.parametrize(
+    ("name", "why"), [("make", None), ("another", "other weights in every process"), ("Hidden", "no parameters")]
+)
+def test_processes_that_may_have_different_models_are_refused(nets, toy, on_processes, tmp_path, name, why):
+    code, said = on_processes(TOGETHER, 2, toy.root, folder=str(tmp_path), name=name)
+    assert (code, why is None or why in said) == (2 if why else 0, True)

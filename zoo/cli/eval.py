@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +77,7 @@ def command(
     """
     from zoo.evaluation.protocols import CORRUPTED, RELEASED, dataset_of, protocol
     from zoo.evaluation.threat import ThreatModel
-    from zoo.weights.own import Own, own_sha256
+    from zoo.weights.own import Own, own_sha256, watched
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
     asked = protocols or ["clean", "pgd20"]
@@ -88,7 +86,7 @@ def command(
     if n is not None and write and any(n < one.n for one in known):
         raise UsageError("--write stores whole protocols only: leave -n out")
     asked_threat = None if threat is None else ThreatModel.parse(threat)
-    subject = to_measure(name, dataset, weights=False, offline=offline, say=output.say)
+    subject = to_measure(name, dataset, offline=offline, say=output.say)
     if write and isinstance(subject, Own):
         raise UsageError(f"'{name}' has no spec, which an entry of the registry has: leave --write out")
     device = _cuda() if gpu else "cpu"
@@ -101,12 +99,14 @@ def command(
     from zoo.evaluation.statistics import Accuracy
     from zoo.evaluation.together import gathered, joined
     from zoo.system.cache import cache_root
-    from zoo.weights.load import Found
+    from zoo.system.hub import HubFiles
+    from zoo.weights.load import Found, find
     from zoo.weights.release import candidate, on_images, release
 
     if replace and not write:
         raise UsageError("--replace is for --write: add --write, or leave --replace out")
-    subject = to_measure(name, dataset, offline=offline)
+    if isinstance(subject, Found):
+        subject = find(name, HubFiles(offline=offline))
     releasing = candidate(subject, replace=replace) if write and isinstance(subject, Found) else None
     task = subject.task
     if releasing and task.dataset is None:
@@ -127,7 +127,7 @@ def command(
     sha256 = subject.sha256 if isinstance(subject, Found) else own_sha256(model)
 
     done: list[Measurement] = []
-    with redirect_stdout(sys.stderr), output.progress() as advance, joined() as together:  # a model may print
+    with watched(subject), output.progress() as advance, joined() as together:
         if together and (sha256 is None or len(set(gathered(sha256))) > 1):
             why = "no parameters to compare" if sha256 is None else "other weights in every process"
             raise UsageError(f"'{name}' has {why}, and processes must share one model: use one process")

@@ -95,31 +95,21 @@ def check_model(
 
 
 def to_measure(
-    name: str,
-    dataset: str | None,
-    *,
-    weights: bool = True,
-    offline: bool = False,
-    say: Callable[[str], None] = lambda sentence: None,
+    name: str, dataset: str | None, *, offline: bool = False, say: Callable[[str], None] = lambda sentence: None
 ) -> Found | Own:
-    """The model ``name``, or one of the user's own, which classifies ``dataset``.
-
-    Args:
-        weights: False is :func:`check_model`: only whether the model is there.
+    """What :func:`check_model` finds, or a model of the user's own, which classifies ``dataset``.
 
     Raises:
         UsageError: a data set was given for a model that has its own.
     """
-    from zoo.system.hub import HubFiles
     from zoo.weights.address import OWN, OWN_KIND, Address
-    from zoo.weights.load import find
     from zoo.weights.own import own_model
 
     if (address := Address.parse(name)).scheme == OWN:
         return own_model(address, dataset)
     if dataset is not None:
         raise UsageError(f"--dataset is for a model at {OWN_KIND}: '{name}' is measured on its own data set")
-    return find(address, HubFiles(offline=offline)) if weights else check_model(name, offline=offline, say=say)
+    return check_model(name, offline=offline, say=say)
 
 
 def parts(text: str, option: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,28 +79,30 @@ def command(
     from datetime import UTC, datetime
 
     output = Output(as_json=as_json, quiet=quiet)
-    task = to_measure(name, dataset, weights=False, offline=offline, say=output.say).task
+    subject = to_measure(name, dataset, offline=offline, say=output.say)
 
     from zoo.evaluation.flags import explained
     from zoo.evaluation.sweep import GRIDS, attacks_called, check_grid, sweep
     from zoo.system.files import kind_of, pretty, write_atomic
+    from zoo.system.hub import HubFiles
     from zoo.system.toolchain import toolchain
-    from zoo.weights.load import Found
-    from zoo.weights.own import own_sha256
+    from zoo.weights.load import Found, find
+    from zoo.weights.own import own_sha256, watched
 
     if out is not None and (kind_of(out) or not out.parent.is_dir()):  # before the work, not after
         raise UsageError(f"--out takes a file in a folder that is there, not '{out}'")
     attacks = parts(attack, "--attack")
     attacks_called(attacks)
-    chosen = norm or task.threat.norm
+    chosen = norm or subject.task.threat.norm
     grid = GRIDS[chosen] if eps is None else levels(eps)
     check_grid(grid, chosen)
-    subject = to_measure(name, dataset, offline=offline)
+    if isinstance(subject, Found):
+        subject = find(name, HubFiles(offline=offline))
     images = subject.images(data, offline=offline)
     model, split = subject.load(), images.split("test")
 
     start = time.perf_counter()
-    with redirect_stdout(sys.stderr), output.progress() as advance:  # a model may print
+    with watched(subject), output.progress() as advance:
         flags: set[str] = set()
         options: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": advance, "flags": flags}
         curves = sweep(model, split, attacks=attacks, norm=chosen, eps=grid, **options)

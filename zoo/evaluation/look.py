@@ -105,7 +105,7 @@ def masked_share(model: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> 
     """The share of the images, still right, on which the gradient vanishes, or a small step along it does not pay.
 
     The step is eps / 8, once from the image and once from a random point of the ball; it must raise the loss at one of
-    them. Returns 0 if no image is right.
+    them. Returns 0 if no image is right, and 1 if there is no gradient at all.
     """
     with without_gradients(model), torch.no_grad():
         right = ~broken(_answers(model, x), y)

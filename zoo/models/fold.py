@@ -73,7 +73,7 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         with torch.no_grad():  # parameters of scripted modules would be recorded as copies
             return _frozen(copy.deepcopy(model, copied))
-    except (TypeError, NotImplementedError, pickle.PicklingError) as error:
+    except (TypeError, RuntimeError, pickle.PicklingError) as error:
         raise UsageError(f"the model cannot be copied, as an attack needs it: {first_line(error)}") from error
 
 

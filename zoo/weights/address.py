@@ -10,6 +10,7 @@ from zoo.system.errors import UsageError
 from zoo.system.files import encoded
 
 NAME, LOCAL, HUB, OWN = "name", "local-dir", "hf-hub", "own"
+SCHEMES = (LOCAL, HUB)
 OWN_KIND = "package.module:function"
 KEPT = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
 KINDS = f"{KEPT}; for zoo eval and zoo sweep also {OWN_KIND}"
@@ -17,7 +18,7 @@ KINDS = f"{KEPT}; for zoo eval and zoo sweep also {OWN_KIND}"
 
 def has_scheme(text: str) -> bool:
     """Whether ``text`` is the address of a model outside the registry."""
-    return text.partition(":")[0] in (LOCAL, HUB) and ":" in text
+    return text.partition(":")[0] in SCHEMES and ":" in text
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Address:
         if not colon:
             local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
             return cls(LOCAL if local else NAME, text)
-        if scheme not in (LOCAL, HUB):
+        if scheme not in SCHEMES:
             if place.isidentifier() and all(part.isidentifier() for part in scheme.split(".")):
                 return cls(OWN, text)
             raise UsageError(f"'{text}' has the unknown scheme '{scheme}:': a model's address is {KINDS}")

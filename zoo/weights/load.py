@@ -239,7 +239,7 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
     address = Address.parse(name, folders=folders)
     if address.scheme == OWN:
         raise UsageError(
-            f"'{address}' is a function in Python, which only zoo eval and zoo sweep take: here, a model is {KEPT}"
+            f"'{address}' would be a function in Python, which only zoo eval and zoo sweep take: a model here is {KEPT}"
         )
     if address.scheme == LOCAL:
         place = Path(address.place)

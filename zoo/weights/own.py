@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +17,9 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from zoo.datasets import dataset_called
-from zoo.system.errors import UsageError, nearest
-from zoo.weights.address import Address
-from zoo.weights.load import Task
+from zoo.system.errors import UsageError, ZooError, nearest
+from zoo.weights.address import SCHEMES, Address
+from zoo.weights.load import Found, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from zoo.datasets.base import Dataset
 
 LONG = 400  # characters of a message of the user's code
-LIBRARIES = tuple(get_paths().values())
+LIBRARIES = tuple(f"{get_paths()[kind]}{os.sep}" for kind in ("stdlib", "purelib", "platlib"))
+LIBRARIES += (f"{Path(__file__).parents[1]}{os.sep}",)
 
 
 @dataclass
@@ -102,7 +104,7 @@ def own_model(address: Address, dataset: str | None = None) -> Own:
             module = import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            hint = f": write {name.removesuffix('.py')}:{attribute}" if name.endswith(".py") else ""
+            hint = f": write {name.removesuffix('.py')}:{attribute}" if name.endswith(".py") else nearest(name, SCHEMES)
             raise UsageError(
                 f"'{address}': Python finds no module '{error.name}' in this folder or among installed packages{hint}"
             ) from None
@@ -125,19 +127,36 @@ def own_sha256(model: nn.Module) -> str | None:
 
 
 @contextmanager
+def watched(model: Found | Own) -> Iterator[None]:
+    """Inside, a model is measured; if it is the user's own, what it prints goes to stderr.
+
+    Raises:
+        UsageError: something that is no error of this package went wrong with a model of the user's own.
+    """
+    if not isinstance(model, Own):
+        yield
+        return
+    try:
+        with _users_code(str(model.address)):
+            yield
+    except ZooError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"measuring the model of '{model.address}' fails {_with(error)}") from error
+
+
+@contextmanager
 def _users_code(name: str) -> Iterator[None]:
     """Inside, modules in the working folder can be imported, what is printed goes to stderr, and the command line is
-    that of a program ``name`` without arguments. The working folder is the same afterwards."""
-    arguments, here = sys.argv, str(Path.cwd())
+    that of a program ``name`` without arguments. The working folder and Python's path are the same afterwards."""
+    arguments, paths, here = sys.argv, list(sys.path), str(Path.cwd())
     sys.argv = [name]
     sys.path.insert(0, here)
     try:
         with chdir(here), redirect_stdout(sys.stderr):
             yield
     finally:
-        sys.argv = arguments
-        with suppress(ValueError):
-            sys.path.remove(here)
+        sys.argv, sys.path[:] = arguments, paths
 
 
 def _called(name: str, failing: str, code: Callable[..., object], *arguments: object) -> object:
@@ -153,7 +172,6 @@ def _with(error: BaseException) -> str:
     """The error of the user's code in words, with the last line of that code that it passed."""
     text = " ".join(str(error).split())
     text = f": {text[:LONG]}{'...' if len(text) > LONG else ''}" if text else ""
-    frames = [one for one in extract_tb(error.__traceback__)[1:] if not one.filename.startswith((*LIBRARIES, "<"))]
-    theirs = [one for one in frames if one.filename != __file__]
+    theirs = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith((*LIBRARIES, "<"))]
     where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
     return f"with {type(error).__name__}{text}{where}"
