@@ -226,7 +226,7 @@ def bare(results: Any) -> Any:
 def test_only_eval_and_sweep_take_a_function_and_no_other_verb_runs_it(nets, capsys):
     place = f"{nets}:make"
     for other in (lambda: load(place), lambda: find(place, folders=True)):
-        with pytest.raises(UsageError, match=r"only zoo eval and zoo sweep take: here, a model is a registry name"):
+        with pytest.raises(UsageError, match=r"only zoo eval and zoo sweep take: a model here is a registry name"):
             other()
     for verb in (["export", place], ["bench", place], ["compare", place, "nfgsm-w4"]):
         assert run(verb) == 2
