@@ -105,9 +105,10 @@ def command(
 
     if replace and not write:
         raise UsageError("--replace is for --write: add --write, or leave --replace out")
+    releasing = None
     if isinstance(subject, Found):
         subject = find(name, HubFiles(offline=offline))
-    releasing = candidate(subject, replace=replace) if write and isinstance(subject, Found) else None
+        releasing = candidate(subject, replace=replace) if write else None
     task = subject.task
     if releasing and task.dataset is None:
         raise UsageError(f"'{name}' names no data set, which an entry of the registry has: leave --write out")
@@ -128,7 +129,7 @@ def command(
 
     done: list[Measurement] = []
     with watched(subject), output.progress() as advance, joined() as together:
-        if together and (sha256 is None or len(set(gathered(sha256))) > 1):
+        if together and (len(set(gathered(sha256))) > 1 or sha256 is None):  # all must have met before one leaves
             why = "no parameters to compare" if sha256 is None else "other weights in every process"
             raise UsageError(f"'{name}' has {why}, and processes must share one model: use one process")
         measurements = measure(
@@ -162,7 +163,7 @@ def command(
         rows.append(_row(one.protocol.name, one.accuracy))
         if found_in := one.result.get("corruptions"):
             rows.append(_row(f"  worst: {found_in['worst']}", found_in["accuracy"]))
-            table_of = corruptions_table(found_in["cells"], one.result["accuracy"]["n"])
+            table_of = corruptions_table(found_in["cells"], one.accuracy["n"])
             tables += ["", f"{one.protocol.name}, %:", table_of]
     results: dict[str, Any] = {one.protocol.name: one.result for one in done}
     attackers = [one for one in done if one.protocol.attacked]

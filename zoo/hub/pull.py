@@ -46,7 +46,7 @@ def wanted(pattern: str) -> list[Address]:
     """The models that ``pattern`` names: a name, a glob of names, or ``hf-hub:ORG/REPO[@REVISION]``.
 
     Raises:
-        UnknownModel, NothingMatches, UsageError: nothing has this name, or it is on this machine already.
+        UnknownModel, NothingMatches, UsageError: nothing has this name, or it is not on the Hub.
         Unreachable: the weights of one of them are neither in the package nor at the Hub.
     """
     address = Address.parse(pattern)
