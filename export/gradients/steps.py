@@ -1,8 +1,8 @@
 """A graph of operators as a PyTorch module, with gradients that pass straight through each rounding.
 
-Rounding has no gradient; taking it for the identity (within the range; outside it the gradient is zero, as it truly is)
-is BPDA (Athalye et al. 2018, section 4.1). Every tensor is in real numbers: a quantised one holds the multiples of its
-scale, so that quantising is rounding, dequantising is nothing, and an int8 operator is the float one, rounded.
+Rounding has no gradient; taking it for the identity is BPDA (Athalye et al. 2018, section 4.1). Every tensor is in real
+numbers: a quantised one holds the multiples of its scale, so that quantising is rounding, dequantising is nothing, and
+an int8 operator is the float one, rounded.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Operator = Callable[..., Any]
 Step = tuple[Operator, Sequence[Hashable], Hashable]
 Size = tuple[int, int]
+LEAK = 0.1  # of the gradient, where a value is clipped
 
 
 class Unsupported(Exception):
@@ -61,11 +63,34 @@ def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
     """What rounds to the values ``scale`` (q - ``zero``), where q is an int8."""
     low, high = -128 - zero, 127 - zero
 
-    def rounded(x: Tensor) -> Tensor:
-        exact = (x / scale).clamp(low, high)  # its gradient is 1 at both ends too: what is only moved is rounded again
-        return (exact + (exact.round() - exact).detach()) * scale
+    return lambda x: on_grid(x / scale, low, high) * scale
 
+
+def on_grid(exact: Tensor, low: float, high: float) -> Tensor:
+    """``exact`` rounded to the integers from ``low`` to ``high``.
+
+    The gradient is 1 in the range, its ends included. What is clipped has none in truth; but where a range is too
+    narrow for the images of an attack, this would hide from it what lies behind, so :data:`LEAK` of it is let through.
+    At an end that is zero clipping is a ReLU, and the gradient stays zero.
+    """
+    rounded: Tensor = _OnGrid.apply(exact, low, high)
     return rounded
+
+
+class _OnGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, low: float, high: float) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            slope = torch.where(
+                exact < low, LEAK if low else 0.0, torch.where(exact > high, LEAK if high else 0.0, 1.0)
+            )
+            ctx.save_for_backward(slope)
+        return exact.clamp(low, high).round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
 
 
 def halved(x: Tensor) -> Tensor:

@@ -1,0 +1,361 @@
+"""The operators of ONNX that image classifiers are made of, in PyTorch, with gradients.
+
+Each takes its inputs in order (None for one that is left out) and its attributes by name. What is an input today and
+was an attribute in older opsets has the attribute's name. A form that is not here raises :class:`Unsupported`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, numpy_helper
+from torch import Tensor
+
+from zoo.export.gradients.steps import Operator, Unsupported
+
+Numbers = Tensor | Sequence[int] | None
+
+DTYPES = {  # as TensorProto numbers them
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
+
+
+def tensor(proto: Any) -> Tensor:
+    """What ONNX holds as a TensorProto.
+
+    Raises:
+        Unsupported: PyTorch has no numbers of its type.
+    """
+    try:
+        return torch.from_numpy(numpy_helper.to_array(proto).copy())
+    except TypeError:
+        raise Unsupported(f"numbers of the type {TensorProto.DataType.Name(proto.data_type)}") from None
+
+
+def constant(**form: Any) -> Tensor:
+    """The value of a Constant, of which it has one attribute."""
+    ((name, value),) = form.items()
+    if name == "value":
+        return tensor(value)
+    if name.startswith(("value_float", "value_int")):
+        return torch.tensor(value)
+    raise Unsupported(f"a constant with {name}")
+
+
+def _plain(form: dict[str, Any], **usual: Any) -> None:
+    for name, value in usual.items():
+        if form.get(name, value) != value:
+            raise Unsupported(f"{name}={form[name]}")
+
+
+def _numbers(given: Numbers) -> Any:
+    """What an input or an attribute holds."""
+    return given.tolist() if isinstance(given, Tensor) else given
+
+
+# -- windows ---------------------------------------------------------------------------------------------------------
+
+
+def _pads(x: Tensor, window: Sequence[int], form: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Rows above, columns left, rows below, columns right."""
+    automatic = form.get("auto_pad", b"NOTSET")
+    if automatic in (b"NOTSET", b"VALID"):
+        top, left, bottom, right = form.get("pads", (0, 0, 0, 0)) if automatic == b"NOTSET" else (0, 0, 0, 0)
+        return top, left, bottom, right
+    _plain(form, dilations=[1, 1])
+    pairs = []
+    for side, extent, stride in zip(x.shape[2:], window, form.get("strides", (1, 1)), strict=True):
+        whole = max((-(-side // stride) - 1) * stride + extent - side, 0)
+        less, more = whole // 2, whole - whole // 2
+        pairs.append((less, more) if automatic == b"SAME_UPPER" else (more, less))
+    (top, bottom), (left, right) = pairs
+    return top, left, bottom, right
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
+    if weight.ndim != 4:
+        raise Unsupported(f"a convolution over {weight.ndim - 2} axes")
+    top, left, bottom, right = _pads(x, weight.shape[2:], form)
+    if (top, left) == (bottom, right):
+        padding = (top, left)
+    else:
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    how = {"stride": form.get("strides", 1), "dilation": form.get("dilations", 1), "groups": form.get("group", 1)}
+    return F.conv2d(x, weight, bias, padding=padding, **how)
+
+
+def _max_pool(x: Tensor, **form: Any) -> Tensor:
+    _plain(form, storage_order=0)
+    window = form["kernel_shape"]
+    top, left, bottom, right = _pads(x, window, form)
+    how = {"dilation": form.get("dilations", 1), "ceil_mode": bool(form.get("ceil_mode", 0))}
+    if (top, left) == (bottom, right):
+        padding = (top, left)
+    else:
+        _plain(form, ceil_mode=0)
+        x, padding = F.pad(x, (left, right, top, bottom), value=-torch.inf), (0, 0)
+    return F.max_pool2d(x, window, form.get("strides", 1), padding, **how)
+
+
+def _average_pool(x: Tensor, **form: Any) -> Tensor:
+    _plain(form, dilations=[1, 1])
+    window, strides, counts = form["kernel_shape"], form.get("strides", 1), bool(form.get("count_include_pad", 0))
+    top, left, bottom, right = _pads(x, window, form)
+    if (top, left) == (bottom, right):
+        return F.avg_pool2d(x, window, strides, (top, left), bool(form.get("ceil_mode", 0)), counts)
+    _plain(form, ceil_mode=0)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (left, right, top, bottom)), window, strides)
+
+    return mean(x) if counts else mean(x) / mean(torch.ones_like(x[:1, :1]))
+
+
+def _resize(
+    x: Tensor, region: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, **form: Any
+) -> Tensor:
+    _plain(form, antialias=0, exclude_outside=0, keep_aspect_ratio_policy=b"stretch")
+    mode, place = form.get("mode", b"nearest"), form.get("coordinate_transformation_mode", b"half_pixel")
+    nearest = (place, form.get("nearest_mode", b"round_prefer_floor")) == (b"asymmetric", b"floor")
+    smooth = place in (b"half_pixel", b"pytorch_half_pixel")
+    _plain(form, cubic_coeff_a=-0.75)
+    if "axes" in form or not (nearest if mode == b"nearest" else smooth):
+        raise Unsupported(f"mode={mode}, coordinate_transformation_mode={place}")
+    if sizes is not None:
+        size = _numbers(sizes)[2:]
+    else:
+        size = [int(side * scale) for side, scale in zip(x.shape[2:], _numbers(scales)[2:], strict=True)]
+    return F.interpolate(x, size, mode={b"nearest": "nearest", b"linear": "bilinear", b"cubic": "bicubic"}[mode])
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
+    x, weight = x.T if form.get("transA") else x, weight.T if form.get("transB") else weight
+    alpha, beta = form.get("alpha", 1.0), form.get("beta", 1.0)
+    return alpha * (x @ weight) if bias is None else torch.addmm(bias, x, weight, alpha=alpha, beta=beta)
+
+
+def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, **form: Any) -> Tensor:
+    _plain(form, training_mode=0)
+    return F.batch_norm(x, mean, variance, scale, bias, eps=form.get("epsilon", 1e-5))
+
+
+def _layer_norm(x: Tensor, scale: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
+    rest = x.shape[form.get("axis", -1) % x.ndim :]
+    return F.layer_norm(
+        x, rest, scale.expand(rest), None if bias is None else bias.expand(rest), form.get("epsilon", 1e-5)
+    )
+
+
+def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return x.softmax(axis)
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _pad(
+    x: Tensor, pads: Numbers, value: Tensor | float | None = None, axes: Numbers = None, *, mode: bytes = b"constant"
+) -> Tensor:
+    if mode not in (b"constant", b"reflect", b"edge"):
+        raise Unsupported(f"mode={mode!r}")
+    along, amounts = _numbers(axes) or list(range(x.ndim)), _numbers(pads)
+    before, after = amounts[: len(along)], amounts[len(along) :]
+    by_axis = {axis % x.ndim: pair for axis, *pair in zip(along, before, after, strict=True)}
+    flat = [amount for axis in reversed(range(x.ndim)) for amount in by_axis.get(axis, (0, 0))]
+    if mode == b"constant":
+        return F.pad(x, flat, value=0.0 if value is None else float(value))
+    return F.pad(x, flat[:4], mode="reflect" if mode == b"reflect" else "replicate")
+
+
+def _reshape(x: Tensor, shape: Numbers, *, allowzero: int = 0) -> Tensor:
+    sizes = enumerate(_numbers(shape))
+    return torch.reshape(x, [x.shape[i] if size == 0 and not allowzero else size for i, size in sizes])
+
+
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    return x.reshape(x.shape[:axis].numel(), -1) if axis else x.reshape(1, -1)
+
+
+def _squeeze(x: Tensor, axes: Numbers = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(_numbers(axes)))
+
+
+def _unsqueeze(x: Tensor, axes: Numbers) -> Tensor:
+    along = _numbers(axes)
+    for axis in sorted(one % (x.ndim + len(along)) for one in along):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _slice(x: Tensor, starts: Numbers, ends: Numbers, axes: Numbers = None, steps: Numbers = None) -> Tensor:
+    low, high = _numbers(starts), _numbers(ends)
+    along, strides = _numbers(axes) or list(range(len(low))), _numbers(steps) or [1] * len(low)
+    for axis, first, last, step in zip(along, low, high, strides, strict=True):
+        n = x.shape[axis]
+        first, last = (side + n if side < 0 else side for side in (first, last))
+        if step > 0:
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(max(first, 0), min(max(last, 0), n), step),)]
+        else:
+            picked = range(min(max(first, 0), n - 1), min(max(last, -1), n - 1), step)
+            x = x.index_select(axis, torch.tensor(picked, dtype=torch.int64))
+    return x
+
+
+def _gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    axis %= x.ndim
+    places = indices.long() % x.shape[axis]
+    return x.index_select(axis, places.reshape(-1)).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+
+
+def _gather_nd(x: Tensor, indices: Tensor, **form: Any) -> Tensor:
+    _plain(form, batch_dims=0)
+    return x[indices.unbind(-1)]
+
+
+def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, **form: Any) -> Tensor:
+    _plain(form, reduction=b"none")
+    return x.index_put(indices.unbind(-1), updates)
+
+
+def _split(x: Tensor, split: Numbers = None, *, part: int, parts: int, axis: int = 0, **form: Any) -> Tensor:
+    """The output with the number ``part``, of ``parts``."""
+    return x.split(_numbers(split) or -(-x.shape[axis] // parts), axis)[part]
+
+
+def _transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
+    return x.permute(*(reversed(range(x.ndim)) if perm is None else perm))
+
+
+def _cast(x: Tensor, *, to: int, **form: Any) -> Tensor:
+    if to not in DTYPES:
+        raise Unsupported(f"to={to}")
+    return x.to(DTYPES[to])
+
+
+def _filled(shape: Tensor, *, value: Any = None) -> Tensor:
+    one = torch.zeros(1) if value is None else tensor(value)
+    return one.expand(shape.tolist())
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _reduced(function: Callable[..., Tensor]) -> Operator:
+    """``function`` over some axes, or all."""
+
+    def reduce(x: Tensor, axes: Numbers = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+        along = _numbers(axes)
+        if not along and noop_with_empty_axes:
+            return x
+        return function(x, along or list(range(x.ndim)), keepdim=bool(keepdims))
+
+    return reduce
+
+
+def _clip(x: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor:
+    return x if min is None and max is None else x.clamp(*(None if one is None else float(one) for one in (min, max)))
+
+
+def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """``function`` of two, for any number of inputs."""
+
+    def fold(x: Tensor, *more: Tensor) -> Tensor:
+        for one in more:
+            x = function(x, one)
+        return x
+
+    return fold
+
+
+def _divide(x: Tensor, y: Tensor) -> Tensor:
+    return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+
+
+FLOAT: dict[str, Operator] = {
+    "Conv": _conv,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
+    "Resize": _resize,
+    "Gemm": _gemm,
+    "MatMul": torch.matmul,
+    "Einsum": lambda *factors, equation: torch.einsum(equation.decode(), *factors),
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": lambda x, scale, bias, epsilon=1e-5: F.instance_norm(
+        x, None, None, scale, bias, eps=epsilon
+    ),
+    "LayerNormalization": _layer_norm,
+    "Softmax": _softmax,
+    "LogSoftmax": lambda x, axis=-1: x.log_softmax(axis),
+    "Relu": torch.relu,
+    "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
+    "Selu": lambda x, **form: F.selu(x),
+    "Gelu": lambda x, approximate=b"none": F.gelu(x, approximate=approximate.decode()),
+    "Mish": F.mish,
+    "Swish": lambda x, alpha=1.0: x * (alpha * x).sigmoid(),
+    "HardSwish": F.hardswish,
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Softplus": F.softplus,
+    "Erf": torch.erf,
+    "Clip": _clip,
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": _divide,
+    "Mod": lambda x, y, fmod=0: torch.fmod(x, y) if fmod else torch.remainder(x, y),
+    "Pow": torch.pow,
+    "Sum": _folded(torch.add),
+    "Max": _folded(torch.maximum),
+    "Min": _folded(torch.minimum),
+    "Sqrt": torch.sqrt,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Neg": torch.neg,
+    "Abs": torch.abs,
+    "Reciprocal": torch.reciprocal,
+    "Equal": torch.eq,
+    "Not": torch.logical_not,
+    "Where": torch.where,
+    "ReduceMean": _reduced(torch.mean),
+    "ReduceSum": _reduced(torch.sum),
+    "ReduceMax": _reduced(torch.amax),
+    "ReduceL2": _reduced(lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)),
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose,
+    "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
+    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist()))),
+    "Shape": lambda x, start=0, end=None: torch.tensor(x.shape[start:end]),
+    "Range": lambda start, end, step: torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype),
+    "ConstantOfShape": _filled,
+    "Cast": _cast,
+    "Identity": lambda x: x,
+    "Dropout": lambda x, *left_out, **form: x,
+}
