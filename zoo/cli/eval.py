@@ -89,6 +89,8 @@ def command(
     subject = to_measure(name, dataset, offline=offline, say=output.say)
     if write and isinstance(subject, Own):
         raise UsageError(f"'{name}' has no spec, which an entry of the registry has: leave --write out")
+    if gpu and str(subject.address).lower().endswith(".onnx"):
+        raise UsageError(f"'{name}' is run by ONNX Runtime on the CPU: leave --gpu out")
     device = _cuda() if gpu else "cpu"
 
     from zoo.cli.tables import corruptions_table
@@ -125,7 +127,7 @@ def command(
     if releasing:
         releasing = on_images(releasing, images, chosen, replace=replace)
     model = subject.load()
-    sha256 = subject.sha256 if isinstance(subject, Found) else own_sha256(model)
+    sha256 = subject.sha256 or own_sha256(model)
 
     done: list[Measurement] = []
     with watched(subject), output.progress() as advance, joined() as together:

@@ -97,18 +97,23 @@ def check_model(
 def to_measure(
     name: str, dataset: str | None, *, offline: bool = False, say: Callable[[str], None] = lambda sentence: None
 ) -> Found | Own:
-    """What :func:`check_model` finds, or a model of the user's own, which classifies ``dataset``.
+    """What :func:`check_model` finds, or a model of the user's own, which classifies ``dataset``. Torch is imported
+    only for a file.
 
     Raises:
         UsageError: a data set was given for a model that has its own.
     """
-    from zoo.weights.address import OWN, OWN_KIND, Address
+    from zoo.weights.address import FILE, OWN, OWN_KIND, Address
     from zoo.weights.own import own_model
 
     if (address := Address.parse(name)).scheme == OWN:
         return own_model(address, dataset)
+    if address.scheme == FILE:
+        from zoo.export.files import own_file
+
+        return own_file(address, dataset)
     if dataset is not None:
-        raise UsageError(f"--dataset is for a model at {OWN_KIND}: '{name}' is measured on its own data set")
+        raise UsageError(f"--dataset is for {OWN_KIND}: '{name}' is measured on its own data set")
     return check_model(name, offline=offline, say=say)
 
 

@@ -110,7 +110,7 @@ def command(
         output.say(f"flagged {line}")
     record = {
         "name": str(subject.address),
-        "weights_sha256": subject.sha256 if isinstance(subject, Found) else own_sha256(model),
+        "weights_sha256": subject.sha256 or own_sha256(model),
         "dataset": images.name,
         "norm": chosen,
         "split": split.name,

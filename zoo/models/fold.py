@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -77,9 +78,18 @@ def _copy(model: nn.Module) -> nn.Module:
         raise UsageError(f"the model cannot be copied, as an attack needs it: {first_line(error)}") from error
 
 
+def in_eval_mode(model: nn.Module) -> nn.Module:
+    """``model`` in eval mode. An exported program has no modes, and refuses to be put into one: not any more."""
+    for module in model.modules():
+        if isinstance(module, GraphModule):
+            for name in ("train", "eval"):
+                vars(module).pop(name, None)
+    return model.eval()
+
+
 def _frozen(model: nn.Module) -> nn.Module:
     """``model``, in eval mode and with frozen parameters; scripted modules have no ``requires_grad_`` of their own."""
-    for parameter in model.eval().parameters():
+    for parameter in in_eval_mode(model).parameters():
         parameter.requires_grad_(False)
     return model
 

@@ -105,6 +105,10 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     )
     if Path(supernet).suffix.lower() in CHECKPOINTS:
         hint += "; a checkpoint becomes a model folder by 'zoo convert', and is named local-dir:PATH"
+    if ":" in name:
+        raise UnknownModel(
+            f"'{name}' is an address, and here only the registry's models are known: name one of 'zoo list'"
+        )
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 

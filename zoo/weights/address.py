@@ -9,9 +9,10 @@ from pathlib import Path
 from zoo.system.errors import UsageError
 from zoo.system.files import encoded
 
-NAME, LOCAL, HUB, OWN = "name", "local-dir", "hf-hub", "own"
+NAME, LOCAL, HUB, OWN, FILE = "name", "local-dir", "hf-hub", "own", "file"
 SCHEMES = (LOCAL, HUB)
-OWN_KIND = "package.module:function"
+FILES = (".onnx", ".pt2")
+OWN_KIND = "package.module:function, FILE.onnx or FILE.pt2"
 KEPT = "a registry name, local-dir:PATH or hf-hub:ORG/REPO[@REVISION]"
 KINDS = f"{KEPT}; for zoo eval and zoo sweep also {OWN_KIND}"
 
@@ -23,8 +24,8 @@ def has_scheme(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a model: ``place`` is a registry name, the path of a folder, a repository of the Hub, or
-    ``package.module:function``."""
+    """The address of a model: ``place`` is a registry name, the path of a folder, a repository of the Hub,
+    ``package.module:function``, or the path of a file."""
 
     scheme: str
     place: str
@@ -33,7 +34,8 @@ class Address:
     @classmethod
     def parse(cls, text: str | Address, *, folders: bool = False) -> Address:
         """Parse ``text``: a name, alias or ``SUPERNET@BUDGET`` of the registry, ``local-dir:PATH`` or
-        ``hf-hub:org/repo[@revision]``, or ``package.module:function``.
+        ``hf-hub:org/repo[@revision]``, ``package.module:function``, or the path of an ONNX graph (``.onnx``) or of an
+        exported program (``.pt2``).
 
         Args:
             folders: accept paths too: what has a slash in it, a safetensors file, and an existing folder, in preference
@@ -49,6 +51,8 @@ class Address:
         if not text:
             raise UsageError(f"a model's address must not be empty: it is {KINDS}")
         scheme, colon, place = text.partition(":")
+        if scheme not in SCHEMES and Path(text).suffix.lower() in FILES:
+            return cls(FILE, _path(text))
         if not colon:
             local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
             return cls(LOCAL if local else NAME, text)
@@ -59,8 +63,7 @@ class Address:
         if not place:
             raise UsageError(f"'{text}' has nothing after its scheme: a model's address is {KINDS}")
         if scheme == LOCAL:
-            place = os.fsdecode(encoded(place))  # it may have been stored under another locale
-            return cls(LOCAL, str(Path(place).expanduser()))
+            return cls(LOCAL, _path(place))
         repo_id, _, revision = place.partition("@")
         return cls(HUB, repo_id, revision or None)
 
@@ -83,5 +86,9 @@ class Address:
         return replace(self, place=str(Path(self.place).resolve())) if self.scheme == LOCAL else self
 
     def __str__(self) -> str:
-        scheme = "" if self.scheme in (NAME, OWN) else f"{self.scheme}:"
+        scheme = "" if self.scheme in (NAME, OWN, FILE) else f"{self.scheme}:"
         return f"{scheme}{self.place}" + (f"@{self.revision}" if self.revision else "")
+
+
+def _path(text: str) -> str:
+    return str(Path(os.fsdecode(encoded(text))).expanduser())  # it may have been stored under another locale

@@ -20,7 +20,7 @@ from zoo.system.errors import IntegrityError, UnknownModel, Unreachable, UsageEr
 from zoo.system.files import sha256_file
 from zoo.system.hub import HubFiles, check_size
 from zoo.system.torch_device import torch_device
-from zoo.weights.address import HUB, KEPT, LOCAL, NAME, OWN, Address
+from zoo.weights.address import FILE, HUB, KEPT, LOCAL, NAME, OWN, Address
 from zoo.weights.folder import CONFIG, CONFIG_LIMIT, SUFFIX, TENSORS, ModelConfig, ModelFolder, read_beside, read_config
 from zoo.weights.tensors import HEADER_LIMIT, check_count, check_file, fill, read_metadata, read_tensors
 
@@ -237,9 +237,10 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
         UnknownModel, NothingMatches, Unreachable, IntegrityError, UsageError: as :func:`load`.
     """
     address = Address.parse(name, folders=folders)
-    if address.scheme == OWN:
+    if address.scheme in (OWN, FILE):
+        kind = "function in Python" if address.scheme == OWN else "file without a spec"
         raise UsageError(
-            f"'{address}' would be a function in Python, which only zoo eval and zoo sweep take: a model here is {KEPT}"
+            f"'{address}' would be a {kind}, which only zoo eval and zoo sweep take: a model here is {KEPT}"
         )
     if address.scheme == LOCAL:
         place = Path(address.place)

@@ -1,5 +1,6 @@
 """A model of the user's own: the ``nn.Module`` that a function in Python returns, at the address
-``package.module:function``. It can be measured like the models of the zoo, and nothing else, as it has no spec.
+``package.module:function``, or that is read from a file (:mod:`zoo.export.files`). It can be measured like the models
+of the zoo, and nothing else, as it has no spec.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from zoo.datasets import dataset_called
 from zoo.system.errors import UsageError, ZooError, nearest
-from zoo.weights.address import SCHEMES, Address
+from zoo.weights.address import FILE, SCHEMES, Address
 from zoo.weights.load import Found, Task
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ class Own:
     """A model in Python. Its properties and methods are those of :class:`zoo.weights.load.Found`.
 
     Attributes:
-        address: of the function.
+        address: of the function, or of the file.
         code: the function, or any callable without arguments; a model itself is taken as it is.
         dataset: what the model classifies; after :meth:`images` with its images.
+        sha256: of the file; "" of a function, see :func:`own_sha256`.
     """
 
     address: Address
     code: Callable[..., object]
     dataset: Dataset
+    sha256: str = ""
 
     @property
     def task(self) -> Task:
@@ -60,12 +63,18 @@ class Own:
 
         Raises:
             UsageError: the function fails, or does not return a model for the data set.
+            ZooError: a file is not what it should be, see :mod:`zoo.export.files`.
         """
         import torch
         from torch import Tensor, nn
 
+        from zoo.models.fold import in_eval_mode
+
         code, name = self.code, str(self.address)
-        model = code if isinstance(code, nn.Module) else _called(name, f"'{name}' fails", code)
+        if self.address.scheme == FILE:
+            model = code()
+        else:
+            model = code if isinstance(code, nn.Module) else _called(name, f"'{name}' fails", code)
         if not isinstance(model, nn.Module):
             raise UsageError(f"'{name}' returns a value of type {type(model).__name__}, not an nn.Module")
         inner = getattr(model, "_orig_mod", None)  # of torch.compile, which would compile for batches of every size
@@ -75,7 +84,7 @@ class Own:
 
         def answers(model: nn.Module) -> object:
             with torch.no_grad():
-                return model.cpu().eval()(images)
+                return in_eval_mode(model.cpu())(images)
 
         logits = _called(name, f"the model of '{name}' fails on images {shape}", answers, model)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or (classes and logits.shape != (2, classes)):

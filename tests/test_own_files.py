@@ -1,0 +1,201 @@
+"""ONNX graphs and exported programs of the user's own: measured like the models that they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper
+from test_own import bare
+from torch import Tensor, nn
+
+from zoo.attacks.losses import NoGradient
+from zoo.cli.app import run
+from zoo.datasets.base import to_float
+from zoo.evaluation.evaluate import evaluate
+from zoo.evaluation.protocols import protocol
+from zoo.export.engines import onnxruntime
+from zoo.export.files import OnnxModel, exported_program, file_sha256, own_file
+from zoo.export.gradients.onnx import read
+from zoo.export.onnx.graph import save_onnx
+from zoo.export.onnx.int8 import to_int8
+from zoo.system.errors import IntegrityError, UsageError
+from zoo.system.files import sha256_file
+from zoo.weights.address import FILE, Address
+from zoo.weights.own import own_sha256
+
+
+def exported(model: nn.Module, path: Path, *, dynamic: bool = True) -> Path:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(model, (torch.rand(2, 3, 32, 32),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+    return path
+
+
+def graph_of(model: nn.Module, path: Path, batch: int = 0) -> Path:
+    """An ONNX file, with one batch size if ``batch`` is above 0."""
+    save_onnx(model, path)
+    if batch:
+        proto = onnx.load(str(path))
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(proto, str(path))
+    return path
+
+
+def with_cosine(path: Path) -> Path:
+    """The same graph, with an operator at its end whose gradient is not known."""
+    proto = onnx.load(str(path))
+    proto.graph.node.append(helper.make_node("Cos", [proto.graph.output[0].name], ["more"]))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 10]))
+    onnx.save(proto, str(path))
+    return path
+
+
+def gradient(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    (found,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), x)
+    return found
+
+
+@pytest.mark.parametrize(("text", "place"), [("net.onnx", "net.onnx"), ("/a b/net.PT2", "/a b/net.PT2")])
+def test_a_file_is_an_address(text, place):
+    assert Address.parse(text) == Address.parse(text, folders=True) == Address(FILE, place)
+    assert str(Address.parse(text)) == text
+    assert Address.parse(f"local-dir:{text}").scheme == "local-dir"
+
+
+@pytest.mark.parametrize("kind", ["graph", "graph of 16", "program"])
+@pytest.mark.parametrize("verb", [["eval", "-p", "clean", "-p", "fgsm"], ["sweep", "--eps", "0,8/255"]])
+def test_it_is_measured_as_the_model_it_was_made_of(kind, verb, net, folder, toy, found, tmp_path, capsys):
+    found(toy)
+    if kind == "program":
+        path = exported(net, tmp_path / "net.pt2")
+    else:
+        path = graph_of(net, tmp_path / "net.onnx", 16 * (kind == "graph of 16"))
+    measured = []
+    for name in (f"local-dir:{folder}", str(path)):
+        assert run([verb[0], name, *verb[1:], "-n", "50", "--json"]) == 0
+        measured.append(json.loads(capsys.readouterr().out))
+    assert bare(measured[0].get("results", {})) == bare(measured[1].get("results", {}))
+    assert measured[0].get("curves") == measured[1].get("curves")
+    assert measured[1]["name"] == str(path)
+    assert measured[1]["weights_sha256"] == sha256_file(path)
+
+
+def test_an_int8_graph_answers_as_the_engine_does_and_has_gradients_through_its_rounding(robust, split, tmp_path):
+    x = to_float(split.images[:32])
+    graph_of(robust, tmp_path / "net.onnx")
+    to_int8(tmp_path / "net.onnx", x)
+    model = OnnxModel(tmp_path / "net.onnx")
+    with onnxruntime.load(tmp_path / "net.onnx", threads=1) as engine:
+        assert torch.equal(model(x), engine(x))
+    torch.testing.assert_close(gradient(model, x), gradient(read(tmp_path / "net.onnx"), x))
+
+
+def test_a_range_that_is_too_narrow_for_an_attack_hides_nothing_from_it(robust, split, tmp_path):
+    graph_of(robust, tmp_path / "net.onnx")
+    to_int8(tmp_path / "net.onnx", to_float(split.images[:32]))
+    asked = protocol("pgd20").model_copy(update={"n": 100, "eps": 0.12, "step": 0.03})
+    int8, float32 = (
+        evaluate(one, split.images, split.labels, asked) for one in (OnnxModel(tmp_path / "net.onnx"), robust)
+    )
+    assert int8.mean() < float32.mean() + 0.1  # it was 0.8, with 0.15 for the float model
+    assert 0.05 < float32.mean() < 0.5
+
+
+def test_it_can_be_part_of_a_model_and_its_hash_is_part_of_that_of_the_model(net, tmp_path, toy):
+    class Flipped(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.flip(3))
+
+    first = Flipped(OnnxModel(graph_of(net, tmp_path / "net.onnx")))
+    split, asked = toy.split("test"), protocol("fgsm").model_copy(update={"n": 60})
+    bits = [evaluate(one, split.images, split.labels, asked, flags=set()) for one in (first, Flipped(net))]
+    assert bits[0].tolist() == bits[1].tolist()
+    with torch.no_grad():
+        next(net.parameters()).add_(0.1)
+    assert own_sha256(Flipped(OnnxModel(graph_of(net, tmp_path / "net.onnx")))) != own_sha256(first)
+
+
+def test_an_operator_without_a_gradient_is_told_and_only_measured_without_gradients(
+    net, toy, found, tmp_path, capsys, monkeypatch
+):
+    found(toy)
+    monkeypatch.chdir(tmp_path)
+    with_cosine(graph_of(net, tmp_path / "net.onnx"))
+    assert run(["eval", "net.onnx", "-p", "clean", "-p", "square", "-n", "20"]) == 0
+    assert "the gradients of 'net.onnx' are not known here (the operator 'Cos')" in capsys.readouterr().err
+    assert run(["eval", "net.onnx", "-p", "pgd20", "-n", "200"]) == 2
+    assert "attack it with Square" in capsys.readouterr().err
+    split = toy.split("test")
+    with pytest.raises(NoGradient):
+        evaluate(OnnxModel("net.onnx"), split.images, split.labels, protocol("pgd20"))
+
+
+def test_an_exported_program_has_no_modes_and_is_attacked_in_any_model(net, tmp_path, toy):
+    program = exported_program(exported(net, tmp_path / "net.pt2"))
+    with pytest.raises(NotImplementedError):
+        program.eval()
+    split, asked = toy.split("test"), protocol("fgsm").model_copy(update={"n": 60})
+    models = (nn.Sequential(program, nn.Dropout()), torch.export.load(tmp_path / "net.pt2").module(), net)
+    bits = [evaluate(one, split.images, split.labels, asked).tolist() for one in models]
+    assert bits[0] == bits[1] == bits[2]
+    with pytest.raises(NotImplementedError):  # what was given is not changed
+        program.eval()
+
+
+def test_weights_beside_a_graph_are_part_of_its_hash(net, tmp_path):
+    path = graph_of(net, tmp_path / "net.onnx")
+    proto = onnx.load(str(path))
+    onnx.save(proto, str(path), save_as_external_data=True, location="weights.bin", size_threshold=64)
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(OnnxModel(path)(x), net(x), rtol=1e-4, atol=1e-5)
+    before, weights = file_sha256(path), bytearray((tmp_path / "weights.bin").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "weights.bin").write_bytes(weights)
+    assert file_sha256(path) != before
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(IntegrityError, match=r"weights in 'weights\.bin', which is not beside it"):
+        file_sha256(path)
+
+
+def test_what_is_no_classifier_of_the_data_set_is_refused(net, toy, found, tmp_path, monkeypatch, capsys):
+    found(toy)
+    monkeypatch.chdir(tmp_path)
+    graph_of(net, Path("net.onnx"))
+    Path("half.onnx").write_bytes(Path("net.onnx").read_bytes()[:1000])
+    Path("text.pt2").write_text("weights")
+    exported(net, Path("two.pt2"), dynamic=False)
+    for name, code, message in (
+        ("none.onnx", 2, "there is no file 'none.onnx'"),
+        ("half.onnx", 5, "'half.onnx' is not an ONNX graph, or not all of it is here"),
+        ("text.pt2", 2, "PyTorch cannot load 'text.pt2' as an exported program"),
+        ("two.pt2", 2, "'two.pt2' fails on images [1, 3, 32, 32]"),
+        ("net.onnx --gpu", 2, "'net.onnx' is run by ONNX Runtime on the CPU: leave --gpu out"),
+    ):
+        assert run(["eval", *name.split(), "-p", "clean", "-n", "20"]) == code, name
+        assert message in capsys.readouterr().err
+    assert run(["eval", "net.onnx", "--write"]) == 2
+    assert "has no spec, which an entry of the registry has" in capsys.readouterr().err
+    for verb in (["export", "net.onnx"], ["bench", "net.onnx"], ["compare", "net.onnx", "nfgsm-w4"]):
+        assert run(verb) == 2
+        assert "'net.onnx' would be a file without a spec, which only zoo eval and zoo sweep" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"'net\.onnx' must map images \[2, 3, 32, 32\] to logits \[2, 100\]"):
+        own_file(Address.parse("net.onnx"), "cifar100").load()
+    with pytest.raises(UsageError, match=r"takes images \[N, 3, 32, 32\], not \[N, 3, 224, 224\]"):
+        OnnxModel("net.onnx", 224)
+
+
+@pytest.mark.parametrize("verb", [["show"], ["push", "--repo-id", "o/r", "--dry-run"]])
+def test_verbs_of_the_registry_say_that_an_address_is_no_name(verb, capsys):
+    assert run([verb[0], "mynets:make", *verb[1:]]) == 3
+    assert "'mynets:make' is an address, and here only the registry's models are known" in capsys.readouterr().err
