@@ -52,10 +52,10 @@ def command(
     """Measure a model: accuracy under attack or common corruptions, with n and 95 % interval.
 
     Only images that the model still gets right are attacked. An interrupted run goes on where it stopped. NAME may be
-    a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or package.module:function of your own,
-    which returns an nn.Module. On another data set than CIFAR-10 or under another threat model than linf 8/255,
-    protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5. --protocol takes these names too, and the threat
-    model of a name comes before --threat.
+    a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or a model of your own:
+    package.module:function, which returns an nn.Module, FILE.onnx or FILE.pt2. On another data set than CIFAR-10 or
+    under another threat model than linf 8/255, protocols have names that say so: cifar100-pgd20, pgd20-l2-0.5.
+    --protocol takes these names too, and the threat model of a name comes before --threat.
 
     Several processes share the images, with the results of one, if torchrun or accelerate starts them.
 
@@ -72,6 +72,7 @@ def command(
       zoo eval trades-s7 -p corruptions -n 1000
       zoo eval local-dir:runs/trades-s7/model -p released --write
       zoo eval mynets:make -p released --dataset cifar100
+      zoo eval net.onnx -p released
       zoo eval trades-s7 -p autoattack --gpu --batch-size 1000
       torchrun --nproc-per-node 4 -m zoo eval trades-s7 -p autoattack
     """

@@ -64,8 +64,8 @@ def command(
     """Sweep eps: accuracy under attacks of growing size, with n and 95 % Wilson interval.
 
     PGD's step grows with eps: it is eps/4, as 2/255 at 8/255, and eps/8 in l2. Every eps is attacked anew, so a curve
-    may rise. NAME may be a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or
-    package.module:function of your own, which returns an nn.Module.
+    may rise. NAME may be a registry name, local-dir:PATH (what zoo train leaves), hf-hub:ORG/REPO, or a
+    model of your own: package.module:function, which returns an nn.Module, FILE.onnx or FILE.pt2.
 
     \b
     Examples:
