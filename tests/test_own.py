@@ -104,6 +104,14 @@ def unknown():
     from zoo import load
     return load("no-such-model")
 
+class Sparse(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.eye(10).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.mask, super().forward(x).T).T
+
 class Hidden(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :10]
@@ -140,6 +148,7 @@ def test_a_function_a_class_and_a_model_give_the_same_model_in_eval_mode(nets):
     assert len({own_sha256(model) for model in models}) == 1
     assert own_sha256(own(f"{nets}:hundred", "cifar100").load()) != own_sha256(models[0])
     assert own_sha256(own(f"{nets}:Hidden").load()) is None
+    assert own_sha256(own(f"{nets}:Sparse").load()) != own_sha256(models[0])
 
 
 def test_its_code_sees_no_command_line_and_moves_no_folder(nets, tmp_path, monkeypatch):

@@ -76,7 +76,8 @@ def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    dense = tensor.detach().cpu() if tensor.layout is torch.strided else tensor.detach().cpu().to_dense()
+    return dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @cache
