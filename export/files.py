@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,20 +21,22 @@ from zoo.datasets import dataset_called
 from zoo.export.engines import backend
 from zoo.export.engines.interface import run_locally
 from zoo.export.gradients.onnx import read
-from zoo.export.gradients.steps import Unsupported
+from zoo.export.gradients.steps import Steps, Unsupported
 from zoo.export.onnx.graph import quiet
 from zoo.system.errors import IntegrityError, UsageError, first_line
 from zoo.system.notice import say_once
 from zoo.weights.address import Address
 from zoo.weights.own import Own
 
+NEAR, NEAR_IN_INT8 = 0.02, 0.5  # how far the two graphs' logits may be apart, of their spread
+
 
 class OnnxModel(nn.Module):
     """The classifier in an ONNX file: ONNX Runtime's answers, on the CPU, with gradients of the same graph in PyTorch.
 
     A graph of QuantizeLinear and DequantizeLinear is run in int8, and its gradients pass straight through each rounding
-    (:mod:`zoo.export.gradients.onnx`). A graph with one batch size is run in pieces of it. If an operator is
-    not known there, a sentence says so, and the answers have no gradient.
+    (:mod:`zoo.export.gradients.onnx`). A graph with one batch size is run in pieces of it. If the graph cannot be read
+    there, or does not answer as ONNX Runtime does, a sentence says so, and the answers have no gradient.
 
     >>> import tempfile
     >>> from zoo import load
@@ -45,42 +47,48 @@ class OnnxModel(nn.Module):
     torch.Size([2, 10])
 
     Args:
-        path: of a graph that takes float32 images [N, 3, H, W] in [0, 1] and returns logits [N, K].
+        path: of a graph from float32 images [N, 3, H, W] to logits [N, K].
         size: H and W.
 
     Raises:
-        UsageError: it takes images of another shape.
+        UsageError: it takes images of another shape, or does not return logits.
         IntegrityError: ONNX Runtime cannot load it as a classifier.
     """
 
     def __init__(self, path: Path | str, size: int = 32) -> None:
         super().__init__()
-        path = Path(path)
-        engine = run_locally(backend("onnxruntime"), [path], 1, None, callers=os.cpu_count() or 1)
-        shape = [3, size, size]
+        path, shape = Path(path), (3, size, size)
+        engine = run_locally(backend("onnxruntime"), [path], 1, None)
         if any(isinstance(side, int) and side != ours for side, ours in zip(engine.shape, shape, strict=True)):
-            raise UsageError(
-                f"'{path}' takes images [N, {', '.join(map(str, engine.shape))}], not [N, 3, {size}, {size}]"
-            )
-        self._run = engine.running()
-        self.batch = _batch(path)
+            raise UsageError(f"'{path}' takes images {_shape(engine.shape)}, not {_shape(shape)}")
+        graph = _graph(path)
+        self._run, self.batch = engine.running(), _batch(graph)
         self.register_buffer("sha256", torch.tensor(list(file_sha256(path))))  # in hashes of models that hold this one
-        self._gradients: nn.Module | None = None
+        self._gradients: Steps | None = None
+        images = torch.rand(self.batch or 4, *shape, generator=torch.Generator().manual_seed(0))
+        try:
+            logits = self(images)
+        except Exception as error:  # the runtime's have no base class of their own
+            raise UsageError(f"'{path}' fails on images {[*images.shape]} ({first_line(error)})") from error
+        if logits.ndim != 2:
+            raise UsageError(f"'{path}' must return logits [N, K], not {_shape(logits.shape[1:])}")
+        quantised = any(node.op_type == "QuantizeLinear" for node in graph.node)
+        near = (NEAR_IN_INT8 if quantised else NEAR) * (logits - logits.mean(1, keepdim=True)).std()
         try:
             gradients = read(path)
-            with torch.no_grad():
-                gradients(torch.zeros(self.batch or 2, *shape))  # forms of operators show when they compute
+            if not (gradients(images) - logits).square().mean().sqrt() <= near:
+                raise Unsupported("in PyTorch it computes something else")
             self._gradients = gradients
-        except Exception as error:  # graphs can be wrong in many ways
-            why = error if isinstance(error, Unsupported) else first_line(error)
+        except Unsupported as error:
             say_once(
-                f"the gradients of '{path}' are not known here ({why}): it is measured by protocols without gradients "
+                f"the gradients of '{path}' are not known here ({error}): it is measured by protocols without any "
                 "(clean, noise, square, corruptions)"
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] to logits [N, K]."""
-        return torch.cat([self._answers(part) for part in x.cpu().split(self.batch or len(x))]).to(x.device)
+        parts = x.float().cpu().split(self.batch or len(x))
+        return torch.cat([self._answers(part) for part in parts]).to(x.device, x.dtype)
 
     def _answers(self, x: Tensor) -> Tensor:
         n = len(x)
@@ -92,7 +100,10 @@ class OnnxModel(nn.Module):
         return logits[:n]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # nothing in it changes
+        """A model with the same session: it is never changed."""
+        twin = copy(self)
+        twin._buffers, twin._modules = dict(self._buffers), {name: copy(one) for name, one in self._modules.items()}
+        return twin
 
 
 class _Answered(torch.autograd.Function):
@@ -110,22 +121,36 @@ class _Answered(torch.autograd.Function):
 def exported_program(path: Path | str, size: int = 32) -> nn.Module:
     """The model in a file of ``torch.export.save``, as it was exported, with its gradients. Its code is run.
 
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "net.pt2"
+    >>> net, shapes = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)), ({0: torch.export.Dim("batch")},)
+    >>> torch.export.save(torch.export.export(net, (torch.rand(2, 3, 32, 32),), dynamic_shapes=shapes), path)
+    >>> exported_program(path)(torch.rand(5, 3, 32, 32)).shape
+    torch.Size([5, 10])
+
+    Args:
+        path: of a program from float32 images [N, 3, H, W] to logits [N, K], for any N.
+        size: H and W.
+
     Raises:
-        UsageError: PyTorch cannot load it, or it has one batch size.
+        UsageError: PyTorch cannot load it, it has one batch size, or it fails on images of this size.
     """
     try:
         with quiet(logging.getLogger("torch.export")):
             program = torch.export.load(Path(path))
     except Exception as error:  # of many kinds
         raise UsageError(f"PyTorch cannot load '{path}' as an exported program: {first_line(error)}") from error
-    model = program.module()
-    for n in (1, 3):
+    model, faults = program.module(), dict[int, Exception]()
+    for n in (1, 2, 3):
         try:
             with torch.no_grad():
                 model(torch.zeros(n, 3, size, size))
-        except Exception as error:
-            images = f"images [{n}, 3, {size}, {size}] ({first_line(error)})"
-            raise UsageError(f"'{path}' fails on {images}: export it with a dynamic batch") from error
+        except Exception as fault:
+            faults[n] = fault
+    if faults:
+        n, first = next(iter(faults.items()))
+        advice = ": export it with a dynamic batch" if len(faults) < 3 else ""
+        raise UsageError(f"'{path}' fails on images {[n, 3, size, size]} ({first_line(first)}){advice}") from first
     return model
 
 
@@ -152,14 +177,20 @@ def file_sha256(path: Path) -> bytes:
     Raises:
         IntegrityError: a file is missing or is no ONNX graph.
     """
-    digest = hashlib.sha256(path.read_bytes())
+    files = [path]
     if path.suffix.lower() == ".onnx":
-        weights = _graph(path).initializer
-        for place in sorted({ExternalDataInfo(one).location for one in weights if uses_external_data(one)}):
-            try:
-                digest.update((path.parent / place).read_bytes())
-            except OSError:
-                raise IntegrityError(f"'{path}' has weights in '{place}', which is not beside it") from None
+        weights = (one for one in _graph(path).initializer if uses_external_data(one))
+        files += [path.parent / place for place in sorted({ExternalDataInfo(one).location for one in weights})]
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with open(file, "rb") as content:
+                while part := content.read(2**20):
+                    digest.update(part)
+        except OSError as error:
+            raise IntegrityError(
+                f"'{file}' cannot be read, and '{path}' keeps its weights there: {error.strerror}"
+            ) from None
     return digest.digest()
 
 
@@ -171,9 +202,13 @@ def _graph(path: Path) -> onnx.GraphProto:
         raise IntegrityError(f"'{path}' is not an ONNX graph, or not all of it is here") from None
 
 
-def _batch(path: Path) -> int:
-    """The one batch size of an ONNX graph; 0 if it takes any."""
-    graph = _graph(path)
+def _batch(graph: onnx.GraphProto) -> int:
+    """The one batch size that an ONNX graph takes; 0 if it takes any."""
     weights = {one.name for one in graph.initializer}
     (images,) = (port for port in graph.input if port.name not in weights)
     return images.type.tensor_type.shape.dim[0].dim_value
+
+
+def _shape(sides: Iterable[object]) -> str:
+    """Of a batch of what has these sides."""
+    return f"[{', '.join(map(str, ('N', *sides)))}]"

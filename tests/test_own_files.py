@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from onnx import TensorProto, helper
 from test_own import bare
 from torch import Tensor, nn
@@ -20,9 +22,10 @@ from zoo.evaluation.evaluate import evaluate
 from zoo.evaluation.protocols import protocol
 from zoo.export.engines import onnxruntime
 from zoo.export.files import OnnxModel, exported_program, file_sha256, own_file
-from zoo.export.gradients.onnx import read
+from zoo.export.gradients.onnx import OPERATORS, read
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import to_int8
+from zoo.models.fold import in_eval_mode
 from zoo.system.errors import IntegrityError, UsageError
 from zoo.system.files import sha256_file
 from zoo.weights.address import FILE, Address
@@ -121,9 +124,43 @@ def test_it_can_be_part_of_a_model_and_its_hash_is_part_of_that_of_the_model(net
     split, asked = toy.split("test"), protocol("fgsm").model_copy(update={"n": 60})
     bits = [evaluate(one, split.images, split.labels, asked, flags=set()) for one in (first, Flipped(net))]
     assert bits[0].tolist() == bits[1].tolist()
+    assert first.training  # what was given is not changed
     with torch.no_grad():
         next(net.parameters()).add_(0.1)
     assert own_sha256(Flipped(OnnxModel(graph_of(net, tmp_path / "net.onnx")))) != own_sha256(first)
+
+
+def test_a_large_model_may_hold_it_where_directions_are_taken_in_bfloat16(robust, split, tmp_path, monkeypatch):
+    class Purified(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.purifier = nn.Sequential(nn.Conv2d(3, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 3, 3, padding=1))
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net((x + 0.01 * self.purifier(x)).clamp(0, 1))
+
+    monkeypatch.setattr("zoo.evaluation.directions.fast_bf16", lambda device: True)
+    monkeypatch.setattr("zoo.evaluation.directions.WORTH", 1000)
+    torch.manual_seed(0)
+    notes = dict[str, str]()
+    models = [Purified(OnnxModel(graph_of(robust, tmp_path / "net.onnx"))), Purified(robust)]
+    models[0].purifier = models[1].purifier
+    asked = protocol("pgd20").model_copy(update={"n": 60, "eps": 0.1, "step": 0.02})
+    taken = (notes, dict[str, str]())
+    bits = [
+        evaluate(one, split.images, split.labels, asked, flags=set(), notes=its)
+        for one, its in zip(models, taken, strict=True)
+    ]
+    assert notes == {"directions": "bf16"}
+    assert (bits[0] == bits[1]).mean() > 0.9
+
+
+def test_a_graph_that_computes_something_else_in_pytorch_has_no_gradients(net, tmp_path, monkeypatch, capsys):
+    graph_of(net, tmp_path / "net.onnx")
+    monkeypatch.setitem(OPERATORS, "Relu", torch.sigmoid)
+    assert not OnnxModel(tmp_path / "net.onnx")(torch.rand(2, 3, 32, 32, requires_grad=True)).requires_grad
+    assert "are not known here (in PyTorch it computes something else)" in capsys.readouterr().err
 
 
 def test_an_operator_without_a_gradient_is_told_and_only_measured_without_gradients(
@@ -141,6 +178,36 @@ def test_an_operator_without_a_gradient_is_told_and_only_measured_without_gradie
         evaluate(OnnxModel("net.onnx"), split.images, split.labels, protocol("pgd20"))
 
 
+CLASSIFIERS = """alexnet vgg11_bn resnet18 resnext50_32x4d squeezenet1_1 densenet121 shufflenet_v2_x0_5 mobilenet_v2
+    mobilenet_v3_small mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf googlenet convnext_tiny vit_b_16 swin_t
+    maxvit_t""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_of_torchvision_have_gradients_as_each_exporter_writes_them(name, dynamo, tmp_path):
+    if name in ("alexnet", "vgg11_bn") and not dynamo:
+        pytest.skip("the older exporter refuses its pooling")
+    torch.manual_seed(0)
+    more = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    net = torchvision.models.get_model(name, num_classes=10, **more).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.05)  # some heads begin with zeros
+    size = 224 if name in ("vit_b_16", "maxvit_t") else 64
+    shapes: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("n")},)}
+    if not dynamo:
+        shapes = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+    torch.onnx.export(
+        net, (torch.rand(2, 3, size, size),), tmp_path / "net.onnx", dynamo=dynamo, verbose=False, **shapes
+    )
+    model, x = OnnxModel(tmp_path / "net.onnx", size), torch.rand(3, 3, size, size, requires_grad=True)
+    torch.testing.assert_close(model(x), net(x), rtol=1e-3, atol=1e-3 * float(net(x).std()))
+    (found,), (true,) = (torch.autograd.grad(one(x).amax(1).sum(), x) for one in (model, net))
+    assert F.cosine_similarity(found.flatten(1), true.flatten(1)).min() > 0.999
+
+
 def test_an_exported_program_has_no_modes_and_is_attacked_in_any_model(net, tmp_path, toy):
     program = exported_program(exported(net, tmp_path / "net.pt2"))
     with pytest.raises(NotImplementedError):
@@ -151,6 +218,16 @@ def test_an_exported_program_has_no_modes_and_is_attacked_in_any_model(net, tmp_
     assert bits[0] == bits[1] == bits[2]
     with pytest.raises(NotImplementedError):  # what was given is not changed
         program.eval()
+
+
+def test_a_program_that_has_modes_keeps_them():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Dropout(0.5))
+    program = torch.export.export(net.train(), (torch.rand(2, 3),)).module()
+    modes = []
+    program.train, program.eval = (lambda mode=True: modes.append(mode)), (lambda: modes.append(False))
+    in_eval_mode(program)
+    assert modes
+    assert set(modes) == {False}
 
 
 def test_weights_beside_a_graph_are_part_of_its_hash(net, tmp_path):
@@ -164,7 +241,9 @@ def test_weights_beside_a_graph_are_part_of_its_hash(net, tmp_path):
     (tmp_path / "weights.bin").write_bytes(weights)
     assert file_sha256(path) != before
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(IntegrityError, match=r"weights in 'weights\.bin', which is not beside it"):
+    with pytest.raises(
+        IntegrityError, match=r"weights\.bin' cannot be read, and '.*net\.onnx' keeps its weights there"
+    ):
         file_sha256(path)
 
 
@@ -188,14 +267,15 @@ def test_what_is_no_classifier_of_the_data_set_is_refused(net, toy, found, tmp_p
     assert "has no spec, which an entry of the registry has" in capsys.readouterr().err
     for verb in (["export", "net.onnx"], ["bench", "net.onnx"], ["compare", "net.onnx", "nfgsm-w4"]):
         assert run(verb) == 2
-        assert "'net.onnx' would be a file without a spec, which only zoo eval and zoo sweep" in capsys.readouterr().err
+        assert "'net.onnx' is a file without a spec, which only zoo eval and zoo sweep" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"'net\.onnx' must map images \[2, 3, 32, 32\] to logits \[2, 100\]"):
         own_file(Address.parse("net.onnx"), "cifar100").load()
     with pytest.raises(UsageError, match=r"takes images \[N, 3, 32, 32\], not \[N, 3, 224, 224\]"):
         OnnxModel("net.onnx", 224)
 
 
+@pytest.mark.parametrize("name", ["mynets:make", "net.onnx", "hf-hub:o/r"])
 @pytest.mark.parametrize("verb", [["show"], ["push", "--repo-id", "o/r", "--dry-run"]])
-def test_verbs_of_the_registry_say_that_an_address_is_no_name(verb, capsys):
-    assert run([verb[0], "mynets:make", *verb[1:]]) == 3
-    assert "'mynets:make' is an address, and here only the registry's models are known" in capsys.readouterr().err
+def test_verbs_of_the_registry_say_that_an_address_is_no_name(verb, name, capsys):
+    assert run([verb[0], name, *verb[1:]]) == 3
+    assert f"'{name}' is not in the registry, and only its models are known here" in capsys.readouterr().err

@@ -6,7 +6,7 @@ Those of a quantised graph pass straight through its rounding (:mod:`zoo.export.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from zoo.export.gradients.onnx_operators import FLOAT, constant, tensor
+from zoo.export.gradients.onnx_operators import BEFORE_13, FLOAT, constant, tensor
 from zoo.export.gradients.steps import Operator, Step, Steps, Unsupported, on_grid
 from zoo.export.onnx.graph import with_weights_of
 from zoo.models import Classifier
+from zoo.system.errors import first_line
 
 
 def read(path: Path) -> Steps:
@@ -27,7 +28,9 @@ def read(path: Path) -> Steps:
     Raises:
         Unsupported: it has something that is not known here; some forms of operators show only when it computes.
     """
-    graph = onnx.load(str(path)).graph
+    model = onnx.load(str(path))
+    graph, opset = model.graph, max((one.version for one in model.opset_import if not one.domain), default=1)
+    operators = OPERATORS if opset >= 13 else OPERATORS | BEFORE_13
     weights = {one.name: tensor(one) for one in graph.initializer}
     sources = [port.name for port in graph.input if port.name not in weights]  # old files list the weights too
     if len(sources) != 1 or len(graph.output) != 1 or graph.sparse_initializer:
@@ -38,31 +41,32 @@ def read(path: Path) -> Steps:
     grids: dict[str, list[str]] = {}  # by quantised tensor: the names of its scale and zero point
     same: dict[str, str] = {}  # by dequantised tensor: the quantised one
     for node in graph.node:
-        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        if node.op_type == "Constant":
+        kind, attributes = node.op_type, {one.name: _value(one) for one in node.attribute}
+        if kind == "Constant":
             values[node.output[0]] = constant(**attributes)
             known.add(node.output[0])
             continue
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            raise Unsupported(f"the operator '{node.op_type}'")
+        if kind not in operators or node.domain not in ("", "ai.onnx"):
+            raise Unsupported(f"the operator '{kind}'")
         inputs = [same.get(name, name) for name in node.input]
         if not known.issuperset(inputs):
-            raise Unsupported("an operator's second output")
-        if node.op_type == "QuantizeLinear":
-            attributes = {"limits": _limits(values.get(inputs[2]) if len(inputs) > 2 else None)}
-            grids[node.output[0]] = inputs[1:]
-        elif node.op_type == "DequantizeLinear" and inputs[0] in grids:  # which has returned to floats already
-            if inputs[1:] != grids[inputs[0]]:
+            raise Unsupported(f"another output than the first, for '{kind}'")
+        if kind == "DequantizeLinear" and inputs[0] in grids:  # which is in floats already
+            if not all(_equal(values, *names) for names in zip(inputs[1:], grids[inputs[0]], strict=True)):
                 raise Unsupported("a tensor that is dequantised by another scale")
             same[node.output[0]] = inputs[0]
             known.add(node.output[0])
             continue
-        elif node.op_type == "DequantizeLinear" and inputs[0] not in values:
-            raise Unsupported("an operator between quantising and dequantising")
-        outputs = node.output if node.op_type == "Split" else node.output[:1]
+        if grids.keys() & set(node.input) or (kind == "DequantizeLinear" and inputs[0] not in values):
+            raise Unsupported(f"'{kind}' on integers")
+        if kind == "QuantizeLinear":
+            attributes = {"limits": _limits(values.get(inputs[2]) if len(inputs) > 2 else None)}
+            grids[node.output[0]] = inputs[1:]
+        outputs = node.output if kind == "Split" else node.output[:1]
         for part, output in enumerate(outputs):
-            which = {"part": part, "parts": len(outputs)} if node.op_type == "Split" else {}
-            steps.append((partial(OPERATORS[node.op_type], **attributes, **which), inputs, output))
+            which = {"part": part, "parts": len(outputs)} if kind == "Split" else {}
+            if output:
+                steps.append((_named(kind, partial(operators[kind], **attributes, **which)), inputs, output))
         known.update(outputs)
     target = graph.output[0].name
     return Steps(sources[0], same.get(target, target), values, steps)
@@ -81,10 +85,33 @@ def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
         return None
 
 
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _named(kind: str, operator: Operator) -> Operator:
+    """``operator``, which says its name if it fails."""
+
+    def step(*inputs: Any) -> Any:
+        try:
+            return operator(*inputs)
+        except Exception as error:  # the forms of operators are many
+            raise Unsupported(f"the operator '{kind}' ({first_line(error)})") from error
+
+    return step
+
+
+def _equal(values: Mapping[Hashable, Any], a: str, b: str) -> bool:
+    """Whether the tensors called ``a`` and ``b`` are the same."""
+    x, y = values.get(a), values.get(b)
+    return a == b or (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and torch.equal(x, y))
+
+
 def _limits(zero: Tensor | None) -> tuple[float, float]:
     """The ends of a quantised tensor's range, in steps from its zero point."""
     if zero is None:
-        raise Unsupported("quantising without a zero point")
+        raise Unsupported("a zero point that is left out or computed")
     if zero.numel() > 1:
         raise Unsupported("activations with a scale for each channel")
     held = torch.iinfo(zero.dtype)

@@ -48,8 +48,10 @@ def constant(**form: Any) -> Tensor:
     ((name, value),) = form.items()
     if name == "value":
         return tensor(value)
-    if name.startswith(("value_float", "value_int")):
-        return torch.tensor(value)
+    if name in ("value_float", "value_floats"):
+        return torch.tensor(value, dtype=torch.float32)
+    if name in ("value_int", "value_ints"):
+        return torch.tensor(value, dtype=torch.int64)
     raise Unsupported(f"a constant with {name}")
 
 
@@ -69,23 +71,23 @@ def _numbers(given: Numbers) -> Any:
 
 def _pads(x: Tensor, window: Sequence[int], form: dict[str, Any]) -> tuple[int, int, int, int]:
     """Rows above, columns left, rows below, columns right."""
-    automatic = form.get("auto_pad", b"NOTSET")
-    if automatic in (b"NOTSET", b"VALID"):
-        top, left, bottom, right = form.get("pads", (0, 0, 0, 0)) if automatic == b"NOTSET" else (0, 0, 0, 0)
+    automatic = form.get("auto_pad", "NOTSET")
+    if automatic in ("NOTSET", "VALID"):
+        top, left, bottom, right = form.get("pads", (0, 0, 0, 0)) if automatic == "NOTSET" else (0, 0, 0, 0)
         return top, left, bottom, right
     _plain(form, dilations=[1, 1])
     pairs = []
     for side, extent, stride in zip(x.shape[2:], window, form.get("strides", (1, 1)), strict=True):
         whole = max((-(-side // stride) - 1) * stride + extent - side, 0)
         less, more = whole // 2, whole - whole // 2
-        pairs.append((less, more) if automatic == b"SAME_UPPER" else (more, less))
+        pairs.append((less, more) if automatic == "SAME_UPPER" else (more, less))
     (top, bottom), (left, right) = pairs
     return top, left, bottom, right
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
     if weight.ndim != 4:
-        raise Unsupported(f"a convolution over {weight.ndim - 2} axes")
+        raise Unsupported(f"weights of {weight.ndim} axes")
     top, left, bottom, right = _pads(x, weight.shape[2:], form)
     if (top, left) == (bottom, right):
         padding = (top, left)
@@ -95,12 +97,18 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) ->
     return F.conv2d(x, weight, bias, padding=padding, **how)
 
 
+def _even(pads: tuple[int, int, int, int], window: Sequence[int]) -> bool:
+    """Whether PyTorch's pooling takes these pads: the same on both sides, and at most half of the window."""
+    top, left, bottom, right = pads
+    return (top, left) == (bottom, right) and top <= window[0] // 2 and left <= window[1] // 2
+
+
 def _max_pool(x: Tensor, **form: Any) -> Tensor:
     _plain(form, storage_order=0)
     window = form["kernel_shape"]
     top, left, bottom, right = _pads(x, window, form)
     how = {"dilation": form.get("dilations", 1), "ceil_mode": bool(form.get("ceil_mode", 0))}
-    if (top, left) == (bottom, right):
+    if _even((top, left, bottom, right), window):
         padding = (top, left)
     else:
         _plain(form, ceil_mode=0)
@@ -112,7 +120,7 @@ def _average_pool(x: Tensor, **form: Any) -> Tensor:
     _plain(form, dilations=[1, 1])
     window, strides, counts = form["kernel_shape"], form.get("strides", 1), bool(form.get("count_include_pad", 0))
     top, left, bottom, right = _pads(x, window, form)
-    if (top, left) == (bottom, right):
+    if _even((top, left, bottom, right), window):
         return F.avg_pool2d(x, window, strides, (top, left), bool(form.get("ceil_mode", 0)), counts)
     _plain(form, ceil_mode=0)
 
@@ -123,20 +131,27 @@ def _average_pool(x: Tensor, **form: Any) -> Tensor:
 
 
 def _resize(
-    x: Tensor, region: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, **form: Any
+    x: Tensor, region: Tensor | None = None, scales: Numbers = None, sizes: Numbers = None, **form: Any
 ) -> Tensor:
-    _plain(form, antialias=0, exclude_outside=0, keep_aspect_ratio_policy=b"stretch")
-    mode, place = form.get("mode", b"nearest"), form.get("coordinate_transformation_mode", b"half_pixel")
-    nearest = (place, form.get("nearest_mode", b"round_prefer_floor")) == (b"asymmetric", b"floor")
-    smooth = place in (b"half_pixel", b"pytorch_half_pixel")
-    _plain(form, cubic_coeff_a=-0.75)
-    if "axes" in form or not (nearest if mode == b"nearest" else smooth):
+    _plain(form, antialias=0, exclude_outside=0, keep_aspect_ratio_policy="stretch", cubic_coeff_a=-0.75)
+    mode, place = form.get("mode", "nearest"), form.get("coordinate_transformation_mode", "half_pixel")
+    by, to = _numbers(scales) or (), _numbers(sizes) or ()
+    known = ("asymmetric",) if mode == "nearest" else ("half_pixel", "pytorch_half_pixel")
+    if place not in known or (mode == "nearest" and form.get("nearest_mode") != "floor"):
         raise Unsupported(f"mode={mode}, coordinate_transformation_mode={place}")
-    if sizes is not None:
-        size = _numbers(sizes)[2:]
-    else:
-        size = [int(side * scale) for side, scale in zip(x.shape[2:], _numbers(scales)[2:], strict=True)]
-    return F.interpolate(x, size, mode={b"nearest": "nearest", b"linear": "bilinear", b"cubic": "bicubic"}[mode])
+    if (
+        "axes" in form
+        or x.ndim != 4
+        or len(by or to) != 4
+        or list((by or to)[:2]) != ([1, 1] if by else [*x.shape[:2]])
+    ):
+        raise Unsupported("other axes than height and width")
+    how: dict[str, Any] = {"mode": {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[mode]}
+    how |= {"scale_factor": by[2:], "recompute_scale_factor": False} if by else {"size": to[2:]}
+    resized = F.interpolate(x, **how)
+    if place == "pytorch_half_pixel" and 1 in resized.shape[2:]:  # PyTorch has it otherwise
+        raise Unsupported("a side of one pixel")
+    return resized
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------
@@ -160,25 +175,38 @@ def _layer_norm(x: Tensor, scale: Tensor, bias: Tensor | None = None, **form: An
     )
 
 
-def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    return x.softmax(axis)
+def _selu(x: Tensor, *, alpha: float = 1.6732632, gamma: float = 1.050701) -> Tensor:
+    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+
+def _dropout(x: Tensor, ratio: Numbers | float = None, training_mode: Tensor | None = None, **form: Any) -> Tensor:
+    if training_mode is not None and training_mode.item():
+        raise Unsupported("training_mode=1")
+    return x
+
+
+def _flattened(function: Callable[[Tensor, int], Tensor]) -> Operator:
+    """``function`` over all axes from the first that is named, as it was before opset 13."""
+    return lambda x, axis=1: function(_flatten(x, axis=axis), -1).reshape(x.shape)
 
 
 # -- shapes ----------------------------------------------------------------------------------------------------------
 
 
 def _pad(
-    x: Tensor, pads: Numbers, value: Tensor | float | None = None, axes: Numbers = None, *, mode: bytes = b"constant"
+    x: Tensor, pads: Numbers, value: Tensor | float | None = None, axes: Numbers = None, *, mode: str = "constant"
 ) -> Tensor:
-    if mode not in (b"constant", b"reflect", b"edge"):
-        raise Unsupported(f"mode={mode!r}")
+    if mode not in ("constant", "reflect", "edge"):
+        raise Unsupported(f"mode={mode}")
     along, amounts = _numbers(axes) or list(range(x.ndim)), _numbers(pads)
     before, after = amounts[: len(along)], amounts[len(along) :]
     by_axis = {axis % x.ndim: pair for axis, *pair in zip(along, before, after, strict=True)}
     flat = [amount for axis in reversed(range(x.ndim)) for amount in by_axis.get(axis, (0, 0))]
-    if mode == b"constant":
+    if mode == "constant":
         return F.pad(x, flat, value=0.0 if value is None else float(value))
-    return F.pad(x, flat[:4], mode="reflect" if mode == b"reflect" else "replicate")
+    if x.ndim != 4 or any(flat[4:]):
+        raise Unsupported("other axes than height and width")
+    return F.pad(x, flat[:4], mode="reflect" if mode == "reflect" else "replicate")
 
 
 def _reshape(x: Tensor, shape: Numbers, *, allowzero: int = 0) -> Tensor:
@@ -187,7 +215,7 @@ def _reshape(x: Tensor, shape: Numbers, *, allowzero: int = 0) -> Tensor:
 
 
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    return x.reshape(x.shape[:axis].numel(), -1) if axis else x.reshape(1, -1)
+    return x.reshape(x.shape[:axis].numel(), -1)
 
 
 def _squeeze(x: Tensor, axes: Numbers = None) -> Tensor:
@@ -227,7 +255,7 @@ def _gather_nd(x: Tensor, indices: Tensor, **form: Any) -> Tensor:
 
 
 def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, **form: Any) -> Tensor:
-    _plain(form, reduction=b"none")
+    _plain(form, reduction="none")
     return x.index_put(indices.unbind(-1), updates)
 
 
@@ -248,7 +276,7 @@ def _cast(x: Tensor, *, to: int, **form: Any) -> Tensor:
 
 def _filled(shape: Tensor, *, value: Any = None) -> Tensor:
     one = torch.zeros(1) if value is None else tensor(value)
-    return one.expand(shape.tolist())
+    return one.reshape([]).expand(shape.tolist())
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -267,7 +295,8 @@ def _reduced(function: Callable[..., Tensor]) -> Operator:
 
 
 def _clip(x: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor:
-    return x if min is None and max is None else x.clamp(*(None if one is None else float(one) for one in (min, max)))
+    low, high = (None if one is None else torch.as_tensor(one, dtype=x.dtype) for one in (min, max))
+    return x if low is None and high is None else x.clamp(low, high)
 
 
 def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
@@ -289,25 +318,25 @@ FLOAT: dict[str, Operator] = {
     "Conv": _conv,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
-    "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
+    "GlobalAveragePool": lambda x: x.mean(list(range(2, x.ndim)), keepdim=True),
+    "GlobalMaxPool": lambda x: x.amax(list(range(2, x.ndim)), keepdim=True),
     "Resize": _resize,
     "Gemm": _gemm,
     "MatMul": torch.matmul,
-    "Einsum": lambda *factors, equation: torch.einsum(equation.decode(), *factors),
+    "Einsum": lambda *factors, equation: torch.einsum(equation, *factors),
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": lambda x, scale, bias, epsilon=1e-5: F.instance_norm(
         x, None, None, scale, bias, eps=epsilon
     ),
     "LayerNormalization": _layer_norm,
-    "Softmax": _softmax,
+    "Softmax": lambda x, axis=-1: x.softmax(axis),
     "LogSoftmax": lambda x, axis=-1: x.log_softmax(axis),
     "Relu": torch.relu,
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
     "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
     "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
-    "Selu": lambda x, **form: F.selu(x),
-    "Gelu": lambda x, approximate=b"none": F.gelu(x, approximate=approximate.decode()),
+    "Selu": _selu,
+    "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
     "Mish": F.mish,
     "Swish": lambda x, alpha=1.0: x * (alpha * x).sigmoid(),
     "HardSwish": F.hardswish,
@@ -322,7 +351,7 @@ FLOAT: dict[str, Operator] = {
     "Mul": torch.mul,
     "Div": _divide,
     "Mod": lambda x, y, fmod=0: torch.fmod(x, y) if fmod else torch.remainder(x, y),
-    "Pow": torch.pow,
+    "Pow": lambda x, y: torch.pow(x, y).to(x.dtype),
     "Sum": _folded(torch.add),
     "Max": _folded(torch.maximum),
     "Min": _folded(torch.minimum),
@@ -352,10 +381,14 @@ FLOAT: dict[str, Operator] = {
     "GatherND": _gather_nd,
     "ScatterND": _scatter_nd,
     "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist()))),
-    "Shape": lambda x, start=0, end=None: torch.tensor(x.shape[start:end]),
+    "Shape": lambda x, start=0, end=None: torch.tensor(x.shape[start:end], dtype=torch.int64),
     "Range": lambda start, end, step: torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype),
     "ConstantOfShape": _filled,
     "Cast": _cast,
     "Identity": lambda x: x,
-    "Dropout": lambda x, *left_out, **form: x,
+    "Dropout": _dropout,
+}
+BEFORE_13: dict[str, Operator] = {
+    "Softmax": _flattened(torch.softmax),
+    "LogSoftmax": _flattened(torch.log_softmax),
 }

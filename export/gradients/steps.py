@@ -21,7 +21,7 @@ LEAK = 0.1  # of the gradient, where a value is clipped
 
 
 class Unsupported(Exception):
-    """An operator, or a form of it, that the graphs of this package do not have."""
+    """An operator, or a form of it, that is not known here."""
 
 
 class Steps(nn.Module):
@@ -69,9 +69,9 @@ def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
 def on_grid(exact: Tensor, low: float, high: float) -> Tensor:
     """``exact`` rounded to the integers from ``low`` to ``high``.
 
-    The gradient is 1 in the range, its ends included. What is clipped has none in truth; but where a range is too
-    narrow for the images of an attack, this would hide from it what lies behind, so :data:`LEAK` of it is let through.
-    At an end that is zero clipping is a ReLU, and the gradient stays zero.
+    The gradient is 1 in the range. What is clipped has none in truth; but where a range is too narrow for the images of
+    an attack, this would hide from it what lies behind, so :data:`LEAK` of it is let through. At an end that is zero
+    clipping is taken for a ReLU, and the gradient stays zero.
     """
     rounded: Tensor = _OnGrid.apply(exact, low, high)
     return rounded
@@ -80,12 +80,11 @@ def on_grid(exact: Tensor, low: float, high: float) -> Tensor:
 class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, exact: Tensor, low: float, high: float) -> Tensor:
+        rounded = exact.round()
         if ctx.needs_input_grad[0]:
-            slope = torch.where(
-                exact < low, LEAK if low else 0.0, torch.where(exact > high, LEAK if high else 0.0, 1.0)
-            )
-            ctx.save_for_backward(slope)
-        return exact.clamp(low, high).round()
+            above = torch.where(rounded > high, LEAK if high else 0.0, 1.0)
+            ctx.save_for_backward(torch.where(rounded < low, LEAK if low else 0.0, above))
+        return rounded.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

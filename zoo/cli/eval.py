@@ -78,6 +78,7 @@ def command(
     """
     from zoo.evaluation.protocols import CORRUPTED, RELEASED, dataset_of, protocol
     from zoo.evaluation.threat import ThreatModel
+    from zoo.weights.address import FILE
     from zoo.weights.own import Own, own_sha256, watched
 
     output = Output(as_json=as_json, quiet=quiet or not speaks())
@@ -90,7 +91,7 @@ def command(
     subject = to_measure(name, dataset, offline=offline, say=output.say)
     if write and isinstance(subject, Own):
         raise UsageError(f"'{name}' has no spec, which an entry of the registry has: leave --write out")
-    if gpu and str(subject.address).lower().endswith(".onnx"):
+    if gpu and subject.address.scheme == FILE and subject.address.place.lower().endswith(".onnx"):
         raise UsageError(f"'{name}' is run by ONNX Runtime on the CPU: leave --gpu out")
     device = _cuda() if gpu else "cpu"
 

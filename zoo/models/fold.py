@@ -82,8 +82,11 @@ def in_eval_mode(model: nn.Module) -> nn.Module:
     """``model`` in eval mode. An exported program has no modes, and refuses to be put into one: not any more."""
     for module in model.modules():
         if isinstance(module, GraphModule):
-            for name in ("train", "eval"):
-                vars(module).pop(name, None)
+            try:
+                module.eval()
+            except NotImplementedError:
+                for name in ("train", "eval"):
+                    vars(module).pop(name, None)
     return model.eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -26,6 +27,9 @@ def linked(path: Path) -> Path:
 
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
+ELSEWHERE = re.compile(
+    r"(local-dir|hf-hub):.+|\w+(\.\w+)*:\w+|.+\.(onnx|pt2)", re.IGNORECASE
+)  # addresses that are no names
 LIMIT = 512_000_000  # bytes; 10,000 entries have 100 million
 PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
@@ -100,15 +104,13 @@ def info(name: str, *, registry: Registry | None = None) -> Entry:
     supernet, at, budget = name.partition("@")
     if at and supernet in named and named[supernet].supernet:
         return _within(budget, named[supernet].name, registry.models)
+    if ELSEWHERE.fullmatch(name):
+        raise UnknownModel(f"'{name}' is not in the registry, and only its models are known here (see 'zoo list')")
     hint = nearest(name, named, merit=lambda known: 0.2 * (named[known].accuracy("pgd20") or 0)) or (
         "" if named else ": the registry is empty"
     )
     if Path(supernet).suffix.lower() in CHECKPOINTS:
         hint += "; a checkpoint becomes a model folder by 'zoo convert', and is named local-dir:PATH"
-    if ":" in name:
-        raise UnknownModel(
-            f"'{name}' is an address, and here only the registry's models are known: name one of 'zoo list'"
-        )
     raise UnknownModel(f"no model is called '{name}'{hint}" + (" (see 'zoo list')" if named else ""))
 
 

@@ -18,7 +18,7 @@ KINDS = f"{KEPT}; for zoo eval and zoo sweep also {OWN_KIND}"
 
 
 def has_scheme(text: str) -> bool:
-    """Whether ``text`` is the address of a model outside the registry."""
+    """Whether ``text`` is the address of a model folder or of a repository of the Hub."""
     return text.partition(":")[0] in SCHEMES and ":" in text
 
 
@@ -51,7 +51,8 @@ class Address:
         if not text:
             raise UsageError(f"a model's address must not be empty: it is {KINDS}")
         scheme, colon, place = text.partition(":")
-        if scheme not in SCHEMES and Path(text).suffix.lower() in FILES:
+        drive = len(scheme) == 1  # of Windows
+        if (not colon or drive) and Path(text).suffix.lower() in FILES and not (folders and Path(text).is_dir()):
             return cls(FILE, _path(text))
         if not colon:
             local = folders and ("/" in text or os.sep in text or text.endswith(".safetensors") or Path(text).is_dir())
@@ -83,7 +84,7 @@ class Address:
 
     def absolute(self) -> Address:
         """The same address with an absolute path, valid in any working folder."""
-        return replace(self, place=str(Path(self.place).resolve())) if self.scheme == LOCAL else self
+        return replace(self, place=str(Path(self.place).resolve())) if self.scheme in (LOCAL, FILE) else self
 
     def __str__(self) -> str:
         scheme = "" if self.scheme in (NAME, OWN, FILE) else f"{self.scheme}:"

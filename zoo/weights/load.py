@@ -238,10 +238,8 @@ def find(name: str | Address, hub: HubFiles = QUIET, *, pretrained: bool = True,
     """
     address = Address.parse(name, folders=folders)
     if address.scheme in (OWN, FILE):
-        kind = "function in Python" if address.scheme == OWN else "file without a spec"
-        raise UsageError(
-            f"'{address}' would be a {kind}, which only zoo eval and zoo sweep take: a model here is {KEPT}"
-        )
+        kind = "would be a function in Python" if address.scheme == OWN else "is a file without a spec"
+        raise UsageError(f"'{address}' {kind}, which only zoo eval and zoo sweep take: a model here is {KEPT}")
     if address.scheme == LOCAL:
         place = Path(address.place)
         if place.suffix == SUFFIX and not place.is_dir():
