@@ -179,8 +179,10 @@ def file_sha256(path: Path) -> bytes:
     """
     files = [path]
     if path.suffix.lower() == ".onnx":
-        weights = (one for one in _graph(path).initializer if uses_external_data(one))
-        files += [path.parent / place for place in sorted({ExternalDataInfo(one).location for one in weights})]
+        graph = _graph(path)
+        weights = [*graph.initializer, *(one.t for node in graph.node for one in node.attribute)]
+        beside = {ExternalDataInfo(one).location for one in weights if uses_external_data(one)}
+        files += [path.parent / place for place in sorted(beside)]
     digest = hashlib.sha256()
     for file in files:
         try:

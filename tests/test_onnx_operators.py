@@ -279,7 +279,16 @@ def node(kind: str, inputs: str, outputs: str = "out", **attributes: Any) -> Any
     return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
 
 
-GRID = {"s": np.array(0.02, np.float32), "t": np.array(0.02, np.float32), "z": np.array(3, np.int8)}
+GRID = {
+    "s": np.array(0.02, np.float32),
+    "t": np.array(0.02, np.float32),
+    "z": np.array(3, np.int8),
+    "o": np.array(0, np.uint8),
+    "c": np.array([0.01, 0.02, 0.03, 0.1], np.float32),
+    "d": np.array([0, 3, -7, 0], np.int8),
+    "w": floats(4, 4, 3, 3),
+    "k": np.arange(-18, 18, dtype=np.int8).reshape(6, 6),
+}
 QUANTISED = node("QuantizeLinear", "x s z", "q")
 
 
@@ -294,10 +303,47 @@ def test_weights_may_be_listed_among_the_inputs(tmp_path):
     assert_same(graph(tmp_path / "net.onnx", [node("Mul", "x w")], {"w": floats(6)}, listed=True))
 
 
-@pytest.mark.parametrize("scale", ["s", "t"])
-def test_a_tensor_is_quantised_and_dequantised_by_the_same_numbers(tmp_path, scale):
-    nodes = [QUANTISED, node("DequantizeLinear", f"q {scale} z")]
+BACK = node("DequantizeLinear", "q s z")
+QUANTISING = {
+    "usual": [QUANTISED, BACK],
+    "equal scales": [QUANTISED, node("DequantizeLinear", "q t z")],
+    "no zero points": [node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s")],
+    "one zero point": [node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s o")],
+    "computed zero point": [node("Identity", "z", "i"), node("QuantizeLinear", "x s i", "q"), BACK],
+    "computed scale": [
+        node("ReduceMax", "x", "m", keepdims=0),
+        node("QuantizeLinear", "x m z", "q"),
+        node("DequantizeLinear", "q m z"),
+    ],
+    "by channel": [node("QuantizeLinear", "x c d", "q", axis=1), node("DequantizeLinear", "q c d", axis=1)],
+    "not in order": [BACK, QUANTISED],
+    "weights": [
+        node("QuantizeLinear", "w c d", "q", axis=0),
+        node("DequantizeLinear", "q c d", "v", axis=0),
+        node("Conv", "x v"),
+    ],
+    "weights that are moved": [
+        node("Transpose", "k", "kt"),
+        node("DequantizeLinear", "kt s z", "v"),
+        node("Mul", "x v"),
+    ],
+}
+
+
+@pytest.mark.parametrize("nodes", QUANTISING.values(), ids=QUANTISING)
+def test_it_quantises_as_onnx_runtime_does(tmp_path, nodes):
     assert_same(graph(tmp_path / "net.onnx", nodes, GRID))
+
+
+def test_onnx_runtime_s_own_way_of_quantising_is_read(tmp_path):
+    nodes = [QUANTISED, BACK]
+    path = graph(tmp_path / "net.onnx", nodes, GRID)
+    proto = onnx.load(str(path))
+    for one in proto.graph.node:
+        one.domain = "com.microsoft"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, str(path))
+    assert_same(path)
 
 
 @pytest.mark.parametrize(
@@ -306,14 +352,15 @@ def test_a_tensor_is_quantised_and_dequantised_by_the_same_numbers(tmp_path, sca
         ([QUANTISED, node("Cast", "q", to=TensorProto.FLOAT)], "'Cast' on integers"),
         ([QUANTISED, node("MaxPool", "q", "p", kernel_shape=[2, 2]), node("DequantizeLinear", "p s z")], "on integers"),
         ([QUANTISED, node("DequantizeLinear", "q u z")], "another scale"),
-        ([node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s")], "a zero point that is left out"),
+        ([node("Relu", "s")], "logits that do not depend on the images"),
+        ([node("Relu", "y"), node("Relu", "q", "y")], "'Relu' of what nothing computes"),
         ([node("MaxPool", "x", "p i", kernel_shape=[2, 2]), node("Cast", "i", to=TensorProto.FLOAT)], "another output"),
         ([node("Add", "x y")], "more than images and logits"),
     ],
 )
 def test_other_graphs_are_refused(tmp_path, nodes, message):
     path = graph(tmp_path / "net.onnx", nodes, {**GRID, "u": np.array(0.03, np.float32)})
-    if nodes[0].input[-1] == "y":
+    if nodes[0].op_type == "Add":
         proto = onnx.load(str(path))
         proto.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, IMAGE))
         onnx.save(proto, str(path))

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from test_own import bare
 from torch import Tensor, nn
 
@@ -178,9 +179,26 @@ def test_an_operator_without_a_gradient_is_told_and_only_measured_without_gradie
         evaluate(OnnxModel("net.onnx"), split.images, split.labels, protocol("pgd20"))
 
 
-CLASSIFIERS = """alexnet vgg11_bn resnet18 resnext50_32x4d squeezenet1_1 densenet121 shufflenet_v2_x0_5 mobilenet_v2
-    mobilenet_v3_small mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf googlenet convnext_tiny vit_b_16 swin_t
-    maxvit_t""".split()
+CLASSIFIERS = [
+    "alexnet",
+    "vgg11_bn",
+    "resnet18",
+    "resnext50_32x4d",
+    "squeezenet1_1",
+    "densenet121",
+    "shufflenet_v2_x0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mnasnet0_5",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "googlenet",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "maxvit_t",
+]
 
 
 @pytest.mark.slow
@@ -240,9 +258,24 @@ def test_weights_beside_a_graph_are_part_of_its_hash(net, tmp_path):
     weights[0] ^= 1
     (tmp_path / "weights.bin").write_bytes(weights)
     assert file_sha256(path) != before
-    (tmp_path / "weights.bin").unlink()
+    onnx.save(onnx.load(str(path)), str(path))
+    node = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones((100, 1), np.float32)))
+    proto = onnx.load(str(path))
+    proto.graph.node.append(node)
+    onnx.save(
+        proto,
+        str(path),
+        save_as_external_data=True,
+        location="constants.bin",
+        size_threshold=64,
+        convert_attribute=True,
+    )
+    before = file_sha256(path)
+    (tmp_path / "constants.bin").write_bytes((tmp_path / "constants.bin").read_bytes()[:-1] + b"x")
+    assert file_sha256(path) != before
+    (tmp_path / "constants.bin").unlink()
     with pytest.raises(
-        IntegrityError, match=r"weights\.bin' cannot be read, and '.*net\.onnx' keeps its weights there"
+        IntegrityError, match=r"constants\.bin' cannot be read, and '.*net\.onnx' keeps its weights there"
     ):
         file_sha256(path)
 

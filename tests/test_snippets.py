@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from exported import bundle_of
 from test_signature import write_key
@@ -27,6 +28,7 @@ from zoo.cli.app import VERBS, _verb, run
 from zoo.export.bundle.keys import signing_key
 from zoo.export.bundle.provenance import sign_bundle
 from zoo.export.bundle.source import Known
+from zoo.export.onnx.graph import save_onnx
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
@@ -84,6 +86,9 @@ def lent(tmp_path_factory, small) -> Path:
     shutil.copy(Path(zoo.__file__).parent / "bundled" / "trades-s3.safetensors", place / "model" / "model.safetensors")
     (place / "wrn.pt").write_bytes(b"")
     (place / "mynets.py").write_text(MYNETS)
+    save_onnx(small, place / "net.onnx")
+    program = torch.export.export(small, (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, place / "net.pt2")
     shutil.copy(ROOT / "train" / "recipes" / "trades-s3.toml", place / "my.toml")
     return place
 
@@ -95,7 +100,7 @@ def here(tmp_path, monkeypatch, lent, toy, found) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for file in ("wrn.pt", "my.toml", "mynets.py"):
+    for file in ("wrn.pt", "my.toml", "mynets.py", "net.onnx", "net.pt2"):
         shutil.copy(lent / file, tmp_path / file)
     write_key(tmp_path / "key", ec.generate_private_key(ec.SECP256R1()))
 

@@ -6,20 +6,25 @@ Those of a quantised graph pass straight through its rounding (:mod:`zoo.export.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
-from zoo.export.gradients.onnx_operators import BEFORE_13, FLOAT, constant, tensor
+from zoo.export.gradients.onnx_operators import BEFORE_13, DTYPES, FLOAT, constant, plain, tensor
 from zoo.export.gradients.steps import Operator, Step, Steps, Unsupported, on_grid
 from zoo.export.onnx.graph import with_weights_of
 from zoo.models import Classifier
 from zoo.system.errors import first_line
+
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # ONNX Runtime's own has quantising in types that ONNX did not have once
+ZERO = torch.zeros(())
+Grid = tuple[str, str, int]  # names of scale and zero point, "" if it is left out, and the axis of several scales
 
 
 def read(path: Path) -> Steps:
@@ -35,24 +40,22 @@ def read(path: Path) -> Steps:
     sources = [port.name for port in graph.input if port.name not in weights]  # old files list the weights too
     if len(sources) != 1 or len(graph.output) != 1 or graph.sparse_initializer:
         raise Unsupported("more than images and logits")
-    values: dict[Hashable, Any] = {"": None, **weights}  # an input that is left out has no name
+    values: dict[str, Any] = {"": None, **weights}  # an input that is left out has no name
     known = {*values, *sources}
     steps: list[Step] = []
-    grids: dict[str, list[str]] = {}  # by quantised tensor: the names of its scale and zero point
+    grids: dict[str, Grid] = {}  # by quantised tensor
     same: dict[str, str] = {}  # by dequantised tensor: the quantised one
-    for node in graph.node:
+    for node in _in_order(graph.node, known):
         kind, attributes = node.op_type, {one.name: _value(one) for one in node.attribute}
-        if kind == "Constant":
-            values[node.output[0]] = constant(**attributes)
-            known.add(node.output[0])
-            continue
-        if kind not in operators or node.domain not in ("", "ai.onnx"):
-            raise Unsupported(f"the operator '{kind}'")
+        if kind not in operators or node.domain not in DOMAINS:
+            raise Unsupported(f"the operator '{node.domain}{'.' * bool(node.domain)}{kind}'")
         inputs = [same.get(name, name) for name in node.input]
         if not known.issuperset(inputs):
             raise Unsupported(f"another output than the first, for '{kind}'")
+        scale, zero = [*inputs[1:3], "", ""][:2]
+        grid: Grid = (scale, zero, attributes.get("axis", 1))
         if kind == "DequantizeLinear" and inputs[0] in grids:  # which is in floats already
-            if not all(_equal(values, *names) for names in zip(inputs[1:], grids[inputs[0]], strict=True)):
+            if _resolved(values, grid) != _resolved(values, grids[inputs[0]]):
                 raise Unsupported("a tensor that is dequantised by another scale")
             same[node.output[0]] = inputs[0]
             known.add(node.output[0])
@@ -60,16 +63,20 @@ def read(path: Path) -> Steps:
         if grids.keys() & set(node.input) or (kind == "DequantizeLinear" and inputs[0] not in values):
             raise Unsupported(f"'{kind}' on integers")
         if kind == "QuantizeLinear":
-            attributes = {"limits": _limits(values.get(inputs[2]) if len(inputs) > 2 else None)}
-            grids[node.output[0]] = inputs[1:]
+            grids[node.output[0]] = grid
         outputs = node.output if kind == "Split" else node.output[:1]
         for part, output in enumerate(outputs):
             which = {"part": part, "parts": len(outputs)} if kind == "Split" else {}
-            if output:
-                steps.append((_named(kind, partial(operators[kind], **attributes, **which)), inputs, output))
+            step = _named(kind, partial(operators[kind], **attributes, **which))
+            if output and all(name in values for name in inputs):
+                values[output] = step(*(values[name] for name in inputs))
+            elif output:
+                steps.append((step, inputs, output))
         known.update(outputs)
-    target = graph.output[0].name
-    return Steps(sources[0], same.get(target, target), values, steps)
+    target = same.get(graph.output[0].name, graph.output[0].name)
+    if target in values:
+        raise Unsupported("logits that do not depend on the images")
+    return Steps(sources[0], target, values, steps)
 
 
 def own_gradients(path: Path, model: Classifier) -> nn.Module | None:
@@ -102,36 +109,56 @@ def _named(kind: str, operator: Operator) -> Operator:
     return step
 
 
-def _equal(values: Mapping[Hashable, Any], a: str, b: str) -> bool:
-    """Whether the tensors called ``a`` and ``b`` are the same."""
-    x, y = values.get(a), values.get(b)
-    return a == b or (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and torch.equal(x, y))
+def _in_order(nodes: Iterable[onnx.NodeProto], known: Iterable[str]) -> Iterator[onnx.NodeProto]:
+    """The nodes, each after those that it takes something from: some converters write them in another order."""
+    made, waiting = set(known), list(nodes)
+    while waiting:
+        left = []
+        for node in waiting:
+            if made.issuperset(node.input):
+                yield node
+                made.update(node.output)
+            else:
+                left.append(node)
+        if len(left) == len(waiting):
+            raise Unsupported(f"'{left[0].op_type}' of what nothing computes")
+        waiting = left
 
 
-def _limits(zero: Tensor | None) -> tuple[float, float]:
-    """The ends of a quantised tensor's range, in steps from its zero point."""
-    if zero is None:
-        raise Unsupported("a zero point that is left out or computed")
-    if zero.numel() > 1:
-        raise Unsupported("activations with a scale for each channel")
-    held = torch.iinfo(zero.dtype)
-    return float(held.min - int(zero)), float(held.max - int(zero))
+def _resolved(values: Mapping[str, Any], grid: Grid) -> tuple[Any, ...]:
+    """What is equal for equal grids: scale, zero point (0 if left out) and the axis of several scales, or names."""
+    scale, zero, axis = grid
+    x, y = values.get(scale), values.get(zero) if zero else ZERO
+    if x is None or y is None:
+        return grid
+    return x.flatten().tolist(), y.flatten().tolist() if y.any() else 0, axis if x.numel() > 1 else None
 
 
-def _along(scale: Tensor, x: Tensor, axis: int) -> Tensor:
+def _along(x: Tensor, scale: Tensor, axis: int) -> Tensor:
     """One scale for each index of ``axis``, or one for all, in a shape that goes with ``x``."""
     return scale.float().reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.numel() > 1 else [])
 
 
-def _quantize(x: Tensor, scale: Tensor, zero: Tensor, *, limits: tuple[float, float]) -> Tensor:
-    """``x`` on the grid of an activation, as floats."""
-    return on_grid(x / scale, *limits) * scale
+def _quantize(
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, output_dtype: int = 0, **form: Any
+) -> Tensor:
+    """``x`` on the grid, in real numbers."""
+    plain(form, block_size=0)
+    held = torch.iinfo(DTYPES[output_dtype or TensorProto.UINT8] if zero is None else zero.dtype)
+    step, offset = _along(x, scale, axis), ZERO if zero is None else _along(x, zero, axis)
+    return (on_grid(x.float() / step, held.min - offset, held.max - offset) * step).to(x.dtype)
 
 
-def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
-    """Quantised weights as floats."""
-    offset = 0 if zero is None else _along(zero, x, axis)
-    return (x.float() - offset) * _along(scale, x, axis)
+def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, **form: Any) -> Tensor:
+    """Quantised weights in real numbers."""
+    plain(form, block_size=0)
+    offset = ZERO if zero is None else _along(x, zero, axis)
+    return ((x.float() - offset) * _along(x, scale, axis)).to(scale.dtype)
 
 
-OPERATORS: dict[str, Operator] = {**FLOAT, "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize}
+OPERATORS: dict[str, Operator] = {
+    **FLOAT,
+    "Constant": constant,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
@@ -55,7 +56,8 @@ def constant(**form: Any) -> Tensor:
     raise Unsupported(f"a constant with {name}")
 
 
-def _plain(form: dict[str, Any], **usual: Any) -> None:
+def plain(form: dict[str, Any], **usual: Any) -> None:
+    """Raise Unsupported unless these attributes are as usual, or left out."""
     for name, value in usual.items():
         if form.get(name, value) != value:
             raise Unsupported(f"{name}={form[name]}")
@@ -75,7 +77,7 @@ def _pads(x: Tensor, window: Sequence[int], form: dict[str, Any]) -> tuple[int, 
     if automatic in ("NOTSET", "VALID"):
         top, left, bottom, right = form.get("pads", (0, 0, 0, 0)) if automatic == "NOTSET" else (0, 0, 0, 0)
         return top, left, bottom, right
-    _plain(form, dilations=[1, 1])
+    plain(form, dilations=[1, 1])
     pairs = []
     for side, extent, stride in zip(x.shape[2:], window, form.get("strides", (1, 1)), strict=True):
         whole = max((-(-side // stride) - 1) * stride + extent - side, 0)
@@ -85,9 +87,13 @@ def _pads(x: Tensor, window: Sequence[int], form: dict[str, Any]) -> tuple[int, 
     return top, left, bottom, right
 
 
+def _flat(x: Tensor) -> None:
+    if x.ndim != 4:
+        raise Unsupported(f"{x.ndim - 2} axes of space")
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) -> Tensor:
-    if weight.ndim != 4:
-        raise Unsupported(f"weights of {weight.ndim} axes")
+    _flat(x)
     top, left, bottom, right = _pads(x, weight.shape[2:], form)
     if (top, left) == (bottom, right):
         padding = (top, left)
@@ -104,25 +110,27 @@ def _even(pads: tuple[int, int, int, int], window: Sequence[int]) -> bool:
 
 
 def _max_pool(x: Tensor, **form: Any) -> Tensor:
-    _plain(form, storage_order=0)
+    plain(form, storage_order=0)
     window = form["kernel_shape"]
+    _flat(x)
     top, left, bottom, right = _pads(x, window, form)
     how = {"dilation": form.get("dilations", 1), "ceil_mode": bool(form.get("ceil_mode", 0))}
     if _even((top, left, bottom, right), window):
         padding = (top, left)
     else:
-        _plain(form, ceil_mode=0)
+        plain(form, ceil_mode=0)
         x, padding = F.pad(x, (left, right, top, bottom), value=-torch.inf), (0, 0)
     return F.max_pool2d(x, window, form.get("strides", 1), padding, **how)
 
 
 def _average_pool(x: Tensor, **form: Any) -> Tensor:
-    _plain(form, dilations=[1, 1])
+    plain(form, dilations=[1, 1])
     window, strides, counts = form["kernel_shape"], form.get("strides", 1), bool(form.get("count_include_pad", 0))
+    _flat(x)
     top, left, bottom, right = _pads(x, window, form)
     if _even((top, left, bottom, right), window):
         return F.avg_pool2d(x, window, strides, (top, left), bool(form.get("ceil_mode", 0)), counts)
-    _plain(form, ceil_mode=0)
+    plain(form, ceil_mode=0)
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(x, (left, right, top, bottom)), window, strides)
@@ -133,7 +141,7 @@ def _average_pool(x: Tensor, **form: Any) -> Tensor:
 def _resize(
     x: Tensor, region: Tensor | None = None, scales: Numbers = None, sizes: Numbers = None, **form: Any
 ) -> Tensor:
-    _plain(form, antialias=0, exclude_outside=0, keep_aspect_ratio_policy="stretch", cubic_coeff_a=-0.75)
+    plain(form, antialias=0, exclude_outside=0, keep_aspect_ratio_policy="stretch", cubic_coeff_a=-0.75)
     mode, place = form.get("mode", "nearest"), form.get("coordinate_transformation_mode", "half_pixel")
     by, to = _numbers(scales) or (), _numbers(sizes) or ()
     known = ("asymmetric",) if mode == "nearest" else ("half_pixel", "pytorch_half_pixel")
@@ -149,6 +157,9 @@ def _resize(
     how: dict[str, Any] = {"mode": {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[mode]}
     how |= {"scale_factor": by[2:], "recompute_scale_factor": False} if by else {"size": to[2:]}
     resized = F.interpolate(x, **how)
+    expected = [int(np.float32(side) * np.float32(scale)) for side, scale in zip(x.shape[2:], by[2:], strict=bool(by))]
+    if by and expected != [*resized.shape[2:]]:
+        raise Unsupported("a size that is rounded otherwise in float32")
     if place == "pytorch_half_pixel" and 1 in resized.shape[2:]:  # PyTorch has it otherwise
         raise Unsupported("a side of one pixel")
     return resized
@@ -164,7 +175,7 @@ def _gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None, **form: Any) ->
 
 
 def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, **form: Any) -> Tensor:
-    _plain(form, training_mode=0)
+    plain(form, training_mode=0)
     return F.batch_norm(x, mean, variance, scale, bias, eps=form.get("epsilon", 1e-5))
 
 
@@ -250,12 +261,12 @@ def _gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 
 def _gather_nd(x: Tensor, indices: Tensor, **form: Any) -> Tensor:
-    _plain(form, batch_dims=0)
+    plain(form, batch_dims=0)
     return x[indices.unbind(-1)]
 
 
 def _scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, **form: Any) -> Tensor:
-    _plain(form, reduction="none")
+    plain(form, reduction="none")
     return x.index_put(indices.unbind(-1), updates)
 
 

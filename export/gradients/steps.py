@@ -66,7 +66,7 @@ def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
     return lambda x: on_grid(x / scale, low, high) * scale
 
 
-def on_grid(exact: Tensor, low: float, high: float) -> Tensor:
+def on_grid(exact: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """``exact`` rounded to the integers from ``low`` to ``high``.
 
     The gradient is 1 in the range. What is clipped has none in truth; but where a range is too narrow for the images of
@@ -79,12 +79,12 @@ def on_grid(exact: Tensor, low: float, high: float) -> Tensor:
 
 class _OnGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, low: float, high: float) -> Tensor:
+    def forward(ctx: Any, exact: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
         rounded = exact.round()
         if ctx.needs_input_grad[0]:
-            above = torch.where(rounded > high, LEAK if high else 0.0, 1.0)
-            ctx.save_for_backward(torch.where(rounded < low, LEAK if low else 0.0, above))
-        return rounded.clamp(low, high)
+            above = torch.where(rounded > high, LEAK * (high != 0), 1.0)
+            ctx.save_for_backward(torch.where(rounded < low, LEAK * (low != 0), above))
+        return rounded.clamp(low, high)  # type: ignore[arg-type]  # both are of one kind
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
