@@ -166,7 +166,7 @@ def own_file(address: Address, dataset: str | None = None) -> Own:
     """
     images, path = dataset_called(dataset or "cifar10"), Path(address.place)
     if not path.is_file():
-        raise UsageError(f"there is no file '{path}'")
+        raise UsageError(f"'{path}' is a folder, not a file" if path.is_dir() else f"there is no file '{path}'")
     code = partial(READERS[path.suffix.lower()], path, images.image_size)
     return Own(address, code, images, file_sha256(path).hex())
 

@@ -287,9 +287,20 @@ def test_what_is_no_classifier_of_the_data_set_is_refused(net, toy, found, tmp_p
     Path("half.onnx").write_bytes(Path("net.onnx").read_bytes()[:1000])
     Path("text.pt2").write_text("weights")
     exported(net, Path("two.pt2"), dynamic=False)
+    Path("folder.onnx").mkdir()
+    pair = onnx.load("net.onnx")
+    pair.graph.input.add().CopyFrom(pair.graph.input[0])
+    pair.graph.input[1].name = "more"
+    onnx.save(pair, "pair.onnx")
     for name, code, message in (
         ("none.onnx", 2, "there is no file 'none.onnx'"),
+        ("folder.onnx", 2, "'folder.onnx' is a folder, not a file"),
         ("half.onnx", 5, "'half.onnx' is not an ONNX graph, or not all of it is here"),
+        (
+            "pair.onnx",
+            5,
+            "from tensor(float) ['batch', 3, 32, 32], tensor(float) ['batch', 3, 32, 32] to tensor(float)",
+        ),
         ("text.pt2", 2, "PyTorch cannot load 'text.pt2' as an exported program"),
         ("two.pt2", 2, "'two.pt2' fails on images [1, 3, 32, 32]"),
         ("net.onnx --gpu", 2, "'net.onnx' is run by ONNX Runtime on the CPU: leave --gpu out"),
