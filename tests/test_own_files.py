@@ -218,7 +218,7 @@ def test_classifiers_of_torchvision_have_gradients_as_each_exporter_writes_them(
     if not dynamo:
         shapes = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
     torch.onnx.export(
-        net, (torch.rand(2, 3, size, size),), tmp_path / "net.onnx", dynamo=dynamo, verbose=False, **shapes
+        net, (torch.rand(2, 3, size, size),), f=tmp_path / "net.onnx", dynamo=dynamo, verbose=False, **shapes
     )
     model, x = OnnxModel(tmp_path / "net.onnx", size), torch.rand(3, 3, size, size, requires_grad=True)
     torch.testing.assert_close(model(x), net(x), rtol=1e-3, atol=1e-3 * float(net(x).std()))
