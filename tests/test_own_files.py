@@ -213,7 +213,12 @@ def test_classifiers_of_torchvision_have_gradients_as_each_exporter_writes_them(
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.05)  # some heads begin with zeros
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
     size = 224 if name in ("vit_b_16", "maxvit_t") else 64
+    with torch.no_grad():
+        net.train()(torch.rand(8, 3, size, size))  # statistics of its own, or signals and gradients vanish
+    net.eval()
     shapes: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("n")},)}
     if not dynamo:
         shapes = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
