@@ -227,8 +227,8 @@ def test_classifiers_of_torchvision_have_gradients_as_each_exporter_writes_them(
     )
     model, x = OnnxModel(tmp_path / "net.onnx", size), torch.rand(3, 3, size, size, requires_grad=True)
     torch.testing.assert_close(model(x), net(x), rtol=1e-3, atol=1e-3 * float(net(x).std()))
-    (found,), (true,) = (torch.autograd.grad(one(x).amax(1).sum(), x) for one in (model, net))
-    assert F.cosine_similarity(found.flatten(1), true.flatten(1)).min() > 0.999
+    (found,), (true,) = (torch.autograd.grad(one(x)[:, 0].sum(), x) for one in (model, net))
+    assert F.cosine_similarity(found.flatten(1), true.flatten(1)).min() > 0.99
 
 
 def test_an_exported_program_has_no_modes_and_is_attacked_in_any_model(net, tmp_path, toy):
