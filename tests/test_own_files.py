@@ -304,7 +304,7 @@ def test_what_is_no_classifier_of_the_data_set_is_refused(net, toy, found, tmp_p
         (
             "pair.onnx",
             5,
-            "from tensor(float) ['batch', 3, 32, 32], tensor(float) ['batch', 3, 32, 32] to tensor(float)",
+            "it takes tensor(float) ['batch', 3, 32, 32], tensor(float) ['batch', 3, 32, 32] and returns",
         ),
         ("text.pt2", 2, "PyTorch cannot load 'text.pt2' as an exported program"),
         ("two.pt2", 2, "'two.pt2' fails on images [1, 3, 32, 32]"),

@@ -83,7 +83,8 @@ def open(
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
         ports = [", ".join(f"{one.type} {one.shape}" for one in some) for some in (inputs, outputs)]
-        raise ValueError("from {} to {} it is no classifier of one float32 image batch".format(*ports))
+        sentence = "it is not a classifier with one float32 image batch in and logits out: it takes {} and returns {}"
+        raise ValueError(sentence.format(*ports))
     facts = {"providers": session.get_providers(), "device": "cpu" if provider == "cpu" else "cuda"}
     facts |= {"threads": threads or "all", "graph_optimization": level, **({"config": entries} if entries else {})}
     if patient and SPINNING not in entries:
