@@ -157,9 +157,12 @@ def test_a_large_model_may_hold_it_where_directions_are_taken_in_bfloat16(robust
     assert (bits[0] == bits[1]).mean() > 0.9
 
 
-def test_a_graph_that_computes_something_else_in_pytorch_has_no_gradients(net, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("kind", "other"), [("Relu", torch.sigmoid), ("Gemm", lambda x, *rest, **form: x[:, :7])])
+def test_a_graph_that_computes_something_else_in_pytorch_has_no_gradients(
+    net, kind, other, tmp_path, monkeypatch, capsys
+):
     graph_of(net, tmp_path / "net.onnx")
-    monkeypatch.setitem(OPERATORS, "Relu", torch.sigmoid)
+    monkeypatch.setitem(OPERATORS, kind, other)
     assert not OnnxModel(tmp_path / "net.onnx")(torch.rand(2, 3, 32, 32, requires_grad=True)).requires_grad
     assert "are not known here (in PyTorch it computes something else)" in capsys.readouterr().err
 
