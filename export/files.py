@@ -191,9 +191,8 @@ def file_sha256(path: Path) -> bytes:
                 while part := content.read(2**20):
                     digest.update(part)
         except OSError as error:
-            raise IntegrityError(
-                f"'{file}' cannot be read, and '{path}' keeps its weights there: {error.strerror}"
-            ) from None
+            where = "" if file == path else f", where '{path}' keeps weights"
+            raise IntegrityError(f"'{file}' cannot be read{where}: {error.strerror}") from None
     return digest.digest()
 
 

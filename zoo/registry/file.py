@@ -27,9 +27,8 @@ def linked(path: Path) -> Path:
 
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
-ELSEWHERE = re.compile(
-    r"(local-dir|hf-hub):.+|\w+(\.\w+)*:\w+|.+\.(onnx|pt2)", re.IGNORECASE
-)  # addresses that are no names
+# What zoo.weights.address takes for something else than a name.
+ELSEWHERE = re.compile(r"(local-dir|hf-hub):.+|\w+(\.\w+)*:\w+|.+\.(onnx|pt2)", re.IGNORECASE)
 LIMIT = 512_000_000  # bytes; 10,000 entries have 100 million
 PACKAGED = linked(Path(__file__).parents[1] / "registry.json")
 
