@@ -15,7 +15,7 @@ from benchmarks.timing import interleaved, row
 from zoo.attacks.guide import Guided
 from zoo.export import export_model
 from zoo.export.engines import onnxruntime
-from zoo.export.ladder import climb, rungs
+from zoo.export.ladder import climb, rungs, surrogate
 
 MODEL, N = "nfgsm-w15", 1000
 MARGIN = 0.5  # whatever is found
@@ -26,7 +26,7 @@ def everything_twice() -> Iterator[None]:
     """Every attack takes every step on all images that either gets right, the twin answers apart from its gradients,
     Square attacks it wherever it is right and asks it about every candidate, and the engine answers one caller at a
     time, with threads that spin."""
-    walk, box, replay = rungs.surrogate_pgd, rungs.black_box, rungs.transfer
+    walk, box, replay = surrogate.surrogate_pgd, rungs.black_box, rungs.transfer
 
     def apart(gradients, engines, *given, **settings):
         return walk(gradients, [one.__call__ for one in engines], *given, **settings)
@@ -39,7 +39,7 @@ def everything_twice() -> Iterator[None]:
 
     with (
         patch.object(rungs, "transfer", to_the_end),
-        patch.object(rungs, "surrogate_pgd", apart),
+        patch.object(surrogate, "surrogate_pgd", apart),
         patch.object(rungs, "black_box", unscreened),
         patch.object(climb, "WIDE", float("inf")),
         patch.object(climb, "WIDE_FOR_WALKS", float("inf")),

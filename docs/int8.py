@@ -33,7 +33,8 @@ from zoo.export.bench.stopwatch import timed
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.climb import SQUARE, WALK
-from zoo.export.ladder.rungs import BATCH, right, surrogate_pgd
+from zoo.export.ladder.rungs import BATCH, right
+from zoo.export.ladder.surrogate import surrogate_pgd
 from zoo.export.mixed import search
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import save_onnx

@@ -30,7 +30,8 @@ from zoo.export.engines import onnxruntime
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.climb import Progress, silent
-from zoo.export.ladder.rungs import Tick, surrogate, survivors
+from zoo.export.ladder.rungs import Tick, survivors
+from zoo.export.ladder.surrogate import surrogate
 from zoo.export.onnx.int8 import Layer, layers_of
 from zoo.models import Classifier
 from zoo.system.errors import ExportFailed

@@ -28,7 +28,8 @@ from zoo.export.ladder import examples as keeping
 from zoo.export.ladder import rungs
 from zoo.export.ladder.climb import SQUARE, Trial, climb
 from zoo.export.ladder.examples import Examples
-from zoo.export.ladder.rungs import black_box, surrogate_pgd, survivors
+from zoo.export.ladder.rungs import black_box, survivors
+from zoo.export.ladder.surrogate import surrogate_pgd
 from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.graph import save_onnx
 

@@ -31,7 +31,8 @@ from zoo.export.bundle.claims import _of_the_reports as claims_of
 from zoo.export.bundle.folder import MANIFEST, write_sums
 from zoo.export.bundle.manifest import read_manifest
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.rungs import right, surrogate_pgd
+from zoo.export.ladder.rungs import right
+from zoo.export.ladder.surrogate import surrogate_pgd
 from zoo.export.onnx.calibration import Sampling
 from zoo.export.onnx.graph import metadata_of, save_onnx
 from zoo.export.triton import write_triton

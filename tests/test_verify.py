@@ -31,7 +31,8 @@ from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.climb import SQUARE, Trial, climb
 from zoo.export.ladder.gate import compared, verdict
-from zoo.export.ladder.rungs import black_box, clean, parity, right, surrogate, surrogate_pgd, survivors, transfer
+from zoo.export.ladder.rungs import black_box, clean, parity, right, survivors, transfer
+from zoo.export.ladder.surrogate import surrogate, surrogate_pgd
 from zoo.export.ladder.terms import Terms
 from zoo.export.onnx.graph import save_onnx, with_weights_of
 from zoo.export.verify import choose_level

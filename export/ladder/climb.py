@@ -30,6 +30,7 @@ from zoo.export.engines.twin import Twin
 from zoo.export.ladder import rungs
 from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import COARSE, CORRUPTIONS, MASKED, UNSTEADY, compared
+from zoo.export.ladder.surrogate import surrogate
 from zoo.export.ladder.terms import DEFAULTS, FAITHFUL, QUERIES, Terms
 from zoo.export.ladder.witness import Witness
 from zoo.models import Classifier
@@ -200,7 +201,7 @@ def _rungs(
         gradients |= {} if own is None else {"artifact": own}
     witness = Witness(engine, terms.seed)
     transfers = [rungs.transfer(source, one, trial.examples, early_stop=early_stop) for one in replayed]
-    walks = [rungs.surrogate(one, twin, witness, walk) for one in gradients.values()]
+    walks = [surrogate(one, twin, witness, walk) for one in gradients.values()]
     plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
         ("transfer", replayed, transfers),
         ("surrogate", [walk], walks),
