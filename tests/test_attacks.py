@@ -35,6 +35,8 @@ QUICK = {
     "pgd": functools.partial(attacks.pgd, steps=4),
     "pgd-cw": functools.partial(attacks.pgd, steps=4, loss="cw", restarts=2),
     "pgd-full": functools.partial(attacks.pgd, steps=4, restarts=2, early_stop=False),
+    "pgd-t": functools.partial(attacks.pgd_targeted, steps=4, targets=3),
+    "pgd-t-full": functools.partial(attacks.pgd_targeted, steps=4, targets=3, early_stop=False),
     "mifgsm": functools.partial(attacks.mifgsm, steps=4),
     "apgd-ce": functools.partial(attacks.apgd, steps=8),
     "apgd-dlr": functools.partial(attacks.apgd, steps=8, loss="dlr", restarts=2, early_stop=False),
@@ -265,6 +267,7 @@ FINDERS = {
     "fgsm": (attacks.fgsm, 1.001),
     "pgd": (functools.partial(attacks.pgd, steps=40), 1.02),
     "pgd-cw": (functools.partial(attacks.pgd, steps=40, loss="cw"), 1.02),
+    "pgd-t": (functools.partial(attacks.pgd_targeted, steps=40, targets=1), 1.02),
     "mifgsm": (lambda *args, eps, norm: attacks.mifgsm(*args, eps=eps, norm=norm, step=eps / 10, steps=40), 1.02),
     "apgd-ce": (attacks.apgd, 1.02),
     "apgd-dlr": (functools.partial(attacks.apgd, loss="dlr"), 1.02),
@@ -290,6 +293,18 @@ def test_an_attack_breaks_exactly_the_images_whose_least_perturbation_is_within_
     assert not fell[least > eps].any(), "nothing outside the ball"
     fell = broken(model(attack(model, x, y, eps=eps * slack, norm=norm)), y)
     assert fell[least <= eps].all(), "everything well inside"
+
+
+def test_targets_find_a_class_that_the_cross_entropy_leads_away_from():
+    x, y = torch.full((4, 3, 8, 8), 0.5), torch.zeros(4, dtype=torch.int64)
+
+    def model(x):  # brighter images come nearer to class 1 and never reach it, darker ones are in class 2
+        t = 5 * (x.mean((1, 2, 3)) - 0.5)  # [-1, 1] within eps
+        return torch.stack([0 * t, 0.04 * torch.tanh(5 * t) - 0.05, -7 - 12 * t], 1)
+
+    assert robust(model, attacks.pgd(model, x, y, eps=0.2), y) == 1
+    assert robust(model, attacks.pgd_targeted(model, x, y, eps=0.2, targets=1), y) == 1  # class 1 is the likeliest
+    assert robust(model, attacks.pgd_targeted(model, x, y, eps=0.2, targets=2), y) == 0
 
 
 @pytest.mark.parametrize("norm", NORMS)

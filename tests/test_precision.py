@@ -146,7 +146,7 @@ def test_an_int8_bundle_climbs_the_whole_ladder_and_says_what_it_was_calibrated_
     manifest = read_bundle(bundle)
     assert (manifest.calibration, manifest.int8) == (calibrated[1], None)
     assert manifest.artifact.precision == metadata_of(bundle / "model.onnx")["precision"] == "int8"
-    assert [rung.name for rung in manifest.gates][-3:] == ["transfer", "surrogate", "black-box"]
+    assert [rung.name for rung in manifest.gates][-4:] == ["transfer", "surrogate", "targeted", "black-box"]
     report = verify_bundle(bundle, split=split, model=robust, n=100, queries=50)
     sign_off(report)
     assert report.rungs[1].threshold == {"tolerance": 0.6}

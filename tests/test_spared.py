@@ -270,7 +270,7 @@ def test_an_engine_is_attacked_everywhere_along_its_own_gradients(robust, split)
     usual, none = climbed(robust, split, Swayed), climbed(robust, split, Swayed, WIDE_FOR_WALKS=np.inf)
     kept = {}
     for mine, full in zip(usual, none, strict=True):
-        if mine.name in ("transfer", "surrogate"):
+        if mine.name in ("transfer", "surrogate", "targeted"):
             assert mine.measured["spared"] > 0
             assert mine.bits == full.bits
             kept[mine.name] = mine.measured["engine"]["accuracy"]

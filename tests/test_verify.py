@@ -189,10 +189,11 @@ def test_an_engine_with_masked_gradients_passes_the_transfer_and_is_caught_by_th
         "parity": True,
         "clean": True,
         "transfer": True,
-        "surrogate": True,  # what testing by these alone would have signed off
+        "surrogate": True,
+        "targeted": True,  # what testing by these alone would have signed off
         "black-box": False,
     }
-    assert "no gradients of the engine itself were found" in verdict(report.rungs[-2])
+    assert "no gradients of the engine itself were found" in verdict(report.rungs[-3])
     assert report.failed.measured["difference"] > 0.05
     with pytest.raises(RobustnessGateFailed, match=r"black-box: .* the engine is worse") as caught:
         sign_off(report)
@@ -210,13 +211,14 @@ def sabotaged(robust, tmp_path_factory):
     return onnxruntime.load(path, threads=1)
 
 
-@pytest.mark.parametrize("rung", ["transfer", "surrogate", "black-box"])
+@pytest.mark.parametrize("rung", ["transfer", "surrogate", "targeted", "black-box"])
 def test_each_gate_alone_catches_scaled_weights_that_are_as_accurate_but_less_robust(robust, sabotaged, split, rung):
     twin = Twin.of(robust)
     pgd = PROTOCOLS["pgd20"].model_copy(update={"n": len(split)})
     attack = {
         "transfer": lambda: transfer(twin.model, pgd),
         "surrogate": lambda: surrogate(twin.model, twin, sabotaged, pgd),
+        "targeted": lambda: surrogate(twin.model, twin, sabotaged, PROTOCOLS["pgd20-t"]),
         "black-box": lambda: black_box(twin, sabotaged, SQUARE.model_copy(update={"n": len(split), "queries": 150})),
     }[rung]()
     bits = clean(twin, sabotaged, split.images, split.labels, lambda done, total: None)
@@ -393,6 +395,40 @@ def test_a_walk_that_finds_nothing_ends_after_its_steps(robust, split):
     engine = Planted(at=1000)
     surrogate_pgd(robust, [engine], to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64), **WALK)
     assert engine.calls == 1 + 1 + 10
+
+
+def test_a_walk_goes_towards_every_target_from_a_start_of_its_own(robust, split):
+    x, y, engine = to_float(split.images[:4]), torch.zeros(4, dtype=torch.int64), Planted(at=1000)
+    surrogate_pgd(robust, [engine], x, y, **WALK, targets=torch.tensor([[1, 2, 3]] * 4))
+    assert engine.calls == 1 + 3 * (1 + 10)
+    starts = [engine.seen[1 + k * 11] for k in range(3)]
+    assert all((one - x).abs().max() <= 8 / 255 + 1e-6 for one in starts)
+    assert not torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[1], starts[2])
+
+
+def test_walks_towards_targets_find_a_class_that_the_cross_entropy_leads_away_from(split):
+    x, y = to_float(split.images[:4]) / 2 + 0.25, torch.zeros(4, dtype=torch.int64)
+    net = Lured(x.mean((1, 2, 3)).mean().item()).eval()
+    x = x - x.mean((1, 2, 3), keepdim=True) + net.middle
+    (lured,) = surrogate_pgd(net, [Twin(net)], x, y, **WALK)
+    assert right(Twin(net), lured, y).all()
+    (found,) = surrogate_pgd(net, [Twin(net)], x, y, **WALK, targets=torch.tensor([[1, 2]] * 4))
+    assert not right(Twin(net), found, y).any()
+    assert (found - x).abs().max() <= 8 / 255 + 1e-6
+
+
+class Lured(nn.Module):
+    """Brighter images come nearer to class 1 and never reach it; darker ones, of which the cross-entropy at first sees
+    little, are in class 2."""
+
+    def __init__(self, middle: float) -> None:
+        super().__init__()
+        self.middle = middle
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = (x.mean((1, 2, 3)) - self.middle) * 255 / 8  # [-1, 1] in the ball
+        return torch.stack([0 * t, 0.04 * torch.tanh(5 * t) - 0.05, -7 - 12 * t], 1)
 
 
 def test_the_walk_stays_in_the_ball_and_in_the_range(fragile, robust, split):

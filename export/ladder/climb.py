@@ -1,4 +1,4 @@
-"""The ladder: integrity, parity, clean, transfer, surrogate gradient, black box.
+"""The ladder: integrity, parity, clean, transfer, surrogate gradient, targeted, black box.
 
 Each rung is climbed only if the one below holds, and every result is bound to the artifact it was measured on. Common
 corruptions are a rung beside the attacks, if asked for: no level depends on it, but an engine that fails it is refused.
@@ -45,7 +45,7 @@ WIDE_FOR_WALKS = 0.5  # of the spread: from the margin that an attack had left, 
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
-WALK = "pgd20"
+WALK, TARGETED = "pgd20", "pgd20-t"
 SQUARE = Protocol(name="square", attack="square", queries=QUERIES)
 RANDOM = "random"
 
@@ -185,7 +185,7 @@ def _rungs(
 
     parity, coarse = agreement["measured"], COARSE in agreement["measured"]["flags"]
     replayed = [judged(PROTOCOLS[name]) for name in TRANSFERRED]
-    walk = judged(PROTOCOLS[WALK])
+    walk, targeted = judged(PROTOCOLS[WALK]), judged(PROTOCOLS[TARGETED])
     few = to_float(images[:IMAGES]), torch.from_numpy(labels[:IMAGES].astype(np.int64))
     seen = look(twin.model, *few, walk)
     source, twins = seen.model, parity["relative_difference"] <= FAITHFUL
@@ -206,6 +206,8 @@ def _rungs(
         ("transfer", replayed, transfers),
         ("surrogate", [walk], walks),
     ]
+    if not twins:
+        plan.append(("targeted", [targeted], [surrogate(seen.model, twin, witness, targeted)]))
     if queries:
         plan.append(("black-box", [square], []))
     margins = np.full((2, len(labels)), np.nan, np.float32)  # of twin and engine

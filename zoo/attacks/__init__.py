@@ -15,7 +15,7 @@ from zoo.attacks.deepfool import deepfool
 from zoo.attacks.fab import fab_targeted
 from zoo.attacks.inputs import ATTACKS, Model
 from zoo.attacks.losses import broken, margin
-from zoo.attacks.pgd import fgsm, mifgsm, pgd, uniform
+from zoo.attacks.pgd import fgsm, mifgsm, pgd, pgd_targeted, uniform
 from zoo.attacks.square import square
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "margin",
     "mifgsm",
     "pgd",
+    "pgd_targeted",
     "square",
     "uniform",
 ]

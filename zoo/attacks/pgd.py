@@ -6,7 +6,7 @@ step of unit size and may keep state, ``start(ball, source)`` returns the start 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 from zoo.attacks.ball import DIMS, Ball, steepest
 from zoo.attacks.batch import survivors
 from zoo.attacks.inputs import NO_ATTACK, Kind, Model, Norm, attack, generator
-from zoo.attacks.losses import Loss, ascend, broken, loss_called, rough, slope
-from zoo.attacks.pulse import pulse
+from zoo.attacks.losses import Loss, ascend, broken, difference, loss_called, rough, runners_up, slope
+from zoo.attacks.pulse import portion, pulse
 from zoo.system.errors import UsageError
 
 Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -92,9 +92,61 @@ def pgd(
         norm=norm,
         step=2.5 * eps / steps if step is None else step,
         steps=steps,
-        restarts=restarts,
         loss=loss_called(loss),
         start=Ball.random if random_start else from_image,
+        labels=[(y,)] * restarts,
+        early_stop=early_stop,
+        seed=seed,
+    )
+
+
+@attack("pgd-t")
+def pgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    step: float | None = None,
+    steps: int = 20,
+    targets: int = 9,
+    early_stop: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    """PGD on z_t - z_y, once for each of the ``targets`` likeliest wrong classes t (or all, if there are fewer), from
+    new random starts: the MultiTargeted attack of Gowal et al. 2019, "An Alternative Surrogate Loss for PGD-based
+    Adversarial Testing", section 3, with z the logits.
+
+    >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval(), torch.rand(2, 3, 4, 4)
+    >>> y = model(x).argmax(1)
+    >>> model(pgd_targeted(model, x, y, eps=0.5, steps=10)).argmax(1) == y
+    tensor([False, False])
+
+    Args:
+        model: images [N, C, H, W] in [0, 1] to logits [N, K].
+        x: images [N, C, H, W]; y: labels [N].
+        step: size of a step in the norm; by default 2.5 eps / steps.
+        early_stop: stop at the first misclassified point of an image. Without it every image takes all the steps
+            towards every target.
+
+    Returns:
+        Adversarial images [N, C, H, W]: a misclassified point if there is any, else the end with the highest loss.
+
+    Raises:
+        UsageError: an argument is not as above, or the model is in train mode.
+    """
+    return gradient_attack(
+        model,
+        x,
+        y,
+        eps=eps,
+        norm=norm,
+        step=2.5 * eps / steps if step is None else step,
+        steps=steps,
+        loss=difference,
+        start=Ball.random,
+        labels=[(y, target) for target in runners_up(model(x), y, targets).unbind(1)],
         early_stop=early_stop,
         seed=seed,
     )
@@ -186,26 +238,34 @@ def gradient_attack(
     loss: Loss,
     direction: Direction | None = None,
     start: Start = from_image,
-    restarts: int = 1,
+    labels: Sequence[tuple[Tensor, ...]] = (),
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """The worst point [N, C, H, W] of each image over ``restarts`` climbs, by default in the steepest direction."""
+    """The worst point [N, C, H, W] of each image over one climb for each of ``labels``, by default in the steepest
+    direction.
+
+    Args:
+        labels: what the loss takes beside the logits, [N] each; by default y, once.
+    """
     direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
+    labels = labels or [(y,)]
     ball = Ball(x, eps, norm)
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
     fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
-    for restart in range(restarts):
+    for restart, its in enumerate(labels):
         # Drawn for the whole batch, so that the noise of an image does not depend on which others are broken.
         x0 = start(ball, generator(seed, f"pgd {restart}", x.device))
         todo = (~fell).nonzero().squeeze(1) if early_stop and restart else torch.arange(len(x), device=x.device)
         if not len(todo):
             break
-        x_adv = _climb(model, x0[todo], y[todo], ball.select(todo), step, steps, loss, direction, early_stop)
-        if restarts == 1:
+        own = tuple(label[todo] for label in its)
+        with portion(restart / len(labels), (restart + 1) / len(labels)):
+            x_adv = _climb(model, x0[todo], own, ball.select(todo), step, steps, loss, direction, early_stop)
+        if len(labels) == 1:
             return x_adv
         z = model(x_adv)
-        losses, falls = loss(z, y[todo]), broken(z, y[todo])
+        losses, falls = loss(z, *own), broken(z, y[todo])
         was, best = fell[todo], worst_loss[todo]
         better = (falls & ~was) | ((falls == was) & (losses > best))
         worst[todo] = torch.where(better[:, None, None, None], x_adv, worst[todo])
@@ -217,7 +277,7 @@ def gradient_attack(
 def _climb(
     model: Model,
     x: Tensor,
-    y: Tensor,
+    labels: tuple[Tensor, ...],
     ball: Ball,
     step: float,
     steps: int,
@@ -226,21 +286,22 @@ def _climb(
     early_stop: bool,
 ) -> Tensor:
     """From x, ``steps`` times: x <- project(x + step * direction(gradient)). Returns the last x [N, C, H, W], or,
-    with ``early_stop``, the first that is misclassified."""
+    with ``early_stop``, the first that is misclassified: not as the first of ``labels``."""
     result, index = x.clone(), torch.arange(len(x), device=x.device)
-    done = torch.zeros_like(y, dtype=torch.bool)
+    done = torch.zeros_like(labels[0], dtype=torch.bool)
     memory: Tensor | None = None
     for k in range(steps):
         pulse(k / steps)
         if not early_stop:
-            _, gradient = slope(rough(model), x, loss, y)
+            _, gradient = slope(rough(model), x, loss, *labels)
         else:
-            z, _, gradient = ascend(model, x, loss, y)
-            done |= broken(z, y)
+            z, _, gradient = ascend(model, x, loss, *labels)
+            done |= broken(z, labels[0])
             keep = survivors(done)
             if keep is not None:
                 result[index] = x
-                x, y, ball, index, done = x[keep], y[keep], ball.select(keep), index[keep], done[keep]
+                x, ball, index, done = x[keep], ball.select(keep), index[keep], done[keep]
+                labels = tuple(label[keep] for label in labels)
                 gradient, memory = gradient[keep], memory if memory is None else memory[keep]
                 if not len(index):
                     return result

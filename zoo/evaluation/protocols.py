@@ -117,6 +117,7 @@ PROTOCOLS |= _named(  # others, which papers report
     Protocol(name="deepfool", attack="deepfool", steps=50),  # ARD, Table 11
     Protocol(name="apgd50x10", attack="apgd", steps=50, restarts=10, loss="ce"),  # RRM, Tables 1 and 2
     Protocol(name="apgd20x5", attack="apgd", steps=20, restarts=5, loss="ce"),  # RRM, Tables 3 and 8
+    Protocol(name="pgd20-t", attack="pgd-t", step=STEP, steps=20),  # near AutoAttack, in a fraction of its time
     Protocol(name="square", attack="square", n=1000, queries=5000),  # asks for answers alone
     Protocol(name="autoattack10k", attack="autoattack", steps=100, queries=5000),  # on the whole test split
     # Hendrycks and Dietterich 2019: every image in 15 kinds of corruption x 5 severities (zoo.evaluation.corruptions).
