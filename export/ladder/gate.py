@@ -4,7 +4,7 @@ Above parity the gate is paired non-inferiority: the upper 95 % bound of (twin -
 of the two gets right, must lie below the margin. Under attack the union over all rungs decides, for both alike; a rung
 before the last ends the climb only where the engine is already shown to lose more than twice the margin. The walk of
 the surrogate rung judges 21 points an image, and rounding gives each another chance to cross the boundary; Square
-finds part of it, up to all, in the twin one rung later (docs/engines.md, docs/int8.md).
+and walks towards single classes find part of it, up to all, in the twin later (docs/engines.md, docs/int8.md).
 
 Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
 its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
