@@ -29,7 +29,13 @@ STUDY = Path("bundles/study")
 REFUSES_NOTHING = 0.99  # margin: the gates are worked out below, from what was found
 MARGIN = 0.01
 QUERIES = {"fp32": 0, "fp16": 0, "int8": 1000}
-RUNGS = {"clean": "clean", "transfer": "transfer", "surrogate": "+ surrogate", "black-box": "+ Square"}
+RUNGS = {
+    "clean": "clean",
+    "transfer": "transfer",
+    "surrogate": "+ surrogate",
+    "targeted": "+ targeted",
+    "black-box": "+ Square",
+}
 MARKS, COLOURS = {"fp32": "o", "fp16": "s", "int8": "D"}, ("#0b6e99", "#c2571a", "#4f7a28", "#7b4fa3")
 
 Cell = dict[str, Any]

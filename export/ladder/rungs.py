@@ -1,9 +1,7 @@
 """The rungs: what is measured of an engine against its float twin. ``climb.py`` decides which are climbed.
 
 An engine has no gradients, and quantisation masks them. Replaying the twin's adversarial examples is therefore
-an optimistic bound; walking along the gradients of a float model while the engine judges every step (BPDA, Athalye
-et al. 2018, section 4.1) is a tighter one. That model is the twin; but the twin's gradients find nothing in an engine
-that has come to compute something else, so there the weights in the artifact itself give gradients too.
+an optimistic bound; the walks of ``surrogate.py`` are a tighter one.
 """
 
 from __future__ import annotations

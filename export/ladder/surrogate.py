@@ -1,7 +1,8 @@
 """Walks along the gradients of a float model, each step judged by the engine: the rungs "surrogate" and "targeted".
 
 BPDA (Athalye et al. 2018, section 4.1): an engine has no gradients, so a model that computes about the same lends it
-its own.
+its own. That model is the twin; but the twin's gradients find nothing in an engine that has come to compute something
+else, so there the weights in the artifact itself give gradients too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from zoo.attacks import margin
 from zoo.attacks.ball import Ball, steepest
 from zoo.attacks.losses import ascend, cross_entropy, difference, runners_up
+from zoo.attacks.pgd import TARGETS
 from zoo.attacks.pulse import pulse
 from zoo.evaluation.protocols import Protocol
 from zoo.evaluation.threat import Norm
@@ -23,8 +25,6 @@ from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.rungs import Attack
 from zoo.system.errors import UsageError
-
-TARGETS = 9  # as many as the attack pgd-t has by default
 
 
 def surrogate(gradients: nn.Module, twin: Twin, engine: Engine, protocol: Protocol) -> Attack:

@@ -21,6 +21,8 @@ from zoo.system.errors import UsageError
 Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 Start = Callable[[Ball, torch.Generator], Tensor]
 
+TARGETS = 9  # as in AutoAttack
+
 
 @attack("fgsm", Kind(climbs=False))
 def fgsm(
@@ -110,7 +112,7 @@ def pgd_targeted(
     norm: Norm = "linf",
     step: float | None = None,
     steps: int = 20,
-    targets: int = 9,
+    targets: int = TARGETS,
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
@@ -246,20 +248,20 @@ def gradient_attack(
     direction.
 
     Args:
-        labels: what the loss takes beside the logits, [N] each; by default y, once.
+        labels: what the loss takes beside the logits, [N] each, y first; by default y alone, once.
     """
     direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
     labels = labels or [(y,)]
     ball = Ball(x, eps, norm)
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
     fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
-    for restart, its in enumerate(labels):
+    for restart, given in enumerate(labels):
         # Drawn for the whole batch, so that the noise of an image does not depend on which others are broken.
         x0 = start(ball, generator(seed, f"pgd {restart}", x.device))
         todo = (~fell).nonzero().squeeze(1) if early_stop and restart else torch.arange(len(x), device=x.device)
         if not len(todo):
             break
-        own = tuple(label[todo] for label in its)
+        own = tuple(label[todo] for label in given)
         with portion(restart / len(labels), (restart + 1) / len(labels)):
             x_adv = _climb(model, x0[todo], own, ball.select(todo), step, steps, loss, direction, early_stop)
         if len(labels) == 1:
@@ -286,7 +288,7 @@ def _climb(
     early_stop: bool,
 ) -> Tensor:
     """From x, ``steps`` times: x <- project(x + step * direction(gradient)). Returns the last x [N, C, H, W], or,
-    with ``early_stop``, the first that is misclassified: not as the first of ``labels``."""
+    with ``early_stop``, the first that is misclassified. The loss takes ``labels``, of which the first are y."""
     result, index = x.clone(), torch.arange(len(x), device=x.device)
     done = torch.zeros_like(labels[0], dtype=torch.bool)
     memory: Tensor | None = None
