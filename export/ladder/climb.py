@@ -41,7 +41,7 @@ from zoo.system.toolchain import toolchain
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
 WIDE = 0.3  # of the spread: where Square broke twins, walks had left margins of up to 0.16 (docs/robustness.md)
-WIDE_FOR_WALKS = 0.5  # of the spread: from the margin that an attack had left, later walks took up to 0.40
+WIDE_FOR_WALKS = 0.5  # of the spread: nothing fell whose margin an attack had left above 0.50 (docs/robustness.md)
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
