@@ -60,7 +60,7 @@ def command(
     Several processes share the images, with the results of one, if torchrun or accelerate starts them.
 
     Protocols: clean, noise, fgsm, pgd20, mifgsm20, cw20, apgd50, autoattack (these are 'released'); pgd20-step0.003,
-    pgd1000, pgd20x100, pgd20-t, deepfool, square, apgd50x10, apgd20x5, autoattack10k: docs/robustness.md explains them.
+    pgd1000, pgd20x100, pgd20-t, deepfool, square, apgd50x10, apgd20x5, autoattack10k. See docs/robustness.md.
     corruptions and cifar10-c measure all images in 15 kinds of corruption at 5 severities: docs/corruptions.md.
 
     \b
