@@ -32,7 +32,7 @@ from zoo.evaluation.statistics import Paired
 from zoo.export.bench.stopwatch import timed
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import SQUARE, WALK
+from zoo.export.ladder.climb import SQUARE, TARGETED, WALK
 from zoo.export.ladder.rungs import BATCH, right
 from zoo.export.ladder.surrogate import surrogate_pgd
 from zoo.export.mixed import search
@@ -92,7 +92,7 @@ class Study:
         print(f"{self.name}: {name} done", flush=True)
 
     def search(self) -> Cell:
-        walk, clock = PROTOCOLS[WALK].model_copy(update={"split": "validation", "n": N}), time.process_time()
+        walk, clock = PROTOCOLS[TARGETED].model_copy(update={"split": "validation", "n": N}), time.process_time()
         held_out, quantise = self.dataset.split("validation"), partial(to_int8, images=self.images)
         found = search(self.model, self.graphs["searched"], quantise, held_out, walk, allowed=ALLOWED)
         save_onnx(self.model, self.graphs["searched"])

@@ -36,7 +36,7 @@ from zoo.export.bundle.source import Known, public, record_of, source_of
 from zoo.export.engines import choice
 from zoo.export.engines.interface import Order
 from zoo.export.engines.options import check_here, loading, options_of, patient
-from zoo.export.ladder.climb import WALK, Progress, Trial, climb, silent
+from zoo.export.ladder.climb import TARGETED, Progress, Trial, climb, silent
 from zoo.export.ladder.examples import Examples
 from zoo.export.ladder.gate import sign_off
 from zoo.export.ladder.report import findings, never_run, unverified, write_reports
@@ -292,7 +292,7 @@ def _quantised(
         quantise(graph)
         return Int8(portable=True) if options.portable_int8 else None
     terms = {"split": "validation", "n": min(len(held_out), SEARCHED_ON), "seed": options.terms.seed}
-    walk = PROTOCOLS[WALK].on(known.dataset or DATASET).under(known.threat).model_copy(update=terms)
+    walk = PROTOCOLS[TARGETED].on(known.dataset or DATASET).under(known.threat).model_copy(update=terms)
     found = search(model, graph, quantise, held_out, walk, allowed=options.keep_robust, progress=progress)
     return Int8(portable=options.portable_int8, search=found)
 

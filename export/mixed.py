@@ -2,7 +2,7 @@
 
 The search is greedy. Layers are ranked by the rounding noise that each puts into the logits, for the work that it takes
 in float; how many of the first must stay in float is then found by halving. What is lost is measured as on the rung
-"surrogate" of the ladder, on training images that no model is trained on: under a walk along the gradients of the
+"targeted" of the ladder, on training images that no model is trained on: under walks along the gradients of the
 quantised graph, which ONNX Runtime runs whatever engine it is for.
 """
 
@@ -55,7 +55,7 @@ def search(
     Args:
         model: the float twin, in eval mode.
         held_out: images that the model was not trained on and is not tested on.
-        protocol: PGD with a step size and steps, on the first n of them.
+        protocol: PGD with a step size and steps, towards targets or not, on the first n of them.
         allowed: the accuracy under attack that may be lost, as a share (0.005 is half a point): the observed
             difference, not its upper 95 % bound, which is higher by about as much at 1,000 images.
 

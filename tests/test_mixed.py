@@ -27,7 +27,7 @@ from zoo.export.onnx.int8 import layers_of, to_int8
 from zoo.system.errors import ExportFailed, UsageError
 from zoo.weights.tensors import save_weights
 
-WALK = PROTOCOLS["pgd20"].model_copy(update={"split": "validation", "n": 60})
+WALK = PROTOCOLS["pgd20-t"].model_copy(update={"split": "validation", "n": 60, "steps": 6})
 KNOWN = Known("sturdy", "sturdy", dataset="cifar10")
 
 
@@ -106,7 +106,7 @@ def test_a_search_keeps_the_layers_in_float_that_int8_ruins(searched, spoiled):
     assert len(kept) < 4  # something is in int8
     macs = {layer.nodes[0]: layer.macs for layer in layers_of(folder / "float.onnx")}
     assert told.macs == pytest.approx(sum(macs[name] for name in kept) / sum(macs.values()))
-    assert (told.protocol["split"], told.protocol["n"], told.protocol["steps"]) == ("validation", 60, 20)
+    assert (told.protocol["split"], told.protocol["n"], told.protocol["steps"]) == ("validation", 60, 6)
 
 
 def test_the_progress_of_a_search_never_goes_back(searched):
@@ -165,7 +165,7 @@ def test_a_manifest_says_how_its_graph_departs_from_the_usual(
     spoiled, float_graph, world, found, tmp_path, monkeypatch
 ):
     found(world)
-    monkeypatch.setattr("zoo.export.exporter.SEARCHED_ON", 40)
+    monkeypatch.setattr("zoo.export.exporter.SEARCHED_ON", 20)
     model = tmp_path / "model"
     model.mkdir()
     save_weights(spoiled.state_dict(), model / "model.safetensors")
@@ -178,7 +178,7 @@ def test_a_manifest_says_how_its_graph_departs_from_the_usual(
     assert int8.portable
     assert int8.search.lost <= int8.search.allowed == 0.05
     assert between_them(float_graph("spoiled", tmp_path / "float.onnx")) <= {*int8.search.kept}
-    assert (int8.search.protocol["split"], int8.search.protocol["n"]) == ("validation", 40)
+    assert (int8.search.protocol["split"], int8.search.protocol["n"]) == ("validation", 20)
     assert max(np.abs(array.astype(int)).max() for array in weights(bundle / "model.onnx")) <= 64
 
 
