@@ -127,6 +127,9 @@ def test_walks_from_some_images_are_what_they_are_among_all(fragile, robust, bat
         lambda only: apgd(net, *batch, **terms, restarts=2, only=only),
         lambda only: surrogate_pgd(net, engines, *batch, **terms, step=1 / 255, only=pair(only, everyone))[0],
         lambda only: surrogate_pgd(net, engines, *batch, **terms, step=1 / 255, only=pair(everyone, only))[1],
+        lambda only: surrogate_pgd(
+            net, engines, *batch, **terms, step=1 / 255, targets=(batch[1][:, None] + 1) % 10, only=pair(everyone, only)
+        )[1],
     )
     for walk in walks:
         everything, found = walk(None), walk(some)
@@ -254,6 +257,9 @@ def test_transfer_and_the_twins_square_are_guided_by_a_copy_unless_the_twin_is_f
         assert abs(exact - rough) <= 0.05  # two of 40 images
     assert all("directions" not in rungs_["surrogate"].measured for rungs_ in trials)
     assert [isinstance(one, Guided) for one in attacked] == [False, True, False]
+    walked = {rung.name: rung.measured for rung in climbed(robust, split, Swayed)}
+    assert [name for name in walked if "directions" in walked[name]] == ["transfer", "black-box"]
+    assert "targeted" in walked
 
 
 def test_images_with_wide_margins_are_walked_from_once_and_the_bits_are_the_same(robust, split):
@@ -274,6 +280,7 @@ def test_an_engine_is_attacked_everywhere_along_its_own_gradients(robust, split)
             assert mine.measured["spared"] > 0
             assert mine.bits == full.bits
             kept[mine.name] = mine.measured["engine"]["accuracy"]
+            assert mine.measured.get("gradients") == (None if mine.name == "transfer" else ["twin", "artifact"])
     assert kept["surrogate"] < 0.7 < kept["transfer"]
 
 

@@ -41,7 +41,8 @@ from zoo.system.toolchain import toolchain
 CLEAN_IMAGES = 10_000
 COARSE_SHARE = 0.5  # of the sampled logits; released students: 0.95 and more in fp16, 1 in fp32 and in int8
 WIDE = 0.3  # of the spread: where Square broke twins, walks had left margins of up to 0.16 (docs/robustness.md)
-WIDE_FOR_WALKS = 0.5  # of the spread: nothing fell whose margin an attack had left above 0.50 (docs/robustness.md)
+WIDE_FOR_WALKS = 0.5  # of the spread: walks lowered the margins that an attack had left by up to 0.40 (same page)
+WIDE_FOR_TARGETS = 0.7  # and walks towards targets by up to 0.52
 STEADY = 5e-3  # of the spread: two runs of an engine are no further apart
 UNSTEADY_SHARE = 0.01  # of the answers that are asked for again under attack
 TRANSFERRED = ("pgd20", "apgd50")
@@ -207,7 +208,7 @@ def _rungs(
         ("surrogate", [walk], walks),
     ]
     if not twins:
-        plan.append(("targeted", [targeted], [surrogate(seen.model, twin, witness, targeted)]))
+        plan.append(("targeted", [targeted], [surrogate(one, twin, witness, targeted) for one in gradients.values()]))
     if queries:
         plan.append(("black-box", [square], []))
     margins = np.full((2, len(labels)), np.nan, np.float32)  # of twin and engine
@@ -217,18 +218,19 @@ def _rungs(
         if boxed:
             in_twin = bits[0] & (margins[0] > WIDE * unit)
             attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=in_twin)]
+        least = (WIDE_FOR_TARGETS if name == "targeted" else WIDE_FOR_WALKS) * unit
         for attack in attacks:
-            wide = _wide(margins, bits, WIDE_FOR_WALKS * unit) & (not boxed)
-            # Along its own gradients the engine is attacked everywhere: nothing is known of its margins there.
+            wide = _wide(margins, bits, least) & (not boxed)
+            # First along its own gradients the engine is attacked everywhere: nothing is known of its margins there.
             spared = np.stack([wide, wide & (attack not in walks[1:])])
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins, spared)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
-        if name != "surrogate" and led:
+        if led and name in ("transfer", "black-box"):
             facts["measured"] |= {"directions": "bf16"}
-        if name == "surrogate":
+        if name in ("surrogate", "targeted"):
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
         facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(wide.sum())}
         yield "attacked" if last else "clean", facts

@@ -64,8 +64,8 @@ def surrogate_pgd(
     """PGD on each of ``engines`` along ``gradients``: BPDA, a float model f as the backward pass.
 
     x_{t+1} = Pi(x_t + step * d(grad_x L(f(x_t), y))) from a uniform start in the ball, with d the direction of unit
-    ``norm`` that ascends fastest. L is the cross-entropy; with ``targets``, there is a walk for each class t with
-    L = z_t - z_y (MultiTargeted, Gowal et al. 2019, section 3). The walk of an image is the same for all engines, so it
+    ``norm`` that ascends fastest. L is the cross-entropy; with ``targets``, there is a walk for each class k with
+    L = z_k - z_y (MultiTargeted, Gowal et al. 2019, section 3). The walk of an image is the same for all engines, so it
     is computed once. Each engine judges the image, the start and every step, until it gets one wrong; the walk ends
     when all did. A twin whose net gives the gradients answers with them.
 
@@ -85,7 +85,9 @@ def surrogate_pgd(
     judged = list(zip(engines, best, least, strict=True))
     answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
     asked = [one for one in judged if not any(one is other for other in answering)]
-    loss, aims = (cross_entropy, [(y,)]) if targets is None else (difference, [(y, aim) for aim in targets.unbind(1)])
+    loss, aims = cross_entropy, [(y,)]
+    if targets is not None:
+        loss, aims = difference, [(y, aim) for aim in targets.unbind(1)]
     for walk, labels in enumerate(aims):
         # Drawn for the whole batch: an image's start does not hang on which others the engines get wrong.
         start = ball.random(source)
