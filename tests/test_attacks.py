@@ -609,6 +609,8 @@ def test_every_released_protocol_runs(net, images, protocol):
     x, y = images[0][:8], images[1][:8]
     if protocol.attack == "autoattack":
         protocol = protocol.model_copy(update={"queries": 20, "steps": 5})
+    if protocol.attack == "square":
+        protocol = protocol.model_copy(update={"queries": 200})
     if (protocol.steps or 0) * protocol.restarts > 200:
         protocol = protocol.model_copy(
             update={"steps": min(protocol.steps, 100), "restarts": min(protocol.restarts, 5)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sturdy import pictures, trained
 from torch import nn
 
-from zoo.attacks import apgd, autoattack, broken, fab_targeted, mifgsm, pgd, square
+from zoo.attacks import apgd, autoattack, broken, fab_targeted, mifgsm, pgd, pgd_targeted, square
 from zoo.attacks.foresight import Foresight
 from zoo.attacks.guide import Guided, Rough, fast_bf16
 from zoo.attacks.losses import ascend, cross_entropy, estimate, margin
@@ -84,7 +84,7 @@ def test_a_guide_convicts_only_if_it_is_allowed_to_and_sure():
     assert set(map(round, asked)) == {0, 1}
 
 
-@pytest.mark.parametrize("attack", [pgd, mifgsm, apgd, fab_targeted, square, autoattack])
+@pytest.mark.parametrize("attack", [pgd, pgd_targeted, mifgsm, apgd, fab_targeted, square, autoattack])
 def test_an_attack_with_a_guide_breaks_about_as_many_images(attack, net, shown, here):
     images, labels = shown
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

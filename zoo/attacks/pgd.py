@@ -1,7 +1,7 @@
 """One gradient attack with three hooks, and the published attacks built on it.
 
-The hooks are functions: ``loss(z, y)`` is maximised, ``direction(gradient, memory)`` turns a gradient into a
-step of unit size and may keep state, ``start(ball, source)`` returns the start of a restart.
+The hooks are functions: ``loss(z, *labels)`` is maximised, ``direction(gradient, memory)`` turns a gradient into a
+step of unit size and may keep state, ``start(ball, source)`` returns the start of a climb.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def gradient_attack(
     loss: Loss,
     direction: Direction | None = None,
     start: Start = from_image,
-    labels: Sequence[tuple[Tensor, ...]] = (),
+    labels: Sequence[tuple[Tensor, ...]] | None = None,
     early_stop: bool = True,
     seed: int = 0,
 ) -> Tensor:
@@ -251,18 +251,18 @@ def gradient_attack(
         labels: what the loss takes beside the logits, [N] each, y first; by default y alone, once.
     """
     direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
-    labels = labels or [(y,)]
+    labels = [(y,)] if labels is None else labels
     ball = Ball(x, eps, norm)
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
     fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
-    for restart, given in enumerate(labels):
+    for climb, given in enumerate(labels):
         # Drawn for the whole batch, so that the noise of an image does not depend on which others are broken.
-        x0 = start(ball, generator(seed, f"pgd {restart}", x.device))
-        todo = (~fell).nonzero().squeeze(1) if early_stop and restart else torch.arange(len(x), device=x.device)
+        x0 = start(ball, generator(seed, f"pgd {climb}", x.device))
+        todo = (~fell).nonzero().squeeze(1) if early_stop and climb else torch.arange(len(x), device=x.device)
         if not len(todo):
             break
         own = tuple(label[todo] for label in given)
-        with portion(restart / len(labels), (restart + 1) / len(labels)):
+        with portion(climb / len(labels), (climb + 1) / len(labels)):
             x_adv = _climb(model, x0[todo], own, ball.select(todo), step, steps, loss, direction, early_stop)
         if len(labels) == 1:
             return x_adv

@@ -30,9 +30,9 @@ def perturb(
         model: images [N, C, H, W] in [0, 1] to logits [N, K].
         x: images [N, C, H, W]; y: labels [N].
         counts: a composed attack adds to each part's name the number of images that it broke.
-        early_stop: PGD, MI-FGSM and APGD stop at the first misclassified point of an image, which is enough to
-            evaluate this model. Turn it off for examples to replay on another model: a point just past the decision
-            boundary of this model rarely transfers.
+        early_stop: PGD (targeted too), MI-FGSM and APGD stop at the first misclassified point of an image, which is
+            enough to evaluate this model. Turn it off for examples to replay on another model: a point just past the
+            decision boundary of this model rarely transfers.
         only: the images that Square or APGD is wanted on, bool [N]; other attacks attack them all.
 
     Returns:
