@@ -4,8 +4,8 @@ Above parity the gate is paired non-inferiority: the upper 95 % bound of (twin -
 of the two gets right, must lie below the margin. Under attack the union over all rungs decides, for both alike; a rung
 before the last ends the climb only where the engine is already shown to lose more than twice the margin. Each attack
 judges many points of an image, and rounding gives each another chance to cross the boundary; a later attack may find in
-the twin what an earlier one found in the engine alone. It need not: of five students in int8 two lost less or as much
-after the last rung than on the rung before, and three more (docs/robustness.md). Twice the margin puts off a refusal.
+the twin what an earlier one found in the engine alone. Walks towards targets did not: five students in int8 lost more
+by them (docs/robustness.md). So twice the margin only puts off a refusal.
 
 Being as good as the twin is not enough: both may have nothing. Under attack the engine must also keep an accuracy of
 its own, by the lower end of its interval. Further rungs can only take from it, so each rung checks that.
