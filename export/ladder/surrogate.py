@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.attacks import margin
 from zoo.attacks.ball import Ball, steepest
-from zoo.attacks.losses import ascend, cross_entropy, difference, runners_up
+from zoo.attacks.losses import Loss, ascend, cross_entropy, difference, runners_up
 from zoo.attacks.pgd import TARGETS
 from zoo.attacks.pulse import pulse
 from zoo.evaluation.protocols import Protocol
@@ -85,7 +85,8 @@ def surrogate_pgd(
     judged = list(zip(engines, best, least, strict=True))
     answering = [one for one in judged if isinstance(one[0], Twin) and one[0].model is gradients]
     asked = [one for one in judged if not any(one is other for other in answering)]
-    loss, aims = cross_entropy, [(y,)]
+    loss: Loss = cross_entropy
+    aims: list[tuple[Tensor, ...]] = [(y,)]
     if targets is not None:
         loss, aims = difference, [(y, aim) for aim in targets.unbind(1)]
     for walk, labels in enumerate(aims):
