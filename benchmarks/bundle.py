@@ -43,6 +43,7 @@ def everything_twice() -> Iterator[None]:
         patch.object(rungs, "black_box", unscreened),
         patch.object(climb, "WIDE", float("inf")),
         patch.object(climb, "WIDE_FOR_WALKS", float("inf")),
+        patch.object(climb, "WIDE_FOR_TARGETS", float("inf")),
         patch.object(onnxruntime, "PATIENT", {}),
     ):
         yield

@@ -273,7 +273,8 @@ def test_images_with_wide_margins_are_walked_from_once_and_the_bits_are_the_same
 
 def test_an_engine_is_attacked_everywhere_along_its_own_gradients(robust, split):
     """Nothing that follows the twin's gradients finds it out."""
-    usual, none = climbed(robust, split, Swayed), climbed(robust, split, Swayed, WIDE_FOR_WALKS=np.inf)
+    usual = climbed(robust, split, Swayed)
+    none = climbed(robust, split, Swayed, WIDE_FOR_WALKS=np.inf, WIDE_FOR_TARGETS=np.inf)
     kept = {}
     for mine, full in zip(usual, none, strict=True):
         if mine.name in ("transfer", "surrogate", "targeted"):
