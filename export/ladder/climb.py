@@ -221,7 +221,7 @@ def _rungs(
         least = (WIDE_FOR_TARGETS if name == "targeted" else WIDE_FOR_WALKS) * unit
         for attack in attacks:
             wide = _wide(margins, bits, least) & (not boxed)
-            # First along its own gradients the engine is attacked everywhere: nothing is known of its margins there.
+            # The first walk along its own gradients attacks the engine everywhere: its margins there are not known.
             spared = np.stack([wide, wide & (attack not in walks[1:])])
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins, spared)
         last = name == plan[-1][0]
