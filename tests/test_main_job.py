@@ -92,7 +92,7 @@ def test_with_data_the_export_is_signed_off_and_verify_repeats_it(cifar, tmp_pat
     capsys.readouterr()
     assert run(["verify", str(bundle), "--json"]) == 0
     rungs = json.loads(capsys.readouterr().out)["rungs"]
-    assert [rung["name"] for rung in rungs] == ["integrity", "parity", "clean", "transfer", "surrogate"]
+    assert [rung["name"] for rung in rungs] == ["integrity", "parity", "clean", "transfer", "surrogate", "targeted"]
     assert all(rung["holds"] for rung in rungs)
 
 

@@ -235,11 +235,11 @@ def test_an_l2_model_is_exported_and_verified_in_l2(bundle, robust, split):
     assert (manifest.dataset, manifest.threat_model) == ("cifar10", L2)
     assert json.loads((bundle / MANIFEST).read_text())["threat_model"]["access"] == "white-box, untargeted"
     attacks = {rung.name: [Protocol(**one) for one in rung.protocols] for rung in manifest.gates if rung.protocols}
-    assert attacks.keys() == {"transfer", "surrogate"}
+    assert attacks.keys() == {"transfer", "surrogate", "targeted"}
     assert all(one.threat == L2 and one.name.endswith("-l2-2") for each in attacks.values() for one in each)
     assert manifest.gates[-1].measured["engine"]["accuracy"] > 0.9
     assert manifest.robustness.startswith(
-        "attacked with pgd20-l2-2, apgd50-l2-2 (l2 2), the exported engine is right on"
+        "attacked with pgd20-l2-2, apgd50-l2-2, pgd20-t-l2-2 (l2 2), the exported engine is right on"
     )
     readme = (bundle / "README.md").read_text()
     assert readme.split("\n\n")[1].startswith("Attacked with pgd20-l2-2")

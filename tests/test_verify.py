@@ -106,14 +106,21 @@ def rungs(report: Report) -> dict[str, bool]:
 def test_a_faithful_engine_is_signed_off_on_every_rung(signed_off, split):
     manifest = read_bundle(signed_off)
     assert manifest.verified == "attacked"
-    assert [rung.name for rung in manifest.gates] == ["integrity", "parity", "clean", "transfer", "surrogate"]
+    assert [rung.name for rung in manifest.gates] == [
+        "integrity",
+        "parity",
+        "clean",
+        "transfer",
+        "surrogate",
+        "targeted",
+    ]
     assert all(rung.holds for rung in manifest.gates)
-    surrogate = manifest.gates[-1]
-    assert surrogate.n == ATTACKED
-    assert surrogate.measured["twin"]["accuracy"] > 0.9  # it has robustness to lose
-    assert surrogate.threshold == {"margin": 0.02, "min_robust": 0.1}
+    last = manifest.gates[-1]
+    assert last.n == ATTACKED
+    assert last.measured["twin"]["accuracy"] > 0.9  # it has robustness to lose
+    assert last.threshold == {"margin": 0.02, "min_robust": 0.1}
     assert re.fullmatch(
-        r"attacked with pgd20, apgd50 \(linf 8/255\), the exported engine is right on [\d.]+% of 150 images "
+        r"attacked with pgd20, apgd50, pgd20-t \(linf 8/255\), the exported engine is right on [\d.]+% of 150 images "
         r"\(95 % interval \d\d\.\d% to \d+\.\d%\), its float twin on [\d.]+%",
         manifest.robustness,
     )
@@ -128,6 +135,7 @@ def test_every_result_is_bound_to_artifact_data_protocol_and_seed(signed_off, sp
     attacks = {rung.name: [protocol["name"] for protocol in rung.protocols] for rung in report.rungs}
     assert attacks["transfer"] == ["pgd20", "apgd50"]
     assert attacks["surrogate"] == ["pgd20"]
+    assert attacks["targeted"] == ["pgd20-t"]
     last = report.rungs[-1]
     for who in ("twin", "engine"):
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(last.bits[who]), np.uint8), count=last.n)
@@ -555,7 +563,7 @@ def test_a_model_that_is_near_chance_under_attack_is_not_called_robust(fragile, 
     assert run(["verify", str(bundle), "-q", *attack]) == 0
     for text in (" ".join(one.split()) for one in (*said, capsys.readouterr().out)):
         assert re.search(
-            r"ttacked with pgd20, apgd50 \(linf 8/255\), the exported engine is right on \d\.\d% of 150", text
+            r"ttacked with pgd20, apgd50, pgd20-t \(linf 8/255\), the exported engine is right on \d\.\d% of 150", text
         )
         assert re.search(r"95 % interval 0\.0% to \d\.\d%", text)
         sentence = "no better than chance (10.0%): the engine is as good as its twin, and neither is robust"
@@ -578,7 +586,7 @@ def test_the_commands_export_and_verify_sign_off(source, data_at_hand, tmp_path,
     assert [line.split()[0] for line in table.splitlines()[2:7]] == list(
         ["integrity", "parity", "clean", "transfer", "surrogate"]
     )
-    assert table.count("holds") == 6
+    assert table.count("holds") == 7
     assert max(map(len, table.splitlines()[:8])) <= 80
 
 

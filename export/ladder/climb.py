@@ -203,12 +203,15 @@ def _rungs(
     witness = Witness(engine, terms.seed)
     transfers = [rungs.transfer(source, one, trial.examples, early_stop=early_stop) for one in replayed]
     walks = [surrogate(one, twin, witness, walk) for one in gradients.values()]
+    if twins:  # what breaks one breaks the other
+        targets = [rungs.transfer(source, targeted, trial.examples, early_stop=early_stop)]
+    else:
+        targets = [surrogate(one, twin, witness, targeted) for one in gradients.values()]
     plan: list[tuple[str, list[Protocol], list[rungs.Attack]]] = [
         ("transfer", replayed, transfers),
         ("surrogate", [walk], walks),
+        ("targeted", [targeted], targets),
     ]
-    if not twins:
-        plan.append(("targeted", [targeted], [surrogate(one, twin, witness, targeted) for one in gradients.values()]))
     if queries:
         plan.append(("black-box", [square], []))
     margins = np.full((2, len(labels)), np.nan, np.float32)  # of twin and engine
@@ -228,7 +231,7 @@ def _rungs(
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
-        if led and name in ("transfer", "black-box"):
+        if led and (name in ("transfer", "black-box") or (twins and name == "targeted")):
             facts["measured"] |= {"directions": "bf16"}
         if name in ("surrogate", "targeted"):
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}

@@ -114,6 +114,7 @@ def pgd_targeted(
     steps: int = 20,
     targets: int = TARGETS,
     early_stop: bool = True,
+    only: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     """PGD on z_t - z_y, once for each of the ``targets`` likeliest wrong classes t (or all, if there are fewer), from
@@ -131,6 +132,8 @@ def pgd_targeted(
         step: size of a step in the norm; by default 2.5 eps / steps.
         early_stop: stop at the first misclassified point of an image. Without it every image takes all the steps
             towards every target.
+        only: the images to attack, bool [N]; each takes the steps that it takes in a full batch. The others are
+            returned as they are.
 
     Returns:
         Adversarial images [N, C, H, W]: a misclassified point if there is any, else the end with the highest loss.
@@ -150,6 +153,7 @@ def pgd_targeted(
         start=Ball.random,
         labels=[(y, target) for target in runners_up(model(x), y, targets).unbind(1)],
         early_stop=early_stop,
+        only=only,
         seed=seed,
     )
 
@@ -242,6 +246,7 @@ def gradient_attack(
     start: Start = from_image,
     labels: Sequence[tuple[Tensor, ...]] | None = None,
     early_stop: bool = True,
+    only: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     """The worst point [N, C, H, W] of each image over one climb for each of ``labels``, by default in the steepest
@@ -249,23 +254,26 @@ def gradient_attack(
 
     Args:
         labels: what the loss takes beside the logits, [N] each, y first; by default y alone, once.
+        only: the images to attack, bool [N]; the others are returned as they are.
     """
     direction = direction or (lambda gradient, memory: (steepest(gradient, norm), None))
     labels = [(y,)] if labels is None else labels
     ball = Ball(x, eps, norm)
     worst, worst_loss = x.clone(), x.new_full((len(x),), -torch.inf)  # [N, C, H, W], [N]
     fell = torch.zeros_like(y, dtype=torch.bool)  # [N]
+    wanted = ~fell if only is None else only.to(x.device)
     for climb, given in enumerate(labels):
         # Drawn for the whole batch, so that the noise of an image does not depend on which others are broken.
         x0 = start(ball, generator(seed, f"pgd {climb}", x.device))
-        todo = (~fell).nonzero().squeeze(1) if early_stop and climb else torch.arange(len(x), device=x.device)
+        todo = (wanted & ~fell if early_stop else wanted).nonzero().squeeze(1)
         if not len(todo):
             break
         own = tuple(label[todo] for label in given)
         with portion(climb / len(labels), (climb + 1) / len(labels)):
             x_adv = _climb(model, x0[todo], own, ball.select(todo), step, steps, loss, direction, early_stop)
         if len(labels) == 1:
-            return x_adv
+            worst[todo] = x_adv
+            return worst
         z = model(x_adv)
         losses, falls = loss(z, *own), broken(z, y[todo])
         was, best = fell[todo], worst_loss[todo]

@@ -229,10 +229,7 @@ def _export_all(
             unrun += [bundle.folder] if "not_run" in bundle.report.engine else []
             rows.append([name, engine, precision, verified, "-" if found is None else f"{100 * found:.1f}"])
     columns = ["model", "engine", "precision", "verified", "right, %"]
-    legend = (
-        "right: images that the engine classifies correctly under every attack that was climbed to. Engines in fp16 "
-        "and int8 are walked towards each likely wrong class besides: compare those of one precision."
-    )
+    legend = "right: images that the engine classifies correctly under every attack that was climbed to."
     text = "\n".join([table(columns, rows, right=(4,)), "", *wrapped(legend), *how_to_verify(unrun)])
     output.result({"exports": facts}, text)
     return max(codes, default=0)

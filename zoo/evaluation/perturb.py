@@ -33,7 +33,7 @@ def perturb(
         early_stop: PGD (targeted too), MI-FGSM and APGD stop at the first misclassified point of an image, which is
             enough to evaluate this model. Turn it off for examples to replay on another model: a point just past the
             decision boundary of this model rarely transfers.
-        only: the images that Square or APGD is wanted on, bool [N]; other attacks attack them all.
+        only: the images that Square, APGD or targeted PGD is wanted on, bool [N]; other attacks attack them all.
 
     Returns:
         x_adv [N, C, H, W]; ``x`` itself for the attack "none".
