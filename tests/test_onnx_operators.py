@@ -369,14 +369,15 @@ def test_other_graphs_are_refused(tmp_path, nodes, message):
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "slope"),
+    ("value", "low", "high", "slope"),  # of the scale
     [(3.2, -4, 7, 1), (7.4, -4, 7, 1), (7.6, -4, 7, LEAK), (-4.6, -4, 7, LEAK), (-0.6, 0, 7, 0), (0.6, -4, 0, 0)],
 )
 def test_what_is_rounded_has_its_gradient_and_what_is_clipped_a_tenth_of_it(value, low, high, slope):
-    x = torch.tensor(value, requires_grad=True)
-    rounded = on_grid(x, low, high)
-    rounded.backward()
-    assert (rounded.item(), x.grad.item()) == (min(max(round(value), low), high), pytest.approx(slope))
+    for kind in (float, torch.tensor):
+        x = torch.tensor(0.25 * value, requires_grad=True)
+        rounded = on_grid(x, kind(0.25), kind(low), kind(high))
+        rounded.backward()
+        assert (rounded.item(), x.grad.item()) == (0.25 * min(max(round(value), low), high), pytest.approx(slope))
 
 
 SIDES = st.integers(0, 2)

@@ -134,6 +134,11 @@ def _resolved(values: Mapping[str, Any], grid: Grid) -> tuple[Any, ...]:
     return x.flatten().tolist(), y.flatten().tolist() if y.any() else 0, axis if x.numel() > 1 else None
 
 
+def _number(x: Tensor) -> float | Tensor:
+    """A tensor of one element as a number, with which PyTorch computes faster."""
+    return x.item() if x.numel() == 1 else x
+
+
 def _along(x: Tensor, scale: Tensor, axis: int) -> Tensor:
     """One scale for each index of ``axis``, or one for all, in a shape that goes with ``x``."""
     return scale.float().reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.numel() > 1 else [])
@@ -145,8 +150,8 @@ def _quantize(
     """``x`` on the grid, in real numbers."""
     plain(form, block_size=0)
     held = torch.iinfo(DTYPES[output_dtype or TensorProto.UINT8] if zero is None else zero.dtype)
-    step, offset = _along(x, scale, axis), ZERO if zero is None else _along(x, zero, axis)
-    return (on_grid(x.float() / step, held.min - offset, held.max - offset) * step).to(x.dtype)
+    offset = 0.0 if zero is None else _number(_along(x, zero, axis))
+    return on_grid(x.float(), _number(_along(x, scale, axis)), held.min - offset, held.max - offset).to(x.dtype)
 
 
 def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, **form: Any) -> Tensor:

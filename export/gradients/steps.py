@@ -8,6 +8,7 @@ an int8 operator is the float one, rounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import copysign, inf
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 Operator = Callable[..., Any]
 Step = tuple[Operator, Sequence[Hashable], Hashable]
 Size = tuple[int, int]
+Bound = float | Tensor
 LEAK = 0.1  # of the gradient, where a value is clipped
 
 
@@ -61,35 +63,51 @@ def followed(operator: Operator, after: Callable[[Tensor], Tensor] | None) -> Op
 
 def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
     """What rounds to the values ``scale`` (q - ``zero``), where q is an int8."""
-    low, high = -128 - zero, 127 - zero
-
-    return lambda x: on_grid(x / scale, low, high) * scale
+    return lambda x: on_grid(x, scale, -128 - zero, 127 - zero)
 
 
-def on_grid(exact: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """``exact`` rounded to the integers from ``low`` to ``high``.
+def on_grid(x: Tensor, scale: Bound, low: Bound, high: Bound) -> Tensor:
+    """``x`` rounded to the multiples of ``scale`` from ``low`` to ``high`` times it.
 
     The gradient is 1 in the range. What is clipped has none in truth; but where a range is too narrow for the images of
     an attack, this would hide from it what lies behind, so :data:`LEAK` of it is let through. At an end that is zero
     clipping is taken for a ReLU, and the gradient stays zero.
+
+    Args:
+        scale, low, high: numbers, or tensors that go with ``x``, the bounds both of one kind.
     """
-    rounded: Tensor = _OnGrid.apply(exact, low, high)
+    rounded: Tensor = _OnGrid.apply(x, scale, low, high)
     return rounded
 
 
 class _OnGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-        rounded = exact.round()
-        if ctx.needs_input_grad[0]:
-            above = torch.where(rounded > high, LEAK * (high != 0), 1.0)
-            ctx.save_for_backward(torch.where(rounded < low, LEAK * (low != 0), above))
-        return rounded.clamp(low, high)  # type: ignore[arg-type]  # both are of one kind
+    def forward(ctx: Any, x: Tensor, scale: Bound, low: Bound, high: Bound) -> Tensor:
+        whole = (x / scale).round_()
+        ctx.save_for_backward(whole)
+        ctx.bounds = low, high
+        return whole.clamp(low, high).mul_(scale)  # type: ignore[arg-type]  # both are of one kind
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return gradient * slope, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (whole,), (low, high) = ctx.saved_tensors, ctx.bounds
+        inside = _between(gradient, whole, low - 0.5, high + 0.5)
+        leaking = _between(gradient, whole, _unless_zero(low, -inf), _unless_zero(high, inf))
+        return inside.lerp_(leaking, LEAK), None, None, None
+
+
+def _between(gradient: Tensor, x: Tensor, low: Bound, high: Bound) -> Tensor:
+    """The gradient where x lies between the bounds, else zero."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return gradient * ((x > low) & (x < high))
+    kept: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, low, high)  # several times as fast
+    return kept
+
+
+def _unless_zero(end: Bound, far: float) -> Bound:
+    """Nothing lies beyond ``far``; at an end that is zero, the half of it that rounds to zero."""
+    nearest = copysign(0.5, far)
+    return torch.where(end == 0, nearest, far) if isinstance(end, Tensor) else (far if end else nearest)
 
 
 def halved(x: Tensor) -> Tensor:
