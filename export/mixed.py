@@ -29,8 +29,8 @@ from zoo.export.bundle.manifest import Search
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.interface import Engine
 from zoo.export.engines.twin import Twin
-from zoo.export.ladder.climb import Progress, silent
-from zoo.export.ladder.rungs import Tick, survivors
+from zoo.export.ladder.climb import WIDE_FOR_WALKS, Progress, silent, wide
+from zoo.export.ladder.rungs import PARITY_IMAGES, Tick, spread, survivors
 from zoo.export.ladder.surrogate import surrogate
 from zoo.export.onnx.int8 import Layer, layers_of
 from zoo.models import Classifier
@@ -113,7 +113,11 @@ def names(layers: Iterable[Layer]) -> list[str]:
 
 
 class Trials:
-    """Measures quantised graphs, one after the other in the file ``attempt``."""
+    """Measures quantised graphs, one after the other in the file ``attempt``.
+
+    An image from which the walks on one graph left wide margins is not attacked on the next: the walks start from the
+    same points, and graphs of one model differ by their rounding alone.
+    """
 
     def __init__(
         self, model: Classifier, graph: Path, quantise: Quantise, held_out: Split, protocol: Protocol, attempt: Path
@@ -121,6 +125,8 @@ class Trials:
         self.model, self.graph, self.quantise, self.protocol, self.attempt = model, graph, quantise, protocol, attempt
         self.images, self.labels = held_out.images[: protocol.n], held_out.labels[: protocol.n]
         self.twin = Twin.of(model)
+        self.least = WIDE_FOR_WALKS * spread(self.twin(to_float(self.images[:PARITY_IMAGES])))
+        self.wide = np.zeros(len(self.labels), bool)
 
     def lost(self, kept: Iterable[Layer], tick: Tick) -> Paired:
         """What is lost under attack with these layers in float."""
@@ -129,10 +135,11 @@ class Trials:
             if own is None:
                 raise ExportFailed("no gradients can be had of the int8 graph, so that no search can attack it")
             attack, right = surrogate(prepare(own), self.twin, engine, self.protocol), np.ones(len(self.labels), bool)
-            seed = self.protocol.seed
-            return Paired.of(
-                *survivors(attack, self.twin, engine, self.images, self.labels, (right, right), seed, tick)
-            )
+            margins = np.full((2, len(self.labels)), np.nan, np.float32)
+            given = self.images, self.labels, (right, right), self.protocol.seed, tick, margins
+            bits = survivors(attack, self.twin, engine, *given, np.stack([self.wide] * 2))
+            self.wide |= wide(margins, bits, self.least)
+            return Paired.of(*bits)
 
     def noise(self, layer: Layer, layers: Sequence[Layer]) -> float:
         """The power of the noise in the margins of attacked images with this one of the ``layers`` in int8."""

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from zoo.cli.app import run
 from zoo.datasets.base import to_float
 from zoo.evaluation.protocols import PROTOCOLS
-from zoo.export import read_bundle
+from zoo.export import mixed, read_bundle
 from zoo.export.bundle.source import Known
 from zoo.export.mixed import search
 from zoo.export.onnx.calibration import Sampling, calibration_images
@@ -107,6 +107,27 @@ def test_a_search_keeps_the_layers_in_float_that_int8_ruins(searched, spoiled):
     macs = {layer.nodes[0]: layer.macs for layer in layers_of(folder / "float.onnx")}
     assert told.macs == pytest.approx(sum(macs[name] for name in kept) / sum(macs.values()))
     assert (told.protocol["split"], told.protocol["n"], told.protocol["steps"]) == ("validation", 60, 6)
+
+
+def test_images_with_wide_margins_are_walked_from_once_and_the_search_finds_the_same(
+    searched, spoiled, float_graph, images, world, tmp_path, monkeypatch
+):
+    folder, usual, _ = searched
+    walks, spared = mixed.survivors, []
+
+    def counted(*given):
+        spared.append(int(given[-1].sum()))
+        return walks(*given)
+
+    monkeypatch.setattr(mixed, "survivors", counted)
+    graph, quantise = tmp_path / "model.onnx", partial(to_int8, images=images)
+    for least in (mixed.WIDE_FOR_WALKS, np.inf):
+        monkeypatch.setattr(mixed, "WIDE_FOR_WALKS", least)
+        float_graph("spoiled", graph)
+        assert search(spoiled, graph, quantise, world.split("validation"), WALK, allowed=0.02) == usual
+        assert graph.read_bytes() == (folder / "model.onnx").read_bytes()
+    assert spared[0] == 0 < max(spared[: usual.graphs])
+    assert not any(spared[usual.graphs :])
 
 
 def test_the_progress_of_a_search_never_goes_back(searched):

@@ -223,9 +223,9 @@ def _rungs(
             attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=in_twin)]
         least = (WIDE_FOR_TARGETS if name == "targeted" else WIDE_FOR_WALKS) * unit
         for attack in attacks:
-            wide = _wide(margins, bits, least) & (not boxed)
+            safe = wide(margins, bits, least) & (not boxed)
             # The first walk along its own gradients attacks the engine everywhere: its margins there are not known.
-            spared = np.stack([wide, wide & (attack not in walks[1:])])
+            spared = np.stack([safe, safe & (attack not in walks[1:])])
             bits = rungs.survivors(attack, twin, witness, images, labels, bits, terms.seed, tick(name), margins, spared)
         last = name == plan[-1][0]
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
@@ -235,11 +235,11 @@ def _rungs(
             facts["measured"] |= {"directions": "bf16"}
         if name in ("surrogate", "targeted"):
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}
-        facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(wide.sum())}
+        facts["measured"] |= {"twin_spared": int((in_twin & bits[1]).sum())} if boxed else {"spared": int(safe.sum())}
         yield "attacked" if last else "clean", facts
 
 
-def _wide(margins: np.ndarray, bits: rungs.Bits, least: float) -> np.ndarray:
+def wide(margins: np.ndarray, bits: rungs.Bits, least: float) -> np.ndarray:
     """The images that twin and engine get right, both by more than ``least``, with the difference of their margins
     taken off: bool [N]. The margins are [2, N]."""
     with np.errstate(invalid="ignore"):  # infinite ones are not wide
