@@ -115,8 +115,9 @@ def names(layers: Iterable[Layer]) -> list[str]:
 class Trials:
     """Measures quantised graphs, one after the other in the file ``attempt``.
 
-    An image from which the walks on one graph left wide margins is not attacked on the next: the walks start from the
-    same points, and graphs of one model differ by their rounding alone.
+    An image from which the walks on one graph left wide margins is not attacked on the next. That assumes that graphs
+    of one model, which differ by their rounding alone, have about the same gradients: a weakness of the next that the
+    first has not is missed there, and left to the sign-off.
     """
 
     def __init__(

@@ -231,8 +231,8 @@ def test_examples_end_at_the_twins_mistakes_only_for_one_engine_that_computes_th
     )
     monkeypatch.setattr(climbing, "guided", lambda net, *given, **how: convicts.append(how["convicts"]) or net)
     climbed(robust, split, engine, examples)
-    assert stops == [ends] * (2 if engine is Swayed else 3)  # PGD-20, APGD-50, and PGD-20 towards targets
-    assert convicts == [not ends]  # a rough copy may decide where no image ends by it
+    assert stops == [ends] * 2 + [True] * (engine is Twin)  # PGD-20, APGD-50, and PGD-20 towards targets
+    assert convicts == [engine is Swayed]  # a rough copy may decide where no image ends by it
 
 
 def black_box_of(robust, split, **patched):

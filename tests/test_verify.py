@@ -19,7 +19,7 @@ from torch import nn
 
 from zoo.attacks import pgd as attack
 from zoo.cli.app import run
-from zoo.datasets.base import to_float
+from zoo.datasets.base import Split, to_float
 from zoo.datasets.cifar10 import CIFAR10
 from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.protocols import PROTOCOLS
@@ -428,6 +428,18 @@ def test_walks_towards_targets_find_a_class_that_the_cross_entropy_leads_away_fr
             assert (found - x).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_an_fp32_engine_is_led_towards_each_likely_wrong_class_too(robust):
+    """What PGD-20 and APGD-50 leave whole on Lured, the examples of its twin towards targets break in both."""
+    images = np.tile(np.array([100, 156], np.uint8)[:, None], (40, 32, 16, 3)).reshape(40, 32, 32, 3)
+    net = Lured(128 / 255).eval()
+    net.spec = robust.spec.model_copy(update={"classes": 3})
+    report = climbed(net, Twin(net), Split("test", images, np.zeros(40, np.int64)), n=40, margin=0.5)
+    assert [rung.name for rung in report.rungs][-3:] == ["transfer", "surrogate", "targeted"]
+    right = [(rung.measured["twin"]["accuracy"], rung.measured["engine"]["accuracy"]) for rung in report.rungs[-3:]]
+    assert right == [(1, 1), (1, 1), (0, 0)]
+    assert "is not shown to reach 33.3%" in verdict(report.failed)
+
+
 class Lured(nn.Module):
     """Brighter images come nearer to class 1 and never reach it; darker ones, of which the cross-entropy at first sees
     little, are in class 2."""
@@ -583,11 +595,16 @@ def test_the_commands_export_and_verify_sign_off(source, data_at_hand, tmp_path,
     again = read_bundle(told["bundle"])
     assert [rung.measured for rung in again.gates[1:]] == [rung["measured"] for rung in told["gates"][1:]]
     table = capsys.readouterr().out
-    assert [line.split()[0] for line in table.splitlines()[2:7]] == list(
-        ["integrity", "parity", "clean", "transfer", "surrogate"]
-    )
+    assert [line.split()[0] for line in table.splitlines()[2:8]] == [
+        "integrity",
+        "parity",
+        "clean",
+        "transfer",
+        "surrogate",
+        "targeted",
+    ]
     assert table.count("holds") == 7
-    assert max(map(len, table.splitlines()[:8])) <= 80
+    assert max(map(len, table.splitlines()[:9])) <= 80
 
 
 def test_exit_codes_tell_the_gates_apart(bundle, data_at_hand, fragile, capsys):

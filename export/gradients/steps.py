@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Operator = Callable[..., Any]
 Step = tuple[Operator, Sequence[Hashable], Hashable]
 Size = tuple[int, int]
-Bound = float | Tensor
+Number = float | Tensor
 LEAK = 0.1  # of the gradient, where a value is clipped
 
 
@@ -66,7 +66,7 @@ def quantised(scale: float, zero: int) -> Callable[[Tensor], Tensor]:
     return lambda x: on_grid(x, scale, -128 - zero, 127 - zero)
 
 
-def on_grid(x: Tensor, scale: Bound, low: Bound, high: Bound) -> Tensor:
+def on_grid(x: Tensor, scale: Number, low: Number, high: Number) -> Tensor:
     """``x`` rounded to the multiples of ``scale`` from ``low`` to ``high`` times it.
 
     The gradient is 1 in the range. What is clipped has none in truth; but where a range is too narrow for the images of
@@ -82,7 +82,7 @@ def on_grid(x: Tensor, scale: Bound, low: Bound, high: Bound) -> Tensor:
 
 class _OnGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Bound, low: Bound, high: Bound) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Number, low: Number, high: Number) -> Tensor:
         whole = (x / scale).round_()
         ctx.save_for_backward(whole)
         ctx.bounds = low, high
@@ -96,15 +96,15 @@ class _OnGrid(torch.autograd.Function):
         return inside.lerp_(leaking, LEAK), None, None, None
 
 
-def _between(gradient: Tensor, x: Tensor, low: Bound, high: Bound) -> Tensor:
+def _between(gradient: Tensor, x: Tensor, low: Number, high: Number) -> Tensor:
     """The gradient where x lies between the bounds, else zero."""
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
+    if isinstance(low, Tensor):  # and high
         return gradient * ((x > low) & (x < high))
     kept: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, low, high)  # several times as fast
     return kept
 
 
-def _unless_zero(end: Bound, far: float) -> Bound:
+def _unless_zero(end: Number, far: float) -> Number:
     """Nothing lies beyond ``far``; at an end that is zero, the half of it that rounds to zero."""
     nearest = copysign(0.5, far)
     return torch.where(end == 0, nearest, far) if isinstance(end, Tensor) else (far if end else nearest)

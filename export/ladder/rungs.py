@@ -130,7 +130,7 @@ def _share(difference: float, scale: float) -> float:
 def transfer(
     source: nn.Module, protocol: Protocol, examples: Examples | None = None, *, early_stop: bool = False
 ) -> Attack:
-    """What ``protocol`` (PGD or APGD) makes of a float model, given to both.
+    """What ``protocol`` (PGD, targeted PGD or APGD) makes of a float model, given to both.
 
     Args:
         source: the twin's net; its guide may decide what is broken, because both are asked afterwards.

@@ -1,4 +1,5 @@
-"""Walks along the gradients of a float model, each step judged by the engine: the rungs "surrogate" and "targeted".
+"""Walks along the gradients of a float model, each step judged by the engine: the rung "surrogate", and "targeted" for
+engines that compute something else than the twin.
 
 BPDA (Athalye et al. 2018, section 4.1): an engine has no gradients, so a model that computes about the same lends it
 its own. That model is the twin; but the twin's gradients find nothing in an engine that has come to compute something
