@@ -192,7 +192,7 @@ def _rungs(
     source, twins = seen.model, parity["relative_difference"] <= FAITHFUL
     early_stop = twins and trial.examples is None  # other engines need points beyond the twin's boundary
     if seen.model is twin.model and not seen.flags:
-        source = guided(twin.model, *few, convicts=not twins)  # where they end is for the twin to decide
+        source = guided(twin.model, *few)
     guides = () if source is seen.model else ("transfer", "black-box", *(["targeted"] * twins))  # in these rungs
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square = judged(SQUARE, queries=queries)

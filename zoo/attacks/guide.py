@@ -1,7 +1,6 @@
 """Directions from a copy of the model in bfloat16: an attack then costs less where processors have instructions for it.
 
-The copy says where to go next. Whether an image is broken is decided by the model itself, in its own precision, unless
-the guide convicts: then the caller asks the model afterwards.
+The copy says where to go next. Whether an image is broken is decided by the model itself, in its own precision.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ class Guided(nn.Module):
         exact: images [N, C, H, W] to logits [N, K]; a call of this module is a call of it.
         rough: likewise, about as exact.
         slack: where the copy's margin of the correct class is larger, the model is right as well.
-        convicts: whether the copy is also trusted where its margin is below -slack. An image may then be called broken
-            that is not.
     """
 
-    def __init__(self, exact: nn.Module, rough: nn.Module, slack: float, *, convicts: bool = False) -> None:
+    def __init__(self, exact: nn.Module, rough: nn.Module, slack: float) -> None:
         super().__init__()
-        self.exact, self.rough, self.slack, self.convicts = exact, rough, slack, convicts
+        self.exact, self.rough, self.slack = exact, rough, slack
 
     def forward(self, x: Tensor) -> Tensor:
         return self.exact(x)

@@ -120,13 +120,13 @@ class Guarded:
 
     Attributes:
         rough: the same of the model's guide (:mod:`zoo.attacks.guide`); itself without one.
-        slack, convicts: the guide's.
+        slack: the guide's.
     """
 
     def __init__(self, model: Model, *, classes: int) -> None:
         self.model, self.classes = model, classes
         self.rough: Model = Guarded(model.rough, classes=classes) if isinstance(model, Guided) else self
-        self.slack, self.convicts = (model.slack, model.convicts) if isinstance(model, Guided) else (0.0, False)
+        self.slack = model.slack if isinstance(model, Guided) else 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         z = self.model(x.clone())

@@ -142,8 +142,7 @@ def _decided(model: Model, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
     """Logits ``z`` [N, K] of a guide, with those of the model in place of what leaves the decision open."""
     if not isinstance(model, Guarded | Guided) or model.rough is model:
         return z
-    sure = margin(z, y)
-    unclear = (~((sure.abs() if model.convicts else sure) > model.slack)).nonzero().squeeze(1)  # NaN too
+    unclear = (~(margin(z, y) > model.slack)).nonzero().squeeze(1)  # NaN too
     if len(unclear):
         filled = padded(unclear)
         with torch.no_grad():

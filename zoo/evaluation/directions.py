@@ -14,13 +14,9 @@ SLACK = 2  # times the largest error of a margin that was seen
 CLOSE, ALIKE = 0.25, 0.95  # at most this share of the median margin; at least this share of equal signs of the gradient
 
 
-def guided(model: nn.Module, x: Tensor, y: Tensor, *, convicts: bool = False) -> nn.Module:
+def guided(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
     """``model`` with a guide if one is faster on its device and agrees with it on images x [N, C, H, W] with labels
-    y [N]; else ``model``.
-
-    Args:
-        convicts: see :class:`zoo.attacks.guide.Guided`.
-    """
+    y [N]; else ``model``."""
     parameters = list(model.parameters())
     plain = all(one.dtype == torch.float32 for one in parameters)
     if not plain or sum(map(torch.numel, parameters)) < WORTH or not fast_bf16(x.device):
@@ -32,4 +28,4 @@ def guided(model: nn.Module, x: Tensor, y: Tensor, *, convicts: bool = False) ->
     slack = SLACK * (margins - margin(z_rough, y)).abs().max()
     alike = (ours.sign() == its.sign()).float().mean()
     agrees = slack <= CLOSE * margins.abs().median() and alike >= ALIKE  # False for NaN
-    return Guided(model, rough, float(slack), convicts=convicts).eval() if agrees else model
+    return Guided(model, rough, float(slack)).eval() if agrees else model
