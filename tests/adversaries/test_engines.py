@@ -106,8 +106,8 @@ def test_the_verdict_on_an_intact_engine_does_not_depend_on_the_scale_of_its_log
 def test_large_logits_hide_nothing(fragile, split, factor):
     model = with_head(fragile, factor)
     report = climbed(model, model, split, min_robust=0)
-    assert [rung.name for rung in report.rungs][-2:] == ["transfer", "surrogate"]
-    assert report.rungs[-2].measured["engine"]["accuracy"] <= 0.02
+    assert [rung.name for rung in report.rungs][-3:] == ["transfer", "surrogate", "targeted"]
+    assert report.rungs[-3].measured["engine"]["accuracy"] <= 0.02
     assert robust_accuracy(report) <= 0.02  # as at factor 1
 
 
@@ -115,10 +115,10 @@ def test_large_logits_hide_nothing(fragile, split, factor):
 def test_large_logits_hide_nothing_on_a_released_net(cifar, factor):
     model = with_head(load("rnascl-s3-wrt34-2").eval(), factor)
     report = climbed(model, model, cifar.split("test"), n=50, margin=0.06, min_robust=0)
-    clean, transfer, surrogate = (rung.measured["engine"]["accuracy"] for rung in report.rungs[2:])
+    clean, *attacked = (rung.measured["engine"]["accuracy"] for rung in report.rungs[2:])
     assert clean > 0.6
-    assert transfer <= 0.04  # 0.1 % of 10,000 images withstand PGD-20
-    assert surrogate <= 0.04
+    assert len(attacked) == 3
+    assert max(attacked) <= 0.04  # 0.1 % of 10,000 images withstand PGD-20
 
 
 def test_an_engine_with_other_logits_than_its_twin_is_refused_however_small_they_are(robust, fragile, split):
@@ -168,7 +168,7 @@ def test_coarse_logits_are_flagged_and_attacked_by_square_in_fp32_too(fragile, s
     assert robust_accuracy(report) <= 0.02  # the truth: the gradients of the net behind it find 0
     exact = climbed(fragile, fragile, split, min_robust=0)
     assert flags(exact) == []
-    assert exact.rungs[-1].name == "surrogate"
+    assert exact.rungs[-1].name == "targeted"
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_an_engine_that_knows_only_the_test_images_fails_parity_on_moved_ones(ro
         sign_off(report)
 
 
-@pytest.mark.parametrize(("reopen", "rung", "flag"), [(True, 3, "unsteady"), (False, 4, "better than its twin")])
+@pytest.mark.parametrize(("reopen", "rung", "flag"), [(True, 3, "unsteady"), (False, 5, "better than its twin")])
 def test_an_engine_that_answers_from_a_cache_is_refused(fragile, split, reopen, rung, flag):
     report = climbed(fragile, Caching(fragile, 1.5 * EPS), split, reopen=reopen, min_robust=0)
     assert report.rungs[2].holds
