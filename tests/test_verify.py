@@ -43,6 +43,7 @@ from zoo.system.files import sha256_file
 
 ATTACKED = 150
 TERMS = {"n": ATTACKED, "margin": 0.02}  # equal answers on 133 images show 2 points
+RUNGS = ["integrity", "parity", "clean", "transfer", "surrogate", "targeted"]  # of an fp32 engine
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +107,7 @@ def rungs(report: Report) -> dict[str, bool]:
 def test_a_faithful_engine_is_signed_off_on_every_rung(signed_off, split):
     manifest = read_bundle(signed_off)
     assert manifest.verified == "attacked"
-    assert [rung.name for rung in manifest.gates] == [
-        "integrity",
-        "parity",
-        "clean",
-        "transfer",
-        "surrogate",
-        "targeted",
-    ]
+    assert [rung.name for rung in manifest.gates] == RUNGS
     assert all(rung.holds for rung in manifest.gates)
     last = manifest.gates[-1]
     assert last.n == ATTACKED
@@ -595,14 +589,7 @@ def test_the_commands_export_and_verify_sign_off(source, data_at_hand, tmp_path,
     again = read_bundle(told["bundle"])
     assert [rung.measured for rung in again.gates[1:]] == [rung["measured"] for rung in told["gates"][1:]]
     table = capsys.readouterr().out
-    assert [line.split()[0] for line in table.splitlines()[2:8]] == [
-        "integrity",
-        "parity",
-        "clean",
-        "transfer",
-        "surrogate",
-        "targeted",
-    ]
+    assert [line.split()[0] for line in table.splitlines()[2:8]] == RUNGS
     assert table.count("holds") == 7
     assert max(map(len, table.splitlines()[:9])) <= 80
 

@@ -193,7 +193,7 @@ def _rungs(
     early_stop = twins and trial.examples is None  # other engines need points beyond the twin's boundary
     if seen.model is twin.model and not seen.flags:
         source = guided(twin.model, *few)
-    guides = () if source is seen.model else ("transfer", "black-box", *(["targeted"] * twins))  # in these rungs
+    led = () if source is seen.model else ("transfer", "black-box", *(["targeted"] * twins))  # rungs with a guide
     queries = terms.queries or (QUERIES if coarse or seen.flags else 0)
     square = judged(SQUARE, queries=queries)
     gradients = {"twin": seen.model}
@@ -220,7 +220,7 @@ def _rungs(
         boxed = name == "black-box"
         if boxed:
             in_twin = bits[0] & (margins[0] > WIDE * unit)
-            attacks = [rungs.black_box(source if guides else twin, witness, square, bits=bits, spared=in_twin)]
+            attacks = [rungs.black_box(source if led else twin, witness, square, bits=bits, spared=in_twin)]
         least = (WIDE_FOR_TARGETS if name == "targeted" else WIDE_FOR_WALKS) * unit
         for attack in attacks:
             safe = wide(margins, bits, least) & (not boxed)
@@ -231,7 +231,7 @@ def _rungs(
         flags = [UNSTEADY] * _unsteady(witness, engine, trial, parity) + [MASKED] * bool(seen.flags)
         floor = terms.floor(model.spec.classes)
         facts = compared(name, bits, protocols, terms.margin, floor=floor, decides=last, flags=flags)
-        if name in guides:
+        if name in led:
             facts["measured"] |= {"directions": "bf16"}
         if name in ("surrogate", "targeted"):
             facts["measured"] |= {"gradients": list(gradients), "optimistic": not twins and len(gradients) == 1}

@@ -133,7 +133,7 @@ def transfer(
     """What ``protocol`` (PGD, targeted PGD or APGD) makes of a float model, given to both.
 
     Args:
-        source: the twin's net; its guide may decide what is broken, because both are asked afterwards.
+        source: the twin's net, with a guide or without.
         examples: of this net, for all engines that they are replayed on.
         early_stop: an image ends at its first misclassified point. Else it takes every step: points that only just
             cross the boundary of the model would not cross that of an engine that computes something else.
