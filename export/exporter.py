@@ -207,9 +207,9 @@ def write_bundle(
         if lowered == "fp16":
             to_fp16(graph)
         elif lowered == "int8" and calibration and images is not None:
-            symmetric = engine.symmetric or getattr(own, "symmetric", False)
-            made = partial(to_int8, images=images, method=calibration.method, symmetric=symmetric)
-            int8 = _quantised(model, graph, made, known, options, held_out, progress)
+            how = {"symmetric": engine.symmetric or getattr(own, "symmetric", False), "inputs_only": engine.fuses}
+            how |= {"method": calibration.method, "portable": options.portable_int8}
+            int8 = _quantised(model, graph, partial(to_int8, images=images, **how), known, options, held_out, progress)
         built = engine.load_module().build(
             Order(model=model, graph=graph, precision=precision, batches=options.sizes, calibration=images),
             scratch,
@@ -280,20 +280,20 @@ def write_bundle(
 def _quantised(
     model: Classifier,
     graph: Path,
-    made: Callable[..., None],
+    quantise: Callable[..., None],
     known: Known,
     options: ExportOptions,
     held_out: Split | None,
     progress: Progress,
 ) -> Int8 | None:
     """Rewrite the graph in int8, as the options want it; returns how it departs from the usual, None if it does not."""
-    quantise = partial(made, portable=options.portable_int8)
     if options.keep_robust is None or held_out is None:
         quantise(graph)
         return Int8(portable=True) if options.portable_int8 else None
     terms = {"split": "validation", "n": min(len(held_out), SEARCHED_ON), "seed": options.terms.seed}
     walk = PROTOCOLS[TARGETED].on(known.dataset or DATASET).under(known.threat).model_copy(update=terms)
-    found = search(model, graph, quantise, held_out, walk, allowed=options.keep_robust, progress=progress)
+    how: dict[str, Any] = {"allowed": options.keep_robust, "inputs_only": options.engine.fuses}
+    found = search(model, graph, quantise, held_out, walk, **how, progress=progress)
     return Int8(portable=options.portable_int8, search=found)
 
 

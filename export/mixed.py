@@ -48,6 +48,7 @@ def search(
     protocol: Protocol,
     *,
     allowed: float,
+    inputs_only: bool = False,
     progress: Progress = silent,
 ) -> Search:
     """Quantise the float graph at ``graph`` with as few layers in float as keep the accuracy under attack.
@@ -58,11 +59,12 @@ def search(
         protocol: PGD with a step size and steps, towards targets or not, on the first n of them.
         allowed: the accuracy under attack that may be lost, as a share (0.005 is half a point): the observed
             difference, not its upper 95 % bound, which is higher by about as much at 1,000 images.
+        inputs_only: whether ``quantise`` rounds the inputs of convolutions alone.
 
     Raises:
         ExportFailed: more is lost with any layer in int8, or the graph has no gradients.
     """
-    layers = layers_of(graph)
+    layers = layers_of(graph, inputs_only=inputs_only)
     most = 1 + ceil(log2(len(layers)))
     with TemporaryDirectory() as folder:
         trials = Trials(model, graph, quantise, held_out, protocol, Path(folder) / graph.name)

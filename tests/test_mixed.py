@@ -92,6 +92,19 @@ def between_them(path) -> set[str]:
     return {node.name for node in [node for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"][1:3]}
 
 
+def takers(path) -> dict[str, set[str]]:
+    """By the name of an activation that is rounded: the operators that take it rounded."""
+    nodes = onnx.load(str(path)).graph.node
+    rounded = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    back = {node.output[0]: rounded[node.input[0]] for node in nodes if node.input[0] in rounded}
+    found: dict[str, set[str]] = {name: set() for name in rounded.values()}
+    for node in nodes:
+        for name in node.input:
+            if name in back:
+                found[back[name]].add(node.op_type)
+    return found
+
+
 def weights(path) -> list[np.ndarray]:
     held = (numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer)
     return [array for array in held if array.dtype == np.int8 and array.ndim == 4]
@@ -150,6 +163,28 @@ def test_where_int8_loses_little_enough_no_layer_stays_in_float(robust, float_gr
     )
     assert (told.kept, told.macs, told.graphs) == ((), 0, 1)
     assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "usual.onnx").read_bytes()
+
+
+def test_a_search_for_graphs_that_round_inputs_alone_keeps_convolutions_alone(
+    spoiled, float_graph, images, world, tmp_path
+):
+    float_graph("spoiled", tmp_path / "float.onnx")
+    float_graph("spoiled", tmp_path / "model.onnx")
+    told = search(
+        spoiled,
+        tmp_path / "model.onnx",
+        partial(to_int8, images=images, inputs_only=True),
+        world.split("validation"),
+        WALK,
+        allowed=0.02,
+        inputs_only=True,
+    )
+    assert told.lost <= 0.02 < told.before
+    kept = in_float(tmp_path / "model.onnx")
+    assert 0 < len(kept) < 4
+    convolutions = {layer.nodes[0] for layer in layers_of(tmp_path / "float.onnx", inputs_only=True)}
+    assert kept == {*told.kept} & convolutions
+    assert all(rounded == {"Conv"} for rounded in takers(tmp_path / "model.onnx").values())
 
 
 def test_a_search_that_finds_nothing_says_so(robust, float_graph, images, world, tmp_path):

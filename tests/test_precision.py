@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 
 import numpy as np
 import onnx
@@ -115,6 +116,29 @@ def test_int8_quantises_every_convolution_per_channel_and_leaves_the_last_layer(
     logits = onnxruntime.load(graph, threads=1)(images)
     assert len(logits.unique()) > 1000  # not coarse
     assert (logits.argmax(1) == labels).float().mean() > 0.95
+
+
+def test_where_inputs_alone_are_rounded_each_convolution_takes_rounded_images_and_gives_floats(
+    robust, graph, world, split
+):
+    x, _ = calibration_images(robust, world, Sampling(n=96))
+    everything = graph.with_name("everything.onnx")
+    shutil.copy(graph, everything)
+    to_int8(everything, x)
+    to_int8(graph, x, inputs_only=True)
+    images = to_float(split.images[:100])
+    exact = robust(images)
+    off = [(onnxruntime.load(path, threads=1)(images) - exact).square().mean() for path in (graph, everything)]
+    assert 1e-8 < off[0] < off[1]
+    nodes = onnx.load(str(graph)).graph.node
+    feeding = {output: node for node in nodes for output in node.output}
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    assert len(convolutions) == 4
+    for node in convolutions:
+        assert {feeding[name].op_type for name in node.input[:2]} == {"DequantizeLinear"}
+    rounded = [node.input[0] for node in nodes if node.op_type == "QuantizeLinear"]
+    assert len(rounded) == 4  # the image, and what goes into three more
+    assert not {*rounded} & {node.output[0] for node in convolutions}
 
 
 def test_a_graph_that_cannot_be_converted_is_refused(tmp_path):

@@ -33,6 +33,7 @@ def to_int8(
     method: Method = USUAL,
     symmetric: bool = False,
     portable: bool = False,
+    inputs_only: bool = False,
     kept: Collection[str] = (),
     ranges: Path | None = None,
 ) -> None:
@@ -46,6 +47,8 @@ def to_int8(
             all 256 values after a ReLU, and are faster on CPUs.
         portable: weights from -64 to 64. Without VNNI, x86 processors add two products of 8 bits in 16 bits, which
             larger weights overflow.
+        inputs_only: round what goes into convolutions and nothing else. That rounds once from one convolution to the
+            next; by default every operator rounds what it puts out, which an engine without float kernels needs.
         kept: the names of nodes that stay in float.
         ranges: a file for the activation ranges, which are read from it if it exists.
 
@@ -67,8 +70,10 @@ def to_int8(
                 weight_type=QuantType.QInt8,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 calibrate_method=CalibrationMethod[CALIBRATORS[method]],
+                op_types_to_quantize=["Conv"] if inputs_only else None,
                 nodes_to_exclude=[*kept, *(node.name for node in proto.graph.node if node.op_type in LINEAR)],
                 extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["Conv"] if inputs_only else [],
                     "WeightSymmetric": True,
                     "ActivationSymmetric": symmetric,
                     "QuantizeBias": not symmetric,  # TensorRT adds biases in float
@@ -95,8 +100,12 @@ class Layer:
     work: int
 
 
-def layers_of(path: Path) -> list[Layer]:
-    """The layers of the float graph at ``path`` but the last, which always stays in float."""
+def layers_of(path: Path, *, inputs_only: bool = False) -> list[Layer]:
+    """The layers of the float graph at ``path`` but the last, which always stays in float.
+
+    Args:
+        inputs_only: leave out those without a convolution, where nothing is rounded then.
+    """
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     ports = [*graph.value_info, *graph.output]
     sizes = {port.name: prod(dim.dim_value for dim in port.type.tensor_type.shape.dim[1:]) for port in ports}
@@ -114,7 +123,7 @@ def layers_of(path: Path) -> list[Layer]:
         names = tuple(one.name for one in group if one.op_type not in LINEAR)
         return Layer(names, macs, macs + sum(sizes[one.output[0]] for one in others))
 
-    return [layer(group) for group in groups]
+    return [layer(group) for group in groups if group[0].op_type == "Conv" or not inputs_only]
 
 
 class _Reader:
