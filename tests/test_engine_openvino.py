@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import onnx
 import pytest
 from exported import bundle_of
 
@@ -50,6 +51,12 @@ def test_the_precision_is_in_the_file(bundle, robust):
     floats = sum(4 * parameter.numel() for parameter in robust.parameters())
     weights = (bundle / "model.bin").stat().st_size
     assert {"fp32": weights > 0.9 * floats, "fp16": weights < 0.6 * floats, "int8": weights < 0.7 * floats}[precision]
+
+
+@pytest.mark.parametrize("bundle", ["int8"], indirect=True)
+def test_int8_rounds_what_goes_into_convolutions_and_nothing_else(bundle):
+    kinds = [node.op_type for node in onnx.load(str(bundle / "model.onnx")).graph.node]
+    assert kinds.count("QuantizeLinear") == kinds.count("Conv") == 4
 
 
 def test_an_altered_companion_is_refused(bundle, robust, split, tmp_path):
