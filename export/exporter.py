@@ -271,7 +271,7 @@ def write_bundle(
         write_probe(scratch, model, split, known.threat)
         (scratch / SBOM).write_text(sbom(manifest, sums), encoding="utf-8", newline="\n")
         write_reports(scratch, manifest, report, sums=sums)
-        sign_off(report)
+        sign_off(report, also=_also(options))
         if options.sign is not None:
             sign_bundle(scratch, signing_key(options.sign), name=final.name)
     return Bundle(final, manifest, report)
@@ -295,6 +295,16 @@ def _quantised(
     how: dict[str, Any] = {"allowed": options.keep_robust, "inputs_only": options.engine.fuses}
     found = search(model, graph, quantise, held_out, walk, **how, progress=progress)
     return Int8(portable=options.portable_int8, search=found)
+
+
+def _also(options: ExportOptions) -> str:
+    """What else than other terms may sign an int8 engine off."""
+    if options.precision != "int8" or not options.engine.from_onnx:
+        return ""
+    if options.keep_robust is None:
+        return "keep layers in float (--keep-robust 0.5),"
+    lower = f"keep more layers in float (a lower --keep-robust than {100 * options.keep_robust:g}),"
+    return lower if options.keep_robust else ""
 
 
 def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Dataset:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from zoo.export.onnx.calibration import METHODS, Sampling, calibration_images
 from zoo.export.onnx.fp16 import to_fp16
 from zoo.export.onnx.graph import metadata_of, save_onnx
 from zoo.export.onnx.int8 import to_int8
-from zoo.system.errors import DataNotFound, ExportFailed, UsageError
+from zoo.system.errors import DataNotFound, ExportFailed, RobustnessGateFailed, UsageError
 
 TERMS = {"n": 50, "margin": 0.06}  # equal answers on 50 images show 6 points
 KNOWN = Known("sturdy", "sturdy")
@@ -139,6 +140,23 @@ def test_where_inputs_alone_are_rounded_each_convolution_takes_rounded_images_an
     rounded = [node.input[0] for node in nodes if node.op_type == "QuantizeLinear"]
     assert len(rounded) == 4  # the image, and what goes into three more
     assert not {*rounded} & {node.output[0] for node in convolutions}
+
+
+@pytest.mark.parametrize(
+    ("precision", "offered"), [("int8", "; or keep layers in float (--keep-robust 0.5), "), ("fp32", "; or ")]
+)
+def test_a_refusal_of_an_int8_engine_offers_layers_in_float(robust, world, split, tmp_path, precision, offered):
+    calibrated = calibration_images(robust, world, Sampling(n=64)) if precision == "int8" else None
+    given = {
+        "precision": precision,
+        "calibrated": calibrated,
+        "split": split,
+        "verify": "attacked",
+        "n": 20,
+        "margin": 0.06,
+    }
+    with pytest.raises(RobustnessGateFailed, match=re.escape(f"would do (--n){offered}allow more (--margin)")):
+        bundle_of(robust, KNOWN, out=tmp_path, queries=1 if precision == "int8" else None, **given)
 
 
 def test_a_graph_that_cannot_be_converted_is_refused(tmp_path):

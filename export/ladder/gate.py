@@ -138,8 +138,8 @@ def verdict(rung: Rung) -> str:
     return f"{found}: {FAULTS[fault]}"
 
 
-def remedy(rung: Rung) -> str:
-    """What can be done about a rung that does not hold, as a clause."""
+def remedy(rung: Rung, also: str = "") -> str:
+    """What can be done about a rung that does not hold, as a clause; ``also`` helps where more is lost than may be."""
     fault = _fault(rung)
     if fault == "refused":
         return "no option signs it off, export the model again"
@@ -155,8 +155,8 @@ def remedy(rung: Rung) -> str:
         discordant = measured["only_twin_right"] + measured["only_engine_right"]
         needed = images_needed(discordant / rung.n, allowed)
         if needed > rung.n:
-            return f"if it is, about {needed} would do (--n); or allow more (--margin), or try another precision"
-    return "try another precision, or allow more (--margin)"
+            return f"if it is, about {needed} would do (--n); or {also}allow more (--margin), or try another precision"
+    return f"{also}try another precision, or allow more (--margin)"
 
 
 def _fault(rung: Rung) -> str:
@@ -218,14 +218,17 @@ def _repeats(measured: dict[str, Any]) -> str:
     )
 
 
-def sign_off(report: Report) -> None:
+def sign_off(report: Report, *, also: str = "") -> None:
     """Do nothing if every rung that was climbed holds.
+
+    Args:
+        also: what the message offers first where more is lost than may be, a clause that ends in a comma.
 
     Raises:
         ParityGateFailed: parity, the graph's parity or clean does not.
         RobustnessGateFailed: a rung under attack does not.
     """
-    typed(report=(report, Report))
+    typed(report=(report, Report), also=(also, str))
     if report.failed is not None:
         kind = ParityGateFailed if report.failed.name in ("graph", "parity", "clean") else RobustnessGateFailed
-        raise kind(f"{verdict(report.failed)}: {remedy(report.failed)}")
+        raise kind(f"{verdict(report.failed)}: {remedy(report.failed, f'{also} ' if also else '')}")
