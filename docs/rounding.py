@@ -35,7 +35,7 @@ from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import GRAPH, save_onnx
 from zoo.export.onnx.int8 import to_int8
 from zoo.system.device import cpu_id
-from zoo.system.files import pretty
+from zoo.system.files import locked, pretty
 
 DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "rounding.json", DOCS / "int8.md"
@@ -66,8 +66,7 @@ def measured(name: str, folder: Path) -> Cell:
     noise = {graph: (margin(engine(x), y) - exact).square().mean().sqrt().item() for graph, engine in engines.items()}
     times = {str(n): p50(engines, x[:n]) for n in (1, 32)}
     runtime = {"device": cpu_id(1), "openvino": openvino.runtime().__version__}
-    activation = getattr(model.spec, "activation", "relu")
-    return {"activation": activation, "p50_ms": times, "noise": noise, **runtime}
+    return {"activation": zoo.info(name).spec["activation"], "p50_ms": times, "noise": noise, **runtime}
 
 
 def p50(engines: dict[str, Engine], x: torch.Tensor) -> dict[str, float]:
@@ -101,7 +100,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[1:]:
         with TemporaryDirectory() as folder:
-            found = {**stored(), name: measured(name, Path(folder))}
-        STORE.write_text(pretty(found) + "\n", encoding="utf-8", newline="\n")
+            found = measured(name, Path(folder))
+        with locked(DOCS):
+            STORE.write_text(pretty({**stored(), name: found}) + "\n", encoding="utf-8", newline="\n")
         print(f"{name}: done", flush=True)
     redraw()

@@ -207,7 +207,7 @@ def write_bundle(
         if lowered == "fp16":
             to_fp16(graph)
         elif lowered == "int8" and calibration and images is not None:
-            how = {"symmetric": engine.symmetric or getattr(own, "symmetric", False), "inputs_only": engine.fuses}
+            how = {"symmetric": engine.symmetric or getattr(own, "symmetric", False), "inputs_only": engine.inputs_only}
             how |= {"method": calibration.method, "portable": options.portable_int8}
             int8 = _quantised(model, graph, partial(to_int8, images=images, **how), known, options, held_out, progress)
         built = engine.load_module().build(
@@ -292,7 +292,7 @@ def _quantised(
         return Int8(portable=True) if options.portable_int8 else None
     terms = {"split": "validation", "n": min(len(held_out), SEARCHED_ON), "seed": options.terms.seed}
     walk = PROTOCOLS[TARGETED].on(known.dataset or DATASET).under(known.threat).model_copy(update=terms)
-    how: dict[str, Any] = {"allowed": options.keep_robust, "inputs_only": options.engine.fuses}
+    how: dict[str, Any] = {"allowed": options.keep_robust, "inputs_only": options.engine.inputs_only}
     found = search(model, graph, quantise, held_out, walk, **how, progress=progress)
     return Int8(portable=options.portable_int8, search=found)
 

@@ -182,7 +182,7 @@ def test_int8_ranges_come_from_the_calibration_images(row, model, tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 0.01), ("int8", 0.2)])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("row", CONVERTED, indirect=True)
+@pytest.mark.parametrize("row", [*CONVERTED, "openvino"], indirect=True)
 def test_every_family_can_be_built_in_every_precision(family, precision, most, row, tmp_path):
     model, x = model_of(FAMILIES[family]), images(9, seed=2)
     logits = expected(model, x)

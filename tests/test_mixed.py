@@ -24,6 +24,8 @@ from zoo.export.mixed import search
 from zoo.export.onnx.calibration import Sampling, calibration_images
 from zoo.export.onnx.graph import save_onnx
 from zoo.export.onnx.int8 import layers_of, to_int8
+from zoo.models import build
+from zoo.specs import StagedSpec
 from zoo.system.errors import ExportFailed, UsageError
 from zoo.weights.tensors import save_weights
 
@@ -90,19 +92,6 @@ def in_float(path) -> set[str]:
 def between_them(path) -> set[str]:
     """The two convolutions in the float graph at ``path`` that the channel is between."""
     return {node.name for node in [node for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"][1:3]}
-
-
-def takers(path) -> dict[str, set[str]]:
-    """By the name of an activation that is rounded: the operators that take it rounded."""
-    nodes = onnx.load(str(path)).graph.node
-    rounded = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
-    back = {node.output[0]: rounded[node.input[0]] for node in nodes if node.input[0] in rounded}
-    found: dict[str, set[str]] = {name: set() for name in rounded.values()}
-    for node in nodes:
-        for name in node.input:
-            if name in back:
-                found[back[name]].add(node.op_type)
-    return found
 
 
 def weights(path) -> list[np.ndarray]:
@@ -182,9 +171,18 @@ def test_a_search_for_graphs_that_round_inputs_alone_keeps_convolutions_alone(
     assert told.lost <= 0.02 < told.before
     kept = in_float(tmp_path / "model.onnx")
     assert 0 < len(kept) < 4
-    convolutions = {layer.nodes[0] for layer in layers_of(tmp_path / "float.onnx", inputs_only=True)}
-    assert kept == {*told.kept} & convolutions
-    assert all(rounded == {"Conv"} for rounded in takers(tmp_path / "model.onnx").values())
+    layers = layers_of(tmp_path / "float.onnx", inputs_only=True)
+    assert {*told.kept} <= {name for layer in layers for name in layer.nodes}
+    assert kept == {*told.kept} & {layer.nodes[0] for layer in layers}
+
+
+def test_layers_that_round_inputs_alone_are_the_convolutions(tmp_path):
+    spec = StagedSpec(widths=((8,), (12, 12)), resolutions=(16, 8), stem=6, activation="silu", shortcuts=True)
+    save_onnx(build(spec).eval(), tmp_path / "model.onnx")
+    all_of_them = layers_of(tmp_path / "model.onnx")
+    convolutions = layers_of(tmp_path / "model.onnx", inputs_only=True)
+    assert convolutions == [layer for layer in all_of_them if layer.macs]
+    assert len(convolutions) == 4 < len(all_of_them)
 
 
 def test_a_search_that_finds_nothing_says_so(robust, float_graph, images, world, tmp_path):

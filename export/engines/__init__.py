@@ -37,8 +37,8 @@ class Backend:
         file_format: of the artifact, as "onnx".
         from_onnx: whether it is built from the graph in the asked precision; the others start from the float model.
         symmetric: whether its int8 activations must be symmetric around 0.
-        fuses: whether it computes in float, within a convolution, what follows it: its int8 graphs then round the
-            inputs of convolutions alone.
+        inputs_only: whether its int8 graphs round the inputs of convolutions alone. It pays where an engine computes in
+            float, within a convolution, what follows it.
         travels: whether it has a file in ``zoo/export/runtimes``, so that it runs on other devices too.
         ahead: whether it is built on machines that cannot run it.
         triton: the backend of Triton Inference Server that serves it, if there is one.
@@ -56,7 +56,7 @@ class Backend:
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     from_onnx: bool = True
     symmetric: bool = False
-    fuses: bool = False
+    inputs_only: bool = False
     travels: bool = False
     ahead: bool = False
     triton: str | None = None
@@ -148,7 +148,7 @@ ENGINES = (
         requires="robust-zoo[openvino]",
         file_format="openvino-ir",
         tools=("openvino",),
-        fuses=True,
+        inputs_only=True,
         travels=True,
         triton="openvino",
         places=lambda openvino: openvino.Core().available_devices,

@@ -1,4 +1,4 @@
-"""An ONNX graph in int8, with explicit Q/DQ nodes.
+"""An ONNX graph in int8, with explicit Q/DQ nodes: after every operator, or before convolutions alone.
 
 The quantiser is ONNX Runtime's own: its Q/DQ graphs are what ONNX Runtime, OpenVINO and TensorRT all take, and it needs
 no package that an export does not need anyway.
@@ -47,8 +47,8 @@ def to_int8(
             all 256 values after a ReLU, and are faster on CPUs.
         portable: weights from -64 to 64. Without VNNI, x86 processors add two products of 8 bits in 16 bits, which
             larger weights overflow.
-        inputs_only: round what goes into convolutions and nothing else. That rounds once from one convolution to the
-            next; by default every operator rounds what it puts out, which an engine without float kernels needs.
+        inputs_only: round what goes into convolutions and nothing else. By default every operator rounds what it puts
+            out: ONNX Runtime computes a convolution in int8 only if that does.
         kept: the names of nodes that stay in float.
         ranges: a file for the activation ranges, which are read from it if it exists.
 
@@ -58,6 +58,9 @@ def to_int8(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     proto = onnx.load(str(path))
+    kept = {*kept, *(node.name for node in proto.graph.node if node.op_type in LINEAR)}
+    if inputs_only:
+        kept |= _shared_without_bias(proto.graph)
     try:
         with quiet(logging.root):
             quantize_static(
@@ -71,7 +74,7 @@ def to_int8(
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 calibrate_method=CalibrationMethod[CALIBRATORS[method]],
                 op_types_to_quantize=["Conv"] if inputs_only else None,
-                nodes_to_exclude=[*kept, *(node.name for node in proto.graph.node if node.op_type in LINEAR)],
+                nodes_to_exclude=sorted(kept),
                 extra_options={
                     "OpTypesToExcludeOutputQuantization": ["Conv"] if inputs_only else [],
                     "WeightSymmetric": True,
@@ -80,9 +83,41 @@ def to_int8(
                 },
                 calibration_cache_path=ranges,
             )
-        finish(onnx.load(str(path)), like=proto, path=path)
+        quantised = onnx.load(str(path))
+        if inputs_only:
+            _round_for_convolutions_alone(quantised.graph, kept)
+        finish(quantised, like=proto, path=path)
     except Exception as error:
         raise ExportFailed(f"the graph could not be quantised: {first_line(error)}") from error
+
+
+def _shared_without_bias(graph: onnx.GraphProto) -> set[str]:
+    """The names of convolutions without a bias whose output goes to an addition and elsewhere, as WideResNets' stems.
+
+    In int8 OpenVINO (2026.4) computes them wrongly if they give floats.
+    """
+    constant = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    takers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takers.setdefault(name, []).append(node.op_type)
+
+    def wrong(node: onnx.NodeProto) -> bool:
+        biased = any(name not in constant or constant[name].any() for name in node.input[2:])
+        theirs = takers.get(node.output[0], [])
+        return node.op_type == "Conv" and not biased and len(theirs) > 1 and "Add" in theirs
+
+    return {node.name for node in graph.node if wrong(node)}
+
+
+def _round_for_convolutions_alone(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Give the float tensor to whatever else takes one that is rounded for a convolution, as additions do."""
+    rounded = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    back = {node.output[0]: rounded[node.input[0]] for node in graph.node if node.input[0] in rounded}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.name in kept:
+            for i, name in enumerate(node.input):
+                node.input[i] = back.get(name, name)
 
 
 @dataclass(frozen=True)
