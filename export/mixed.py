@@ -3,7 +3,8 @@
 The search is greedy. Layers are ranked by the rounding noise that each puts into the logits, for the work that it takes
 in float; how many of the first must stay in float is then found by halving. What is lost is measured as on the rung
 "targeted" of the ladder, on training images that no model is trained on: under walks along the gradients of the
-quantised graph, which ONNX Runtime runs whatever engine it is for.
+quantised graph, which ONNX Runtime runs whatever engine it is for; what another engine computes otherwise is left to
+the sign-off.
 """
 
 from __future__ import annotations

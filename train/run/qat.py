@@ -1,9 +1,9 @@
 """Quantisation-aware training: a network with the rounding of int8 and straight-through gradients.
 
 Weights are rounded per output channel, symmetrically. Activations are rounded per tensor to 8 bits with a zero point,
-where int8 engines store a tensor: after the BatchNorm and ReLU of a convolution, and after a sum. The head stays in
-float. The backward pass treats rounding as the identity (Jacob et al. 2018, section 3). So an attack on this network
-is a BPDA attack on its int8 engine, and adversarial training hardens the deployed network.
+where int8 engines store a tensor: after the BatchNorm and ReLU of a convolution, and after a sum (OpenVINO's rounds
+less). The head stays in float. The backward pass treats rounding as the identity (Jacob et al. 2018, section 3). So an
+attack on this network is a BPDA attack on its int8 engine, and adversarial training hardens the deployed network.
 """
 
 from __future__ import annotations
