@@ -26,6 +26,7 @@ GOALS = {"ard-w4": "68 / 41 / 38", "ard-w7": "70 / 43 / 39", "ard-w15": "74 / 46
 GOALS |= {"ard-w41": "78 / 48.5 / 44", "ard-w100": "80 / 50 / 46"}
 CONTROLS = {"ard-w4": "nfgsm-w4", "ard-w7": "nfgsm-w7", "ard-w15": "nfgsm-w15-long", "ard-w41": "nfgsm-w41"}
 CONTROLS |= {"ard-w100": "nfgsm-w100", "rnascl-s3-wrt34-2-long": "nfgsm-s3-long"}
+CONTROLS |= {"rnascl-s5-wrt34-2-long": "nfgsm-s5-long"}
 COLUMNS = {"clean": "clean", "pgd20": "PGD-20", "cw20": "CW-20", "autoattack": "AutoAttack"}
 WHOLE = {**COLUMNS, "autoattack10k": "all 10,000"}
 
