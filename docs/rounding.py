@@ -90,7 +90,7 @@ def redraw() -> None:
     for name, one in sorted(
         stored().items(), key=lambda named: (named[1]["activation"], named[1]["p50_ms"]["1"]["fp32"])
     ):
-        times = [f"{ms:.3g}" for images in ("1", "32") for ms in one["p50_ms"][images].values()]
+        times = [f"{ms:#.3g}".rstrip(".") for images in ("1", "32") for ms in one["p50_ms"][images].values()]
         noise = [f"{one['noise'][graph]:.3f}" for graph in ("everything", "inputs")]
         rows.append([f"`{name}`", {"relu": "ReLU", "silu": "SiLU"}[one["activation"]], *times, *noise])
     put(PAGE, {"rounding": markdown(heads, rows, 2)})

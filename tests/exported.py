@@ -19,9 +19,11 @@ def bundle_of(
     *,
     split: Split | None = None,
     calibrated: Any = None,
+    held_out: Split | None = None,
     progress: Any = silent,
     **options: Any,
 ) -> Path:
     """The folder of a bundle of ``model``, exported with these options of :class:`ExportOptions`."""
     order = ExportOptions(**options)
-    return write_bundle(model, known, order, split=split, calibrated=calibrated, progress=progress).folder
+    images: dict[str, Any] = {"split": split, "calibrated": calibrated, "held_out": held_out}
+    return write_bundle(model, known, order, **images, progress=progress).folder

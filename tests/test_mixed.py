@@ -14,6 +14,7 @@ import pytest
 import torch
 from exported import bundle_of
 from onnx import numpy_helper
+from test_export import FAMILIES, model_of
 
 from zoo.cli.app import run
 from zoo.datasets.base import to_float
@@ -183,6 +184,28 @@ def test_layers_that_round_inputs_alone_are_the_convolutions(tmp_path):
     convolutions = layers_of(tmp_path / "model.onnx", inputs_only=True)
     assert convolutions == [layer for layer in all_of_them if layer.macs]
     assert len(convolutions) == 4 < len(all_of_them)
+
+
+def test_layers_leave_out_the_convolution_that_stays_in_float_anyway(tmp_path):
+    save_onnx(model_of(FAMILIES["wideresnet"]), tmp_path / "model.onnx")
+    convolutions = [node.name for node in onnx.load(str(tmp_path / "model.onnx")).graph.node if node.op_type == "Conv"]
+    layers = layers_of(tmp_path / "model.onnx", inputs_only=True)
+    assert [layer.nodes[0] for layer in layers] == convolutions[1:]
+
+
+@pytest.mark.parametrize(("engine", "inputs_only"), [("onnxruntime", False), ("openvino", True)])
+def test_an_export_searches_among_the_layers_that_its_engine_s_graphs_round(
+    robust, world, tmp_path, monkeypatch, engine, inputs_only
+):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    looked_at = []
+    monkeypatch.setattr("zoo.export.exporter.SEARCHED_ON", 20)
+    monkeypatch.setattr(mixed, "layers_of", lambda path, **how: looked_at.append(how) or layers_of(path, **how))
+    calibrated = calibration_images(robust, world, Sampling(n=32))
+    given = {"format": engine, "precision": "int8", "calibrated": calibrated, "held_out": world.split("validation")}
+    bundle_of(robust, KNOWN, out=tmp_path, keep_robust=0.5, verify="none", **given)
+    assert looked_at == [{"inputs_only": inputs_only}]
 
 
 def test_a_search_that_finds_nothing_says_so(robust, float_graph, images, world, tmp_path):

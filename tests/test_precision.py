@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from exported import bundle_of
+from test_export import FAMILIES, model_of
 
 from zoo.datasets.base import to_float
 from zoo.export import export_model, read_bundle, sign_off, verify_bundle
@@ -161,8 +162,6 @@ def takers(path) -> list[set[str]]:
 
 def test_convolutions_that_openvino_computes_wrongly_stay_in_float(tmp_path):
     """Those without a bias whose output goes to an addition and elsewhere, as the stem's does."""
-    from test_export import FAMILIES, model_of
-
     model, graph = model_of(FAMILIES["wideresnet"]), tmp_path / "model.onnx"
     save_onnx(model, graph)
     convolutions = [node for node in onnx.load(str(graph)).graph.node if node.op_type == "Conv"]
@@ -171,12 +170,22 @@ def test_convolutions_that_openvino_computes_wrongly_stay_in_float(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "offered"), [("int8", "; or keep layers in float (--keep-robust 0.5), "), ("fp32", "; or ")]
+    ("precision", "keep_robust", "offered"),
+    [
+        ("int8", None, "; or keep layers in float (--keep-robust 0.5), "),
+        ("int8", 0.3, "; or keep more layers in float (a lower --keep-robust than 30), "),
+        ("fp32", None, "; or "),
+    ],
 )
-def test_a_refusal_of_an_int8_engine_offers_layers_in_float(robust, world, split, tmp_path, precision, offered):
+def test_a_refusal_of_an_int8_engine_offers_layers_in_float(
+    robust, world, split, tmp_path, monkeypatch, precision, keep_robust, offered
+):
+    monkeypatch.setattr("zoo.export.exporter.SEARCHED_ON", 20)
     calibrated = calibration_images(robust, world, Sampling(n=64)) if precision == "int8" else None
     given = {
         "precision": precision,
+        "keep_robust": keep_robust,
+        "held_out": world.split("validation"),
         "calibrated": calibrated,
         "split": split,
         "verify": "attacked",

@@ -103,7 +103,7 @@ def _shared_without_bias(graph: onnx.GraphProto) -> set[str]:
             takers.setdefault(name, []).append(node.op_type)
 
     def wrong(node: onnx.NodeProto) -> bool:
-        biased = any(name not in constant or constant[name].any() for name in node.input[2:])
+        biased = any(name not in constant or constant[name].any() for name in node.input[2:] if name)
         theirs = takers.get(node.output[0], [])
         return node.op_type == "Conv" and not biased and len(theirs) > 1 and "Add" in theirs
 
@@ -113,7 +113,8 @@ def _shared_without_bias(graph: onnx.GraphProto) -> set[str]:
 def _round_for_convolutions_alone(graph: onnx.GraphProto, kept: Collection[str]) -> None:
     """Give the float tensor to whatever else takes one that is rounded for a convolution, as additions do."""
     rounded = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    back = {node.output[0]: rounded[node.input[0]] for node in graph.node if node.input[0] in rounded}
+    restored = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in rounded]
+    back = {node.output[0]: rounded[node.input[0]] for node in restored}
     for node in graph.node:
         if node.op_type != "Conv" or node.name in kept:
             for i, name in enumerate(node.input):
@@ -139,7 +140,8 @@ def layers_of(path: Path, *, inputs_only: bool = False) -> list[Layer]:
     """The layers of the float graph at ``path`` but the last, which always stays in float.
 
     Args:
-        inputs_only: leave out those without a convolution, where nothing is rounded then.
+        inputs_only: leave out what :func:`to_int8` then never rounds: layers without a convolution, and convolutions
+            that OpenVINO computes wrongly.
     """
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     ports = [*graph.value_info, *graph.output]
@@ -158,7 +160,10 @@ def layers_of(path: Path, *, inputs_only: bool = False) -> list[Layer]:
         names = tuple(one.name for one in group if one.op_type not in LINEAR)
         return Layer(names, macs, macs + sum(sizes[one.output[0]] for one in others))
 
-    return [layer(group) for group in groups if group[0].op_type == "Conv" or not inputs_only]
+    if inputs_only:
+        wrong = _shared_without_bias(graph)
+        groups = [group for group in groups if group[0].op_type == "Conv" and group[0].name not in wrong]
+    return [layer(group) for group in groups]
 
 
 class _Reader:
