@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from results import markdown, put
+from rounding import p50
 
 import zoo
 from zoo.datasets import dataset_called
@@ -29,7 +29,6 @@ from zoo.evaluation.evaluate import prepare
 from zoo.evaluation.perturb import perturb
 from zoo.evaluation.protocols import PROTOCOLS
 from zoo.evaluation.statistics import Paired
-from zoo.export.bench.stopwatch import timed
 from zoo.export.engines import onnxruntime
 from zoo.export.engines.twin import Twin
 from zoo.export.ladder.climb import SQUARE, TARGETED, WALK
@@ -46,7 +45,6 @@ DOCS = Path(__file__).parent
 STORE, PAGE = DOCS / "int8.json", DOCS / "int8.md"
 VARIANTS = {"int8": "all layers", "searched": "searched", "portable": "portable"}
 N, ALLOWED, MARGIN = 1000, 0.005, 0.01
-ROUNDS, SECONDS = 20, 0.1
 
 Bits = dict[str, np.ndarray]  # by graph: bool [N], who is right
 Cell = dict[str, Any]
@@ -100,12 +98,8 @@ class Study:
 
     def times(self) -> Cell:
         """Milliseconds of an image, side by side on one thread."""
-        found: dict[str, list[float]] = {variant: [] for variant in self.engines}
-        for _ in range(ROUNDS):
-            for variant, engine in self.engines.items():
-                found[variant] += timed(partial(engine, self.x[:1]), SECONDS)["ms"]
-        p50 = {variant: round(median(ms), 4) for variant, ms in found.items()}
-        return {"p50_ms": p50, "device": cpu_id(1), "onnxruntime": onnxruntime.runtime().__version__}
+        found = p50(self.engines, self.x[:1])
+        return {"p50_ms": found, "device": cpu_id(1), "onnxruntime": onnxruntime.runtime().__version__}
 
     def walks(self) -> Cell:
         """PGD-20 along the twin's gradients and along the graph's own, each for both."""

@@ -298,13 +298,12 @@ def _quantised(
 
 
 def _also(options: ExportOptions) -> str:
-    """What else than other terms may sign an int8 engine off."""
-    if options.precision != "int8" or not options.engine.from_onnx:
+    """What else than other terms may sign an int8 engine off, as a clause; "" where nothing may."""
+    if options.precision != "int8" or not options.engine.from_onnx or options.keep_robust == 0:
         return ""
     if options.keep_robust is None:
-        return "keep layers in float (--keep-robust 0.5),"
-    lower = f"keep more layers in float (a lower --keep-robust than {100 * options.keep_robust:g}),"
-    return lower if options.keep_robust else ""
+        return "keep layers in float (--keep-robust 0.5)"
+    return f"keep more layers in float (a lower --keep-robust than {100 * options.keep_robust:g})"
 
 
 def _calibrating(name: str | None, spec: Spec, options: ExportOptions) -> Dataset:

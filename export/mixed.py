@@ -66,8 +66,6 @@ def search(
         ExportFailed: more is lost with any layer in int8, or the graph has no gradients.
     """
     layers = layers_of(graph, inputs_only=inputs_only)
-    if not layers:
-        raise ExportFailed("the graph has no layer to quantise: take fp16")
     most = 1 + ceil(log2(len(layers)))
     with TemporaryDirectory() as folder:
         trials = Trials(model, graph, quantise, held_out, protocol, Path(folder) / graph.name)

@@ -140,7 +140,7 @@ def verdict(rung: Rung) -> str:
 
 def remedy(rung: Rung, also: str = "") -> str:
     """What can be done about a rung that does not hold, as a clause; ``also`` helps where more is lost than may be."""
-    fault = _fault(rung)
+    fault, first = _fault(rung), f"{also}, " if also else ""
     if fault == "refused":
         return "no option signs it off, export the model again"
     if fault == "apart":
@@ -155,8 +155,8 @@ def remedy(rung: Rung, also: str = "") -> str:
         discordant = measured["only_twin_right"] + measured["only_engine_right"]
         needed = images_needed(discordant / rung.n, allowed)
         if needed > rung.n:
-            return f"if it is, about {needed} would do (--n); or {also}allow more (--margin), or try another precision"
-    return f"{also}try another precision, or allow more (--margin)"
+            return f"if it is, about {needed} would do (--n); or {first}allow more (--margin), or try another precision"
+    return f"{first}try another precision, or allow more (--margin)"
 
 
 def _fault(rung: Rung) -> str:
@@ -222,7 +222,7 @@ def sign_off(report: Report, *, also: str = "") -> None:
     """Do nothing if every rung that was climbed holds.
 
     Args:
-        also: what the message offers first where more is lost than may be, a clause that ends in a comma.
+        also: what the message offers first where more is lost than may be, as a clause.
 
     Raises:
         ParityGateFailed: parity, the graph's parity or clean does not.
@@ -231,4 +231,4 @@ def sign_off(report: Report, *, also: str = "") -> None:
     typed(report=(report, Report), also=(also, str))
     if report.failed is not None:
         kind = ParityGateFailed if report.failed.name in ("graph", "parity", "clean") else RobustnessGateFailed
-        raise kind(f"{verdict(report.failed)}: {remedy(report.failed, f'{also} ' if also else '')}")
+        raise kind(f"{verdict(report.failed)}: {remedy(report.failed, also)}")
